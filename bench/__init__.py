@@ -1,0 +1,1 @@
+"""Measures pyfanout against what it replaces."""

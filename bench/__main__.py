@@ -1,0 +1,116 @@
+"""`python -m bench dispatch`: measures every row of the table, prints it, keeps all samples."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+from bench import procfs, report, run
+from bench.server import ROOT, ServerError
+
+RESULTS = ROOT / "bench" / "results"
+README = ROOT / "bench" / "README.md"
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    dispatch = verbs.add_parser("dispatch", help="pyfanout against the same handlers on what it replaces")
+    dispatch.add_argument("--quick", action="store_true", help="one short round: about 2 minutes instead of 15")
+    dispatch.add_argument("--rounds", type=int, help="default 5, with --quick 1")
+    dispatch.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="experiments whose name begins so (repeatable)",
+    )
+    dispatch.add_argument("--subjects", help="only these, separated by commas; rows need all of theirs")
+    dispatch.add_argument(
+        "--write-readme", action="store_true", help="put the table into bench/README.md (full runs only)"
+    )
+    dispatch.add_argument("--list", action="store_true", help="print the names of the experiments and leave")
+    options = parser.parse_args(arguments)
+    if options.write_readme and (options.quick or options.only or options.subjects or options.rounds):
+        parser.error("--write-readme is for a full run: not with --quick, --only, --subjects, --rounds")
+    if options.rounds is not None and options.rounds < 1:
+        parser.error("--rounds wants 1 or more")
+    return options
+
+
+def header(arguments: list[str]) -> dict[str, Any]:
+    """What a number is worth nothing without."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python -m bench", *arguments]),
+        "commit": commit(),
+        "machine": f"{procfs.cpu_model()}, {len(os.sched_getaffinity(0))} cores",
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+    }
+
+
+def commit() -> str:
+    """The commit that was measured, marked when the tree is not what was committed."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or "unknown"
+
+
+def dispatch(options: argparse.Namespace, arguments: list[str]) -> int:
+    if options.list:
+        print("\n".join(one.name for one in run.EXPERIMENTS))
+        return 0
+    scale = run.QUICK if options.quick else run.FULL
+    if options.rounds is not None:
+        scale = replace(scale, rounds=options.rounds)
+    experiments = run.selected(options.only)
+    if options.subjects:
+        wanted = options.subjects.split(",")
+        experiments = [
+            replace(one, subjects=tuple(name for name in one.subjects if name in wanted)) for one in experiments
+        ]
+        experiments = [one for one in experiments if one.subjects]
+    about = header(arguments)
+    keep = RESULTS / f"dispatch-{about['date'].replace(':', '').replace('+0000', 'Z')}.jsonl"
+    samples = run.run(experiments, scale, keep, about)
+    block = "\n\n".join(
+        [
+            "\n".join(f"- {name}: {value}" for name, value in about.items()),
+            report.table(samples),
+            "Behind the ratios:",
+            report.absolutes(samples),
+        ]
+    )
+    print(block)
+    print(f"all samples: {keep.relative_to(ROOT)}", file=sys.stderr)
+    if options.write_readme:
+        report.write_block(README, block)
+    return 0
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    options = parse(arguments)
+    try:
+        return dispatch(options, arguments)
+    except ServerError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,693 @@
+/*
+ * load: asks a server on loopback, counts every answer and every failure, and times both.
+ *
+ * Closed loop (--closed C): C connections are always in flight, the next starts when one ends.
+ * Open loop (--rate R): requests start by a schedule that does not care how the server does. Latency is counted
+ * from the instant the schedule gave, so a server that stalls is charged for everyone who had to wait.
+ * Hold (--hold N): opens N connections, reads from each the id of the worker that has it, keeps all of them open
+ * until the last has answered.
+ *
+ * One connection is one request: connect, send, read until the server closes, close. An answer is
+ * "HTTP/1.x 200 ...\r\n\r\n<worker id>\n", so that wrk and ab can be pointed at the same server.
+ *
+ * Client addresses go round in 127.64.0.0/16 (--sources), so that no pair of addresses runs out of ports.
+ * Only 127.0.0.0/8 can be asked: this is a bench, not a weapon.
+ *
+ * One thread, one epoll. It often shares a core with the server that it measures, so it spares system calls: on
+ * loopback a request can be sent right after the non-blocking connect, a socket is registered once, for "the server
+ * has closed", and then one recv reads everything.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <math.h>
+#include <netinet/in.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "histogram.h"
+
+enum {
+    ANSWER_BYTES = 512, /* a longer answer is a wrong one */
+    STARTS_PER_TURN = 64,
+    EVENTS_PER_TURN = 64,
+    WORKERS_MAX = 1024, /* different ids that can be told apart */
+};
+
+#define NS_PER_S INT64_C(1000000000)
+
+/* ---- time, chance ------------------------------------------------------------------------------------------ */
+
+static int64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * NS_PER_S + t.tv_nsec;
+}
+
+static int64_t ns_of(double seconds)
+{
+    return (int64_t)(seconds * (double)NS_PER_S);
+}
+
+static double seconds_of(int64_t ns)
+{
+    return (double)ns / (double)NS_PER_S;
+}
+
+/* splitmix64 [Vigna]: the same numbers on every machine for the same seed. */
+static double chance(uint64_t *state)
+{
+    uint64_t z = (*state += UINT64_C(0x9e3779b97f4a7c15));
+    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    z ^= z >> 31;
+    return (double)(z >> 11) * 0x1p-53; /* [0, 1) */
+}
+
+/* ---- what was asked for ------------------------------------------------------------------------------------ */
+
+struct options {
+    struct sockaddr_in target;
+    int closed; /* connections in flight, 0: open loop */
+    double rate; /* arrivals per second, 0: as fast as it goes */
+    bool uniform; /* arrivals at equal distances instead of exponential ones */
+    int hold; /* connections to hold, 0: ask and close */
+    int64_t duration_ns; /* requests start for this long after the warm-up */
+    int64_t warmup_ns; /* requests before this are made but not timed */
+    int64_t timeout_ns; /* per request, from its true start */
+    uint64_t count; /* requests to start at most, 0: no limit */
+    int max_open; /* in flight at most; an arrival beyond it is an error, "overflow" */
+    double slow_fraction; /* of the requests that ask for /slow */
+    const char *path; /* what the others ask for */
+    uint64_t seed;
+    int sources; /* client addresses to go round in, 0: leave it to the kernel */
+    int cpu; /* to run on, -1: any */
+};
+
+__attribute__((noreturn, format(printf, 1, 2))) static void usage_error(const char *format, ...)
+{
+    va_list values;
+    va_start(values, format);
+    fputs("load: ", stderr);
+    vfprintf(stderr, format, values);
+    fputs("\n", stderr);
+    va_end(values);
+    exit(2);
+}
+
+static double number(const char *name, const char *text, double least, double most)
+{
+    char *end;
+    errno = 0;
+    double value = strtod(text, &end);
+    if (end == text || *end != '\0' || errno != 0 || !(value >= least && value <= most))
+        usage_error("--%s wants a number from %g to %g, not '%s'", name, least, most, text);
+    return value;
+}
+
+static struct sockaddr_in loopback(const char *text)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET};
+    char host[64];
+    const char *colon = strrchr(text, ':');
+    if (colon == NULL || (size_t)(colon - text) >= sizeof host)
+        usage_error("the target is 127.0.0.1:port, not '%s'", text);
+    memcpy(host, text, (size_t)(colon - text));
+    host[colon - text] = '\0';
+    if (inet_pton(AF_INET, host, &address.sin_addr) != 1)
+        usage_error("the target is 127.0.0.1:port, not '%s'", text);
+    if (ntohl(address.sin_addr.s_addr) >> 24 != 127)
+        usage_error("refused: %s is not a loopback address", host);
+    address.sin_port = htons((uint16_t)number("target port", colon + 1, 1, 65535));
+    return address;
+}
+
+/* ---- one run ----------------------------------------------------------------------------------------------- */
+
+enum error {
+    REFUSED, /* ECONNREFUSED */
+    RESET, /* ECONNRESET, EPIPE */
+    TIMEOUT, /* no whole answer within --timeout */
+    SHORT, /* closed before a whole answer, or while it was to be held */
+    WRONG, /* a whole answer, but not a 200 with a worker id */
+    OVERFLOW, /* due while --max-open were in flight: never sent */
+    LOCAL, /* this side could not: no descriptor, port or memory */
+    OTHER,
+    ERRORS
+};
+
+static const char *const ERROR_NAMES[ERRORS] = {"refused", "reset", "timeout", "short",
+                                                "wrong", "overflow", "local", "other"};
+
+enum request_class { FAST, SLOW, CLASSES };
+
+enum state { FREE, CONNECTING, WAITING, HELD };
+
+struct request {
+    int fd; /* -1 when free */
+    enum state state;
+    enum request_class class;
+    size_t got; /* bytes of the answer */
+    int64_t due_ns; /* when the schedule wanted it */
+    int64_t deadline_ns;
+    struct request *older, *younger; /* all share one timeout, so the list of running ones is sorted by itself */
+    struct request *next_free;
+    char answer[ANSWER_BYTES];
+};
+
+struct worker {
+    uint64_t id, answers;
+};
+
+struct run {
+    const struct options *options;
+    int epoll;
+    char text[CLASSES][128]; /* the requests as sent */
+    size_t text_len[CLASSES];
+
+    struct request *requests, *free, *oldest, *youngest;
+    int open; /* in flight, held ones too */
+    int held;
+
+    int64_t begin_ns, window_ns, end_ns; /* first request; first timed one; no more start from here */
+    int64_t next_ns; /* open loop: the next arrival */
+    uint64_t arrival_state, class_state; /* two sources of chance, so that arrivals do not depend on classes */
+    uint64_t source; /* the next client address */
+
+    uint64_t started, answered, errors[ERRORS];
+    uint64_t in_window; /* answers that came between window_ns and end_ns */
+    int64_t last_ns; /* the last answer */
+    struct histogram latency[CLASSES], late_start;
+    struct worker workers[WORKERS_MAX];
+    int workers_count;
+    int64_t idle_ns, longest_turn_ns;
+};
+
+static void unlist(struct run *run, struct request *request)
+{
+    *(request->older ? &request->older->younger : &run->oldest) = request->younger;
+    *(request->younger ? &request->younger->older : &run->youngest) = request->older;
+}
+
+static void release(struct run *run, struct request *request)
+{
+    if (request->state != HELD)
+        unlist(run, request);
+    else
+        run->held--;
+    if (request->fd >= 0)
+        close(request->fd); /* leaves the epoll by itself: nobody else has this socket */
+    request->fd = -1;
+    request->state = FREE;
+    request->next_free = run->free;
+    run->free = request;
+    run->open--;
+}
+
+static void fail(struct run *run, struct request *request, enum error error)
+{
+    run->errors[error]++;
+    if (request->state == HELD)
+        run->answered--; /* it had answered, but then it was not held */
+    release(run, request);
+}
+
+static enum error error_of(int number)
+{
+    switch (number) {
+    case ECONNREFUSED: return REFUSED;
+    case ECONNRESET:
+    case EPIPE: return RESET;
+    case ETIMEDOUT: return TIMEOUT;
+    case EMFILE:
+    case ENFILE:
+    case ENOBUFS:
+    case ENOMEM:
+    case EADDRNOTAVAIL:
+    case EADDRINUSE: return LOCAL;
+    default: return OTHER;
+    }
+}
+
+/* Beyond WORKERS_MAX the last entry takes them all: it shows, and nothing is lost from the sum. */
+static void count_worker(struct run *run, uint64_t id)
+{
+    int i = 0;
+    while (i < run->workers_count && run->workers[i].id != id)
+        i++;
+    if (i == run->workers_count && i < WORKERS_MAX)
+        run->workers[run->workers_count++].id = id;
+    run->workers[i < WORKERS_MAX ? i : WORKERS_MAX - 1].answers++;
+}
+
+/* 0 and the worker's id, or the error. */
+static int parse_answer(const struct request *request, uint64_t *id)
+{
+    const char *text = request->answer, *end = text + request->got;
+    const char *body = memmem(text, request->got, "\r\n\r\n", 4);
+    if (body == NULL || end[-1] != '\n' || body + 4 == end)
+        return SHORT;
+    if (request->got < 13 || memcmp(text, "HTTP/1.", 7) != 0 || memcmp(text + 8, " 200", 4) != 0)
+        return WRONG;
+    body += 4;
+    uint64_t value = 0;
+    for (; body < end - 1; body++) {
+        if (*body < '0' || *body > '9')
+            return WRONG;
+        value = value * 10 + (uint64_t)(*body - '0');
+    }
+    *id = value;
+    return -1;
+}
+
+static void finish(struct run *run, struct request *request)
+{
+    uint64_t id = 0;
+    int error = parse_answer(request, &id);
+    if (error >= 0) {
+        fail(run, request, (enum error)error);
+        return;
+    }
+    int64_t now = now_ns();
+    run->answered++;
+    run->last_ns = now;
+    count_worker(run, id);
+    if (now >= run->window_ns && now < run->end_ns)
+        run->in_window++;
+    if (request->due_ns >= run->window_ns)
+        histogram_add(&run->latency[request->class], now - request->due_ns);
+    if (run->options->hold == 0) {
+        release(run, request);
+        return;
+    }
+    unlist(run, request);
+    request->state = HELD;
+    run->held++;
+}
+
+/* Something came, or the server closed. `closed`: the kernel said that nothing more will come after what is there. */
+static void receive(struct run *run, struct request *request, bool closed)
+{
+    for (;;) {
+        size_t room = sizeof request->answer - request->got;
+        if (room == 0) {
+            fail(run, request, WRONG);
+            return;
+        }
+        ssize_t n = recv(request->fd, request->answer + request->got, room, 0);
+        if (n < 0) {
+            if (errno == EINTR)
+                continue;
+            if (errno != EAGAIN)
+                fail(run, request, error_of(errno));
+            return;
+        }
+        if (request->state == HELD) {
+            fail(run, request, n > 0 ? WRONG : SHORT);
+            return;
+        }
+        request->got += (size_t)n;
+        if (n == 0 || (closed && (size_t)n < room)) {
+            if (run->options->hold == 0)
+                finish(run, request);
+            else
+                fail(run, request, SHORT);
+            return;
+        }
+        uint64_t id;
+        if (run->options->hold > 0 && parse_answer(request, &id) != SHORT) {
+            finish(run, request);
+            return;
+        }
+    }
+}
+
+/* Sends the request; what does not fit into an empty socket's buffer at once never will. */
+static void transmit(struct run *run, struct request *request)
+{
+    ssize_t n = send(request->fd, run->text[request->class], run->text_len[request->class], MSG_NOSIGNAL);
+    bool known = request->state == CONNECTING;
+    uint32_t wanted = run->options->hold ? EPOLLIN | EPOLLRDHUP : EPOLLRDHUP;
+    if (n < 0 && errno == EAGAIN && !known) {
+        request->state = CONNECTING; /* the accept queue is full: the kernel tries again in a second */
+        wanted = EPOLLOUT;
+    } else if (n < 0) {
+        fail(run, request, error_of(errno));
+        return;
+    } else if ((size_t)n != run->text_len[request->class]) {
+        fail(run, request, OTHER);
+        return;
+    } else {
+        request->state = WAITING;
+    }
+    struct epoll_event event = {.events = wanted, .data.ptr = request};
+    if (epoll_ctl(run->epoll, known ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, request->fd, &event) < 0)
+        fail(run, request, error_of(errno));
+}
+
+static int open_socket(struct run *run)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0 || run->options->sources == 0)
+        return fd;
+    uint32_t source = UINT32_C(0x7f400001) + (uint32_t)(run->source++ % (uint64_t)run->options->sources);
+    struct sockaddr_in from = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(source)};
+    int on = 1; /* the port is chosen at connect, when the whole pair of addresses is known */
+    if (setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on) < 0 ||
+        bind(fd, (struct sockaddr *)&from, sizeof from) < 0) {
+        int error = errno;
+        close(fd);
+        errno = error;
+        return -1;
+    }
+    return fd;
+}
+
+static void start(struct run *run, int64_t due_ns, int64_t now)
+{
+    enum request_class class = FAST;
+    if (run->options->slow_fraction > 0 && chance(&run->class_state) < run->options->slow_fraction)
+        class = SLOW;
+    run->started++;
+    if (run->open == run->options->max_open) {
+        run->errors[OVERFLOW]++;
+        return;
+    }
+    struct request *request = run->free;
+    run->free = request->next_free;
+    run->open++;
+    request->class = class;
+    request->state = WAITING;
+    request->got = 0;
+    request->due_ns = due_ns;
+    request->deadline_ns = now + run->options->timeout_ns;
+    request->older = run->youngest;
+    request->younger = NULL;
+    *(run->youngest ? &run->youngest->younger : &run->oldest) = request;
+    run->youngest = request;
+    if (due_ns >= run->window_ns)
+        histogram_add(&run->late_start, now - due_ns);
+
+    request->fd = open_socket(run);
+    if (request->fd < 0 || (connect(request->fd, (const struct sockaddr *)&run->options->target,
+                                    sizeof run->options->target) < 0 &&
+                            errno != EINPROGRESS)) {
+        fail(run, request, error_of(errno));
+        return;
+    }
+    transmit(run, request);
+}
+
+static bool may_start(const struct run *run, int64_t at_ns)
+{
+    if (run->options->hold > 0)
+        return run->started < (uint64_t)run->options->hold;
+    return at_ns < run->end_ns && (run->options->count == 0 || run->started < run->options->count);
+}
+
+/* A turn starts only so many that answers are looked at in between. */
+static void start_due(struct run *run)
+{
+    const struct options *o = run->options;
+    for (int i = 0; i < STARTS_PER_TURN; i++) {
+        int64_t now = now_ns();
+        if (o->rate > 0) {
+            if (run->next_ns > now || !may_start(run, run->next_ns))
+                return;
+            int64_t due_ns = run->next_ns;
+            run->next_ns += ns_of(o->uniform ? 1 / o->rate : -log1p(-chance(&run->arrival_state)) / o->rate);
+            start(run, due_ns, now);
+        } else {
+            if (!may_start(run, now) || (o->closed > 0 && run->open >= o->closed))
+                return;
+            start(run, now, now);
+        }
+    }
+}
+
+static void expire(struct run *run)
+{
+    if (run->oldest == NULL)
+        return;
+    int64_t now = now_ns();
+    while (run->oldest != NULL && run->oldest->deadline_ns <= now) {
+        /* A reset instead of a goodbye, so that what nobody waits for leaves no port behind. */
+        struct linger none = {.l_onoff = 1, .l_linger = 0};
+        setsockopt(run->oldest->fd, SOL_SOCKET, SO_LINGER, &none, sizeof none);
+        fail(run, run->oldest, TIMEOUT);
+    }
+}
+
+/* When something has to be done even if no answer comes. */
+static int64_t next_wake(const struct run *run, int64_t now)
+{
+    int64_t wake = run->oldest ? run->oldest->deadline_ns : INT64_MAX;
+    if (run->options->rate > 0) {
+        if (may_start(run, run->next_ns) && run->next_ns < wake)
+            wake = run->next_ns;
+    } else if (may_start(run, now) && (run->options->closed == 0 || run->open < run->options->closed)) {
+        wake = now;
+    }
+    return wake;
+}
+
+static bool done(const struct run *run, int64_t now)
+{
+    int64_t next = run->options->rate > 0 ? run->next_ns : now;
+    return !may_start(run, next) && run->open == run->held;
+}
+
+static void loop(struct run *run)
+{
+    struct epoll_event events[EVENTS_PER_TURN];
+    int64_t turn_ns = run->begin_ns;
+    for (;;) {
+        expire(run);
+        start_due(run);
+        int64_t before = now_ns();
+        if (done(run, before))
+            break;
+        if (before - turn_ns > run->longest_turn_ns)
+            run->longest_turn_ns = before - turn_ns;
+        int64_t wake = next_wake(run, before), wait = wake > before ? wake - before : 0;
+        struct timespec timeout = {wait / NS_PER_S, wait % NS_PER_S};
+        int n = epoll_pwait2(run->epoll, events, EVENTS_PER_TURN, wake == INT64_MAX ? NULL : &timeout, NULL);
+        if (n < 0 && errno != EINTR) {
+            perror("load: epoll_pwait2");
+            exit(1);
+        }
+        turn_ns = now_ns();
+        run->idle_ns += turn_ns - before;
+        for (int i = 0; i < n; i++) {
+            struct request *request = events[i].data.ptr;
+            if (request->state == CONNECTING)
+                transmit(run, request);
+            else
+                receive(run, request, (events[i].events & (EPOLLRDHUP | EPOLLHUP)) != 0);
+        }
+    }
+}
+
+/* ---- before and after -------------------------------------------------------------------------------------- */
+
+static void prepare(struct run *run, const struct options *o)
+{
+    static const char *const SUFFIX = "HTTP/1.0\r\n\r\n";
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+        if ((rlim_t)o->max_open + 16 > files.rlim_max)
+            usage_error("%d open connections need more than the %ju descriptors allowed", o->max_open,
+                        (uintmax_t)files.rlim_max);
+    }
+    if (o->cpu >= 0) {
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        CPU_SET((size_t)o->cpu, &set);
+        if (sched_setaffinity(0, sizeof set, &set) < 0)
+            usage_error("cannot run on cpu %d: %s", o->cpu, strerror(errno));
+    }
+    prctl(PR_SET_TIMERSLACK, 1UL); /* 50 us by default: most of what is measured */
+
+    run->options = o;
+    run->arrival_state = o->seed;
+    run->class_state = ~o->seed;
+    run->text_len[FAST] = (size_t)snprintf(run->text[FAST], sizeof run->text[FAST], "GET /%s %s", o->path, SUFFIX);
+    run->text_len[SLOW] = (size_t)snprintf(run->text[SLOW], sizeof run->text[SLOW], "GET /slow %s", SUFFIX);
+    run->epoll = epoll_create1(EPOLL_CLOEXEC);
+    run->requests = calloc((size_t)o->max_open, sizeof *run->requests);
+    if (run->epoll < 0 || run->requests == NULL) {
+        perror("load: start");
+        exit(1);
+    }
+    for (int i = o->max_open - 1; i >= 0; i--) {
+        run->requests[i].fd = -1;
+        run->requests[i].next_free = run->free;
+        run->free = &run->requests[i];
+    }
+    run->begin_ns = run->next_ns = now_ns();
+    run->window_ns = run->begin_ns + o->warmup_ns;
+    run->end_ns = run->window_ns + o->duration_ns;
+}
+
+/* The second number: how long this thread was ready to run but another had the core. */
+static double waited_for_cpu_s(void)
+{
+    uint64_t ran = 0, waited = 0;
+    FILE *file = fopen("/proc/self/schedstat", "re");
+    if (file == NULL)
+        return -1;
+    int n = fscanf(file, "%" SCNu64 " %" SCNu64, &ran, &waited);
+    fclose(file);
+    return n == 2 ? seconds_of((int64_t)waited) : -1;
+}
+
+static void report(const struct run *run)
+{
+    const struct options *o = run->options;
+    int64_t wall_ns = now_ns() - run->begin_ns;
+    bool ended_early = o->hold > 0 || (o->count > 0 && run->started >= o->count);
+    int64_t window_end_ns = ended_early && run->last_ns < run->end_ns ? run->last_ns : run->end_ns;
+    double window_s = window_end_ns > run->window_ns ? seconds_of(window_end_ns - run->window_ns) : 0;
+    struct timespec cpu;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu);
+    uint64_t errors_total = 0;
+    for (int i = 0; i < ERRORS; i++)
+        errors_total += run->errors[i];
+
+    printf("{\"mode\": \"%s\", \"seed\": %" PRIu64 ", \"sources\": %d, ",
+           o->hold ? "hold" : o->rate > 0 ? "open" : "closed", o->seed, o->sources);
+    printf("\"started\": %" PRIu64 ", \"answered\": %" PRIu64 ", \"errors_total\": %" PRIu64 ", \"errors\": {",
+           run->started, run->answered, errors_total);
+    for (int i = 0; i < ERRORS; i++)
+        printf("%s\"%s\": %" PRIu64, i ? ", " : "", ERROR_NAMES[i], run->errors[i]);
+    printf("}, \"window_s\": %.6f, \"answers_in_window\": %" PRIu64 ", \"answers_per_s\": %.3f, ", window_s,
+           run->in_window, window_s > 0 ? (double)run->in_window / window_s : 0.0);
+    printf("\"latency_ns\": {");
+    histogram_print("fast", &run->latency[FAST]);
+    printf(", ");
+    histogram_print("slow", &run->latency[SLOW]);
+    printf("}, ");
+    histogram_print("late_start_ns", &run->late_start);
+    printf(", \"self\": {\"wall_s\": %.6f, \"cpu_s\": %.6f, \"busy_fraction\": %.4f, \"waited_for_cpu_s\": %.6f, "
+           "\"longest_turn_ns\": %" PRId64 "}, ",
+           seconds_of(wall_ns), seconds_of(cpu.tv_sec * NS_PER_S + cpu.tv_nsec),
+           1 - (double)run->idle_ns / (double)wall_ns, waited_for_cpu_s(), run->longest_turn_ns);
+    printf("\"workers\": {");
+    for (int i = 0; i < run->workers_count; i++)
+        printf("%s\"%" PRIu64 "\": %" PRIu64, i ? ", " : "", run->workers[i].id, run->workers[i].answers);
+    printf("}}\n");
+}
+
+/* --histogram: whole numbers from stdin, their percentiles to stdout. How the tests check the histogram. */
+static int histogram_main(void)
+{
+    static struct histogram h;
+    int64_t value;
+    while (scanf("%" SCNd64, &value) == 1)
+        histogram_add(&h, value);
+    printf("{");
+    histogram_print("stdin", &h);
+    printf("}\n");
+    return 0;
+}
+
+static const char *const USAGE =
+    "usage: load [--closed C | --rate R [--uniform] | --hold N [--rate R]] [options] 127.0.0.1:PORT\n"
+    "  --closed C         C connections always in flight (default 1)\n"
+    "  --rate R           open loop: R requests per second, exponential distances (--uniform: equal ones)\n"
+    "  --hold N           open N connections (at once, or at --rate), hold all until the last has answered\n"
+    "  --duration S       start requests for S seconds (default 5); --count N: and at most N of them\n"
+    "  --warmup S         before that, S seconds whose requests are not timed (default 0)\n"
+    "  --timeout S        for one request (default 10)\n"
+    "  --max-open N       open loop: in flight at most, beyond is an error 'overflow' (default 10000)\n"
+    "  --path NAME        ask for /NAME (default fast, or hold); --slow-fraction F: and this often for /slow (default 0)\n"
+    "  --seed N           of arrivals and of which are slow (default 1)\n"
+    "  --sources N        client addresses to go round in, from 127.64.0.1 on (default 64, 0: the kernel's choice)\n"
+    "  --cpu N            run on this core\n"
+    "  --histogram        only: percentiles of the whole numbers on stdin\n";
+
+static struct options parse(int argc, char **argv)
+{
+    enum { CLOSED, RATE, HOLD, DURATION, COUNT, WARMUP, PATIENCE, MAX_OPEN, SLOWS, SEED, SOURCES, CPU, NUMBERS };
+    struct { const char *name; double value, least, most; } knobs[NUMBERS] = {
+        [CLOSED] = {"closed", 0, 1, 1e5}, [RATE] = {"rate", 0, 0.001, 1e7}, [HOLD] = {"hold", 0, 1, 1e6},
+        [DURATION] = {"duration", 5, 0.001, 3600}, [COUNT] = {"count", 0, 1, 1e15},
+        [WARMUP] = {"warmup", 0, 0, 3600}, [PATIENCE] = {"timeout", 10, 0.001, 600},
+        [MAX_OPEN] = {"max-open", 10000, 1, 1e6}, [SLOWS] = {"slow-fraction", 0, 0, 1},
+        [SEED] = {"seed", 1, 0, 9e15}, [SOURCES] = {"sources", 64, 0, 65534}, [CPU] = {"cpu", -1, 0, CPU_SETSIZE - 1},
+    };
+    enum { PATH = NUMBERS, UNIFORM, HISTOGRAM, HELP, ALL };
+    struct option known[ALL + 1] = {
+        [PATH] = {"path", 1, NULL, PATH}, [UNIFORM] = {"uniform", 0, NULL, UNIFORM},
+        [HISTOGRAM] = {"histogram", 0, NULL, HISTOGRAM}, [HELP] = {"help", 0, NULL, HELP},
+    };
+    for (int i = 0; i < NUMBERS; i++)
+        known[i] = (struct option){knobs[i].name, 1, NULL, i};
+
+    struct options o = {.path = NULL};
+    int choice;
+    while ((choice = getopt_long(argc, argv, "", known, NULL)) != -1) {
+        if (choice < NUMBERS)
+            knobs[choice].value = number(knobs[choice].name, optarg, knobs[choice].least, knobs[choice].most);
+        else if (choice == PATH)
+            o.path = optarg;
+        else if (choice == UNIFORM)
+            o.uniform = true;
+        else if (choice == HISTOGRAM)
+            exit(histogram_main());
+        else {
+            fputs(USAGE, choice == HELP ? stdout : stderr);
+            exit(choice == HELP ? 0 : 2);
+        }
+    }
+    if (optind != argc - 1)
+        usage_error("give one target, 127.0.0.1:PORT (--help says more)");
+    o.target = loopback(argv[optind]);
+    o.closed = (int)knobs[CLOSED].value;
+    o.rate = knobs[RATE].value;
+    o.hold = (int)knobs[HOLD].value;
+    o.duration_ns = ns_of(knobs[DURATION].value);
+    o.count = (uint64_t)knobs[COUNT].value;
+    o.warmup_ns = ns_of(knobs[WARMUP].value);
+    o.timeout_ns = ns_of(knobs[PATIENCE].value);
+    o.slow_fraction = knobs[SLOWS].value;
+    o.seed = (uint64_t)knobs[SEED].value;
+    o.sources = (int)knobs[SOURCES].value;
+    o.cpu = (int)knobs[CPU].value;
+    if (o.closed > 0 && (o.rate > 0 || o.hold > 0))
+        usage_error("--closed goes neither with --rate nor with --hold");
+    if (o.path == NULL)
+        o.path = o.hold > 0 ? "hold" : "fast";
+    if (strlen(o.path) > 64)
+        usage_error("--path wants at most 64 characters");
+    if (o.closed == 0 && o.rate == 0 && o.hold == 0)
+        o.closed = 1;
+    o.max_open = o.hold > 0 ? o.hold : o.closed > 0 ? o.closed : (int)knobs[MAX_OPEN].value;
+    return o;
+}
+
+int main(int argc, char **argv)
+{
+    static struct run run; /* its histograms are too large for a stack */
+    struct options options = parse(argc, argv);
+    prepare(&run, &options);
+    loop(&run);
+    report(&run);
+    return 0;
+}

@@ -1,0 +1,59 @@
+"""Builds and runs the load generator, bench/load.c, and reads its one JSON object."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+SOURCES = (HERE / "load.c", HERE / "histogram.h")
+BINARY = HERE / "load"
+FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror")
+
+# Whatever it is asked, it stops by itself after duration + timeout; this only catches a bug in it.
+GRACE_S = 30.0
+
+
+def build(binary: Path = BINARY) -> Path:
+    """Compiles load.c when `binary` is missing or older than its source; returns `binary`."""
+    if binary.exists() and binary.stat().st_mtime >= max(source.stat().st_mtime for source in SOURCES):
+        return binary
+    subprocess.run(["cc", *FLAGS, "-o", str(binary), str(SOURCES[0]), "-lm"], check=True)
+    return binary
+
+
+class Answers(dict[str, Any]):
+    """What load printed; the names are in bench/load.c, report()."""
+
+    @property
+    def per_s(self) -> float:
+        return float(self["answers_per_s"])
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """Only the kinds that happened."""
+        return {kind: count for kind, count in self["errors"].items() if count}
+
+    @property
+    def by_worker(self) -> list[int]:
+        return sorted(self["workers"].values())
+
+    def fast_ns(self, percentile: str) -> int:
+        return int(self["latency_ns"]["fast"][percentile])
+
+
+def load(port: int, *, cpu: int | None = None, run_s: float = 60.0, **knobs: float | str | bool | None) -> Answers:
+    """One run against 127.0.0.1:`port`. `knobs` are the options of load; `run_s` is how long it may take."""
+    command = [str(BINARY)]
+    if cpu is not None:
+        command += ["--cpu", str(cpu)]
+    for name, value in knobs.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            command.append(flag)
+        elif value is not None and value is not False:
+            command += [flag, str(value)]
+    done = subprocess.run([*command, f"127.0.0.1:{port}"], check=True, stdout=subprocess.PIPE, timeout=run_s + GRACE_S)
+    return Answers(json.loads(done.stdout))

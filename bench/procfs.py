@@ -1,0 +1,80 @@
+"""What /proc says about processes: CPU time in ns, context switches, who is in a session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the threads of one process have used since they began."""
+
+    cpu_ns: int
+    voluntary_switches: int  # it went to sleep, and something woke it
+    involuntary_switches: int
+
+    def __sub__(self, earlier: Usage) -> Usage:
+        return Usage(
+            self.cpu_ns - earlier.cpu_ns,
+            self.voluntary_switches - earlier.voluntary_switches,
+            self.involuntary_switches - earlier.involuntary_switches,
+        )
+
+
+def cpu_ns(pid: int) -> int:
+    """User and system time. schedstat counts ns; utime and stime in stat only ticks of 10 ms."""
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in _tasks(pid))
+
+
+def usage(pid: int) -> Usage:
+    voluntary = involuntary = 0
+    for task in _tasks(pid):
+        for line in (task / "status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == "voluntary_ctxt_switches":
+                voluntary += int(value)
+            elif name == "nonvoluntary_ctxt_switches":
+                involuntary += int(value)
+    return Usage(cpu_ns(pid), voluntary, involuntary)
+
+
+def session(sid: int) -> list[int]:
+    """The living processes of a session, zombies left out; the suite starts each server as a session."""
+    found = []
+    for path in PROC.iterdir():
+        if not path.name.isdigit():
+            continue
+        try:
+            # the name, in brackets, may hold anything: what follows the last bracket is fixed
+            state, _parent, _group, member_of = (path / "stat").read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # gone since the listing
+        if int(member_of) == sid and state not in "ZX":
+            found.append(int(path.name))
+    return sorted(found)
+
+
+def machine_busy_s() -> float:
+    """CPU seconds that all cores spent in programs, or lost to the host, since boot. Interrupts are left out: the
+    kernel may count them to no program."""
+    user, nice, system, _idle, _wait, _irq, _softirq, steal = map(
+        int, (PROC / "stat").read_text().split(maxsplit=9)[1:9]
+    )
+    return (user + nice + system + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_model() -> str:
+    for line in (PROC / "cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return "unknown cpu"
+
+
+def _tasks(pid: int) -> Iterator[Path]:
+    return (PROC / str(pid) / "task").iterdir()

@@ -1,0 +1,117 @@
+"""What both rivals share: listen, fork workers, say when they are ready, serve, stop on TERM.
+
+The serving loops are the plain ones: `accept` in a loop, or `asyncio.start_server(sock=...)`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NoReturn, cast
+
+from bench.workloads import BlockingHandler, Handler, StreamsHandler
+
+
+def listen(host: str, port: int, backlog: int, *, reuse_port: bool) -> socket.socket:
+    """A listener; TCP_NODELAY on it is inherited by what it accepts."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.bind((host, port))
+    listener.listen(backlog)
+    return listener
+
+
+def serve_blocking(handler: BlockingHandler, listener: socket.socket, ready: Callable[[], None]) -> None:
+    ready()
+    while True:
+        conn, addr = listener.accept()
+        try:
+            handler(conn, addr)
+        except ConnectionError:
+            pass  # the client has left: the load generator counts that on its side
+        finally:
+            conn.close()
+
+
+async def serve_asyncio(
+    handler: StreamsHandler, listener: socket.socket, backlog: int, ready: Callable[[], None]
+) -> None:
+    listener.setblocking(False)
+    server = await asyncio.start_server(cast(Any, handler), sock=listener, backlog=backlog)
+    async with server:
+        ready()
+        await server.serve_forever()
+
+
+def run(
+    handler: Handler,
+    workers: int,
+    backlog: int,
+    ready_fd: int,
+    listener_of: Callable[[int], socket.socket],
+) -> None:
+    """Forks the workers, writes a newline to `ready_fd` when all serve, and waits for TERM.
+
+    `listener_of(i)` is called in worker i: the rival decides whether that is its own or a common listener.
+    """
+    ready_read, ready_write = os.pipe()
+    stop = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop)
+    gc.collect()
+    gc.freeze()
+    pids = []
+    for i in range(workers):
+        pid = os.fork()
+        if pid == 0:
+            os.close(ready_read)
+            os.close(ready_fd)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, stop)
+            _work(handler, partial(listener_of, i), backlog, partial(_close_after, ready_write, b"."))
+        pids.append(pid)
+    os.close(ready_write)
+    seen = 0
+    while seen < workers:
+        got = os.read(ready_read, workers)
+        if not got:
+            break  # a worker died before it served; its traceback is on stderr
+        seen += len(got)
+    if seen == workers:
+        _close_after(ready_fd, b"\n")
+        signal.sigwait(stop)
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    for pid in pids:
+        os.waitpid(pid, 0)
+
+
+def _work(
+    handler: Handler,
+    listener_of: Callable[[], socket.socket],
+    backlog: int,
+    ready: Callable[[], None],
+) -> NoReturn:
+    """A worker's whole life; it must never come back into the master's stack."""
+    try:
+        if inspect.iscoroutinefunction(handler):
+            asyncio.run(serve_asyncio(cast(StreamsHandler, handler), listener_of(), backlog, ready))
+        else:
+            serve_blocking(cast(BlockingHandler, handler), listener_of(), ready)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def _close_after(fd: int, data: bytes) -> None:
+    os.write(fd, data)
+    os.close(fd)

@@ -1,0 +1,74 @@
+"""The handlers that every subject runs: the same functions whoever accepts the connection.
+
+The path of the request says what to do: `/fast` answers at once, `/work` after 1 ms of sleep, `/slow` after
+100 ms, `/hold` (asyncio) at once and then keeps the connection until the client closes it. The answer is this
+worker's pid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+WORK_S = 0.001
+SLOW_S = 0.100
+REQUEST_LIMIT_BYTES = 4096
+
+BlockingHandler = Callable[[socket.socket, Any], None]
+StreamsHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Handler = BlockingHandler | StreamsHandler
+
+# Every worker makes its answer once, at its first connection: the pid is the worker's, not the master's.
+_answers: dict[int, bytes] = {}
+
+
+def answer() -> bytes:
+    """This process's answer, HTTP/1.0 so that wrk and ab understand it and the close ends it."""
+    pid = os.getpid()
+    made = _answers.get(pid)
+    if made is None:
+        body = b"%d\n" % pid
+        made = b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body)
+        _answers[pid] = made
+    return made
+
+
+def blocking(conn: socket.socket, _addr: Any) -> None:
+    """Answers one request; the serving loop closes the connection."""
+    request = conn.recv(REQUEST_LIMIT_BYTES)
+    while request and not request.endswith(b"\r\n\r\n"):
+        more = conn.recv(REQUEST_LIMIT_BYTES)
+        if not more:
+            return
+        request += more
+    if request.startswith(b"GET /work "):
+        time.sleep(WORK_S)
+    elif request.startswith(b"GET /slow "):
+        time.sleep(SLOW_S)
+    if request:
+        conn.sendall(answer())
+
+
+async def streams(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers one request over asyncio streams and closes, or holds when asked to."""
+    try:
+        request = await reader.readuntil(b"\r\n\r\n")
+        if request.startswith(b"GET /work "):
+            await asyncio.sleep(WORK_S)
+        elif request.startswith(b"GET /slow "):
+            await asyncio.sleep(SLOW_S)
+        writer.write(answer())
+        await writer.drain()
+        if request.startswith(b"GET /hold "):
+            await reader.read()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass  # the client has left: the load generator counts that on its side
+    finally:
+        writer.close()
+
+
+HANDLERS: dict[str, Handler] = {"blocking": blocking, "asyncio": streams}

@@ -1,0 +1,126 @@
+/* accept.c: takes connections off the listeners, a small batch at a time; rests when the system is short of something.
+ *
+ * The kernel's accept queue is the central queue: this file is called only when somebody is hungry and nothing is in
+ * the master's hands. It never retries at once what the system has just refused.
+ */
+#define _GNU_SOURCE
+#include "core.h"
+
+#include <errno.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#define PAUSE_NS (100 * FAN_MS) /* after EMFILE and its like: long enough to cost nothing, short for a client */
+
+void fan_accept_pause(fan_core *core, int error)
+{
+    if (error == EMFILE || error == ENFILE)
+        core->counters.fd_shortages++;
+    else
+        core->counters.memory_shortages++;
+    if (!core->paused)
+        fan_core_notice(core, FAN_EVENT_PAUSED, error, 0);
+    core->paused = true;
+    core->pause_until_ns = fan_now_ns() + PAUSE_NS;
+}
+
+/* Whether accepting rests at this moment. After the pause one try decides whether it is over; see fan_accept_batch. */
+bool fan_accept_rests(fan_core *core, int64_t now_ns)
+{
+    return core->paused && now_ns < core->pause_until_ns;
+}
+
+void fan_listener_close(fan_core *core, int number)
+{
+    fan_listener *listener = &core->listeners[number];
+    epoll_ctl(core->outer, EPOLL_CTL_DEL, listener->fd, NULL);
+    fan_close(&listener->fd);
+    listener->maybe = false;
+}
+
+/* One connection into `held`. 1, 0 if this listener has none now, or -1 if accepting rests. */
+static int accept_one(fan_core *core, int number, fan_held *held)
+{
+    fan_listener *listener = &core->listeners[number];
+    for (;;) {
+        socklen_t bytes = sizeof held->record.peer;
+        int fd = accept4(listener->fd, (struct sockaddr *)&held->record.peer, &bytes, core->accept_flags);
+        if (fd >= 0) {
+            held->fd = fd;
+            held->channel = -1;
+            held->record.sequence = ++core->counters.accepted;
+            held->record.accepted_ns = fan_now_ns();
+            held->record.listener = number;
+            held->record.nonblocking = (core->accept_flags & SOCK_NONBLOCK) != 0;
+            held->record.peer_bytes = bytes < sizeof held->record.peer ? (uint16_t)bytes : sizeof held->record.peer;
+            return 1;
+        }
+        switch (errno) {
+        case EAGAIN:
+            listener->maybe = false;
+            return 0;
+        case EINTR:
+            core->counters.interrupts++;
+            break; /* the connection is still queued */
+        case EMFILE:
+        case ENFILE:
+        case ENOBUFS:
+        case ENOMEM:
+            fan_accept_pause(core, errno);
+            return -1;
+        case ECONNABORTED:
+        case EPERM:
+        case EPROTO:
+        case ETIMEDOUT:
+        case ENETDOWN:
+        case ENOPROTOOPT:
+        case EHOSTDOWN:
+        case ENONET:
+        case EHOSTUNREACH:
+        case EOPNOTSUPP:
+        case ENETUNREACH:
+            /* accept(2), "Error handling": that one connection is gone; each failed call takes one off the queue */
+            core->counters.aborted++;
+            break;
+        default: /* EBADF, EINVAL, ENOTSOCK: not a listening socket any more; nothing here can mend it */
+            fan_core_notice(core, FAN_EVENT_LISTENER_FAILED, errno, number);
+            fan_listener_close(core, number);
+            return 0;
+        }
+    }
+}
+
+/* Take up to `want` connections into the (empty) hands of the core, from one listener after the other. */
+int fan_accept_batch(fan_core *core, int want)
+{
+    int count = 0;
+    for (int i = 0; i < core->listener_count && count < want; i++) {
+        int number = (core->listener_cursor + i) % core->listener_count;
+        fan_listener *listener = &core->listeners[number];
+        while (listener->maybe && count < want) {
+            if (core->finishing && listener->remaining <= 0) {
+                fan_listener_close(core, number);
+                break;
+            }
+            int rc = accept_one(core, number, &core->held[count]);
+            if (rc < 0)
+                goto out;
+            if (rc == 0) {
+                if (core->finishing)
+                    fan_listener_close(core, number);
+                break;
+            }
+            count++;
+            listener->remaining--;
+            if (core->paused) {
+                core->paused = false;
+                fan_core_notice(core, FAN_EVENT_RESUMED, 0, 0);
+            }
+        }
+    }
+    if (core->listener_count)
+        core->listener_cursor = (core->listener_cursor + 1) % core->listener_count; /* each is first in its turn */
+out:
+    core->held_count = count;
+    return count;
+}

@@ -1,0 +1,147 @@
+/* board.c: the shared pages, one a slot. A worker writes its own; the master only looks.
+ *
+ * The only file with atomics (relaxed throughout: each value stands for itself). Nothing here is needed for a
+ * connection to arrive: a worker that lies harms itself. The master clamps what it reads and never uses it as an
+ * index or a length.
+ */
+#include "core.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define PAGE_BYTES 4096 /* pages are larger on some machines; what is unmapped is rounded to theirs, see keep */
+
+struct fan_board {
+    _Atomic uint64_t generation;
+    _Atomic uint64_t taken;
+    _Atomic uint64_t done;
+    _Atomic uint64_t truncated;
+    _Atomic int64_t beat_ns;
+    _Atomic int32_t threads;                        /* cells ever used */
+    _Atomic int64_t busy_since_ns[FAN_MAX_THREADS]; /* 0: idle */
+    char pad[PAGE_BYTES - 6 * 8 - FAN_MAX_THREADS * 8];
+};
+
+static_assert(sizeof(struct fan_board) == PAGE_BYTES, "one page a slot");
+
+#define load(field) atomic_load_explicit(&(field), memory_order_relaxed)
+#define store(field, value) atomic_store_explicit(&(field), (value), memory_order_relaxed)
+#define add(field, value) atomic_fetch_add_explicit(&(field), (value), memory_order_relaxed)
+
+fan_board *fan_board_map(int slots)
+{
+    void *pages = mmap(NULL, (size_t)slots * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    return pages == MAP_FAILED ? NULL : pages;
+}
+
+void fan_board_unmap(fan_board *board, int slots)
+{
+    munmap(board, (size_t)slots * PAGE_BYTES);
+}
+
+/* Unmap all pages but one. Where the machine's pages are larger, munmap refuses (EINVAL) and the neighbours stay in
+ * sight: a worker's bug could then disturb their statistics, but no connection. */
+void fan_board_keep(fan_board *board, int slots, int keep)
+{
+    if (keep > 0)
+        munmap(board, (size_t)keep * PAGE_BYTES);
+    if (keep + 1 < slots)
+        munmap(board + keep + 1, (size_t)(slots - keep - 1) * PAGE_BYTES);
+}
+
+fan_board *fan_board_page(fan_board *board, int slot)
+{
+    return board + slot;
+}
+
+void fan_board_begin(fan_board *board, int slot, uint64_t generation)
+{
+    memset(&board[slot], 0, sizeof board[slot]);
+    store(board[slot].generation, generation);
+}
+
+uint64_t fan_board_taken(const fan_board *board, int slot)
+{
+    return load(board[slot].taken);
+}
+
+uint64_t fan_board_finished(const fan_board *board, int slot)
+{
+    return load(board[slot].done);
+}
+
+/* How many of the first `threads` threads wait for a connection. */
+int fan_board_idle(const fan_board *board, int slot, int threads)
+{
+    int idle = 0;
+    for (int thread = 0; thread < threads && thread < FAN_MAX_THREADS; thread++)
+        idle += load(board[slot].busy_since_ns[thread]) == 0;
+    return idle;
+}
+
+void fan_board_look(const fan_board *board, int slot, fan_board_view *out)
+{
+    const struct fan_board *page = &board[slot];
+    memset(out, 0, sizeof *out);
+    out->generation = load(page->generation);
+    out->done = load(page->done);
+    out->taken = load(page->taken); /* after done: done never seems to be ahead of an honest worker's taken */
+    if (out->done > out->taken)
+        out->done = out->taken;
+    out->truncated = load(page->truncated);
+    out->beat_ns = load(page->beat_ns);
+    int threads = load(page->threads);
+    out->threads = threads < 0 ? 0 : threads > FAN_MAX_THREADS ? FAN_MAX_THREADS : threads;
+    for (int thread = 0; thread < out->threads; thread++) {
+        int64_t since = load(page->busy_since_ns[thread]);
+        if (since <= 0)
+            continue;
+        out->busy_threads++;
+        if (out->busy_since_ns == 0 || since < out->busy_since_ns)
+            out->busy_since_ns = since;
+    }
+}
+
+/* The worker's side. */
+
+/* Called for one thread after another, before any of them serves. */
+void fan_board_enrol(fan_board *page, int thread)
+{
+    if (load(page->threads) <= thread)
+        store(page->threads, thread + 1);
+}
+
+void fan_board_idle_now(fan_board *page, int thread, int64_t now_ns)
+{
+    store(page->busy_since_ns[thread], 0);
+    store(page->beat_ns, now_ns);
+}
+
+void fan_board_busy_now(fan_board *page, int thread, int64_t now_ns)
+{
+    store(page->busy_since_ns[thread], now_ns);
+    add(page->taken, 1);
+}
+
+void fan_board_took(fan_board *page, int count)
+{
+    add(page->taken, (uint64_t)count);
+}
+
+void fan_board_beat(fan_board *page, int64_t now_ns)
+{
+    store(page->beat_ns, now_ns);
+}
+
+void fan_board_lost(fan_board *page, int count)
+{
+    add(page->truncated, (uint64_t)count);
+}
+
+void fan_board_done(fan_board *page)
+{
+    add(page->done, 1);
+}

@@ -1,0 +1,197 @@
+/* channel.c: the bytes between master and worker. Sizes a channel, passes, receives, recalls, nudges.
+ *
+ * The only file that knows cmsg. One connection is one message: its descriptor (SCM_RIGHTS) and one fan_record. It
+ * never decides who gets a connection, and never closes one that was not passed.
+ */
+#define _GNU_SOURCE
+#include "core.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <linux/sockios.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+/* Aligned for struct cmsghdr, and space for exactly one descriptor: a message that carried more would be truncated. */
+typedef union {
+    struct cmsghdr align;
+    char bytes[CMSG_SPACE(sizeof(int))];
+} fd_control;
+
+static void envelope(struct msghdr *message, struct iovec *data, fan_record *record, fd_control *control)
+{
+    *data = (struct iovec){.iov_base = record, .iov_len = sizeof *record};
+    *message = (struct msghdr){.msg_iov = data, .msg_iovlen = 1};
+    if (control) {
+        message->msg_control = control->bytes;
+        message->msg_controllen = sizeof control->bytes;
+    }
+}
+
+static void enclose(struct msghdr *message, int fd)
+{
+    struct cmsghdr *header = CMSG_FIRSTHDR(message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof fd);
+    memcpy(CMSG_DATA(header), &fd, sizeof fd);
+}
+
+static int enclosed(struct msghdr *message)
+{
+    struct cmsghdr *header = CMSG_FIRSTHDR(message);
+    int fd = -1;
+    if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
+        header->cmsg_len == CMSG_LEN(sizeof fd))
+        memcpy(&fd, CMSG_DATA(header), sizeof fd);
+    return fd;
+}
+
+/* ---- birth, death, size ------------------------------------------------------------------------------------------ */
+
+int fan_channel_open(fan_channel *channel)
+{
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
+        return -errno;
+    *channel = (fan_channel){.write_fd = ends[0], .read_fd = ends[1]};
+    return 0;
+}
+
+void fan_channel_close(fan_channel *channel)
+{
+    fan_close(&channel->write_fd);
+    fan_close(&channel->read_fd);
+}
+
+/* What one message takes of SO_SNDBUF: 768 bytes on Linux 6 (an sk_buff and a 512 byte head), whatever it carries.
+ * Asked of the kernel, since it depends on its build. */
+int fan_message_bytes(void)
+{
+    fan_channel trial;
+    int rc = fan_channel_open(&trial);
+    if (rc < 0)
+        return rc;
+    int passenger = eventfd(0, EFD_CLOEXEC); /* not a UNIX socket: those wake the kernel's garbage collector */
+    int bytes = 0;
+    if (passenger < 0)
+        rc = -errno;
+    else {
+        fan_held held = {.fd = passenger}, *one = &held;
+        rc = fan_channel_pass(&trial, &one, 1);
+        if (rc == 1 && ioctl(trial.write_fd, SIOCOUTQ, &bytes) < 0)
+            rc = -errno;
+    }
+    fan_close(&passenger);
+    fan_channel_close(&trial);
+    return rc < 0 ? rc : bytes;
+}
+
+/* The kernel takes a message while less than SO_SNDBUF is in use, so n * message_bytes is full at n messages. It
+ * doubles what setsockopt asks for and has a lower and an upper bound (socket(7)): what counts is what it granted. */
+int fan_channel_resize(fan_channel *channel, int messages, int message_bytes)
+{
+    int request = messages * message_bytes / 2, granted;
+    socklen_t length = sizeof granted;
+    if (setsockopt(channel->write_fd, SOL_SOCKET, SO_SNDBUF, &request, sizeof request) < 0)
+        return -errno;
+    if (getsockopt(channel->write_fd, SOL_SOCKET, SO_SNDBUF, &granted, &length) < 0)
+        return -errno;
+    channel->size = (granted + message_bytes - 1) / message_bytes;
+    /* unix_writable(): 4 * (bytes in use + 1) <= SO_SNDBUF */
+    channel->quarter = (granted / 4 - 1) / message_bytes;
+    return channel->size;
+}
+
+int fan_channel_untaken(const fan_channel *channel)
+{
+    int bytes;
+    if (ioctl(channel->read_fd, SIOCINQ, &bytes) < 0)
+        return -errno;
+    return bytes / (int)sizeof(fan_record);
+}
+
+/* ---- passing ----------------------------------------------------------------------------------------------------- */
+
+/* Pass connections in order. Returns how many the kernel took, at least 1, or -errno. The caller closes its copies. */
+int fan_channel_pass(fan_channel *channel, fan_held *const *held, int count)
+{
+    struct mmsghdr messages[FAN_BATCH];
+    struct iovec data[FAN_BATCH];
+    fd_control controls[FAN_BATCH];
+
+    assert(count > 0 && count <= FAN_BATCH);
+    for (int i = 0; i < count; i++) {
+        memset(&controls[i], 0, sizeof controls[i]);
+        envelope(&messages[i].msg_hdr, &data[i], &held[i]->record, &controls[i]);
+        enclose(&messages[i].msg_hdr, held[i]->fd);
+    }
+    int passed = sendmmsg(channel->write_fd, messages, (unsigned)count, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return passed < 0 ? -errno : passed;
+}
+
+/* A message without a connection: it takes its place in the queue, but wakes the next sleeping reader now. */
+int fan_channel_nudge(fan_channel *channel)
+{
+    fan_record record = {.listener = FAN_NUDGE};
+    struct msghdr message;
+    struct iovec data;
+    envelope(&message, &data, &record, NULL);
+    return sendmsg(channel->write_fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
+}
+
+/* ---- receiving --------------------------------------------------------------------------------------------------- */
+
+/* 1: *fd is the caller's. 0: end-of-file. -ENOMSG: a nudge. -ENOBUFS: the descriptor did not fit into this process and
+ * the kernel has closed it (MSG_CTRUNC). Other -errno: nothing was received. */
+static int opened(struct msghdr *message, size_t bytes, const fan_record *record, int *fd)
+{
+    *fd = enclosed(message);
+    if (bytes == 0)
+        return 0;
+    if (*fd >= 0)
+        return 1;
+    return bytes == sizeof *record && record->listener == FAN_NUDGE ? -ENOMSG : -ENOBUFS;
+}
+
+int fan_channel_receive(int channel_fd, int flags, fan_record *record, int *fd)
+{
+    struct msghdr message;
+    struct iovec data;
+    fd_control control;
+    envelope(&message, &data, record, &control);
+    ssize_t bytes = recvmsg(channel_fd, &message, flags | MSG_CMSG_CLOEXEC);
+    return bytes < 0 ? -errno : opened(&message, (size_t)bytes, record, fd);
+}
+
+/* What is there, at most `count` messages. A place whose message held no connection has fd -1 and the record of a
+ * nudge, or another record if the connection was lost. Returns how many messages, 0 at end-of-file, or -errno. */
+int fan_channel_receive_many(int channel_fd, int count, fan_record *records, int *fds)
+{
+    struct mmsghdr messages[FAN_BATCH];
+    struct iovec data[FAN_BATCH];
+    fd_control controls[FAN_BATCH];
+
+    assert(count > 0 && count <= FAN_BATCH);
+    for (int i = 0; i < count; i++)
+        envelope(&messages[i].msg_hdr, &data[i], &records[i], &controls[i]);
+    int received = recvmmsg(channel_fd, messages, (unsigned)count, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, NULL);
+    if (received < 0)
+        return -errno;
+    for (int i = 0; i < received; i++)
+        if (opened(&messages[i].msg_hdr, messages[i].msg_len, &records[i], &fds[i]) == 0)
+            return i; /* end-of-file fills the rest of the array with empty messages */
+    return received;
+}
+
+/* Take one connection back, on the master's copy of the reading end. 1, 0 if nothing waits, or -errno. */
+int fan_channel_recall(fan_channel *channel, fan_held *out)
+{
+    int rc;
+    do
+        rc = fan_channel_receive(channel->read_fd, MSG_DONTWAIT, &out->record, &out->fd);
+    while (rc == -ENOMSG);
+    return rc == -EAGAIN ? 0 : rc;
+}

@@ -1,0 +1,498 @@
+/* core.c: birth, death, and the one loop of the master: dispatch, wait, events out.
+ *
+ * Two epoll sets. `inner` holds the channels and what Python watches; `outer` holds the listeners and `inner`. The
+ * master waits for `outer` only while somebody is hungry and nothing is in its hands. So a full house is not woken by
+ * each new client, and changing between the two states costs no system call.
+ */
+#define _GNU_SOURCE
+#include "core.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#define STALL_NS (10 * FAN_MS) /* after ETOOMANYREFS, ENOBUFS: no event tells when it is over */
+#define LOOK_NS (10 * FAN_MS)  /* how long a message may wait beside an idle reader before somebody is nudged */
+#define ROUNDS 64              /* batches in a row before Python's events get their turn: a few milliseconds */
+
+int fan_epoll(int set, int op, int fd, uint32_t events, uint64_t about)
+{
+    struct epoll_event event = {.events = events, .data.u64 = about};
+    return epoll_ctl(set, op, fd, &event) < 0 ? -errno : 0;
+}
+
+/* News of the core's own. A full list loses the newest: the oldest says why. */
+void fan_core_notice(fan_core *core, int kind, int error, int64_t token)
+{
+    if (core->notice_count < (int)(sizeof core->notices / sizeof *core->notices))
+        core->notices[core->notice_count++] = (fan_event){.kind = kind, .error = error, .token = token};
+}
+
+/* ---- birth and death --------------------------------------------------------------------------------------------- */
+
+int fan_core_new(int slots, int policy, fan_core **out)
+{
+    if (slots < 1 || slots > FAN_MAX_SLOTS || policy < FAN_ROUND_ROBIN || policy > FAN_SOURCE_HASH)
+        return -EINVAL;
+    int rc = -ENOMEM;
+    fan_core *core = calloc(1, sizeof *core);
+    if (!core)
+        return rc;
+    core->inner = core->outer = -1;
+    core->slot_count = slots;
+    core->policy = policy;
+    core->accept_flags = SOCK_CLOEXEC;
+    core->channels = calloc((size_t)slots + 1, sizeof *core->channels);
+    core->slots = calloc((size_t)slots, sizeof *core->slots);
+    core->rotation = calloc((size_t)slots + 1, sizeof *core->rotation);
+    core->board = fan_board_map(slots);
+    if (!core->channels || !core->slots || !core->rotation || !core->board)
+        goto fail;
+    for (int i = 0; i <= slots; i++)
+        core->channels[i].write_fd = core->channels[i].read_fd = -1;
+    rc = core->message_bytes = fan_message_bytes();
+    if (rc < 0)
+        goto fail;
+    core->inner = epoll_create1(EPOLL_CLOEXEC);
+    core->outer = epoll_create1(EPOLL_CLOEXEC);
+    rc = -errno;
+    if (core->inner < 0 || core->outer < 0)
+        goto fail;
+    rc = fan_epoll(core->outer, EPOLL_CTL_ADD, core->inner, EPOLLIN, FAN_ABOUT(FAN_INNER, 0));
+    for (int i = 0; i <= slots && rc == 0; i++)
+        rc = fan_channel_birth(core, i);
+    if (rc < 0)
+        goto fail;
+    *out = core;
+    return 0;
+fail:
+    fan_core_free(core);
+    return rc;
+}
+
+/* All but the channels' reading ends and the board. epoll sets are only closed, never edited: after a fork they are
+ * the master's as well. */
+static void close_most(fan_core *core)
+{
+    for (int i = 0; i < core->held_count; i++)
+        fan_close(&core->held[i].fd);
+    for (int i = 0; i < core->listener_count; i++)
+        fan_close(&core->listeners[i].fd);
+    for (int i = 0; core->channels && i <= core->slot_count; i++)
+        fan_close(&core->channels[i].write_fd);
+    fan_close(&core->inner);
+    fan_close(&core->outer);
+}
+
+static void free_memory(fan_core *core)
+{
+    free(core->channels);
+    free(core->slots);
+    free(core->rotation);
+    free(core);
+}
+
+void fan_core_free(fan_core *core)
+{
+    if (!core)
+        return;
+    close_most(core);
+    for (int i = 0; core->channels && i <= core->slot_count; i++)
+        fan_close(&core->channels[i].read_fd);
+    if (core->board)
+        fan_board_unmap(core->board, core->slot_count);
+    free_memory(core);
+}
+
+void fan_core_abandon(fan_core *core, int slot, int *pool_fd, int *slot_fd, fan_board **board)
+{
+    assert(slot >= 0 && slot < core->slot_count);
+    close_most(core);
+    *pool_fd = core->channels[core->slot_count].read_fd;
+    *slot_fd = core->channels[slot].read_fd;
+    for (int i = 0; i < core->slot_count; i++)
+        if (i != slot)
+            fan_close(&core->channels[i].read_fd);
+    fan_board_keep(core->board, core->slot_count, slot);
+    *board = fan_board_page(core->board, slot);
+    free_memory(core);
+}
+
+int fan_core_listen(fan_core *core, int fd)
+{
+    if (core->listener_count == FAN_MAX_LISTENERS)
+        return -ENOSPC;
+    int number = core->listener_count;
+    int rc = fan_epoll(core->outer, EPOLL_CTL_ADD, fd, EPOLLIN, FAN_ABOUT(FAN_LISTENER, number));
+    if (rc < 0)
+        return rc;
+    core->listeners[core->listener_count++] = (fan_listener){.fd = fd};
+    return number;
+}
+
+int fan_core_watch(fan_core *core, int fd, int64_t token)
+{
+    assert(token >= 0 && token < INT64_C(1) << 48);
+    return fan_epoll(core->inner, EPOLL_CTL_ADD, fd, EPOLLIN, FAN_ABOUT(FAN_WATCHED, token));
+}
+
+int fan_core_unwatch(fan_core *core, int fd)
+{
+    return epoll_ctl(core->inner, EPOLL_CTL_DEL, fd, NULL) < 0 ? -errno : 0;
+}
+
+void fan_core_count(const fan_core *core, fan_counters *out)
+{
+    *out = core->counters;
+    out->held = (uint64_t)core->held_count;
+}
+
+int fan_core_message_bytes(const fan_core *core)
+{
+    return core->message_bytes;
+}
+
+/* ---- dispatch ---------------------------------------------------------------------------------------------------- */
+
+/* Ask the kernel about the channels that are thought to be full; have those that are tell when they no longer are.
+ * Returns how many connections may be passed now. */
+static int total_space(fan_core *core, int64_t now_ns)
+{
+    int total = 0;
+    for (int i = 0; i < core->rotation_count; i++) {
+        fan_channel *channel = &core->channels[core->rotation[i]];
+        if (channel->space <= 0 && !channel->armed) {
+            int untaken = fan_channel_untaken(channel);
+            if (untaken >= 0 && untaken <= channel->quarter)
+                channel->space = channel->size - untaken;
+            else {
+                channel->full_since_ns = now_ns;
+                channel->armed = fan_epoll(core->inner, EPOLL_CTL_MOD, channel->write_fd, EPOLLOUT | EPOLLONESHOT,
+                                           FAN_ABOUT(FAN_CHANNEL, core->rotation[i])) == 0;
+            }
+        }
+        total += channel->space;
+    }
+    return total;
+}
+
+/* Take back what waits where no worker reads. */
+static int recall_batch(fan_core *core, int want)
+{
+    int count = 0;
+    for (int number = 0; number < core->slot_count && count < want; number++) {
+        fan_channel *channel = &core->channels[number];
+        while (channel->recalling && count < want) {
+            fan_held *held = &core->held[count];
+            int rc = fan_channel_recall(channel, held);
+            if (rc == 1) {
+                held->channel = -1;
+                core->counters.recalled++;
+                core->slots[number].passed -= core->slots[number].passed > 0;
+                count++;
+            } else if (rc == -ENOBUFS)
+                core->counters.truncated++;
+            else
+                channel->recalling = false; /* empty, or broken */
+        }
+    }
+    core->held_count = count;
+    return count;
+}
+
+static int refill(fan_core *core, int space, int64_t now_ns)
+{
+    int want = space < FAN_BATCH ? space : FAN_BATCH;
+    int count = recall_batch(core, want);
+    if (count == 0 && !fan_accept_rests(core, now_ns))
+        count = fan_accept_batch(core, want);
+    return count;
+}
+
+/* What a refused message means for the next ones. Nothing is lost: the connections stay in the master's hands. */
+static void refused(fan_core *core, int number, int error, int64_t now_ns)
+{
+    fan_channel *channel = &core->channels[number];
+    switch (error) {
+    case EAGAIN:
+        core->counters.full_channels++;
+        channel->space = 0;
+        break;
+    case EINTR:
+        core->counters.interrupts++;
+        break;
+    case EPIPE:
+    case ECONNRESET:
+    case ECONNREFUSED:
+    case ENOTCONN:
+        fan_channel_replace(core, number);
+        break;
+    case ETOOMANYREFS:
+        core->counters.flight_limits++;
+        core->stall_until_ns = now_ns + STALL_NS;
+        break;
+    default: /* ENOBUFS, ENOMEM, or a refusal of a security module: later, too */
+        core->counters.memory_shortages++;
+        core->stall_until_ns = now_ns + STALL_NS;
+    }
+}
+
+/* Send what was routed to one channel. Returns how many the kernel took; those are closed here. */
+static int pass_to(fan_core *core, int number, int64_t now_ns)
+{
+    fan_channel *channel = &core->channels[number];
+    fan_held *batch[FAN_BATCH];
+    int count = 0;
+    for (int i = 0; i < core->held_count; i++)
+        if (core->held[i].channel == number)
+            batch[count++] = &core->held[i];
+    int passed = fan_channel_pass(channel, batch, count);
+    for (int i = 0; i < count; i++) {
+        if (i < passed)
+            fan_close(&batch[i]->fd);
+        else {
+            batch[i]->channel = -1;
+            channel->space++;
+        }
+    }
+    if (passed < 0) {
+        refused(core, number, -passed, now_ns);
+        return 0;
+    }
+    core->counters.passed += (uint64_t)passed;
+    if (number < core->slot_count)
+        core->slots[number].passed += (uint64_t)passed;
+    if (channel->threads > 0) {
+        channel->nudgeable = true;
+        if (core->look_at_ns == 0)
+            core->look_at_ns = now_ns + LOOK_NS;
+    }
+    return passed;
+}
+
+/* Route and pass what is in the master's hands. Returns how many went; the others stay, in order. */
+static int pass_held(fan_core *core, int64_t now_ns)
+{
+    int passed = 0;
+    for (int i = 0; i < core->held_count; i++) {
+        int number = fan_route(core, &core->held[i].record, now_ns);
+        if (number < 0)
+            break;
+        core->held[i].channel = number;
+        core->channels[number].space--;
+        if (number < core->slot_count) /* counted while routing, so that the next one sees it */
+            core->slots[number].passed++;
+    }
+    for (int i = 0; i < core->held_count; i++) {
+        int number = core->held[i].channel;
+        if (core->held[i].fd < 0 || number < 0)
+            continue;
+        if (number < core->slot_count)
+            for (int j = i; j < core->held_count; j++)
+                core->slots[number].passed -= core->held[j].channel == number;
+        passed += pass_to(core, number, now_ns);
+    }
+    int kept = 0;
+    for (int i = 0; i < core->held_count; i++)
+        if (core->held[i].fd >= 0)
+            core->held[kept++] = core->held[i];
+    core->held_count = kept;
+    return passed;
+}
+
+static void finish_if_done(fan_core *core)
+{
+    if (!core->finishing || core->finished || core->held_count > 0)
+        return;
+    for (int i = 0; i < core->listener_count; i++)
+        if (core->listeners[i].fd >= 0)
+            return;
+    for (int i = 0; i < core->slot_count; i++)
+        if (core->channels[i].recalling && fan_channel_untaken(&core->channels[i]) > 0)
+            return;
+    for (int i = 0; i <= core->slot_count; i++)
+        shutdown(core->channels[i].write_fd, SHUT_WR);
+    core->finished = true;
+    fan_core_notice(core, FAN_EVENT_FINISHED, 0, 0);
+}
+
+/* Move connections until nobody is hungry or nothing is there. True if it stopped only to let others have a turn. */
+static bool dispatch(fan_core *core)
+{
+    for (int round = 0; round < ROUNDS; round++) {
+        int64_t now_ns = fan_now_ns();
+        if (core->finished || now_ns < core->stall_until_ns)
+            return false;
+        core->stall_until_ns = core->lag_until_ns = 0;
+        int space = total_space(core, now_ns);
+        if (space == 0)
+            return false;
+        if (core->held_count == 0 && refill(core, space, now_ns) == 0)
+            return false;
+        if (pass_held(core, now_ns) == 0)
+            return false;
+    }
+    return true;
+}
+
+void fan_core_finish(fan_core *core, int limit)
+{
+    core->finishing = true;
+    for (int i = 0; i < core->listener_count; i++) {
+        core->listeners[i].remaining = limit;
+        core->listeners[i].maybe = core->listeners[i].fd >= 0;
+    }
+}
+
+/* ---- waiting ----------------------------------------------------------------------------------------------------- */
+
+static void listeners_may_have_more(fan_core *core)
+{
+    for (int i = 0; i < core->listener_count; i++)
+        core->listeners[i].maybe = core->listeners[i].fd >= 0;
+}
+
+/* A message waits although a reader is idle, and none was taken since the last look: its wake-up died with a worker
+ * that was killed or stopped in that instant. Wake the next one; as many in a row as seem idle. */
+static bool look_at(fan_core *core, int number)
+{
+    fan_channel *channel = &core->channels[number];
+    if (!channel->nudgeable)
+        return false;
+    channel->nudgeable = fan_channel_untaken(channel) > 0;
+    if (!channel->nudgeable)
+        return false;
+    uint64_t taken = 0;
+    int idle = 0;
+    for (int slot = 0; slot < core->slot_count; slot++) {
+        if (core->slots[slot].entered && fan_slot_channel(core, slot) == number) {
+            taken += fan_board_taken(core->board, slot);
+            idle += fan_board_idle(core->board, slot, core->slots[slot].threads);
+        }
+    }
+    if (taken != channel->taken_seen) {
+        channel->taken_seen = taken;
+        channel->nudges = 0;
+    } else if (channel->nudges < idle && fan_channel_nudge(channel) == 0) {
+        channel->nudges++;
+        core->counters.nudges++;
+    }
+    return true;
+}
+
+static void keep_time(fan_core *core, int64_t now_ns)
+{
+    if (core->paused && now_ns >= core->pause_until_ns)
+        listeners_may_have_more(core);
+    if (core->look_at_ns && now_ns >= core->look_at_ns) {
+        bool again = false;
+        for (int i = 0; i < core->rotation_count; i++)
+            again |= look_at(core, core->rotation[i]);
+        core->look_at_ns = again ? now_ns + LOOK_NS : 0;
+    }
+}
+
+/* Milliseconds until the next thing to do by the clock, rounded up; -1: nothing. `deadline_ns` is Python's. */
+static int patience_ms(const fan_core *core, int64_t now_ns, int64_t deadline_ns)
+{
+    int64_t next_ns = deadline_ns;
+    if (core->paused && core->pause_until_ns > now_ns && core->pause_until_ns < next_ns)
+        next_ns = core->pause_until_ns;
+    if (core->stall_until_ns && core->stall_until_ns < next_ns)
+        next_ns = core->stall_until_ns;
+    if (core->lag_until_ns && core->lag_until_ns < next_ns)
+        next_ns = core->lag_until_ns;
+    if (core->look_at_ns && core->look_at_ns < next_ns)
+        next_ns = core->look_at_ns;
+    if (next_ns == INT64_MAX)
+        return -1;
+    int64_t ms = (next_ns - now_ns + FAN_MS - 1) / FAN_MS;
+    return ms < 0 ? 0 : ms > 1000000 ? 1000000 : (int)ms;
+}
+
+static bool anybody_hungry(const fan_core *core)
+{
+    for (int i = 0; i < core->rotation_count; i++)
+        if (core->channels[core->rotation[i]].space > 0)
+            return true;
+    return false;
+}
+
+static void channel_writable(fan_core *core, int number, uint32_t events)
+{
+    fan_channel *channel = &core->channels[number];
+    channel->armed = false;
+    if (events & (EPOLLHUP | EPOLLERR)) {
+        if (!core->finished)
+            fan_channel_replace(core, number);
+        return;
+    }
+    int untaken = fan_channel_untaken(channel);
+    /* The kernel's word counts: if it says there is space, one message is tried. */
+    channel->space = untaken >= 0 && untaken < channel->size ? channel->size - untaken : 1;
+    listeners_may_have_more(core); /* nobody listened while all were full */
+}
+
+/* One wait. Returns how many events for Python, or -errno. */
+static int wait_for(fan_core *core, int set, int timeout_ms, fan_event *events, int cap)
+{
+    struct epoll_event ready[64];
+    int count = epoll_wait(set, ready, cap < 64 ? cap : 64, timeout_ms), told = 0;
+    if (count < 0)
+        return -errno;
+    bool look_inside = false;
+    for (int i = 0; i < count; i++) {
+        int64_t number = FAN_ABOUT_NUMBER(ready[i].data.u64);
+        switch (FAN_ABOUT_KIND(ready[i].data.u64)) {
+        case FAN_WATCHED:
+            events[told++] = (fan_event){.kind = FAN_EVENT_WATCHED, .token = number};
+            break;
+        case FAN_CHANNEL:
+            channel_writable(core, (int)number, ready[i].events);
+            break;
+        case FAN_LISTENER:
+            core->listeners[number].maybe = core->listeners[number].fd >= 0;
+            break;
+        case FAN_INNER:
+            look_inside = true;
+        }
+    }
+    if (!look_inside)
+        return told;
+    int rc = wait_for(core, core->inner, 0, events, cap); /* nothing was told yet: outer holds no watched ones */
+    return rc == -EINTR ? told : rc;
+}
+
+int fan_core_run(fan_core *core, int64_t timeout_ns, fan_event *events, int cap)
+{
+    assert(cap > 0);
+    int64_t deadline_ns = timeout_ns < 0 ? INT64_MAX : fan_now_ns() + timeout_ns;
+    for (;;) {
+        keep_time(core, fan_now_ns());
+        bool more = dispatch(core);
+        finish_if_done(core);
+        int told = core->notice_count < cap ? core->notice_count : cap;
+        if (told) {
+            memcpy(events, core->notices, (size_t)told * sizeof *events);
+            core->notice_count -= told;
+            memmove(core->notices, core->notices + told, (size_t)core->notice_count * sizeof *events);
+            return told;
+        }
+        int64_t now_ns = fan_now_ns();
+        bool listening = core->held_count == 0 && !core->stall_until_ns && !fan_accept_rests(core, now_ns) &&
+                         anybody_hungry(core);
+        int timeout_ms = more ? 0 : patience_ms(core, now_ns, deadline_ns);
+        told = wait_for(core, listening ? core->outer : core->inner, timeout_ms, events, cap);
+        if (told == -EINTR) {
+            core->counters.interrupts++;
+            return 0;
+        }
+        if (told != 0)
+            return told;
+        if (fan_now_ns() >= deadline_ns)
+            return 0;
+    }
+}

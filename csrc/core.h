@@ -1,0 +1,151 @@
+/* core.h: the private structs, and which of them owns which descriptor. */
+#ifndef FAN_CORE_H
+#define FAN_CORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "fanout.h"
+#include "os.h"
+
+/* The fixed-size record that travels with each descriptor. A listener of FAN_NUDGE means: no connection, just wake up. */
+typedef struct {
+    uint64_t sequence;
+    int64_t accepted_ns;
+    int32_t listener;
+    uint16_t peer_bytes;      /* length of the address in peer, as accept4 gave it */
+    uint16_t nonblocking;
+    union {
+        sa_family_t family;
+        struct sockaddr_un un; /* the largest: 110 bytes */
+        char bytes[FAN_HOST_BYTES];
+    } peer;
+} fan_record;
+
+#define FAN_NUDGE (-1)
+
+/* A connection in the master's hands. */
+typedef struct {
+    fan_record record;
+    int fd;       /* owned */
+    int channel;  /* where it was routed to, or -1 */
+} fan_held;
+
+/* A SEQPACKET pair. The master owns both ends; readers have duplicates of read_fd. */
+typedef struct {
+    int write_fd;            /* owned; in the epoll set `inner` */
+    int read_fd;             /* owned */
+    int size;                /* messages the kernel takes before it says EAGAIN */
+    int quarter;             /* the kernel says POLLOUT at this many untaken, or fewer */
+    int space;               /* messages that may be passed before the kernel is asked again; 0: not hungry */
+    int workers;             /* ready workers that read it; 0: out of rotation */
+    int threads;             /* of them, threads that block in recvmsg; 0: event loops */
+    bool armed;              /* EPOLLOUT will tell when it is hungry */
+    bool recalling;          /* no reader of its own any more: take back what waits in it */
+    bool nudgeable;          /* blocking readers, and something was passed since it was last seen empty */
+    int nudges;              /* sent since a message was last taken */
+    uint64_t taken_seen;     /* sum of the readers' `taken` at the last look */
+    int64_t full_since_ns;   /* when space last became 0 */
+} fan_channel;
+
+/* A place for a worker. */
+typedef struct {
+    bool entered, pool;
+    int threads;
+    uint64_t passed;         /* to its own channel in this generation, less what was recalled */
+    int64_t entered_ns;
+    uint64_t handicap;       /* least-connections: what a cold worker pretends to hold, fading over the slow start */
+} fan_slot;
+
+typedef struct {
+    int fd;                  /* owned; in the epoll set `outer` */
+    bool maybe;              /* may have connections; false after EAGAIN until epoll says otherwise */
+    int remaining;           /* finishing: how many more to accept */
+} fan_listener;
+
+struct fan_core {
+    int inner;               /* epoll set: channels and watched descriptors */
+    int outer;               /* epoll set: the listeners, and `inner`. Waited for only while somebody is hungry */
+    int policy;
+    int slot_count;
+    int message_bytes;
+    int accept_flags;
+    bool finishing, finished;
+    bool paused;             /* accepting rests until pause_until_ns */
+    int64_t pause_until_ns;
+    int64_t stall_until_ns;  /* passing rests (ETOOMANYREFS, ENOBUFS); 0: it does not */
+    int64_t look_at_ns;      /* next look whether a wake-up was lost; 0: nothing is untaken */
+    int64_t lag_until_ns;    /* least-connections waits for the emptiest worker until then; 0: it does not */
+    int cursor;              /* round-robin: where in rotation to look first */
+    int rotation_count;
+    int *rotation;           /* numbers of the channels with a ready worker */
+    fan_channel *channels;   /* one a slot, and the pool's at [slots] */
+    fan_slot *slots;
+    fan_board *board;        /* one page a slot, shared with the workers */
+    int listener_count, listener_cursor;
+    fan_listener listeners[FAN_MAX_LISTENERS];
+    int held_count;
+    fan_held held[FAN_BATCH];
+    int notice_count;
+    fan_event notices[8];    /* own news for the next return to Python */
+    fan_counters counters;
+};
+
+/* What an epoll event is about: the kind in the top byte of its data, a number or token below. */
+#define FAN_ABOUT(kind, number) ((uint64_t)(kind) << 56 | (uint64_t)(number))
+#define FAN_ABOUT_KIND(data) ((int)((data) >> 56))
+#define FAN_ABOUT_NUMBER(data) ((int64_t)((data) & ((UINT64_C(1) << 56) - 1)))
+enum { FAN_WATCHED, FAN_CHANNEL, FAN_LISTENER, FAN_INNER };
+
+/* core.c */
+int fan_epoll(int set, int op, int fd, uint32_t events, uint64_t about);
+void fan_core_notice(fan_core *core, int kind, int error, int64_t token);
+
+/* accept.c */
+int fan_accept_batch(fan_core *core, int want);
+bool fan_accept_rests(fan_core *core, int64_t now_ns);
+void fan_accept_pause(fan_core *core, int error);
+void fan_listener_close(fan_core *core, int number);
+
+/* slot.c */
+int fan_slot_channel(const fan_core *core, int slot);
+int fan_channel_birth(fan_core *core, int number);
+void fan_channel_replace(fan_core *core, int number);
+
+/* route.c */
+int fan_route(fan_core *core, const fan_record *record, int64_t now_ns);
+uint64_t fan_slot_live(const fan_core *core, int slot);
+void fan_slot_warm_up(fan_core *core, int slot, int64_t now_ns);
+
+/* channel.c */
+int fan_message_bytes(void);
+int fan_channel_open(fan_channel *channel);
+void fan_channel_close(fan_channel *channel);
+int fan_channel_resize(fan_channel *channel, int messages, int message_bytes);
+int fan_channel_untaken(const fan_channel *channel);
+int fan_channel_pass(fan_channel *channel, fan_held *const *held, int count);
+int fan_channel_recall(fan_channel *channel, fan_held *out);
+int fan_channel_nudge(fan_channel *channel);
+int fan_channel_receive(int channel_fd, int flags, fan_record *record, int *fd);
+int fan_channel_receive_many(int channel_fd, int count, fan_record *records, int *fds);
+
+/* board.c */
+fan_board *fan_board_map(int slots);
+void fan_board_unmap(fan_board *board, int slots);
+void fan_board_keep(fan_board *board, int slots, int keep);
+void fan_board_begin(fan_board *board, int slot, uint64_t generation);
+uint64_t fan_board_taken(const fan_board *board, int slot);
+uint64_t fan_board_finished(const fan_board *board, int slot);
+int fan_board_idle(const fan_board *board, int slot, int threads);
+void fan_board_look(const fan_board *board, int slot, fan_board_view *out);
+fan_board *fan_board_page(fan_board *board, int slot);
+void fan_board_enrol(fan_board *page, int thread);
+void fan_board_idle_now(fan_board *page, int thread, int64_t now_ns);
+void fan_board_busy_now(fan_board *page, int thread, int64_t now_ns);
+void fan_board_took(fan_board *page, int count);
+void fan_board_beat(fan_board *page, int64_t now_ns);
+void fan_board_lost(fan_board *page, int count);
+
+#endif

@@ -1,0 +1,168 @@
+/* fanout.h: everything that Python may use of the core. Read this first.
+ *
+ * A core belongs to one process, the master. It owns the listening sockets, the channels (both ends of each), the
+ * board, and for a moment each connection on its way from a listener to a channel. After fork() the child calls
+ * fan_core_abandon() and keeps what one worker needs: its reading ends and its page of the board.
+ *
+ * Results: 0 or a count, or -errno. Times are CLOCK_MONOTONIC nanoseconds, durations nanoseconds.
+ */
+#ifndef FANOUT_H
+#define FANOUT_H
+
+#include <stdint.h>
+
+/* cdef: begin */
+
+#define FAN_MAX_SLOTS 1024    /* a page of memory and two descriptors each */
+#define FAN_MAX_LISTENERS 64
+#define FAN_MAX_THREADS 256   /* what fits on a slot's page of the board */
+#define FAN_BATCH 32          /* the most connections that are in the master's hands at one time */
+#define FAN_HOST_BYTES 112    /* longest printable peer: a UNIX path, with its NUL */
+
+typedef struct fan_core fan_core;    /* the master's end */
+typedef struct fan_board fan_board;  /* a slot's page of shared counters and times */
+typedef struct fan_taker fan_taker;  /* a worker's (or thread's) reading end of a channel */
+
+enum { FAN_ROUND_ROBIN, FAN_LEAST_CONNECTIONS, FAN_SOURCE_HASH };
+
+/* What fan_core_run has to say. */
+enum {
+    FAN_EVENT_WATCHED,          /* `token`: a watched descriptor is readable */
+    FAN_EVENT_PAUSED,           /* `error`: accepting rests a while, the system refuses (EMFILE, ENFILE, ENOBUFS, ENOMEM) */
+    FAN_EVENT_RESUMED,          /* accepting goes on after a pause */
+    FAN_EVENT_LISTENER_FAILED,  /* `token`: listener number, `error`: why it was closed */
+    FAN_EVENT_CHANNEL_BROKEN,   /* `token`: slot, or -1 for the pool: a worker shut it down; a new one has taken its place */
+    FAN_EVENT_FINISHED          /* after fan_core_finish: all that was queued has been passed, the listeners are closed */
+};
+
+typedef struct {
+    int32_t kind;   /* FAN_EVENT_ */
+    int32_t error;  /* a positive errno, or 0 */
+    int64_t token;
+} fan_event;
+
+/* Counted since fan_core_new. accepted + recalled == passed + held + discarded at all times. */
+typedef struct {
+    uint64_t accepted;         /* connections taken off the listeners */
+    uint64_t passed;           /* messages put into channels */
+    uint64_t recalled;         /* messages taken back out of channels */
+    uint64_t discarded;        /* connections closed by fan_core_free */
+    uint64_t held;             /* connections in the master's hands now */
+    uint64_t nudges;           /* empty messages sent to wake a reader */
+    uint64_t aborted;          /* accept: the client had gone (ECONNABORTED) or the network complained */
+    uint64_t fd_shortages;     /* accept: EMFILE, ENFILE */
+    uint64_t memory_shortages; /* accept or pass: ENOBUFS, ENOMEM */
+    uint64_t flight_limits;    /* pass: ETOOMANYREFS, too many descriptors in flight for this user */
+    uint64_t full_channels;    /* pass: EAGAIN, the kernel refused a message that should have had space */
+    uint64_t broken_channels;  /* pass: EPIPE and its like */
+    uint64_t interrupts;       /* EINTR, of any call */
+    uint64_t truncated;        /* recall: MSG_CTRUNC, a connection lost for want of a descriptor */
+} fan_counters;
+
+/* A copy of a slot's page. Written by the worker, so believed only as far as it harms nobody else. */
+typedef struct {
+    uint64_t generation;
+    uint64_t taken;        /* connections */
+    uint64_t done;         /* connections closed or detached; never more than taken */
+    uint64_t truncated;    /* connections lost in the worker for want of a descriptor */
+    int64_t beat_ns;       /* when the serving loop last came round; 0: never */
+    int64_t busy_since_ns; /* when the oldest connection in a handler was taken; 0: all threads idle */
+    int32_t busy_threads;
+    int32_t threads;
+} fan_board_view;
+
+/* A connection that has arrived in a worker. */
+typedef struct {
+    int32_t fd;             /* the worker's now */
+    int32_t family;         /* AF_INET, AF_INET6, AF_UNIX */
+    int32_t port;           /* 0 for AF_UNIX */
+    uint32_t flowinfo;      /* AF_INET6 */
+    uint32_t scope_id;      /* AF_INET6 */
+    int32_t listener;       /* number given by fan_core_listen */
+    int32_t nonblocking;    /* O_NONBLOCK is set on fd */
+    int32_t host_bytes;     /* length of host, without the NUL; an abstract name begins with one */
+    int64_t accepted_ns;    /* when the master accepted it */
+    uint64_t sequence;      /* counts the connections of a master from 1 */
+    char host[FAN_HOST_BYTES];
+} fan_connection;
+
+/* ---- the master: birth, death, loop ------------------------------------------------------------------------- */
+
+/* A core for `slots` workers. On failure *out is untouched and nothing stays open. */
+int fan_core_new(int slots, int policy, fan_core **out);
+
+/* Close everything the core owns, connections in its hands included. */
+void fan_core_free(fan_core *core);
+
+/* Take over a listening socket that is O_NONBLOCK. Returns its number; on failure the fd stays the caller's. */
+int fan_core_listen(fan_core *core, int fd);
+
+/* Report FAN_EVENT_WATCHED with `token` while fd is readable. The fd stays the caller's: unwatch, then close.
+ * Tokens are 0 or more, below 2^48. */
+int fan_core_watch(fan_core *core, int fd, int64_t token);
+int fan_core_unwatch(fan_core *core, int fd);
+
+/* Dispatch connections until there is something to say, `timeout_ns` is over (negative: none), or a signal arrives.
+ * Fills at most `cap` events; returns how many, 0 on timeout and on EINTR, so that Python can run its handlers. */
+int fan_core_run(fan_core *core, int64_t timeout_ns, fan_event *events, int cap);
+
+/* The clean end: pass on what the accept queues hold now (at most `limit` a listener), close the listeners, then end
+ * the channels: readers find what is left in them, then end-of-file. Then FAN_EVENT_FINISHED, once. */
+void fan_core_finish(fan_core *core, int limit);
+
+void fan_core_count(const fan_core *core, fan_counters *out);
+
+/* Bytes of SO_SNDBUF that one message takes on this kernel, measured in fan_core_new. */
+int fan_core_message_bytes(const fan_core *core);
+
+/* ---- the master: slots ---------------------------------------------------------------------------------------- */
+
+/* Before each fork: a clean page for generation `generation` of this slot. */
+void fan_slot_begin(fan_core *core, int slot, uint64_t generation);
+
+/* A worker is ready. `pool`: it reads the pool channel, else the slot's own. `threads`: how many block in
+ * fan_take at once, 0 for an event loop. `size`: messages the channel shall take; returns what the kernel grants. */
+int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size);
+
+/* The worker takes no more, alive or not: out of rotation. What waits in its own channel is taken back and passed to
+ * others as soon as they are hungry; what is left stays for the slot's next worker. In the pool another reader is
+ * woken, since this one's wake-up may have died with it. No-op if not entered. */
+void fan_slot_leave(fan_core *core, int slot);
+
+/* Messages that were passed to the slot's own channel (-1: to the pool's) and not taken; or -errno. */
+int fan_slot_untaken(const fan_core *core, int slot);
+
+void fan_slot_look(const fan_core *core, int slot, fan_board_view *out);
+
+/* ---- the worker ----------------------------------------------------------------------------------------------- */
+
+/* In the child, first thing: close all of the core but the two reading ends of `slot` and unmap the other pages;
+ * then free it. The fds and the page are the caller's. Never touches the epoll sets: they are the master's too. */
+void fan_core_abandon(fan_core *core, int slot, int *pool_fd, int *slot_fd, fan_board **board);
+
+/* A taker reads from `fd` (which stays the caller's) and reports as thread number `thread` of the page. NULL: ENOMEM. */
+fan_taker *fan_taker_new(int fd, fan_board *board, int thread);
+void fan_taker_free(fan_taker *taker);
+
+/* Block until a connection is there. 1: *out is filled and out->fd is the caller's. 0: end-of-file, the master is done.
+ * -EINTR: a signal came. -ECANCELED: fan_taker_cancel. -EMFILE, -ENFILE: no free descriptor, nothing was taken.
+ * -ENOBUFS: the connection was lost for want of one (MSG_CTRUNC; counted).
+ * `fd_is_free`: the caller has just closed a descriptor, so the check for a free one can be saved. */
+int fan_take(fan_taker *taker, int fd_is_free, fan_connection *out);
+
+/* The same without waiting, for as many as are there, at most `cap` (and FAN_BATCH). Returns how many, -EAGAIN for none. */
+int fan_take_ready(fan_taker *taker, fan_connection *out, int cap);
+
+/* From any thread: fan_take returns -ECANCELED from now on. One that sleeps must be woken by a signal, too. */
+void fan_taker_cancel(fan_taker *taker);
+int fan_taker_sleeps(const fan_taker *taker);
+
+/* Make `signum` interrupt fan_take and do nothing else. */
+int fan_interrupt_with(int signum);
+
+/* A taken connection was closed or detached. */
+void fan_board_done(fan_board *board);
+
+/* cdef: end */
+
+#endif

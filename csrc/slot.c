@@ -1,0 +1,131 @@
+/* slot.c: places for workers, and the channels that outlive them. Who is in rotation; what happens to a channel when its
+ * reader comes, goes or breaks it.
+ *
+ * It never moves a connection from a listener and never waits.
+ */
+#define _GNU_SOURCE
+#include "core.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+/* EPOLLONESHOT without a wish: armed only when it is full. */
+int fan_channel_birth(fan_core *core, int number)
+{
+    fan_channel *channel = &core->channels[number];
+    int rc = fan_channel_open(channel);
+    if (rc < 0)
+        return rc;
+    return fan_epoll(core->inner, EPOLL_CTL_ADD, channel->write_fd, EPOLLONESHOT, FAN_ABOUT(FAN_CHANNEL, number));
+}
+
+int fan_slot_channel(const fan_core *core, int slot)
+{
+    return core->slots[slot].pool ? core->slot_count : slot;
+}
+
+static void rebuild_rotation(fan_core *core)
+{
+    core->rotation_count = 0;
+    for (int i = 0; i <= core->slot_count; i++)
+        if (core->channels[i].workers > 0)
+            core->rotation[core->rotation_count++] = i;
+    core->cursor = core->rotation_count ? core->cursor % core->rotation_count : 0;
+}
+
+void fan_slot_begin(fan_core *core, int slot, uint64_t generation)
+{
+    assert(slot >= 0 && slot < core->slot_count && !core->slots[slot].entered);
+    int left = fan_channel_untaken(&core->channels[slot]);
+    core->slots[slot].passed = left > 0 ? (uint64_t)left : 0;
+    fan_board_begin(core->board, slot, generation);
+}
+
+int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size)
+{
+    assert(slot >= 0 && slot < core->slot_count && !core->slots[slot].entered);
+    assert(threads >= 0 && threads <= FAN_MAX_THREADS && (threads > 0 || !pool));
+    fan_slot *place = &core->slots[slot];
+    fan_channel *channel = &core->channels[pool ? core->slot_count : slot];
+    int rc = fan_channel_resize(channel, size, core->message_bytes);
+    if (rc < 0)
+        return rc;
+    if (core->policy == FAN_LEAST_CONNECTIONS)
+        fan_slot_warm_up(core, slot, fan_now_ns());
+    place->entered = true;
+    place->pool = pool;
+    place->threads = threads;
+    channel->recalling = false;
+    channel->space = 0; /* the kernel is asked what is left in it */
+    channel->workers++;
+    channel->threads += threads;
+    core->accept_flags = threads > 0 ? SOCK_CLOEXEC : SOCK_CLOEXEC | SOCK_NONBLOCK;
+    rebuild_rotation(core);
+    return rc;
+}
+
+void fan_slot_leave(fan_core *core, int slot)
+{
+    assert(slot >= 0 && slot < core->slot_count);
+    fan_slot *place = &core->slots[slot];
+    if (!place->entered)
+        return;
+    fan_channel *channel = &core->channels[fan_slot_channel(core, slot)];
+    place->entered = false;
+    channel->workers--;
+    channel->threads -= place->threads;
+    if (!place->pool)
+        channel->recalling = true;
+    else if (channel->workers > 0 && fan_channel_untaken(channel) > 0) {
+        /* It may have died in the instant it was woken, and its wake-up with it. */
+        if (fan_channel_nudge(channel) == 0)
+            core->counters.nudges++;
+    }
+    rebuild_rotation(core);
+}
+
+int fan_slot_untaken(const fan_core *core, int slot)
+{
+    return fan_channel_untaken(&core->channels[slot < 0 ? core->slot_count : slot]);
+}
+
+void fan_slot_look(const fan_core *core, int slot, fan_board_view *out)
+{
+    assert(slot >= 0 && slot < core->slot_count);
+    fan_board_look(core->board, slot, out);
+}
+
+/* A worker shut the channel down: its readers see end-of-file and leave. What waits moves to a new pair in its place,
+ * which the next workers inherit; those of now are out of rotation. */
+void fan_channel_replace(fan_core *core, int number)
+{
+    fan_channel *channel = &core->channels[number], old = *channel;
+    core->counters.broken_channels++;
+    for (int slot = 0; slot < core->slot_count; slot++)
+        if (core->slots[slot].entered && fan_slot_channel(core, slot) == number)
+            core->slots[slot].entered = false;
+    int rc = fan_channel_birth(core, number);
+    if (rc < 0) { /* no descriptors: the old one stays, out of rotation, and is tried again by its next message */
+        fan_channel_close(channel);
+        *channel = old;
+        fan_accept_pause(core, -rc);
+    } else {
+        fan_held waiting, *one = &waiting;
+        fan_channel_resize(channel, old.size, core->message_bytes);
+        while ((rc = fan_channel_recall(&old, &waiting)) != 0) {
+            if (rc < 0 || fan_channel_pass(channel, &one, 1) != 1)
+                core->counters.truncated++;
+            if (rc == 1)
+                fan_close(&waiting.fd);
+            else if (rc != -ENOBUFS)
+                break;
+        }
+        fan_channel_close(&old);
+    }
+    channel->workers = channel->threads = 0;
+    channel->recalling = number < core->slot_count;
+    rebuild_rotation(core);
+    fan_core_notice(core, FAN_EVENT_CHANNEL_BROKEN, 0, number < core->slot_count ? number : -1);
+}

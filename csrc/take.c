@@ -1,0 +1,173 @@
+/* take.c: a worker's end. Takes connections out of a channel and marks on the board what it does.
+ *
+ * It never takes a message that it may have no descriptor for: the kernel would close the connection and say only
+ * MSG_CTRUNC. Peeking costs a second receive; asking for a descriptor costs two small calls; a thread that has just
+ * closed one need not ask.
+ */
+#define _GNU_SOURCE
+#include "core.h"
+
+#include <arpa/inet.h>
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+
+struct fan_taker {
+    int fd;                 /* the channel; not owned */
+    int thread;
+    fan_board *board;
+    int scarce_from;        /* a descriptor with this number, or higher, says that the table is nearly full */
+    bool scarce;            /* was nearly full once: holes below the top are few, take one at a time from now on */
+    atomic_bool cancelled;
+    atomic_bool sleeping;   /* in recvmsg, or about to be */
+};
+
+fan_taker *fan_taker_new(int fd, fan_board *board, int thread)
+{
+    assert(thread >= 0 && thread < FAN_MAX_THREADS);
+    fan_taker *taker = calloc(1, sizeof *taker);
+    if (!taker)
+        return NULL;
+    struct rlimit limit = {.rlim_cur = 1024};
+    getrlimit(RLIMIT_NOFILE, &limit);
+    taker->fd = fd;
+    taker->thread = thread;
+    taker->board = board;
+    taker->scarce_from = limit.rlim_cur > 1 << 30 ? 1 << 30 : (int)limit.rlim_cur - 2 * FAN_BATCH;
+    fan_board_enrol(board, thread);
+    return taker;
+}
+
+void fan_taker_free(fan_taker *taker)
+{
+    free(taker);
+}
+
+void fan_taker_cancel(fan_taker *taker)
+{
+    atomic_store(&taker->cancelled, true);
+}
+
+int fan_taker_sleeps(const fan_taker *taker)
+{
+    return atomic_load(&taker->sleeping);
+}
+
+static void ignore_signal(int signum)
+{
+    (void)signum;
+}
+
+/* Without SA_RESTART, so that a blocked recvmsg returns EINTR (signal(7)). */
+int fan_interrupt_with(int signum)
+{
+    struct sigaction action = {.sa_handler = ignore_signal};
+    return sigaction(signum, &action, NULL) < 0 ? -errno : 0;
+}
+
+/* The lowest free descriptor number, or -errno. Numbers are given lowest first, so a high one means a full table. */
+static int free_descriptor(const fan_taker *taker)
+{
+    int fd = fcntl(taker->fd, F_DUPFD_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    close(fd);
+    return fd;
+}
+
+static void describe(const fan_record *record, int fd, fan_connection *out)
+{
+    out->fd = fd;
+    out->listener = record->listener;
+    out->nonblocking = record->nonblocking;
+    out->accepted_ns = record->accepted_ns;
+    out->sequence = record->sequence;
+    out->family = record->peer.family;
+    out->port = 0;
+    out->host_bytes = 0;
+    out->host[0] = 0;
+    if (out->family == AF_INET) {
+        struct sockaddr_in peer;
+        memcpy(&peer, &record->peer, sizeof peer);
+        inet_ntop(AF_INET, &peer.sin_addr, out->host, FAN_HOST_BYTES);
+        out->host_bytes = (int)strlen(out->host);
+        out->port = ntohs(peer.sin_port);
+    } else if (out->family == AF_INET6) {
+        struct sockaddr_in6 peer;
+        memcpy(&peer, &record->peer, sizeof peer);
+        inet_ntop(AF_INET6, &peer.sin6_addr, out->host, FAN_HOST_BYTES);
+        out->host_bytes = (int)strlen(out->host);
+        out->port = ntohs(peer.sin6_port);
+        out->flowinfo = ntohl(peer.sin6_flowinfo);
+        out->scope_id = peer.sin6_scope_id;
+    } else if (out->family == AF_UNIX) {
+        const size_t head = offsetof(struct sockaddr_un, sun_path);
+        size_t bytes = record->peer_bytes > head ? record->peer_bytes - head : 0;
+        if (bytes > sizeof record->peer.un.sun_path)
+            bytes = sizeof record->peer.un.sun_path;
+        memcpy(out->host, record->peer.un.sun_path, bytes);
+        if (bytes && out->host[0]) /* a path; an abstract name may hold NULs and is counted to its end */
+            bytes = strnlen(out->host, bytes);
+        out->host_bytes = (int)bytes;
+        out->host[bytes] = 0;
+    }
+}
+
+int fan_take(fan_taker *taker, int fd_is_free, fan_connection *out)
+{
+    fan_record record;
+    int fd;
+
+    fan_board_idle_now(taker->board, taker->thread, fan_now_ns());
+    if (!fd_is_free) {
+        int rc = free_descriptor(taker);
+        if (rc < 0)
+            return rc;
+    }
+    /* Sleeping first, cancelled second; fan_taker_cancel's caller does it the other way round. So either this call sees
+     * the cancellation, or that caller sees a sleeper and goes on signalling it. */
+    atomic_store(&taker->sleeping, true);
+    int rc = atomic_load(&taker->cancelled) ? -ECANCELED : fan_channel_receive(taker->fd, 0, &record, &fd);
+    atomic_store(&taker->sleeping, false);
+    if (rc == 1) {
+        fan_board_busy_now(taker->board, taker->thread, fan_now_ns());
+        describe(&record, fd, out);
+    } else if (rc == -ENOBUFS)
+        fan_board_lost(taker->board, 1);
+    return rc == -ENOMSG ? -EINTR : rc;
+}
+
+int fan_take_ready(fan_taker *taker, fan_connection *out, int cap)
+{
+    fan_record records[FAN_BATCH];
+    int fds[FAN_BATCH];
+
+    fan_board_beat(taker->board, fan_now_ns());
+    int rc = free_descriptor(taker);
+    if (rc < 0)
+        return rc;
+    taker->scarce |= rc >= taker->scarce_from;
+    int want = taker->scarce ? 1 : cap < FAN_BATCH ? cap : FAN_BATCH;
+    int received = fan_channel_receive_many(taker->fd, want, records, fds);
+    if (received <= 0)
+        return received;
+    int taken = 0, lost = 0;
+    for (int i = 0; i < received; i++) {
+        if (fds[i] >= 0)
+            describe(&records[i], fds[i], &out[taken++]);
+        else
+            lost += records[i].listener != FAN_NUDGE;
+    }
+    if (taken)
+        fan_board_took(taker->board, taken);
+    if (lost)
+        fan_board_lost(taker->board, lost);
+    return taken ? taken : -EAGAIN;
+}

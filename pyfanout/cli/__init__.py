@@ -1,0 +1,67 @@
+"""The command line: one module for each verb, and what they share.
+
+Owns the parser, and how a failure looks in a shell: one line on stderr and the exit code that `errors` gives
+it. Never does a verb's work. Called by `pyfanout.__main__`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from pyfanout.cli import run
+from pyfanout.errors import ConfigError, FanoutError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is a ConfigError: one line and exit code 1, not the whole usage and 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; try '{self.prog} --help'")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Leave nothing over, so that the verb's own parser complains of a flag that it does not know."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unknown argument {unknown[0]!r}")
+        return known, unknown
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when asked: that takes longer than all the rest of the parsing."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        try:
+            version = importlib.metadata.version("pyfanout")
+        except importlib.metadata.PackageNotFoundError:
+            version = "(not installed)"  # run from a checkout
+        print(f"pyfanout {version}")
+        parser.exit()
+
+
+def parser() -> Parser:
+    """The parser of the whole command. What it returns has `act`, the function that does the verb."""
+    top = Parser(
+        prog="pyfanout",
+        description="Pre-fork runtime for Python: a C core accepts connections and passes them to workers.",
+        allow_abbrev=False,  # an abbreviation that works today is ambiguous tomorrow
+    )
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    verbs = top.add_subparsers(title="verbs", metavar="verb", required=True)
+    run.add(verbs)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what `argv` (default: the arguments of this process) asks for; the exit code. `--help` raises
+    SystemExit(0)."""
+    try:
+        arguments = parser().parse_args(argv)
+        code: int = arguments.act(arguments)
+    except FanoutError as error:
+        print(f"pyfanout: {error}", file=sys.stderr)
+        return error.exit_code
+    return code

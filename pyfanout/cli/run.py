@@ -1,0 +1,71 @@
+"""`pyfanout run module:attr`: serve an application until stopped.
+
+Owns the flags, which it makes from `config.options()`; adds none of its own but `--check-config`. The work is
+`serve`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pyfanout.app import check_spec, import_from
+from pyfanout.config import BINDS, SWITCH, Config, Option, options, unknown_variables
+from pyfanout.master.listeners import parse
+
+if TYPE_CHECKING:
+    from pyfanout.cli import Parser
+
+
+def add(verbs: argparse._SubParsersAction[Parser]) -> None:
+    """Add this verb to the command."""
+    parser = verbs.add_parser(
+        "run",
+        help="serve an application",
+        description="Serve module:attr: handler(conn, addr), or async def handler(reader, writer). "
+        "The module is looked for in the current folder first.",
+        epilog="Every option is also a variable, such as PYFANOUT_MAX_REQUESTS=1000; a flag wins over it. "
+        "Exit code: 0 stopped, 1 bad option, 3 no worker can start, 4 application cannot be loaded.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("app", metavar="module:attr", help="the handler to serve, such as app:handler")
+    for option in options().values():
+        if not option.python_only:
+            flags = [option.short, option.flag] if option.short else [option.flag]
+            parser.add_argument(*flags, dest=option.name, help=_help(option), **_form(option))
+    parser.add_argument("--check-config", action="store_true", help="print what would run and exit")
+    parser.set_defaults(act=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check everything that can be checked without opening anything, then serve. Returns 0 when stopped;
+    raises FanoutError."""
+    check_spec(arguments.app)
+    given = {name: getattr(arguments, name) for name, option in options().items() if not option.python_only}
+    config = Config.resolve(given, os.environ, command_line=True)
+    for bind in config.bind:
+        if isinstance(bind, str):
+            parse(bind)
+    if arguments.check_config:
+        print(f"app = {arguments.app}\n{config.describe()}")
+        for line in unknown_variables(os.environ):
+            print(f"pyfanout: {line}", file=sys.stderr)
+        return 0
+    from pyfanout.serve import run as serve  # noqa: PLC0415 - the C core is needed from here on only
+
+    serve(config, functools.partial(import_from, arguments.app))
+    return 0
+
+
+def _form(option: Option) -> dict[str, Any]:
+    """How the flag takes its values. They stay text: `Config` reads them, and complains in its own words."""
+    if option.values is SWITCH:
+        return {"action": argparse.BooleanOptionalAction}
+    return {"action": "append" if option.values is BINDS else "store", "metavar": option.values.metavar}
+
+
+def _help(option: Option) -> str:
+    return f"{option.help} (default: {option.default})".replace("%", "%%")

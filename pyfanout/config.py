@@ -1,0 +1,427 @@
+"""The options of pyfanout: one frozen dataclass, and with each field the one description of how it is read.
+
+Owns what an option is called, which values it takes, what it is by default and why. Never opens, binds or
+forks anything. `serve()` and `pyfanout run` call `Config.resolve`; `pyfanout.cli` makes its flags from
+`options()`; everybody else is handed a finished `Config` and trusts it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from pyfanout import cpus
+from pyfanout.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pyfanout.worker.worker import Worker
+
+MAX_WORKERS = 1024  # as many slots as the core has
+MAX_THREADS = 256  # per worker; more blocking handlers than this belong on an asyncio loop
+MAX_SECONDS = 1_000_000  # eleven days; keeps every deadline far inside 64 bits of nanoseconds
+MAX_COUNT = 2**31 - 1  # a C int
+PREFIX = "PYFANOUT_"  # of the variables
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+
+class Policy(StrEnum):
+    """How the next connection finds its worker."""
+
+    ROUND_ROBIN = "round-robin"
+    LEAST_CONNECTIONS = "least-connections"
+    SOURCE_HASH = "source-hash"
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """A set of values: how one is read, and in words which they are."""
+
+    allowed: str
+    """Ends the sentence "workers: 'many' is not ..."."""
+    metavar: str
+    """Stands for the value in `--help`."""
+    read: Callable[[Any], object]
+    """From a value of the right type, or its text, to the value; or an error if it is neither."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What is known of one field of `Config` besides its type; kept in the field's metadata."""
+
+    name: str
+    values: Values
+    help: str
+    short: str | None
+    """The short flag, such as `-w`."""
+    default: str
+    """The default in words."""
+    python_only: bool
+    """It cannot be written as text: it is neither a flag nor a variable."""
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name.upper()
+
+    def read(self, value: object, source: str | None = None) -> object:
+        """The value that `value` stands for. Raises ConfigError, naming `source`, if it is not allowed."""
+        try:
+            return self.values.read(value)
+        except (ValueError, TypeError, OverflowError):
+            origin = f" (from {source})" if source else ""
+            raise ConfigError(f"{self.name}: {_one_line(value)}{origin} is not {self.values.allowed}") from None
+
+
+def _whole(low: int, high: int = MAX_COUNT) -> Values:
+    def read(value: object) -> int:
+        if isinstance(value, bool):
+            raise TypeError("a truth value is not a number")
+        number = _digits(value) if isinstance(value, str) else operator.index(value)  # type: ignore[arg-type]
+        if not low <= number <= high:
+            raise ValueError("out of range")
+        return number
+
+    return Values(f"a number from {low} to {high}", "N", read)
+
+
+def _digits(text: str) -> int:
+    """`int()` would take `1_000` and the digits of every script as well."""
+    text = text.strip()
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError("not digits")
+    return int(text)
+
+
+def _auto_workers() -> int:
+    return min(cpus.available(), MAX_WORKERS)
+
+
+def _workers() -> Values:
+    number = _whole(1, MAX_WORKERS)
+
+    def read(value: object) -> object:
+        return _auto_workers() if _is_auto(value) else number.read(value)
+
+    return Values(f'{number.allowed} or "auto"', "N", read)
+
+
+def _is_auto(value: object) -> bool:
+    return isinstance(value, str) and value.strip().lower() == "auto"
+
+
+def _seconds(*, zero: bool) -> Values:
+    def read(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise TypeError("not a number")
+        seconds = float(value)
+        if not math.isfinite(seconds) or not 0 <= seconds <= MAX_SECONDS or (seconds == 0 and not zero):
+            raise ValueError("out of range")
+        return seconds
+
+    least = "from 0" if zero else "above 0"
+    return Values(f"a number of seconds {least} to {MAX_SECONDS}", "SECONDS", read)
+
+
+def _one_of(names: Iterable[str], kind: Callable[[str], str] = str) -> Values:
+    known = tuple(str(name) for name in names)
+
+    def read(value: object) -> str:
+        text = value.strip().lower() if isinstance(value, str) else None
+        if text not in known:
+            raise ValueError("unknown name")
+        return kind(text)
+
+    return Values("one of " + ", ".join(known), "{" + ",".join(known) + "}", read)
+
+
+def _read_switch(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {
+        "1": True,
+        "true": True,
+        "yes": True,
+        "on": True,
+        "0": False,
+        "false": False,
+        "no": False,
+        "off": False,
+    }
+    text = value.strip().lower() if isinstance(value, str) else None
+    if text not in words:
+        raise ValueError("not a switch")
+    return words[text]
+
+
+def _read_path(value: object) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError("not a path")
+    path = os.fspath(value)
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ValueError("not a path")
+    return path
+
+
+def _read_binds(value: object) -> tuple[str | socket.socket, ...]:
+    """Text is split at commas; a list is taken as it is, so that it can hold a path with a comma in it."""
+    parts: Iterable[object]
+    if isinstance(value, str):
+        parts = [part for part in value.split(",") if part.strip()]
+    elif isinstance(value, socket.socket):
+        parts = [value]
+    elif isinstance(value, Iterable) and not isinstance(value, bytes):
+        parts = value
+    else:
+        raise TypeError("not addresses")
+    binds: list[str | socket.socket] = []
+    for part in parts:
+        if not isinstance(part, str | socket.socket):
+            raise TypeError("not an address")
+        binds.append(part if isinstance(part, socket.socket) else part.strip())
+    if not binds or "" in binds:
+        raise ValueError("no address")
+    return tuple(binds)
+
+
+def _read_callable(value: object) -> object:
+    if not callable(value):
+        raise TypeError("not callable")
+    return value
+
+
+BINDS = Values("an address, an open socket, or a list of these", "ADDRESS", _read_binds)
+SWITCH = Values("one of true, false, yes, no, on, off, 1, 0", "SWITCH", _read_switch)
+_PATH = Values("the path of a file", "PATH", _read_path)
+_HOOK = Values("a function of one argument, the worker", "FUNCTION", _read_callable)
+
+
+def _option(
+    values: Values,
+    help: str,
+    *,
+    short: str | None = None,
+    default: str | None = None,
+    python_only: bool = False,
+) -> dict[str, object]:
+    """The metadata of a field. `default` is for one whose default does not speak for itself."""
+    return {"values": values, "help": help, "short": short, "default": default, "python_only": python_only}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Every option, checked. Raises ConfigError at birth if one is not allowed.
+
+    Takes the text of a value for the value, as `resolve` does: `Config(workers="2", bind=":80,[::1]:81")`.
+    """
+
+    bind: tuple[str | socket.socket, ...] = field(
+        default=("127.0.0.1:8000",),
+        metadata=_option(
+            BINDS,
+            "listen here: host:port, [ipv6]:port, :port, unix:/path, unix:@name, fd://N or systemd; "
+            "give it again for another",
+            short="-b",
+        ),
+    )
+    """The default is gunicorn's and uvicorn's: this machine only, until somebody decides otherwise."""
+
+    workers: int = field(
+        default_factory=_auto_workers,
+        metadata=_option(
+            _workers(),
+            "worker processes; auto: WEB_CONCURRENCY, or the CPUs that affinity and cgroup quota leave us",
+            short="-w",
+            default="auto",
+        ),
+    )
+    """Processes. One for each CPU: more only take turns."""
+
+    threads: int = field(
+        default=1, metadata=_option(_whole(1, MAX_THREADS), "threads per worker that run a blocking handler")
+    )
+    """Threads. One: it needs no lock in the handler, and is gunicorn's default."""
+
+    policy: Policy = field(
+        default=Policy.ROUND_ROBIN,
+        metadata=_option(_one_of(Policy, Policy), "which worker has the next connection"),
+    )
+    """Round-robin among the workers that can take one: fair when all are idle, one queue when none is."""
+
+    backlog: int = field(
+        default=2048,
+        metadata=_option(_whole(1), "connections that the kernel queues for each listener before we accept them"),
+    )
+    """Connections. 2048 is gunicorn's and uvicorn's; the kernel's own limit is net.core.somaxconn, 4096."""
+
+    max_connections: int = field(
+        default=0,
+        metadata=_option(_whole(0), "connections that one asyncio worker holds at once; 0: any number"),
+    )
+    """Connections. No bound: only the application knows what one costs."""
+
+    max_requests: int = field(
+        default=0,
+        metadata=_option(_whole(0), "replace a worker after this many connections, against leaks; 0: never"),
+    )
+    """Connections. Never: recycling hides leaks, so it must be asked for. gunicorn's default, too."""
+
+    max_requests_jitter: int | None = field(
+        default=None,
+        metadata=_option(
+            _whole(0), "at most this many more, at random for each worker", default="a tenth of max_requests"
+        ),
+    )
+    """Connections; see `jitter`. A tenth: workers that started together and share the load evenly would
+    otherwise be replaced all at once, as gunicorn's are, whose default is 0."""
+
+    drain_timeout: float = field(
+        default=30.0,
+        metadata=_option(_seconds(zero=True), "how long a stopping worker may finish what it has begun"),
+    )
+    """Seconds. 30 is gunicorn's graceful_timeout, and how long Kubernetes waits before it kills."""
+
+    boot_timeout: float = field(
+        default=30.0,
+        metadata=_option(_seconds(zero=False), "how long a new worker may take until it is ready"),
+    )
+    """Seconds. 30 is gunicorn's timeout, which also bounds its workers' start."""
+
+    nodelay: bool = field(
+        default=True,
+        metadata=_option(SWITCH, "set TCP_NODELAY, so that a small answer does not wait for an ACK"),
+    )
+    """On, as in asyncio and Go. A connection inherits it from its listener, so it costs no system call."""
+
+    log_level: str = field(default="info", metadata=_option(_one_of(LOG_LEVELS), "the least important line to log"))
+    """Info: where we listen, and every start and end of a worker; nothing per connection."""
+
+    ready_fd: int | None = field(
+        default=None,
+        metadata=_option(_whole(0), "write one newline to this descriptor when every worker is ready", default="none"),
+    )
+    """A number of an open descriptor. None: nobody waits for us unless he says how."""
+
+    pidfile: str | None = field(
+        default=None, metadata=_option(_PATH, "keep the master's process id in this file", default="none")
+    )
+    """A path. None: a supervisor knows our pid, and a file can be stale."""
+
+    on_worker_start: Callable[[Worker], object] | None = field(
+        default=None,
+        metadata=_option(_HOOK, "called in each worker before it is ready", default="none", python_only=True),
+    )
+    """Runs after the fork: the place to open what a fork must not share, such as a database connection."""
+
+    on_worker_exit: Callable[[Worker], object] | None = field(
+        default=None,
+        metadata=_option(_HOOK, "called in each worker before it exits", default="none", python_only=True),
+    )
+    """Runs after the last connection is done; not when the worker is killed."""
+
+    def __post_init__(self) -> None:
+        for option in options().values():
+            value = getattr(self, option.name)
+            if value is not None or option.name not in _OPTIONAL:
+                object.__setattr__(self, option.name, option.read(value))  # frozen from here on
+
+    @classmethod
+    def resolve(
+        cls, arguments: Mapping[str, object], environ: Mapping[str, str], *, command_line: bool = False
+    ) -> Config:
+        """The options from `arguments`, or else from `PYFANOUT_*` in `environ`, or else the defaults.
+
+        An argument that is None and a variable that is blank count as not given. `workers="auto"`, which is
+        the default, asks `WEB_CONCURRENCY` and then `cpus.available()`. `command_line` says that the
+        arguments were flags, which is how errors then name them. Raises ConfigError, one line, for an unknown
+        argument or a value that is not allowed; a `PYFANOUT_` variable that is no option is skipped (see
+        `unknown_variables`).
+        """
+        known = options()
+        for name in arguments:
+            if name not in known:
+                raise ConfigError(f"no option is named {name!r}{_did_you_mean(name, known)}")
+        values: dict[str, Any] = {}
+        for name, option in known.items():
+            found = arguments.get(name), option.flag if command_line else "the argument"
+            if found[0] is None and not option.python_only:
+                found = _variable(environ, option.variable)
+            if name == "workers" and (found[0] is None or _is_auto(found[0])):
+                found = _variable(environ, "WEB_CONCURRENCY")
+            if found[0] is not None:
+                values[name] = option.read(*found)
+        return cls(**values)
+
+    @property
+    def jitter(self) -> int:
+        """Most connections that may be added to `max_requests`, at random."""
+        return self.max_requests // 10 if self.max_requests_jitter is None else self.max_requests_jitter
+
+    def describe(self) -> str:
+        """What `--check-config` prints: a line `name = value` for each option that has a flag, in order."""
+        return "\n".join(
+            f"{name} = {option.default if (value := getattr(self, name)) is None else _text(value)}"
+            for name, option in options().items()
+            if not option.python_only
+        )
+
+
+_OPTIONAL = frozenset(each.name for each in fields(Config) if each.default is None)
+
+
+def options() -> dict[str, Option]:
+    """Every option by name, in the order of the fields of `Config`."""
+    return {each.name: _describe(each) for each in fields(Config)}
+
+
+def _describe(each: Field[Any]) -> Option:
+    meta = each.metadata
+    default = meta["default"] or (_text(each.default) if each.default is not MISSING else "")
+    return Option(each.name, meta["values"], meta["help"], meta["short"], default, meta["python_only"])
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """One line for each `PYFANOUT_` variable that is no option, to find the misspelt ones with."""
+    known = [option.name.upper() for option in options().values() if not option.python_only]
+    given = [name.removeprefix(PREFIX) for name in sorted(environ) if name.startswith(PREFIX)]
+    return [
+        f"{PREFIX}{name} is not an option{_did_you_mean(name, known, PREFIX)}" for name in given if name not in known
+    ]
+
+
+def _variable(environ: Mapping[str, str], name: str) -> tuple[object, str]:
+    text = environ.get(name, "")
+    return (text if text.strip() else None), name  # blank: how compose files and CI say "not set"
+
+
+def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+def _one_line(value: object) -> str:
+    """`repr`, made fit for an error that is one line whatever it was given."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _text(value: object) -> str:
+    """A value as one would write it on the command line."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(map(_text, value))
+    if isinstance(value, socket.socket):
+        return f"socket fd={value.fileno()}"
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    return str(value)

@@ -1,0 +1,89 @@
+"""What master and worker say to each other on a worker's control socket: the messages, encode, decode.
+
+The socket is a SEQPACKET pair: one message is one packet, a byte that says which, then its payload. Pure: sends and
+receives nothing. The master decodes what a worker wrote, so `decode` believes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from pyfanout.config import MAX_THREADS
+
+PACKET_BYTES = 32 * 1024
+"""The largest packet; both ends receive with this size. A longer text loses its beginning: a traceback ends with the
+reason."""
+
+
+class Stage(IntEnum):
+    """How far a worker came that could not start."""
+
+    LOAD = 1
+    """The application could not be imported: exit code 4."""
+    START = 2
+    """Its start hook, or the serving loop, failed: exit code 3."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Worker to master: my loop takes work now."""
+
+    pool: bool
+    """From the pool channel; else from the slot's own."""
+    threads: int
+    """How many threads take; 0: an event loop does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Worker to master: I cannot start, and exit."""
+
+    stage: Stage
+    reason: str
+    """One line."""
+    details: str
+    """The traceback, or nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retiring:
+    """Worker to master: I take no more connections (max_requests, or a SIGTERM), finish mine and exit with 0."""
+
+
+Message = Ready | Failed | Retiring
+
+_SEPARATOR = "\0"
+_STAGES = frozenset(Stage)
+
+
+class DecodeError(ValueError):
+    """A packet is not a message."""
+
+
+def encode(message: Message) -> bytes:
+    """One packet, at most PACKET_BYTES long."""
+    match message:
+        case Ready(pool, threads):
+            return b"R" + bytes([pool]) + threads.to_bytes(2, "big")
+        case Failed(stage, reason, details):
+            head = reason.replace(_SEPARATOR, " ").encode(errors="replace")[:1024] + b"\0"
+            tail = details.encode(errors="replace")[-(PACKET_BYTES - len(head) - 2) :]
+            return b"F" + bytes([stage]) + head + tail
+        case Retiring():
+            return b"T"
+
+
+def decode(packet: bytes) -> Message:
+    """The message in a packet. Raises DecodeError for anything that `encode` does not make."""
+    match packet[:1], packet[1:]:
+        case b"R", payload if len(payload) == 3 and payload[0] <= 1:
+            pool, threads = bool(payload[0]), int.from_bytes(payload[1:], "big")
+            if (1 if pool else 0) <= threads <= MAX_THREADS:
+                return Ready(pool, threads)
+        case b"F", payload if payload and payload[0] in _STAGES:
+            reason, _, details = payload[1:].decode(errors="replace").partition(_SEPARATOR)
+            return Failed(Stage(payload[0]), reason, details)
+        case b"T", b"":
+            return Retiring()
+    raise DecodeError(f"not a message: {packet[:16]!r}")

@@ -1,0 +1,216 @@
+"""The C core as Python sees it. The only importer of `_core`; `csrc/fanout.h` is the manual.
+
+`Core` is the master's end, `Station` what a worker keeps of it, `Taker` one thread's reading end. Decides nothing.
+Used by `master.supervisor` and by `worker`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from pyfanout._core import ffi, lib
+from pyfanout.config import Policy
+from pyfanout.errors import check
+
+BATCH: int = lib.FAN_BATCH
+"""Most connections that the master holds, and that one `Taker.take_ready` returns."""
+
+POOL = -1
+"""In place of a slot: the channel that blocking workers share."""
+
+_POLICIES = {
+    Policy.ROUND_ROBIN: lib.FAN_ROUND_ROBIN,
+    Policy.LEAST_CONNECTIONS: lib.FAN_LEAST_CONNECTIONS,
+    Policy.SOURCE_HASH: lib.FAN_SOURCE_HASH,
+}
+
+
+class News(IntEnum):
+    """What an `Event` is about; each is explained beside its constant in fanout.h."""
+
+    WATCHED = lib.FAN_EVENT_WATCHED
+    PAUSED = lib.FAN_EVENT_PAUSED
+    RESUMED = lib.FAN_EVENT_RESUMED
+    LISTENER_FAILED = lib.FAN_EVENT_LISTENER_FAILED
+    CHANNEL_BROKEN = lib.FAN_EVENT_CHANNEL_BROKEN
+    FINISHED = lib.FAN_EVENT_FINISHED
+
+
+class Event(NamedTuple):
+    """One thing that `Core.run` has to say."""
+
+    news: News
+    error: int
+    """A positive errno, or 0."""
+    token: int
+    """WATCHED: what `watch` was given. LISTENER_FAILED: the listener's number. CHANNEL_BROKEN: a slot, or POOL."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoardView:
+    """What a worker says of itself on its page of the board; for looking only."""
+
+    generation: int
+    taken: int
+    """Connections."""
+    done: int
+    """Connections closed or detached; never more than `taken`."""
+    truncated: int
+    """Connections lost in the worker because it had no descriptor for them."""
+    beat_ns: int
+    """CLOCK_MONOTONIC when its serving loop last came round; 0: never."""
+    busy_since_ns: int
+    """When the oldest connection that is in a blocking handler was taken; 0: none is."""
+    busy_threads: int
+    threads: int
+
+
+class Core:
+    """The master's end: listeners, channels, board. Close it at a known time: `with Core(...) as core`."""
+
+    def __init__(self, slots: int, policy: Policy) -> None:
+        """Room for `slots` workers, 1 to 1024. Raises CoreError if the system has no room for it."""
+        out = ffi.new("fan_core **")
+        check(lib.fan_core_new(slots, _POLICIES[policy], out), f"make the core for {slots} workers")
+        self._core: Any = out[0]
+        self._events = ffi.new("fan_event[]", 64)
+
+    def __enter__(self) -> Core:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_core", None):
+            warnings.warn("a Core was not closed", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def close(self) -> None:
+        """Close everything, connections in the master's hands included. May be called again."""
+        core, self._core = self._core, None
+        if core:
+            lib.fan_core_free(core)
+
+    def listen(self, fd: int) -> int:
+        """Take over a non-blocking listening socket; its number. On CoreError `fd` stays the caller's."""
+        return check(lib.fan_core_listen(self._core, fd), f"add listener {fd}")
+
+    def watch(self, fd: int, token: int) -> None:
+        """Report WATCHED with `token` while `fd` is readable. Call `unwatch` before `fd` is closed."""
+        check(lib.fan_core_watch(self._core, fd, token), f"watch descriptor {fd}")
+
+    def unwatch(self, fd: int) -> None:
+        check(lib.fan_core_unwatch(self._core, fd), f"stop watching descriptor {fd}")
+
+    def run(self, timeout_ns: int | None) -> list[Event]:
+        """Dispatch connections until there is news. [] after `timeout_ns` (None: never) and when a signal came."""
+        timeout = -1 if timeout_ns is None else max(timeout_ns, 0)
+        count = check(lib.fan_core_run(self._core, timeout, self._events, len(self._events)), "dispatch")
+        return [Event(News(e.kind), e.error, e.token) for e in self._events[0:count]] if count else []
+
+    def finish(self, limit: int) -> None:
+        """Pass on what is queued (at most `limit` a listener), close the listeners, end the channels; see fanout.h."""
+        lib.fan_core_finish(self._core, limit)
+
+    def count(self) -> dict[str, int]:
+        """The counters of fanout.h by name, since the core was made."""
+        out = ffi.new("fan_counters *")
+        lib.fan_core_count(self._core, out)
+        return {name: getattr(out, name) for name in dir(out)}
+
+    @property
+    def message_bytes(self) -> int:
+        """Bytes of SO_SNDBUF that one message takes on this kernel."""
+        return int(lib.fan_core_message_bytes(self._core))
+
+    def begin(self, slot: int, generation: int) -> None:
+        """Before each fork: a clean page of the board."""
+        lib.fan_slot_begin(self._core, slot, generation)
+
+    def enter(self, slot: int, *, pool: bool, threads: int, size: int) -> int:
+        """Put a ready worker into rotation; `size` in messages. Returns the size that the kernel grants."""
+        rc = lib.fan_slot_enter(self._core, slot, pool, threads, size)
+        return check(rc, f"size the channel of worker {slot}")
+
+    def leave(self, slot: int) -> None:
+        """Take a worker out of rotation, alive or not. No-op if it is not in."""
+        lib.fan_slot_leave(self._core, slot)
+
+    def untaken(self, slot: int) -> int:
+        """Messages that wait in the slot's own channel, or in the POOL's."""
+        return check(lib.fan_slot_untaken(self._core, slot), f"look into the channel of worker {slot}")
+
+    def look(self, slot: int) -> BoardView:
+        out = ffi.new("fan_board_view *")
+        lib.fan_slot_look(self._core, slot, out)
+        return BoardView(*(getattr(out, name) for name in BoardView.__slots__))
+
+    def abandon(self, slot: int) -> Station:
+        """In the child, at once: close all that is not this slot's worker's. The core is gone afterwards."""
+        core, self._core = self._core, None
+        pool_fd, slot_fd, board = ffi.new("int *"), ffi.new("int *"), ffi.new("fan_board **")
+        lib.fan_core_abandon(core, slot, pool_fd, slot_fd, board)
+        return Station(pool_fd[0], slot_fd[0], board[0])
+
+
+@dataclass(slots=True)
+class Station:
+    """What a worker has of the core: two reading ends, of which it will use one, and its page of the board."""
+
+    pool_fd: int
+    slot_fd: int
+    board: Any
+
+    def done(self) -> None:
+        """A taken connection was closed or detached. Never in a forked child: the page is shared."""
+        if self.board is not None:
+            lib.fan_board_done(self.board)
+
+
+class Taker:
+    """One thread's reading end. Not closed: it lives as long as its worker."""
+
+    __slots__ = ("_arrivals", "_taker", "arrival")
+
+    def __init__(self, fd: int, station: Station, thread: int, batch: int = 1) -> None:
+        """Reads from `fd`, which stays the caller's; marks its doings as thread number `thread` of the board."""
+        taker = lib.fan_taker_new(fd, station.board, thread)
+        if not taker:
+            raise MemoryError
+        self._taker = ffi.gc(taker, lib.fan_taker_free)
+        self._arrivals = ffi.new("fan_connection[]", batch)
+        self.arrival: Any = self._arrivals + 0  # a pointer to the first
+        """What `take` has filled: a fan_connection of fanout.h."""
+
+    def take(self, fd_is_free: bool) -> int:
+        """Block until a connection is there. The result is `fan_take`'s: 1, 0 at the end, or -errno."""
+        return lib.fan_take(self._taker, fd_is_free, self.arrival)  # type: ignore[no-any-return]
+
+    def take_ready(self, cap: int) -> tuple[int, Iterator[Any]]:
+        """The result of `fan_take_ready`, and the arrivals if it is positive."""
+        count = lib.fan_take_ready(self._taker, self._arrivals, min(cap, len(self._arrivals)))
+        return count, iter(self._arrivals[0:count] if count > 0 else ())
+
+    def cancel(self) -> None:
+        """From any thread: no more is taken. A sleeping taker must be woken by a signal, too."""
+        lib.fan_taker_cancel(self._taker)
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether the thread waits for a connection."""
+        return bool(lib.fan_taker_sleeps(self._taker))
+
+
+def interrupt_with(signum: int) -> None:
+    """Make the signal `signum` interrupt `Taker.take` and do nothing else in this process."""
+    check(lib.fan_interrupt_with(signum), f"set signal {signum}")
+
+
+def host_of(arrival: Any) -> bytes:
+    """The printable peer address; a UNIX path as bytes, an abstract name with its NUL."""
+    return ffi.unpack(arrival.host, arrival.host_bytes)  # type: ignore[no-any-return]

@@ -1,0 +1,121 @@
+"""Processes: fork, the child's first steps, pidfd, how one ended.
+
+Owns a child's pidfd. Knows nothing of slots or states; is handed what the child shall run.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ExitReport:
+    """How a process ended."""
+
+    code: int | None
+    """Its exit code, or None."""
+    signum: int | None = None
+    """The signal that killed it, or None. Both None: somebody else reaped it (SIGCHLD ignored)."""
+
+    def __str__(self) -> str:
+        if self.code is not None:
+            return f"exited with code {self.code}"
+        if self.signum is None:
+            return "ended, but somebody else has taken its exit status"
+        try:
+            return f"was killed by {signal.Signals(self.signum).name}"
+        except ValueError:  # a real-time signal has no name
+            return f"was killed by signal {self.signum}"
+
+
+class Process:
+    """A child of ours, known by its pidfd: its pid cannot become another's while we hold that."""
+
+    __slots__ = ("pid", "pidfd")
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        """Readable when the process is dead."""
+
+    def send(self, signum: int) -> None:
+        """A process that is already dead is left in peace."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, signum)
+        except ProcessLookupError:
+            return
+
+    def reap(self) -> ExitReport:
+        """Wait for its end, which `pidfd` has announced, and close the pidfd. Once only."""
+        try:
+            info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+        except ChildProcessError:
+            info = None
+        finally:
+            os.close(self.pidfd)
+        if info is None:
+            return ExitReport(None)
+        if info.si_code == os.CLD_EXITED:
+            return ExitReport(info.si_status)
+        return ExitReport(None, info.si_status)
+
+
+def spawn(first_steps: Callable[[], None], entry: Callable[[], int]) -> Process:
+    """Fork a child that runs `first_steps` with all signals blocked, then `entry`, and exits with its result.
+
+    The child never returns into the caller's stack, whatever happens in it. Raises OSError if the fork or its pidfd
+    is refused (EAGAIN, ENOMEM, EMFILE); then there is no child.
+    """
+    gc.freeze()  # what exists now is shared with the child until somebody writes to it; the collector would
+    sys.stdout.flush()  # else the child writes what is buffered once more
+    sys.stderr.flush()
+    # A signal between the fork and the child's first steps would run the master's handler in the child.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _live(first_steps, entry, mask)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)  # without a pidfd nobody would learn of its death
+            os.waitpid(pid, 0)
+            raise
+        return Process(pid, pidfd)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _live(first_steps: Callable[[], None], entry: Callable[[], int], mask: Iterable[int]) -> None:
+    """The whole life of a child. Does not return."""
+    code = 70  # EX_SOFTWARE of sysexits.h: pyfanout's own bug
+    try:
+        first_steps()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        code = entry()
+    except SystemExit as stop:
+        code = exit_code_of(stop)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)  # not sys.exit: that would unwind into the master's frames and run its clean-up
+
+
+def exit_code_of(stop: SystemExit) -> int:
+    """What `sys.exit(...)` means as an exit code; a text is printed, as the interpreter does."""
+    if stop.code is None:
+        return 0
+    if isinstance(stop.code, int):
+        return stop.code & 0xFF
+    print(stop.code, file=sys.stderr)
+    return 1

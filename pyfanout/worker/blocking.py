@@ -1,0 +1,194 @@
+"""Runs a plain function per connection: on the main thread, or on N threads that each take for themselves.
+
+A thread that wants work sleeps in `Taker.take`; the kernel wakes the one that has waited longest. Beside them one
+thread listens to the master.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import selectors
+import signal
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from pyfanout.app import BlockingHandler, Kind
+from pyfanout.core import Taker, interrupt_with
+from pyfanout.worker.connection import Connection, address_of
+
+if TYPE_CHECKING:
+    from pyfanout.worker.worker import Worker
+
+log = logging.getLogger("pyfanout.worker")
+
+INTERRUPT = signal.SIGURG
+"""Ends a thread's sleep in `take`. Ignored by default, so one that comes too late harms nobody; Go uses it likewise."""
+
+NUDGE_S = 0.01
+"""Seconds between two such signals: one that hits a thread on its way into `take` is lost."""
+
+ROUNDS = 20
+"""Such signals after one that was not for us: 0.2 s."""
+
+SHORTAGE_S = 0.05
+"""Between two looks for a free descriptor: nothing tells when there is one."""
+
+
+class Server:
+    """The threads of one worker."""
+
+    def __init__(self, worker: Worker, handler: BlockingHandler) -> None:
+        self._worker = worker
+        self._handler = handler
+        self._fd, self._pool = worker.channel(Kind.BLOCKING)
+        self._threads = worker.config.threads
+        self._takers = [Taker(self._fd, worker.station, number) for number in range(self._threads)]
+        self._idents: dict[Taker, int] = {}
+        """Which thread a taker is on; those that have left are not in it."""
+        self._leaving = threading.Lock()
+        """Released when the first thread leaves. Not an Event, whose own lock a signal handler could find taken."""
+        self._exit: BaseException | None = None
+        """SystemExit (or its like) of a handler: the worker leaves."""
+
+    def run(self) -> None:
+        """Until drained, or the channel's end. Raises SystemExit if a handler did."""
+        interrupt_with(INTERRUPT)
+        self._wakeup, self._poke_end = socket.socketpair()
+        self._poke_end.setblocking(False)
+        signal.set_wakeup_fd(self._poke_end.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, name="pyfanout-control", daemon=True).start()
+        self._leaving.acquire()
+        self._worker.on_drain = self._cancel
+        if self._threads == 1:
+            self._worker.ready(pool=self._pool, threads=1)
+            self._take_all(self._takers[0])
+        else:
+            self._run_threads()
+        if self._exit is not None:
+            raise self._exit
+
+    def _run_threads(self) -> None:
+        threads = [
+            threading.Thread(target=self._take_all, args=(taker,), name=f"pyfanout-{number}", daemon=True)
+            for number, taker in enumerate(self._takers)
+        ]
+        for thread in threads:
+            thread.start()
+        self._worker.ready(pool=self._pool, threads=self._threads)
+        self._leaving.acquire()
+        for thread in threads:
+            thread.join()
+
+    def _take_all(self, taker: Taker) -> None:
+        """One thread's life."""
+        self._idents[taker] = threading.get_ident()
+        worker, handler, count = self._worker, self._handler, self._worker.count
+        done, arrival = worker.station.done, taker.arrival
+        alone = self._threads == 1
+        fd_is_free = False
+        while True:
+            rc = taker.take(fd_is_free)
+            fd_is_free = False
+            if rc == 1:
+                conn = Connection.arrived(arrival, True, done)
+                try:
+                    handler(conn, address_of(arrival))
+                except Exception:
+                    log.exception("worker=%d: the handler failed", worker.slot)
+                except BaseException as error:
+                    self._leave(error)
+                finally:
+                    # Then the next take need not ask for a descriptor: this one is free, and no other thread is here.
+                    fd_is_free = conn.finish() and alone
+                count()
+            elif rc == 0 or (rc in (-errno.ECANCELED, -errno.EINTR) and worker.draining):
+                break
+            elif rc in (-errno.EMFILE, -errno.ENFILE):
+                self._wait_for_descriptor(taker, rc)
+            elif rc == -errno.ENOBUFS:
+                log.error("worker=%d: a connection was lost, no descriptor was free for it", worker.slot)
+            elif rc != -errno.EINTR:
+                self._leave(OSError(-rc, f"take a connection: {os.strerror(-rc)}"))
+        del self._idents[taker]
+        if self._leaving.locked():
+            self._leaving.release()
+
+    def _leave(self, error: BaseException) -> None:
+        """The worker ends because of `error`: SystemExit in a handler, or a channel that cannot be read."""
+        if self._exit is None:
+            self._exit = error
+        if threading.current_thread() is threading.main_thread():
+            raise error
+        self._worker.drain()
+
+    def _wait_for_descriptor(self, taker: Taker, rc: int) -> None:
+        """Take nothing until a descriptor is free. What waits in the pool is taken by others."""
+        log.error("worker=%d: %s; takes no connection until one is free", self._worker.slot, os.strerror(-rc))
+        while not self._worker.draining:
+            time.sleep(SHORTAGE_S)
+            try:
+                os.close(os.dup(self._fd))
+            except OSError:
+                continue
+            log.info("worker=%d: descriptors are free again", self._worker.slot)
+            return
+
+    def _cancel(self) -> None:
+        """Nobody takes any more. Those asleep are woken by the control thread: here a signal handler may be running."""
+        for taker in self._takers:
+            taker.cancel()
+        if not self._worker.forked:
+            with contextlib.suppress(BlockingIOError):  # full: it is awake
+                self._poke_end.send(b"\0")
+
+    # ---- the control thread ------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Until the master is gone (end-of-file). The channel says so too, as soon as it is empty."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
+        control, wakeup = self._worker.control, self._wakeup
+        with selectors.DefaultSelector() as selector:
+            selector.register(control, selectors.EVENT_READ)
+            selector.register(wakeup, selectors.EVENT_READ)
+            while True:
+                ready = [key.fileobj for key, _ in selector.select()]
+                if wakeup in ready:
+                    wakeup.recv(4096)
+                    self._wake_sleepers()
+                if control in ready and not control.recv(4096):
+                    break
+        patience_s = self._worker.config.drain_timeout
+        time.sleep(patience_s)
+        log.error("worker=%d: the master is gone and %g s are over", self._worker.slot, patience_s)
+        os._exit(1)
+
+    def _wake_sleepers(self) -> None:
+        """A signal came, or the worker drains: have its handler run, have the threads leave.
+
+        A thread asleep in `take` runs no Python, and a signal that hits it on its way there is lost. So they are
+        interrupted again and again: until all have left, or, if the signal was another, until it was surely handled.
+        """
+        rounds = 0
+        while self._idents and (self._worker.draining or rounds < ROUNDS):
+            if self._threads > 1 and not self._worker.draining:
+                signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
+            for taker, ident in list(self._idents.items()):
+                if taker.sleeps:
+                    signal.pthread_kill(ident, INTERRUPT)
+            time.sleep(NUDGE_S)
+            rounds += 1
+
+
+def serve(worker: Worker, handler: BlockingHandler) -> None:
+    """Start hook, READY, connections, exit hook."""
+    server = Server(worker, handler)
+    worker.call_hook(worker.config.on_worker_start)
+    try:
+        server.run()
+    finally:
+        worker.call_hook(worker.config.on_worker_exit)

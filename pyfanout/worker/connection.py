@@ -1,0 +1,85 @@
+"""A connection that has arrived: a socket that reports its end, its peer's address. Closed exactly once."""
+
+from __future__ import annotations
+
+import _socket
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from pyfanout.core import host_of
+
+Address: TypeAlias = "tuple[str, int] | tuple[str, int, int, int] | str | bytes"
+"""As `socket.accept` gives it: AF_INET (host, port), AF_INET6 (host, port, flowinfo, scope_id), AF_UNIX a path (empty
+for most clients), or bytes for an abstract name."""
+
+_AF_INET, _AF_INET6, _AF_UNIX = socket.AF_INET, socket.AF_INET6, socket.AF_UNIX
+_STREAM, _TCP = socket.SOCK_STREAM, socket.IPPROTO_TCP
+_NONBLOCKING = _STREAM | socket.SOCK_NONBLOCK
+_init = _socket.socket.__init__
+
+
+class Connection(socket.socket):
+    """A connected socket that tells its worker, once, when it is closed or detached.
+
+    A blocking one has no timeout, whatever `socket.setdefaulttimeout` says, unless the handler sets one.
+    """
+
+    __slots__ = ("_on_done",)
+    _io_refs: int
+    _closed: bool
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        """As `socket.socket`; `dup` calls it. A duplicate reports nothing."""
+        super().__init__(*arguments, **keywords)
+        self._on_done: Callable[[], None] | None = None
+
+    @classmethod
+    def arrived(cls, arrival: Any, blocking: bool, on_done: Callable[[], None]) -> Connection:
+        """Take over the descriptor of a fan_connection. Family, type and protocol are known: no system call asks."""
+        self = cls.__new__(cls)
+        family, nonblocking = arrival.family, arrival.nonblocking
+        # What socket.socket.__init__ does, without looking up three enum members.
+        _init(self, family, _NONBLOCKING if nonblocking else _STREAM, 0 if family == _AF_UNIX else _TCP, arrival.fd)
+        self._io_refs = 0
+        self._closed = False
+        self._on_done = on_done
+        if nonblocking == blocking:  # accepted for the other kind of worker, and recalled
+            self.setblocking(blocking)
+        elif blocking and self.gettimeout() is not None:
+            self.settimeout(None)
+        return self
+
+    def _real_close(self) -> None:
+        _socket.socket.close(self)
+        self._report()
+
+    def detach(self) -> int:
+        fd = super().detach()
+        self._report()
+        return fd
+
+    def _report(self) -> None:
+        on_done, self._on_done = self._on_done, None
+        if on_done is not None:
+            on_done()
+
+    def finish(self) -> bool:
+        """Close it if it still is open, also if a `makefile` object was left. Whether this call closed it."""
+        if self.fileno() < 0:
+            return False
+        self._closed = True
+        self._real_close()
+        return True
+
+
+def address_of(arrival: Any) -> Address:
+    """The peer's address of a fan_connection."""
+    host = host_of(arrival)
+    family = arrival.family
+    if family == _AF_INET:
+        return host.decode(), arrival.port
+    if family == _AF_INET6:
+        return host.decode(), arrival.port, arrival.flowinfo, arrival.scope_id
+    return host if host[:1] == b"\0" else os.fsdecode(host)

@@ -1,0 +1,171 @@
+"""The child: load the application, serve connections until told to leave, leave.
+
+Owns the worker's two descriptors, its channel and its control socket. How connections are served is `blocking`'s or
+`aio`'s affair; what happens before and after is the same for both, and here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import logging
+import os
+import random
+import signal
+import socket
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pyfanout.app import Handler, Kind, kind_of
+from pyfanout.config import Config, Policy
+from pyfanout.control import Failed, Message, Ready, Retiring, Stage, encode
+from pyfanout.core import Station
+from pyfanout.errors import ConfigError, FanoutError, LoadError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+log = logging.getLogger("pyfanout.worker")
+
+_current: Worker | None = None
+
+
+def current_worker() -> Worker | None:
+    """The worker that this process is; None in the master, and in a child that a handler forked."""
+    return _current
+
+
+class Worker:
+    """This process, as hooks and handlers see it: `slot`, `pid` and `generation` are for them, the rest is ours."""
+
+    def __init__(self, config: Config, slot: int, generation: int, station: Station, control: socket.socket) -> None:
+        self.slot = slot
+        """From 0 to workers - 1; its replacement has the same."""
+        self.generation = generation
+        """Counts the workers of this slot, from 1."""
+        self.pid = os.getpid()
+        self.config = config
+        self.station = station
+        self.control = control
+        self.draining = False
+        self.on_drain: Callable[[], None] | None = None
+        """Makes what serves take no more; set by it as soon as it may take."""
+        self.forked = False
+        """This is a child that the application forked: no worker any more."""
+        self._served = itertools.count(1)  # next() is one step, also among threads
+        # Not the common generator: after a fork all have the same state.
+        jitter = random.SystemRandom().randint(0, config.jitter)
+        self._last = config.max_requests + jitter if config.max_requests else None
+
+    def __repr__(self) -> str:
+        return f"<Worker slot={self.slot} generation={self.generation} pid={self.pid}>"
+
+    # ---- what serves calls -----------------------------------------------------------------------------------
+
+    def channel(self, kind: Kind) -> tuple[int, bool]:
+        """The descriptor to take connections from, and whether it is the pool's; the other one is closed."""
+        pool = kind is Kind.BLOCKING and self.config.policy is not Policy.SOURCE_HASH
+        station = self.station
+        keep, other = (station.pool_fd, station.slot_fd) if pool else (station.slot_fd, station.pool_fd)
+        os.close(other)
+        return keep, pool
+
+    def ready(self, *, pool: bool, threads: int) -> None:
+        """Connections may come."""
+        self._say(Ready(pool, threads))
+
+    def count(self) -> None:
+        """One more connection was taken. After the last of `max_requests` the worker drains."""
+        if self._last is not None and next(self._served) == self._last:
+            log.info("worker=%d has served %d connections and retires", self.slot, self._last)
+            self.drain()
+
+    def drain(self) -> None:
+        """Take no more connections, finish what was begun, leave. May be called again, and from a signal handler."""
+        if not self.draining:
+            self.draining = True
+            self._say(Retiring())
+            if self.on_drain is not None:
+                self.on_drain()
+
+    def _say(self, message: Message) -> None:
+        try:
+            self.control.send(encode(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError as error:  # the master is gone, which the channel says too
+            log.debug("worker=%d: %s", self.slot, error)
+
+    def call_hook(self, hook: Callable[[Worker], object] | None) -> Any:
+        return None if hook is None or self.forked else hook(self)
+
+    def fail(self, stage: Stage, error: BaseException) -> int:
+        """Tell the master why there will be no READY; the exit code."""
+        cause = error.__cause__ if isinstance(error, LoadError) else error
+        plain = cause is None or isinstance(error, ConfigError)
+        details = "" if cause is None or plain else "".join(traceback.format_exception(cause))
+        words = str(error) if isinstance(error, FanoutError) else f"{type(error).__name__}: {error}"
+        reason = (words.splitlines() or [""])[0]
+        self._say(Failed(stage, reason, details))
+        return LoadError.exit_code if stage is Stage.LOAD else 3
+
+
+def main(
+    config: Config,
+    load: Callable[[], Handler],
+    slot: int,
+    generation: int,
+    station: Station,
+    control: socket.socket,
+) -> int:
+    """The whole life of a worker; its exit code. SystemExit from the application passes through."""
+    global _current  # noqa: PLW0603 - one process is one worker
+    worker = _current = Worker(config, slot, generation, station, control)
+    os.register_at_fork(after_in_child=lambda: _forget(worker))
+    _install_signals(worker)
+    try:
+        handler = load()
+        kind = kind_of(handler)
+        hooks = (config.on_worker_start, config.on_worker_exit)
+        if kind is Kind.BLOCKING and any(map(inspect.iscoroutinefunction, hooks)):
+            raise ConfigError("a hook may be a coroutine function only beside a coroutine handler")
+    except (Exception, SystemExit) as error:
+        return worker.fail(Stage.LOAD, error)
+    try:
+        # A blocking worker does not load asyncio.
+        server = importlib.import_module("pyfanout.worker." + ("blocking" if kind is Kind.BLOCKING else "aio"))
+        server.serve(worker, handler)
+    except Exception as error:
+        if worker.on_drain is not None:
+            log.exception("worker=%d: its serving loop failed", slot)
+            return 3
+        return worker.fail(Stage.START, error)
+    return 0
+
+
+def _install_signals(worker: Worker) -> None:
+    """SIGTERM drains; a second one, and SIGQUIT, stop now. ^C goes to the whole terminal: the master decides."""
+
+    def stop(_signum: int, _frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        if worker.draining or worker.on_drain is None:
+            stop(signum, frame)
+        worker.drain()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGQUIT, stop)
+
+
+def _forget(worker: Worker) -> None:
+    """In a child that the application forked: it is no worker, takes nothing, and writes nothing to the board."""
+    global _current  # noqa: PLW0603
+    _current = None
+    signal.set_wakeup_fd(-1)
+    worker.forked = worker.draining = True
+    worker.station.board = None
+    worker.control.close()
+    if worker.on_drain is not None:
+        worker.on_drain()
