@@ -18,6 +18,13 @@ class Usage:
     voluntary_switches: int  # it went to sleep, and something woke it
     involuntary_switches: int
 
+    def __add__(self, more: Usage) -> Usage:
+        return Usage(
+            self.cpu_ns + more.cpu_ns,
+            self.voluntary_switches + more.voluntary_switches,
+            self.involuntary_switches + more.involuntary_switches,
+        )
+
     def __sub__(self, earlier: Usage) -> Usage:
         return Usage(
             self.cpu_ns - earlier.cpu_ns,
@@ -60,8 +67,10 @@ def session(sid: int) -> list[int]:
 
 
 def machine_busy_s() -> float:
-    """CPU seconds that all cores spent in programs, or lost to the host, since boot. Interrupts are left out: the
-    kernel may count them to no program."""
+    """CPU seconds that all cores spent in programs, or lost to the host, since boot.
+
+    Interrupts are left out: the kernel may count them to no program.
+    """
     user, nice, system, _idle, _wait, _irq, _softirq, steal = map(
         int, (PROC / "stat").read_text().split(maxsplit=9)[1:9]
     )

@@ -1,8 +1,8 @@
 """What is measured: the experiments, and the one run that interleaves them.
 
-An experiment measures one subject once and returns numbers. In every round each experiment runs each of its
-subjects once, in an order that rotates, so that what drifts on the machine drifts for all. What the numbers
-mean and what was asked is decided in bench/report.py.
+In every round each experiment measures each of its subjects once, in an order that rotates. Where the speed of the
+core decides, it does so in slices of half a second, taking turns, with all the servers up: what drifts on the
+machine drifts for all. What the numbers mean and what was asked is decided in bench/report.py.
 """
 
 from __future__ import annotations
@@ -25,15 +25,19 @@ from bench.server import Server, ServerError
 from bench.workloads import SLOW_S, WORK_S
 
 Values = dict[str, Any]
+Measure = Callable[["Context", tuple[str, ...], int], dict[str, Values]]
 
 IN_FLIGHT = 64
 TAIL_WORKERS = 4
 SLOW_FRACTION = 0.01
 HELD = 4000
 SEQUENCE = 400
-# The first half second belongs to caches, TCP slow paths and page faults of fresh workers.
+SLICE_S = 0.5
+# Caches are cold when it is somebody else's turn, so the first answers of each slice are not timed.
+SLICE_WARMUP_S = 0.1
+# The first half second belongs to page faults and lazy imports of fresh workers.
 WARMUP_S = 0.5
-SETTLE_S = 1.0
+SETTLE_S = 0.5
 CLIENT_LIMIT_S = 20.0
 
 
@@ -50,16 +54,15 @@ class Scale:
     """How long things last, and how often."""
 
     rounds: int
-    throughput_s: float
+    slices: int  # of SLICE_S for each subject, in conn/s and added latency
     tail_s: float
-    added_s: float
     kills: int  # per round
     idle_s: float
 
 
-FULL = Scale(rounds=5, throughput_s=3.0, tail_s=20.0, added_s=3.0, kills=5, idle_s=3.0)
+FULL = Scale(rounds=5, slices=4, tail_s=20.0, kills=5, idle_s=2.0)
 # Shows that everything works, and orders of magnitude; its p99 is not to be quoted.
-QUICK = Scale(rounds=1, throughput_s=1.0, tail_s=3.0, added_s=1.0, kills=5, idle_s=1.0)
+QUICK = Scale(rounds=1, slices=2, tail_s=3.0, kills=5, idle_s=1.0)
 
 
 @dataclass(slots=True)
@@ -77,8 +80,8 @@ class Context:
 class Experiment:
     name: str
     subjects: tuple[str, ...]
-    measure: Callable[[Context, str, int], Values]
-    expected_s: Callable[[Scale], float]  # for one subject once; only the time left is reckoned with it
+    measure: Measure  # its subjects in this order in this round
+    expected_s: Callable[[Scale], float]  # for one subject; only the time left is reckoned with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,31 +103,94 @@ def choose_cores() -> tuple[Layout, Layout]:
 # ---- the experiments -------------------------------------------------------------------------------------
 
 
-def throughput(handler: str, layout_name: str) -> Callable[[Context, str, int], Values]:
-    """Connections per second, closed loop, 2 workers; and what the master spent on them."""
+def alone(measure_one: Callable[[Context, str, int], Values]) -> Measure:
+    """Measures one subject after the other."""
 
-    def measure(context: Context, subject: str, _round: int) -> Values:
+    def measure(context: Context, subjects: tuple[str, ...], round_: int) -> dict[str, Values]:
+        return {subject: measure_one(context, subject, round_) for subject in subjects}
+
+    return measure
+
+
+def in_turns(
+    handler: str, workers: int, layout_name: str, *, rate: float | None = None
+) -> Callable[[Context, tuple[str, ...], int], dict[str, tuple[list[loadgen.Answers], procfs.Usage]]]:
+    """Starts all the subjects, then asks them in slices: the answers of each, and what its master used.
+
+    Closed loop, or open with the same seeds for all when there is a `rate`.
+    """
+
+    def measure(
+        context: Context, subjects: tuple[str, ...], round_: int
+    ) -> dict[str, tuple[list[loadgen.Answers], procfs.Usage]]:
         layout: Layout = getattr(context, layout_name)
-        with Server(subject, handler=handler, workers=2, cpu=layout.server) as server:
-            before_ns = procfs.cpu_ns(server.pid)
-            answers = loadgen.load(
-                server.port,
-                cpu=layout.load,
-                closed=IN_FLIGHT,
-                warmup=WARMUP_S,
-                duration=context.scale.throughput_s,
-            )
-            master_ns = procfs.cpu_ns(server.pid) - before_ns
+        found: dict[str, list[loadgen.Answers]] = {subject: [] for subject in subjects}
+        master = dict.fromkeys(subjects, procfs.Usage(0, 0, 0))
+        with contextlib.ExitStack() as stack:
+            servers = {
+                subject: stack.enter_context(
+                    Server(subject, handler=handler, workers=workers, cpu=layout.server)
+                )
+                for subject in subjects
+            }
+            for slice_ in range(-1, context.scale.slices):
+                for subject, server in servers.items():
+                    before = procfs.usage(server.pid)
+                    answers = loadgen.load(
+                        server.port,
+                        cpu=layout.load,
+                        closed=None if rate else IN_FLIGHT,
+                        rate=rate,
+                        warmup=SLICE_WARMUP_S,
+                        duration=SLICE_S if slice_ >= 0 else WARMUP_S,
+                        seed=10_000 * (round_ + 1) + slice_,
+                    )
+                    if slice_ >= 0:
+                        found[subject].append(answers)
+                        master[subject] += procfs.usage(server.pid) - before
+        return {subject: (found[subject], master[subject]) for subject in subjects}
+
+    return measure
+
+
+def throughput(handler: str, layout_name: str) -> Measure:
+    """Connections per second, closed loop, 2 workers; and what the master spent on them."""
+    measure_slices = in_turns(handler, 2, layout_name)
+
+    def measure(context: Context, subjects: tuple[str, ...], round_: int) -> dict[str, Values]:
+        found = {}
+        for subject, (slices, master) in measure_slices(context, subjects, round_).items():
+            per_100k = 1e5 / sum(one["started"] for one in slices)
+            found[subject] = {
+                "per_s": statistics.fmean(one.per_s for one in slices),
+                "master_s_per_100k": master.cpu_ns / 1e9 * per_100k,
+                "master_sleeps_per_100k": master.voluntary_switches * per_100k,
+                "master_preempted_per_100k": master.involuntary_switches * per_100k,
+                **_common(*slices),
+            }
+        return found
+
+    return measure
+
+
+def added_latency(handler: str, rate: float) -> Measure:
+    """The median time of an answer in an open loop that is far from full."""
+    measure_slices = in_turns(handler, 4, "core_each", rate=rate)
+
+    def measure(context: Context, subjects: tuple[str, ...], round_: int) -> dict[str, Values]:
         return {
-            "per_s": answers.per_s,
-            "master_s_per_100k": master_ns / 1e9 / answers["started"] * 1e5,
-            **_common(answers),
+            subject: {
+                "p50_us": statistics.median(one.fast_ns("p50") for one in slices) / 1e3,
+                "p99_us": statistics.median(one.fast_ns("p99") for one in slices) / 1e3,
+                **_common(*slices),
+            }
+            for subject, (slices, _) in measure_slices(context, subjects, round_).items()
         }
 
     return measure
 
 
-def tail(load_share: float) -> Callable[[Context, str, int], Values]:
+def tail(load_share: float) -> Measure:
     """p99 of the 1 ms requests when 1 % take 100 ms; the same arrivals for every subject of a round."""
 
     def measure(context: Context, subject: str, round_: int) -> Values:
@@ -150,7 +216,7 @@ def tail(load_share: float) -> Callable[[Context, str, int], Values]:
             **_common(answers),
         }
 
-    return measure
+    return alone(measure)
 
 
 def _tail_capacity_per_s(context: Context, round_: int) -> float:
@@ -170,19 +236,21 @@ def _tail_capacity_per_s(context: Context, round_: int) -> float:
     return context.capacity_per_s[round_]
 
 
-def hold(policy: str, rate: float | None) -> Callable[[Context, str, int], Values]:
+def hold(policy: str, rate: float | None) -> Measure:
     """How evenly connections that stay are spread: the most any worker holds to the mean."""
 
     def measure(context: Context, subject: str, round_: int) -> Values:
         layout = context.core_each
         with Server(subject, handler="asyncio", workers=4, policy=policy, cpu=layout.server) as server:
-            answers = loadgen.load(server.port, cpu=layout.load, hold=HELD, rate=rate, seed=1 + round_, timeout=30)
+            answers = loadgen.load(
+                server.port, cpu=layout.load, hold=HELD, rate=rate, seed=1 + round_, timeout=30
+            )
         return {"max_to_mean": max(answers.by_worker) / (HELD / 4), **_common(answers)}
 
-    return measure
+    return alone(measure)
 
 
-def sequence(handler: str) -> Callable[[Context, str, int], Values]:
+def sequence(handler: str) -> Measure:
     """One connection after the other to idle workers: each must get exactly its share."""
 
     def measure(context: Context, subject: str, _round: int) -> Values:
@@ -192,30 +260,7 @@ def sequence(handler: str) -> Callable[[Context, str, int], Values]:
         shares = answers.by_worker + [0] * (4 - len(answers.by_worker))
         return {"off_by": max(abs(share - SEQUENCE // 4) for share in shares), **_common(answers)}
 
-    return measure
-
-
-def added_latency(handler: str, rate: float) -> Callable[[Context, str, int], Values]:
-    """The median time of an answer in an open loop that is far from full."""
-
-    def measure(context: Context, subject: str, round_: int) -> Values:
-        layout = context.core_each
-        with Server(subject, handler=handler, workers=4, cpu=layout.server) as server:
-            answers = loadgen.load(
-                server.port,
-                cpu=layout.load,
-                rate=rate,
-                warmup=WARMUP_S,
-                duration=context.scale.added_s,
-                seed=2000 + round_,
-            )
-        return {
-            "p50_us": answers.fast_ns("p50") / 1e3,
-            "p99_us": answers.fast_ns("p99") / 1e3,
-            **_common(answers),
-        }
-
-    return measure
+    return alone(measure)
 
 
 def respawn(context: Context, subject: str, _round: int) -> Values:
@@ -236,7 +281,7 @@ def respawn(context: Context, subject: str, _round: int) -> Values:
     return {"respawn_ms": took_ms, "errors": {}}
 
 
-def idle(handler: str) -> Callable[[Context, str, int], Values]:
+def idle(handler: str) -> Measure:
     """What an idle server uses, after it has served: CPU time and wake-ups of master and workers."""
 
     def measure(context: Context, subject: str, _round: int) -> Values:
@@ -253,7 +298,7 @@ def idle(handler: str) -> Callable[[Context, str, int], Values]:
             **_common(answers),
         }
 
-    return measure
+    return alone(measure)
 
 
 def _ask(port: int) -> int:
@@ -269,12 +314,17 @@ def _ask(port: int) -> int:
         raise ServerError(f"not an answer: {answer!r}") from error
 
 
-def _common(answers: loadgen.Answers) -> Values:
+def _common(*runs: loadgen.Answers) -> Values:
+    """What every sample keeps besides its numbers: errors by kind, how the load generator was, all it said."""
+    errors: dict[str, int] = {}
+    for one in runs:
+        for kind, count in one.errors.items():
+            errors[kind] = errors.get(kind, 0) + count
     return {
-        "errors": answers.errors,
-        "load_busy": answers["self"]["busy_fraction"],
-        "late_start_p99_us": answers["late_start_ns"]["p99"] / 1e3,
-        "load": dict(answers),
+        "errors": errors,
+        "load_busy": statistics.median(one["self"]["busy_fraction"] for one in runs),
+        "late_start_p99_us": statistics.median(one["late_start_ns"]["p99"] for one in runs) / 1e3,
+        "load": [dict(one) for one in runs],
     }
 
 
@@ -282,22 +332,18 @@ BOTH = ("pyfanout", "reuseport")
 OURS = ("pyfanout",)
 
 
-def _throughput_s(scale: Scale) -> float:
-    return scale.throughput_s + WARMUP_S + 1
+def _in_turns_s(scale: Scale) -> float:
+    return scale.slices * (SLICE_S + SLICE_WARMUP_S) + WARMUP_S + 1
 
 
 def _tail_s(scale: Scale) -> float:
     return scale.tail_s + WARMUP_S + 1.5
 
 
-def _added_s(scale: Scale) -> float:
-    return scale.added_s + WARMUP_S + 1
-
-
 EXPERIMENTS = (
-    Experiment("throughput-blocking-one-core", BOTH, throughput("blocking", "one_core"), _throughput_s),
-    Experiment("throughput-asyncio-one-core", BOTH, throughput("asyncio", "one_core"), _throughput_s),
-    Experiment("throughput-asyncio-core-each", BOTH, throughput("asyncio", "core_each"), _throughput_s),
+    Experiment("throughput-blocking-one-core", BOTH, throughput("blocking", "one_core"), _in_turns_s),
+    Experiment("throughput-asyncio-one-core", BOTH, throughput("asyncio", "one_core"), _in_turns_s),
+    Experiment("throughput-asyncio-core-each", BOTH, throughput("asyncio", "core_each"), _in_turns_s),
     Experiment("tail-50", ("pyfanout", "shared"), tail(0.50), _tail_s),
     Experiment("tail-70", ("pyfanout", "shared"), tail(0.70), _tail_s),
     Experiment("tail-85", ("pyfanout", "shared"), tail(0.85), _tail_s),
@@ -306,11 +352,11 @@ EXPERIMENTS = (
     Experiment("hold-least-connections-at-once", OURS, hold("least-connections", None), lambda _: 3),
     Experiment("sequence-blocking", OURS, sequence("blocking"), lambda _: 1),
     Experiment("sequence-asyncio", OURS, sequence("asyncio"), lambda _: 1),
-    Experiment("added-blocking-500", BOTH, added_latency("blocking", 500), _added_s),
-    Experiment("added-blocking-5000", BOTH, added_latency("blocking", 5000), _added_s),
-    Experiment("added-asyncio-500", BOTH, added_latency("asyncio", 500), _added_s),
-    Experiment("added-asyncio-5000", BOTH, added_latency("asyncio", 5000), _added_s),
-    Experiment("respawn", OURS, respawn, lambda scale: 0.5 * scale.kills),
+    Experiment("added-blocking-500", BOTH, added_latency("blocking", 500), _in_turns_s),
+    Experiment("added-blocking-5000", BOTH, added_latency("blocking", 5000), _in_turns_s),
+    Experiment("added-asyncio-500", BOTH, added_latency("asyncio", 500), _in_turns_s),
+    Experiment("added-asyncio-5000", BOTH, added_latency("asyncio", 5000), _in_turns_s),
+    Experiment("respawn", OURS, alone(respawn), lambda scale: 0.5 * scale.kills),
     Experiment("idle-blocking", OURS, idle("blocking"), lambda scale: scale.idle_s + SETTLE_S + 1),
     Experiment("idle-asyncio", OURS, idle("asyncio"), lambda scale: scale.idle_s + SETTLE_S + 1),
 )
@@ -330,14 +376,15 @@ class Progress:
         self._begin_s = time.monotonic()
         self._out = out
 
-    def did(self, sample: Sample, expected_s: float) -> None:
+    def did(self, samples: list[Sample], expected_s: float) -> None:
         self._step += 1
         self._done_s += expected_s
         elapsed_s = time.monotonic() - self._begin_s
         left_s = elapsed_s / self._done_s * (self._all_s - self._done_s)
+        numbers = "; ".join(f"{sample.subject} {brief(sample.values)}" for sample in samples)
         print(
-            f"[{self._step}/{self._steps}, {left_s / 60:.1f} min left] round {sample.round + 1} "
-            f"{sample.experiment} {sample.subject}: {brief(sample.values)}",
+            f"[{self._step}/{self._steps}, {left_s / 60:.1f} min left] round {samples[0].round + 1} "
+            f"{samples[0].experiment}: {numbers}",
             file=self._out,
             flush=True,
         )
@@ -356,30 +403,34 @@ def selected(only: list[str]) -> list[Experiment]:
     """The experiments whose name begins with one of `only`; all when it is empty."""
     found = [one for one in EXPERIMENTS if not only or any(one.name.startswith(name) for name in only)]
     if not found:
-        raise ServerError(f"no experiment is called {' or '.join(only)}: {', '.join(e.name for e in EXPERIMENTS)}")
+        raise ServerError(
+            f"no experiment is called {' or '.join(only)}: {', '.join(e.name for e in EXPERIMENTS)}"
+        )
     return found
 
 
-def steps(experiments: list[Experiment], rounds: int) -> Iterator[tuple[int, Experiment, str]]:
-    """Round by round, every experiment, every subject; who is first rotates."""
+def steps(experiments: list[Experiment], rounds: int) -> Iterator[tuple[int, Experiment, tuple[str, ...]]]:
+    """Round by round, every experiment with its subjects in an order that rotates."""
     for round_ in range(rounds):
         for experiment in experiments:
             first = round_ % len(experiment.subjects)
-            for subject in experiment.subjects[first:] + experiment.subjects[:first]:
-                yield round_, experiment, subject
+            yield round_, experiment, experiment.subjects[first:] + experiment.subjects[:first]
 
 
-def measure(context: Context, round_: int, experiment: Experiment, subject: str) -> Sample:
-    """One subject once; and how much CPU went to others meanwhile, who spoil the numbers."""
+def measure(context: Context, round_: int, experiment: Experiment, subjects: tuple[str, ...]) -> list[Sample]:
+    """One experiment of one round; and how much CPU went to others meanwhile, who spoil the numbers."""
     begin_s, busy_s, used_s = time.monotonic(), procfs.machine_busy_s(), _used_s()
-    values = experiment.measure(context, subject, round_)
+    found = experiment.measure(context, subjects, round_)
     others_s = procfs.machine_busy_s() - busy_s - (_used_s() - used_s)
-    values["others_cpu"] = max(0.0, others_s / (time.monotonic() - begin_s))
-    return Sample(experiment.name, subject, round_, values)
+    others = max(0.0, others_s / (time.monotonic() - begin_s))
+    return [
+        Sample(experiment.name, subject, round_, values | {"others_cpu": others})
+        for subject, values in found.items()
+    ]
 
 
 def _used_s() -> float:
-    """CPU seconds of the suite and of all it started and has seen end: load generators, servers, their workers."""
+    """CPU seconds of the suite and of all that it started and saw end: load generators, servers, workers."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
@@ -390,15 +441,15 @@ def run(experiments: list[Experiment], scale: Scale, keep: Path, header: Values)
     one_core, core_each = choose_cores()
     context = Context(scale, one_core, core_each)
     plan = list(steps(experiments, scale.rounds))
-    progress = Progress(sum(one.expected_s(scale) for _, one, _ in plan), len(plan))
+    progress = Progress(sum(one.expected_s(scale) * len(subjects) for _, one, subjects in plan), len(plan))
     samples = []
     keep.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(keep.open("w")) as out:
         out.write(json.dumps(header | {"scale": asdict(scale)}) + "\n")
-        for round_, experiment, subject in plan:
-            sample = measure(context, round_, experiment, subject)
-            samples.append(sample)
-            out.write(json.dumps(asdict(sample)) + "\n")
+        for round_, experiment, subjects in plan:
+            found = measure(context, round_, experiment, subjects)
+            samples += found
+            out.writelines(json.dumps(asdict(sample)) + "\n" for sample in found)
             out.flush()
-            progress.did(sample, experiment.expected_s(scale))
+            progress.did(found, experiment.expected_s(scale) * len(subjects))
     return samples

@@ -32,6 +32,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _environment() -> dict[str, str]:
+    """Ours, but with compiled modules kept, as where a package is installed: else each start compiles them."""
+    environment = dict(os.environ)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PYTHONPYCACHEPREFIX"] = str(ROOT / "bench" / "results" / "pycache")
+    return environment
+
+
 class Server:
     """`with Server("shared", handler="asyncio", workers=4) as server:` - every worker is ready inside."""
 
@@ -67,6 +75,7 @@ class Server:
             self._process = subprocess.Popen(
                 [*self._command, "--ready-fd", str(ready_write)],
                 cwd=ROOT,
+                env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,

@@ -165,9 +165,9 @@ static int total_space(fan_core *core, int64_t now_ns)
     for (int i = 0; i < core->rotation_count; i++) {
         fan_channel *channel = &core->channels[core->rotation[i]];
         if (channel->space <= 0 && !channel->armed) {
-            int untaken = fan_channel_untaken(channel);
-            if (untaken >= 0 && untaken <= channel->quarter)
-                channel->space = channel->size - untaken;
+            channel->untaken = fan_channel_untaken(channel);
+            if (channel->untaken >= 0 && channel->untaken <= channel->quarter)
+                channel->space = channel->size - channel->untaken;
             else {
                 channel->full_since_ns = now_ns;
                 channel->armed = fan_epoll(core->inner, EPOLL_CTL_MOD, channel->write_fd, EPOLLOUT | EPOLLONESHOT,
@@ -263,6 +263,11 @@ static int pass_to(fan_core *core, int number, int64_t now_ns)
         return 0;
     }
     core->counters.passed += (uint64_t)passed;
+    /* Hungry is who has a quarter left or less. One that may have more is asked before it gets more, and has the
+     * master wait until it is hungry: so a busy house is fed in batches instead of being woken into by each client. */
+    channel->untaken += passed;
+    if (channel->untaken > channel->quarter)
+        channel->space = 0;
     if (number < core->slot_count)
         core->slots[number].passed += (uint64_t)passed;
     if (channel->threads > 0) {
@@ -430,9 +435,9 @@ static void channel_writable(fan_core *core, int number, uint32_t events)
             fan_channel_replace(core, number);
         return;
     }
-    int untaken = fan_channel_untaken(channel);
+    channel->untaken = fan_channel_untaken(channel);
     /* The kernel's word counts: if it says there is space, one message is tried. */
-    channel->space = untaken >= 0 && untaken < channel->size ? channel->size - untaken : 1;
+    channel->space = channel->untaken >= 0 && channel->untaken < channel->size ? channel->size - channel->untaken : 1;
     listeners_may_have_more(core); /* nobody listened while all were full */
 }
 

@@ -39,7 +39,8 @@ typedef struct {
     int read_fd;             /* owned */
     int size;                /* messages the kernel takes before it says EAGAIN */
     int quarter;             /* the kernel says POLLOUT at this many untaken, or fewer */
-    int space;               /* messages that may be passed before the kernel is asked again; 0: not hungry */
+    int untaken;             /* upper bound of what waits in it: seen last, and passed since */
+    int space;               /* messages that may be passed in this round; 0: not hungry, or not asked yet */
     int workers;             /* ready workers that read it; 0: out of rotation */
     int threads;             /* of them, threads that block in recvmsg; 0: event loops */
     bool armed;              /* EPOLLOUT will tell when it is hungry */

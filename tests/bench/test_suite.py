@@ -24,7 +24,9 @@ def samples(**values: list[float]) -> list[Sample]:
     ]
 
 
-FASTER = Row("race", "race", "speed", Asked(at_least=1.05, no_round_under=0.95), "{:.2f}", "shared", report.ratio, 1.0)
+FASTER = Row(
+    "race", "race", "speed", Asked(at_least=1.05, no_round_under=0.95), "{:.2f}", "shared", report.ratio, 1.0
+)
 
 
 @pytest.mark.parametrize(
@@ -44,16 +46,21 @@ def test_verdict_is_by_ratios_within_rounds(ours: list[float], theirs: list[floa
 
 def test_less_is_better_where_it_is() -> None:
     row = Row("race", "race", "speed", Asked(at_most=1.03), "{:.2f}", "shared", report.ratio, 1.0, better=-1)
-    found = samples(pyfanout=[9, 9], shared=[10, 10])
+    found = samples(pyfanout=[9, 9, 9], shared=[10, 10, 10])
     assert report.verdict(row, row.values(found), found) == "reached; better"
-    found = samples(pyfanout=[11, 11], shared=[10, 10])
+    found = samples(pyfanout=[11, 11, 11], shared=[10, 10, 10])
     assert report.verdict(row, row.values(found), found) == "**missed**; worse"
 
 
 def test_errors_stand_beside_the_verdict() -> None:
     found = samples(pyfanout=[11], shared=[10])
     found.append(Sample("race", "shared", 1, {"speed": 10, "errors": {"reset": 2, "timeout": 1}}))
-    assert report.verdict(FASTER, [1.1], found) == "reached; better; errors of shared: 2 reset, 1 timeout"
+    assert report.verdict(FASTER, [1.1] * 3, found) == "reached; better; errors of shared: 2 reset, 1 timeout"
+
+
+def test_two_rounds_rank_nobody() -> None:
+    found = samples(pyfanout=[11, 22], shared=[10, 20])
+    assert report.verdict(FASTER, FASTER.values(found), found) == "reached; too few rounds to rank"
 
 
 def test_a_row_without_its_rival_is_left_out() -> None:
@@ -70,16 +77,12 @@ def test_every_row_has_an_experiment_and_every_experiment_a_row() -> None:
 
 def test_rounds_are_interleaved_and_the_order_rotates() -> None:
     experiments = run.selected(["throughput-blocking", "tail-50"])
-    order = [(round_, one.name, subject) for round_, one, subject in run.steps(experiments, 2)]
+    order = [(round_, one.name, subjects) for round_, one, subjects in run.steps(experiments, 2)]
     assert order == [
-        (0, "throughput-blocking-one-core", "pyfanout"),
-        (0, "throughput-blocking-one-core", "reuseport"),
-        (0, "tail-50", "pyfanout"),
-        (0, "tail-50", "shared"),
-        (1, "throughput-blocking-one-core", "reuseport"),
-        (1, "throughput-blocking-one-core", "pyfanout"),
-        (1, "tail-50", "shared"),
-        (1, "tail-50", "pyfanout"),
+        (0, "throughput-blocking-one-core", ("pyfanout", "reuseport")),
+        (0, "tail-50", ("pyfanout", "shared")),
+        (1, "throughput-blocking-one-core", ("reuseport", "pyfanout")),
+        (1, "tail-50", ("shared", "pyfanout")),
     ]
     with pytest.raises(ServerError, match="no experiment is called nonsense"):
         run.selected(["nonsense"])
