@@ -88,14 +88,14 @@ def dispatch(options: argparse.Namespace, arguments: list[str]) -> int:
     about = header(arguments)
     keep = RESULTS / f"dispatch-{about['date'].replace(':', '').replace('+0000', 'Z')}.jsonl"
     samples = run.run(experiments, scale, keep, about)
-    block = "\n\n".join(
-        [
-            "\n".join(f"- {name}: {value}" for name, value in about.items()),
-            report.table(samples),
-            "Behind the ratios:",
-            report.absolutes(samples),
-        ]
-    )
+    parts = [
+        "\n".join(f"- {name}: {value}" for name, value in about.items()),
+        report.noise(samples),
+        report.table(samples),
+        "Behind the ratios:",
+        report.absolutes(samples),
+    ]
+    block = "\n\n".join(part for part in parts if part)
     print(block)
     print(f"all samples: {keep.relative_to(ROOT)}", file=sys.stderr)
     if options.write_readme:

@@ -16,6 +16,7 @@ from bench.run import Sample, Values
 BEGIN_MARK = "<!-- last full run: written by `python -m bench dispatch --write-readme` -->"
 END_MARK = "<!-- end of last full run -->"
 
+QUIET_SHARE = 0.10  # of one core; an idle machine's own housekeeping is 1 to 3 %
 ROUNDS_TO_RANK = 3  # by chance alone, three rounds agree on one side one time in four
 
 
@@ -233,6 +234,18 @@ def absolutes(samples: Sequence[Sample]) -> str:
             f"| {max(one['others_cpu'] for one in rounds):.0%} |"
         )
     return "\n".join(lines)
+
+
+def noise(samples: Sequence[Sample]) -> str:
+    """A warning when others had so much of the machine that the numbers mean little; else nothing."""
+    loud = sorted({one.experiment for one in samples if one.values["others_cpu"] > QUIET_SHARE})
+    if not loud:
+        return ""
+    most = max(one.values["others_cpu"] for one in samples)
+    return (
+        f"**The machine was not quiet**: others used up to {most:.0%} of a core, during {', '.join(loud)}. "
+        "Measure again."
+    )
 
 
 def write_block(readme: Path, block: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -268,17 +269,22 @@ def respawn(context: Context, subject: str, _round: int) -> Values:
 
     A new server for each kill: a worker that dies again soon after its birth is held back on purpose.
     """
-    took_ms = []
+    took_ms: list[float] = []
+    errors: dict[str, int] = {}
     for _ in range(context.scale.kills):
         with Server(subject, handler="blocking", workers=1) as server:
             old = _ask(server.port)
             begin_ns = time.monotonic_ns()
             os.kill(old, signal.SIGKILL)
-            new = _ask(server.port)
+            try:
+                new = _ask(server.port)
+            except ConnectionResetError:
+                errors["reset"] = errors.get("reset", 0) + 1
+                continue
             took_ms.append((time.monotonic_ns() - begin_ns) / 1e6)
             if new == old:
                 raise ServerError(f"worker {old} answered after its SIGKILL")
-    return {"respawn_ms": took_ms, "errors": {}}
+    return {"respawn_ms": took_ms, "errors": errors}
 
 
 def idle(handler: str) -> Measure:
@@ -394,7 +400,7 @@ def brief(values: Values) -> str:
     """The first number of a sample, and its errors."""
     name, value = next(iter(values.items()))
     if isinstance(value, list):
-        value = statistics.median(value)
+        value = statistics.median(value) if value else math.nan
     text = f"{name} {value:.5g}"
     return f"{text}, errors {values['errors']}" if values["errors"] else text
 

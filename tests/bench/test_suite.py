@@ -63,6 +63,14 @@ def test_two_rounds_rank_nobody() -> None:
     assert report.verdict(FASTER, FASTER.values(found), found) == "reached; too few rounds to rank"
 
 
+def test_a_busy_machine_is_said() -> None:
+    quiet, loud = samples(pyfanout=[1, 2])
+    quiet.values["others_cpu"] = 0.02
+    loud.values["others_cpu"] = 0.35
+    assert report.noise([quiet]) == ""
+    assert "not quiet**: others used up to 35% of a core, during race" in report.noise([quiet, loud])
+
+
 def test_a_row_without_its_rival_is_left_out() -> None:
     assert FASTER.values(samples(pyfanout=[1, 2])) == []
     assert "race" not in report.table(samples(pyfanout=[1, 2]))

@@ -1,0 +1,39 @@
+# The commands that README and CI use. Everything is set up in .venv by the first of them; nothing else has to be typed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+BENCH_ARGS ?=
+
+.PHONY: run test lint asan bench tools
+
+run: .venv/ready
+	$(BIN)/python examples/hello.py
+
+test: .venv/ready tools
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+asan: .venv/ready
+	$(BIN)/python tests/core/sanitized.py
+
+bench: .venv/ready
+	$(BIN)/python -m bench dispatch $(BENCH_ARGS)
+
+# An editable install: the C core is built again when a source of it has changed.
+.venv/ready: pyproject.toml setup.py $(wildcard csrc/*)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[test,bench,dev]'
+	touch $@
+
+# What the tests drive servers with, and the bench is checked against.
+tools:
+	@missing=; for tool in ab:apache2-utils wrk:wrk setpriv:util-linux ip:iproute2; do \
+	    command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool#*:}"; done; \
+	if [ -n "$$missing" ]; then \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; \
+	    else echo "make test needs:$$missing; install them with your package manager" >&2; exit 1; fi; fi

@@ -1,0 +1,365 @@
+"""Servers under test. `act` and `act_async` do what the client's first line says; `main` is a script that serves.
+
+Each answer is one line of JSON, but for `hold`. What is done is the same for both kinds, as far as it can be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+import pyfanout
+
+HTTP_ANSWER = b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\r\nhello\n"
+
+leaked: list[int] = []
+kept: list[Any] = []
+
+
+def note(text: str) -> None:
+    """Into the log, in one piece."""
+    os.write(2, f"app: {text}\n".encode())
+
+
+def identity() -> dict[str, Any]:
+    worker = pyfanout.current_worker()
+    return {
+        "slot": worker and worker.slot,
+        "pid": os.getpid(),
+        "generation": worker and worker.generation,
+        "worker_pid": worker and worker.pid,
+        "uid": os.getuid(),
+    }
+
+
+def facts_of(sock: socket.socket) -> dict[str, Any]:
+    """What a handler can see of its socket."""
+    tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
+    return {
+        "family": sock.family.name if hasattr(sock.family, "name") else str(sock.family),
+        "blocking": os.get_blocking(sock.fileno()),
+        "timeout": sock.gettimeout(),
+        "nodelay": bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)) if tcp else None,
+        "inheritable": os.get_inheritable(sock.fileno()),
+    }
+
+
+# ---- what both kinds can do; each returns what is answered, or None for nothing ------------------------------------
+
+
+def do_exit(code: str = "0") -> None:
+    sys.exit(int(code))
+
+
+def do_die(code: str = "0") -> None:
+    os._exit(int(code))
+
+
+def do_kill(signum: str = "SIGKILL") -> None:
+    os.kill(os.getpid(), signal.Signals[signum])
+
+
+def do_raise() -> None:
+    raise RuntimeError("as asked")
+
+
+def do_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def do_spin(millions: str = "20") -> dict[str, Any]:
+    """Keeps the GIL: one long call into C."""
+    sum(range(int(millions) * 1_000_000))
+    return identity()
+
+
+def do_leak(count: str = "1") -> dict[str, Any]:
+    """Descriptors, until there are no more."""
+    try:
+        for _ in range(int(count)):
+            leaked.append(os.dup(2))
+    except OSError as error:
+        return {**identity(), "leaked": len(leaked), "errno": error.errno}
+    return {**identity(), "leaked": len(leaked), "errno": 0}
+
+
+def do_thread(daemon: str = "daemon") -> dict[str, Any]:
+    """Leaves a thread behind that never ends."""
+    threading.Thread(target=threading.Event().wait, daemon=daemon == "daemon").start()
+    return identity()
+
+
+def do_fork(end: str) -> dict[str, Any] | None:
+    """A child that leaves this handler in the way of its name; the parent answers at once and does not wait."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the handler does not care how it ends
+    pid = os.fork()
+    if pid:
+        return {**identity(), "child": pid}
+    note(f"child current_worker={pyfanout.current_worker()}")
+    if end == "raise":
+        raise RuntimeError("in the child, as asked")
+    if end == "exit":
+        sys.exit(0)
+    if end == "die":
+        os._exit(0)
+    if end == "stay":
+        signal.pause()
+    return None
+
+
+def do_identity() -> dict[str, Any]:
+    return identity()
+
+
+COMMON = {name.removeprefix("do_"): value for name, value in list(globals().items()) if name.startswith("do_")}
+
+
+# ---- blocking ------------------------------------------------------------------------------------------------------
+
+
+def act(conn: socket.socket, addr: Any) -> None:
+    words = read_line(conn).split()
+    if not words:
+        return
+    name, arguments = words[0], words[1:]
+    if name in BLOCKING:
+        answer = BLOCKING[name](conn, addr, *arguments)
+    else:
+        answer = COMMON[name](*arguments)
+    if answer is not None:
+        conn.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def read_line(conn: socket.socket) -> str:
+    line = b""
+    while not line.endswith(b"\n"):
+        data = conn.recv(4096)
+        if not data:
+            break
+        line += data
+    return line.decode()
+
+
+def whoami(conn: socket.socket, addr: Any) -> dict[str, Any]:
+    return {**identity(), "addr": repr(addr), **facts_of(conn), "thread": threading.current_thread().name}
+
+
+def hold(conn: socket.socket, _addr: Any) -> None:
+    """Busy until the client sends something or goes away."""
+    try:
+        conn.sendall(b"held\n")
+        if conn.recv(1):
+            conn.sendall(b"released\n")
+    finally:
+        note("hold ended")
+
+
+def sleep(_conn: socket.socket, _addr: Any, seconds: str) -> dict[str, Any]:
+    time.sleep(float(seconds))
+    return identity()
+
+
+def detach(conn: socket.socket, _addr: Any) -> None:
+    """Another thread answers after the handler has returned."""
+    fd = conn.detach()
+    returned = threading.Event()
+
+    def answer() -> None:
+        returned.wait(0.05)  # gives the handler time to return; nothing depends on it
+        with socket.socket(fileno=fd) as mine:
+            mine.sendall(json.dumps(identity()).encode() + b"\n")
+
+    threading.Thread(target=answer).start()
+
+
+def close_twice(conn: socket.socket, _addr: Any) -> None:
+    conn.sendall(json.dumps(identity()).encode() + b"\n")
+    conn.close()
+    conn.close()
+
+
+def leave_file(conn: socket.socket, _addr: Any) -> None:
+    """A file object that holds the socket open: the client must see the end all the same."""
+    file = conn.makefile("rwb")
+    kept.append(file)
+    file.write(json.dumps(identity()).encode() + b"\n")
+    file.flush()
+
+
+def keep(conn: socket.socket, _addr: Any) -> dict[str, Any]:
+    """Leaks the socket object itself: it is closed all the same."""
+    kept.append(conn)
+    return identity()
+
+
+BLOCKING = {
+    "whoami": whoami,
+    "hold": hold,
+    "sleep": sleep,
+    "detach": detach,
+    "close_twice": close_twice,
+    "leave_file": leave_file,
+    "keep": keep,
+}
+
+
+def hello(conn: socket.socket, _addr: Any) -> None:
+    """HTTP, for `ab` and `wrk`."""
+    conn.recv(4096)
+    conn.sendall(HTTP_ANSWER)
+
+
+# ---- asyncio -------------------------------------------------------------------------------------------------------
+
+
+async def act_async(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    words = (await reader.readline()).decode().split()
+    if not words:
+        return
+    name, arguments = words[0], words[1:]
+    if name in ASYNC:
+        answer = await ASYNC[name](reader, writer, *arguments)
+    else:
+        answer = COMMON[name](*arguments)
+    if answer is not None:
+        writer.write(json.dumps(answer).encode() + b"\n")
+        await writer.drain()
+
+
+async def whoami_async(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> dict[str, Any]:
+    facts = facts_of(writer.get_extra_info("socket"))
+    return {**identity(), "addr": repr(writer.get_extra_info("peername")), **facts, "thread": "MainThread"}
+
+
+async def hold_async(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        writer.write(b"held\n")
+        if await reader.read(1):
+            writer.write(b"released\n")
+    finally:
+        note("hold ended")
+
+
+async def sleep_async(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter, seconds: str) -> dict[str, Any]:
+    await asyncio.sleep(float(seconds))
+    return identity()
+
+
+async def close_twice_async(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(json.dumps(identity()).encode() + b"\n")
+    writer.close()
+    writer.close()
+
+
+async def detach_async(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Another protocol takes the transport over and answers after the handler has returned."""
+    transport = writer.transport
+    kept.append(writer)
+    transport.set_protocol(asyncio.Protocol())
+
+    def answer() -> None:
+        transport.write(json.dumps(identity()).encode() + b"\n")
+        transport.close()
+
+    asyncio.get_running_loop().call_later(0.05, answer)  # after the handler has returned; nothing depends on it
+
+
+async def task(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> dict[str, Any]:
+    """Leaves a task behind that never ends."""
+    kept.append(asyncio.get_running_loop().create_task(asyncio.Event().wait()))
+    return identity()
+
+
+ASYNC = {
+    "whoami": whoami_async,
+    "hold": hold_async,
+    "sleep": sleep_async,
+    "close_twice": close_twice_async,
+    "detach": detach_async,
+    "task": task,
+}
+
+
+async def hello_async(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(HTTP_ANSWER)
+
+
+# ---- a script that calls serve() -----------------------------------------------------------------------------------
+
+
+def started(worker: pyfanout.Worker) -> None:
+    note(f"started slot={worker.slot} gen={worker.generation} pid={worker.pid} same={worker is pyfanout.current_worker()}")
+
+
+def exited(worker: pyfanout.Worker) -> None:
+    note(f"exited slot={worker.slot} gen={worker.generation} pid={worker.pid}")
+
+
+async def started_async(worker: pyfanout.Worker) -> None:
+    await asyncio.sleep(0)
+    started(worker)
+
+
+async def exited_async(worker: pyfanout.Worker) -> None:
+    await asyncio.sleep(0)
+    exited(worker)
+
+
+def failing(_worker: pyfanout.Worker) -> None:
+    raise RuntimeError("the hook fails, as asked")
+
+
+def few_descriptors(_worker: pyfanout.Worker) -> None:
+    """A worker that can open a handful more."""
+    limit = max(map(int, os.listdir("/proc/self/fd"))) + 1 + int(os.environ["SPARE_FDS"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+
+def main() -> None:
+    """`serve()` as the JSON in the first argument has it.
+
+    handler, hooks: names in this module. sockets: descriptors to be given as open sockets. nofile: RLIMIT_NOFILE.
+    uid: whom to become, after all that needs reading was imported. times: how often to serve. timeout: the default
+    of sockets.
+    """
+    asked = json.loads(sys.argv[1])
+    config = asked["config"]
+    for hook in ("on_worker_start", "on_worker_exit"):
+        if hook in asked:
+            config[hook] = globals()[asked[hook]]
+    if "sockets" in asked:
+        config["bind"] = [*(config["bind"] or ()), *(socket.socket(fileno=fd) for fd in asked["sockets"])]
+        if len(config["bind"]) == 1:
+            config["bind"] = config["bind"][0]
+    if "timeout" in asked:
+        socket.setdefaulttimeout(asked["timeout"])
+    if "nofile" in asked:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (asked["nofile"], asked["nofile"]))
+    if "uid" in asked and os.getuid() == 0:
+        import pyfanout.worker.aio  # noqa: PLC0415 - its files may be out of reach afterwards
+        import pyfanout.worker.blocking  # noqa: F401, PLC0415
+
+        os.setgroups([])
+        os.setresgid(asked["uid"], asked["uid"], asked["uid"])
+        os.setresuid(asked["uid"], asked["uid"], asked["uid"])
+
+    def mine(_signum: int, _frame: object) -> None:
+        print("my own handler", flush=True)
+
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+    for signum in signals:
+        signal.signal(signum, mine)
+    signal.signal(signal.SIGCHLD, mine)
+    for _ in range(asked.get("times", 1)):
+        pyfanout.serve(globals()[asked["handler"]], **config)
+        restored = all(signal.getsignal(signum) is mine for signum in (*signals, signal.SIGCHLD))
+        print(f"served, my handlers are back: {restored}, wakeup_fd={signal.set_wakeup_fd(-1)}", flush=True)

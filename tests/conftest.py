@@ -1,0 +1,75 @@
+"""Guards on every test, the `server` fixture, the seed of random tests."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import Census, Server
+
+SEED = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=None, help="of random tests; default: TEST_SEED, or a new one")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    given = config.getoption("--seed")
+    text = os.environ.get("TEST_SEED", "")
+    config.stash[SEED] = given if given is not None else int(text) if text else random.SystemRandom().getrandbits(32)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed of random tests: {config.stash[SEED]} (take it back with --seed or TEST_SEED)"
+
+
+def left_over(before: Census, patience_s: float = 2.0) -> list[str]:
+    """What a test has left open, running or unreaped. Patient: what was closed may take an instant to go."""
+    end = time.monotonic() + patience_s
+    while lines := Census.take().left_since(before):
+        gc.collect()
+        if time.monotonic() >= end:
+            return lines
+        time.sleep(0.01)
+    return []
+
+
+@pytest.fixture(autouse=True)
+def guard() -> Iterator[None]:
+    """The descriptors, children and threads of this process are what they were."""
+    before = Census.take()
+    yield
+    if lines := left_over(before):
+        pytest.fail("the test leaves something behind:\n" + "\n".join(lines), pytrace=False)
+
+
+@pytest.fixture
+def server(tmp_path: Path, guard: None) -> Iterator[Callable[[], Server]]:
+    """Makes servers under test. Afterwards they are ended, and must have been good: see `Server.close`."""
+    servers: list[Server] = []
+
+    def make() -> Server:
+        servers.append(Server(tmp_path, f"server{len(servers)}"))
+        return servers[-1]
+
+    yield make
+    problems = []
+    for each in servers:
+        if wrong := each.close():
+            problems += [*wrong, f"--- log of {each.log_path.name}:", each.log]
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Random, but the same again for the same seed and test."""
+    seed = request.config.stash[SEED]
+    print(f"seed: {seed} (repeat with --seed={seed})")
+    return random.Random(f"{seed}:{request.node.nodeid}")

@@ -1,0 +1,521 @@
+"""Start, stop, kill and look at a server under test, which is always a real process of its own; and its clients.
+
+A server's log goes to a file, so nothing here needs a thread. All its processes share a session, whose number is the
+master's pid: whoever is left over is found by it, and killed by pid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+TESTS = Path(__file__).resolve().parent
+DEADLINE_S = 15.0
+"""Before a test says that something does not happen: far more than it takes on a busy machine of two cores."""
+
+POLL_S = 0.004
+"""Between two looks at a condition that nothing announces."""
+
+HIGH_FD = 40
+"""Descriptors that a server inherits have numbers from here on: low ones are for LISTEN_FDS."""
+
+NOBODY = 65534
+SUSPECT = re.compile(r" (ERROR|CRITICAL) |^Traceback |Warning\b|^Exception |Fatal Python error|AddressSanitizer|assert")
+LISTENING = re.compile(r"listening on (.*) with (\d+) workers?, ([\w-]+)$", re.MULTILINE)
+
+
+def wait_until(
+    condition: Callable[[], T],
+    what: str,
+    *,
+    deadline_s: float = DEADLINE_S,
+    log: Callable[[], str] | None = None,
+) -> T:
+    """The first true result of `condition`. AssertionError, with the log, if there is none before the deadline."""
+    end = time.monotonic() + deadline_s
+    while True:
+        result = condition()
+        if result:
+            return result
+        if time.monotonic() >= end:
+            text = f"\n--- log:\n{log()}" if log else ""
+            raise AssertionError(f"not within {deadline_s:g} s: {what} (last: {result!r}){text}")
+        time.sleep(POLL_S)
+
+
+# ---- looking at processes ------------------------------------------------------------------------------------------
+
+
+def _read(path: str) -> str:
+    """A file of /proc; empty if the process is gone."""
+    try:
+        return Path(path).read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def state_of(pid: int) -> str:
+    """The kernel's letter: S sleeps, R runs, T is stopped, Z is a zombie; empty: there is no such process."""
+    return (_stat(pid) or [""])[0]
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/pid/stat from the third (state) on; empty if it is gone."""
+    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+
+
+def children_of(pid: int) -> list[int]:
+    """Zombies too, in the order of their birth."""
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            found += map(int, _read(f"/proc/{pid}/task/{task}/children").split())
+    return sorted(found)
+
+
+def session_of(leader: int) -> list[int]:
+    """All processes of a session, zombies too."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            fields = _stat(int(name))
+            if len(fields) > 3 and fields[3] == str(leader):
+                found.append(int(name))
+    return found
+
+
+def fds_of(pid: int) -> dict[int, str]:
+    """What each descriptor is: `socket:[123]`, `pipe:[123]`, `anon_inode:[eventpoll]`, a path."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+    return found
+
+
+def unix_socket_types() -> dict[str, str]:
+    """By `socket:[inode]`: stream or seqpacket, with `-listening`; from /proc/net/unix."""
+    kinds = {"0001": "stream", "0005": "seqpacket", "0002": "dgram"}
+    found = {}
+    for line in _read("/proc/net/unix").splitlines()[1:]:
+        fields = line.split()
+        listening = "-listening" if int(fields[3], 16) & 0x10000 else ""
+        found[f"socket:[{fields[6]}]"] = kinds[fields[4]] + listening
+    return found
+
+
+def kind_of_fd(link: str, unix_types: Mapping[str, str]) -> str:
+    """`stream`, `seqpacket` (UNIX), `inet`, `epoll`, or the link itself."""
+    if link == "anon_inode:[eventpoll]":
+        return "epoll"
+    if link.startswith("socket:"):
+        return unix_types.get(link, "inet")
+    return link
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What all threads of a process have used since its birth."""
+
+    cpu_ticks: int
+    voluntary_switches: int
+
+    @classmethod
+    def of(cls, pid: int) -> Effort:
+        fields = _stat(pid)
+        switches = 0
+        for task in os.listdir(f"/proc/{pid}/task"):
+            match = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", _read(f"/proc/{pid}/task/{task}/status"), re.M)
+            switches += int(match[1]) if match else 0
+        return cls(int(fields[11]) + int(fields[12]), switches)
+
+
+def kill(pid: int, signum: int = signal.SIGKILL) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signum)
+
+
+@dataclass(frozen=True)
+class Census:
+    """Descriptors, children and threads of this process."""
+
+    fds: frozenset[tuple[int, str]]
+    children: frozenset[int]
+    threads: frozenset[int]
+
+    @classmethod
+    def take(cls) -> Census:
+        fds = fds_of(os.getpid())
+        # The listing itself needs a descriptor, which is gone again.
+        own = {(fd, link) for fd, link in fds.items() if not re.fullmatch(r"/proc/\d+/fd", link)}
+        threads = frozenset(map(int, os.listdir("/proc/self/task")))
+        return cls(frozenset(own), frozenset(children_of(os.getpid())), threads)
+
+    def left_since(self, before: Census) -> list[str]:
+        """What is here now and was not then: one line each."""
+        lines = [f"descriptor {fd} is left open: {link}" for fd, link in sorted(self.fds - before.fds)]
+        lines += [f"child {pid} is left, state {state_of(pid)}" for pid in sorted(self.children - before.children)]
+        lines += [f"thread {tid} is left" for tid in sorted(self.threads - before.threads)]
+        return lines
+
+
+# ---- the server ----------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """One server under test. `start` returns when all its workers are ready, unless told otherwise."""
+
+    def __init__(self, folder: Path, name: str = "server") -> None:
+        self.log_path = folder / f"{name}.log"
+        self.out_path = folder / f"{name}.out"
+        self.expected: list[str] = []
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ready_reader = -1
+
+    # -- birth --
+
+    def start(
+        self,
+        app: str | None = None,
+        *options: str,
+        script: Mapping[str, Any] | None = None,
+        bind: str | Sequence[str] | None = "127.0.0.1:0",
+        environ: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+        listen_fds: Sequence[int] = (),
+        cwd: Path = TESTS,
+        wait: bool = True,
+        **config: object,
+    ) -> Server:
+        """`pyfanout run app`, or, if there is a `script`, a process that calls `serve()`: see `apps.main`.
+
+        `config` are options by their names in `serve`. `listen_fds` are passed the way systemd does.
+        """
+        reader, writer = os.pipe()
+        self._ready_reader = reader
+        kept = [fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, HIGH_FD)]
+        os.close(writer)
+        config = {"ready_fd": kept[0], "log_level": "debug", **config}
+        binds = [] if bind is None else [bind] if isinstance(bind, str) else list(bind)
+        python = [sys.executable, "-W", "default"]
+        if script is None:
+            words = [app or "apps:act"]
+            for each in binds:
+                words += ["--bind", each]
+            for name, value in config.items():
+                flag = "--" + name.replace("_", "-")
+                words += [flag] if value is True else [flag, str(value)]
+            command = [*python, "-m", "pyfanout", "run", *words, *options]
+        else:
+            arguments = {"handler": app or "act", "config": {"bind": binds or None, **config}, **script}
+            command = [*python, "-c", "import apps; apps.main()", json.dumps(arguments)]
+        if listen_fds:
+            command = [*python, "-c", _LIKE_SYSTEMD, ",".join(map(str, listen_fds)), *command]
+        try:
+            with self.log_path.open("ab") as log, self.out_path.open("ab") as out:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=log,
+                    cwd=cwd,
+                    env={**_clean_environ(), "PYTHONPATH": f"{TESTS}", **(environ or {})},
+                    pass_fds=[*kept, *pass_fds, *listen_fds],
+                    start_new_session=True,
+                )
+        finally:
+            os.close(kept[0])
+        if wait:
+            self.wait_ready()
+        return self
+
+    def wait_ready(self, deadline_s: float = DEADLINE_S) -> None:
+        """The newline on ready_fd."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._ready_reader, selectors.EVENT_READ)
+            # With nobody left who could write, it reads end-of-file.
+            told = selector.select(deadline_s) and os.read(self._ready_reader, 1)
+        if told != b"\n":
+            ended = f"ended with {self._process.poll()}" if self._process else "was not started"
+            raise AssertionError(f"the server is not ready: it {ended}\n--- log:\n{self.log}")
+
+    # -- what can be seen --
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    @property
+    def out(self) -> str:
+        return self.out_path.read_text(errors="replace")
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it says it listens, with the real ports."""
+        match = self.wait_until(lambda: LISTENING.search(self.log), "a line 'listening on ...'")
+        return match[1].split(", ")
+
+    @property
+    def address(self) -> str:
+        return self.addresses[0]
+
+    @property
+    def workers(self) -> list[int]:
+        """Pids of the living, in the order of their birth."""
+        return [pid for pid in children_of(self.pid) if state_of(pid) not in ("Z", "X", "")]
+
+    @property
+    def zombies(self) -> list[int]:
+        return [pid for pid in children_of(self.pid) if state_of(pid) == "Z"]
+
+    def wait_until(self, condition: Callable[[], T], what: str, deadline_s: float = DEADLINE_S) -> T:
+        return wait_until(condition, what, deadline_s=deadline_s, log=lambda: self.log)
+
+    def wait_log(self, pattern: str, count: int = 1, deadline_s: float = DEADLINE_S) -> list[str]:
+        """At least `count` lines that match; they are returned."""
+        regex = re.compile(pattern)
+
+        def found() -> list[str]:
+            lines = [line for line in self.log.splitlines() if regex.search(line)]
+            return lines if len(lines) >= count else []
+
+        return self.wait_until(found, f"{count} log lines with {pattern!r}", deadline_s)
+
+    def wait_workers(self, count: int, gone: Iterable[int] = ()) -> list[int]:
+        """Until `count` live and those in `gone` do not, not even as zombies."""
+
+        def right() -> list[int]:
+            workers = self.workers
+            done = len(workers) == count and not self.zombies and not set(gone) & set(workers)
+            return workers if done else []
+
+        return self.wait_until(right, f"{count} workers, none of {list(gone)}")
+
+    def wait_ready_workers(self, count: int) -> None:
+        """Until `count` workers have become READY since the start."""
+        self.wait_log(r"BOOTING->READY", count)
+
+    # -- what the test does to it --
+
+    def expect(self, *patterns: str) -> None:
+        """Lines that the guard shall let pass although they tell of an error."""
+        self.expected += patterns
+
+    def send(self, signum: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(signum)
+
+    def wait_exit(self, deadline_s: float = DEADLINE_S) -> int:
+        """The exit code; negative: the signal that killed it."""
+        assert self._process is not None
+        process = self._process
+        self.wait_until(lambda: process.poll() is not None, "the server ends", deadline_s)
+        return process.returncode
+
+    def stop(self, signum: int = signal.SIGTERM, deadline_s: float = DEADLINE_S) -> int:
+        self.send(signum)
+        return self.wait_exit(deadline_s)
+
+    def wait_nobody(self, deadline_s: float = DEADLINE_S) -> None:
+        """Until no process of its session is left."""
+        self.wait_until(lambda: not session_of(self.pid), "all processes are gone", deadline_s)
+
+    # -- the end --
+
+    def close(self) -> list[str]:
+        """End it if it still runs. What was wrong with it: it did not end by itself, or its log tells of an error."""
+        problems = []
+        if self._ready_reader >= 0:
+            os.close(self._ready_reader)
+            self._ready_reader = -1
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGINT)
+                self._process.send_signal(signal.SIGCONT)
+                try:
+                    self._process.wait(8)
+                except subprocess.TimeoutExpired:
+                    problems.append("the server did not end within 8 s of SIGINT")
+                    self._process.kill()
+                    self._process.wait()
+                else:
+                    if self._process.returncode != 0:
+                        problems.append(f"the server ended with {self._process.returncode} after SIGINT")
+            left = session_of(self.pid)
+            if left:
+                problems.append(f"processes are left behind: {left}")
+            for pid in left:
+                kill(pid)
+            wait_until(lambda: not session_of(self.pid), "killed processes are gone")
+            self._process = None
+        return problems + self.suspicious()
+
+    def suspicious(self) -> list[str]:
+        """Log lines that tell of an error which no test expected."""
+        return [
+            f"unexpected in the log: {line}"
+            for line in self.log.splitlines()
+            if SUSPECT.search(line) and not any(re.search(pattern, line) for pattern in self.expected)
+        ]
+
+
+_LIKE_SYSTEMD = """
+import os, sys
+fds, command = [int(fd) for fd in sys.argv[1].split(",")], sys.argv[2:]
+for number, fd in enumerate(fds):
+    os.dup2(fd, 3 + number)
+    os.close(fd)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(fds)))
+os.execv(command[0], command)
+"""
+
+
+def high_fd(sock: socket.socket) -> int:
+    """A duplicate of its descriptor that is out of the way of LISTEN_FDS. The caller closes it."""
+    return fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, HIGH_FD)
+
+
+def _clean_environ() -> dict[str, str]:
+    """Ours, without what would change a server's options."""
+    mine = ("WEB_CONCURRENCY", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYFANOUT_") and name not in mine}
+
+
+# ---- clients -------------------------------------------------------------------------------------------------------
+
+
+def _family_and_name(address: str) -> tuple[int, Any]:
+    if address.startswith("unix:"):
+        name = address.removeprefix("unix:")
+        return socket.AF_UNIX, "\0" + name[1:] if name.startswith("@") else name
+    host, _, port = address.rpartition(":")
+    if host.startswith("["):
+        return socket.AF_INET6, (host[1:-1].replace("::", "::1") if host == "[::]" else host[1:-1], int(port))
+    return socket.AF_INET, ("127.0.0.1" if host == "0.0.0.0" else host, int(port))
+
+
+def connect(address: str, line: str | None = None, *, source: str | None = None, timeout: float = 20.0) -> socket.socket:
+    """A connection to a server's printed address. `line` is sent at once. `source` is the client's own address."""
+    family, name = _family_and_name(address)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        if source is not None:
+            sock.bind((source, 0) if family != socket.AF_UNIX else source)
+        sock.connect(name)
+        if line is not None:
+            sock.sendall(line.encode() + b"\n")
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Until end-of-file; then it is closed."""
+    with sock:
+        return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+def read_line(sock: socket.socket) -> bytes:
+    """One byte at a time: what follows the line stays in the socket."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = sock.recv(1)
+        if not byte:
+            break
+        line += byte
+    return line
+
+
+def ask(address: str, line: str = "whoami", *, source: str | None = None, timeout: float = 20.0) -> Any:
+    """Connect, send a line, read until end-of-file. The decoded JSON, or None if the connection ends with nothing."""
+    answer = read_all(connect(address, line, source=source, timeout=timeout))
+    return json.loads(answer) if answer else None
+
+
+def hold(address: str, timeout: float = 20.0) -> socket.socket:
+    """Keep one handler busy until `release`, or until the returned connection is closed."""
+    sock = connect(address, "hold", timeout=timeout)
+    try:
+        assert read_line(sock) == b"held\n"
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def release(sock: socket.socket) -> bytes:
+    sock.sendall(b".")
+    return read_all(sock)
+
+
+def crowd(address: str, count: int, line: str = "whoami") -> list[socket.socket]:
+    """Many clients, connected and with their request sent, whether or not somebody accepts."""
+    socks: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            socks.append(connect(address, line))
+    except BaseException:
+        close_all(socks)
+        raise
+    return socks
+
+
+def close_all(socks: Iterable[socket.socket]) -> None:
+    for sock in socks:
+        sock.close()
+
+
+def collect(socks: Sequence[socket.socket], deadline_s: float = 20.0) -> list[bytes | None]:
+    """What each client gets until end-of-file; None: a reset, or nothing until the deadline. All are closed."""
+    answers: dict[socket.socket, bytes] = {}
+    ended: dict[socket.socket, bytes | None] = {}
+    end = time.monotonic() + deadline_s
+    with selectors.DefaultSelector() as selector:
+        for sock in socks:
+            sock.setblocking(False)
+            selector.register(sock, selectors.EVENT_READ)
+            answers[sock] = b""
+        while len(ended) < len(socks) and (left := end - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
+                sock = key.fileobj
+                assert isinstance(sock, socket.socket)
+                try:
+                    data = sock.recv(65536)
+                except ConnectionResetError:
+                    ended[sock] = None
+                else:
+                    answers[sock] += data
+                    if data:
+                        continue
+                    ended[sock] = answers[sock]
+                selector.unregister(sock)
+    close_all(socks)
+    return [ended.get(sock) for sock in socks]
+
+
+def who(answers: Iterable[bytes | None]) -> list[Any]:
+    """The decoded JSON of each, None where there was none."""
+    return [json.loads(answer) if answer else None for answer in answers]
