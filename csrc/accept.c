@@ -39,7 +39,7 @@ void fan_listener_close(fan_core *core, int number)
 }
 
 /* One connection into `held`. 1, 0 if this listener has none now, or -1 if accepting rests. */
-static int accept_one(fan_core *core, int number, fan_held *held)
+static int accept_one(fan_core *core, int number, int64_t now_ns, fan_held *held)
 {
     fan_listener *listener = &core->listeners[number];
     for (;;) {
@@ -49,7 +49,7 @@ static int accept_one(fan_core *core, int number, fan_held *held)
             held->fd = fd;
             held->channel = -1;
             held->record.sequence = ++core->counters.accepted;
-            held->record.accepted_ns = fan_now_ns();
+            held->record.accepted_ns = now_ns;
             held->record.listener = number;
             held->record.nonblocking = (core->accept_flags & SOCK_NONBLOCK) != 0;
             held->record.peer_bytes = bytes < sizeof held->record.peer ? (uint16_t)bytes : sizeof held->record.peer;
@@ -91,7 +91,7 @@ static int accept_one(fan_core *core, int number, fan_held *held)
 }
 
 /* Take up to `want` connections into the (empty) hands of the core, from one listener after the other. */
-int fan_accept_batch(fan_core *core, int want)
+int fan_accept_batch(fan_core *core, int want, int64_t now_ns)
 {
     int count = 0;
     for (int i = 0; i < core->listener_count && count < want; i++) {
@@ -102,7 +102,7 @@ int fan_accept_batch(fan_core *core, int want)
                 fan_listener_close(core, number);
                 break;
             }
-            int rc = accept_one(core, number, &core->held[count]);
+            int rc = accept_one(core, number, now_ns, &core->held[count]);
             if (rc < 0)
                 goto out;
             if (rc == 0) {

@@ -63,6 +63,13 @@ void fan_board_begin(fan_board *board, int slot, uint64_t generation)
     store(board[slot].generation, generation);
 }
 
+/* In a child that a worker forked: from now on it writes to a page of its own that nobody reads. */
+void fan_board_disown(fan_board *page)
+{
+    if (mmap(page, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
+        munmap(page, PAGE_BYTES); /* rather a crash of the child than a lie about its parent */
+}
+
 uint64_t fan_board_taken(const fan_board *board, int slot)
 {
     return load(board[slot].taken);
@@ -114,15 +121,15 @@ void fan_board_enrol(fan_board *page, int thread)
         store(page->threads, thread + 1);
 }
 
-void fan_board_idle_now(fan_board *page, int thread, int64_t now_ns)
+void fan_board_idle_now(fan_board *page, int thread)
 {
     store(page->busy_since_ns[thread], 0);
-    store(page->beat_ns, now_ns);
 }
 
 void fan_board_busy_now(fan_board *page, int thread, int64_t now_ns)
 {
     store(page->busy_since_ns[thread], now_ns);
+    store(page->beat_ns, now_ns);
     add(page->taken, 1);
 }
 

@@ -166,6 +166,17 @@ int fan_channel_receive(int channel_fd, int flags, fan_record *record, int *fd)
     return bytes < 0 ? -errno : opened(&message, (size_t)bytes, record, fd);
 }
 
+/* Wait for a message, or end-of-file, and leave it there. 0 or -errno.
+ *
+ * Waiting and taking are two calls, because a process that is killed or stopped while it sleeps in a plain recvmsg still
+ * takes a message that comes before it is scheduled, and the client is lost with it. A peek has nothing to lose. The
+ * sleepers are woken in turn, one for each message, as in a plain recvmsg (unix_dgram_recvmsg waits exclusively). */
+int fan_channel_wait(int channel_fd)
+{
+    char first;
+    return recv(channel_fd, &first, 1, MSG_PEEK) < 0 ? -errno : 0;
+}
+
 /* What is there, at most `count` messages. A place whose message held no connection has fd -1 and the record of a
  * nudge, or another record if the connection was lost. Returns how many messages, 0 at end-of-file, or -errno. */
 int fan_channel_receive_many(int channel_fd, int count, fan_record *records, int *fds)

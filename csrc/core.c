@@ -208,7 +208,7 @@ static int refill(fan_core *core, int space, int64_t now_ns)
     int want = space < FAN_BATCH ? space : FAN_BATCH;
     int count = recall_batch(core, want);
     if (count == 0 && !fan_accept_rests(core, now_ns))
-        count = fan_accept_batch(core, want);
+        count = fan_accept_batch(core, want, now_ns);
     return count;
 }
 

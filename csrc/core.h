@@ -105,7 +105,7 @@ int fan_epoll(int set, int op, int fd, uint32_t events, uint64_t about);
 void fan_core_notice(fan_core *core, int kind, int error, int64_t token);
 
 /* accept.c */
-int fan_accept_batch(fan_core *core, int want);
+int fan_accept_batch(fan_core *core, int want, int64_t now_ns);
 bool fan_accept_rests(fan_core *core, int64_t now_ns);
 void fan_accept_pause(fan_core *core, int error);
 void fan_listener_close(fan_core *core, int number);
@@ -129,6 +129,7 @@ int fan_channel_untaken(const fan_channel *channel);
 int fan_channel_pass(fan_channel *channel, fan_held *const *held, int count);
 int fan_channel_recall(fan_channel *channel, fan_held *out);
 int fan_channel_nudge(fan_channel *channel);
+int fan_channel_wait(int channel_fd);
 int fan_channel_receive(int channel_fd, int flags, fan_record *record, int *fd);
 int fan_channel_receive_many(int channel_fd, int count, fan_record *records, int *fds);
 
@@ -143,7 +144,7 @@ int fan_board_idle(const fan_board *board, int slot, int threads);
 void fan_board_look(const fan_board *board, int slot, fan_board_view *out);
 fan_board *fan_board_page(fan_board *board, int slot);
 void fan_board_enrol(fan_board *page, int thread);
-void fan_board_idle_now(fan_board *page, int thread, int64_t now_ns);
+void fan_board_idle_now(fan_board *page, int thread);
 void fan_board_busy_now(fan_board *page, int thread, int64_t now_ns);
 void fan_board_took(fan_board *page, int count);
 void fan_board_beat(fan_board *page, int64_t now_ns);

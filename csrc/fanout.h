@@ -65,7 +65,7 @@ typedef struct {
     uint64_t taken;        /* connections */
     uint64_t done;         /* connections closed or detached; never more than taken */
     uint64_t truncated;    /* connections lost in the worker for want of a descriptor */
-    int64_t beat_ns;       /* when the serving loop last came round; 0: never */
+    int64_t beat_ns;       /* when the serving loop last took something, or looked for it; 0: never */
     int64_t busy_since_ns; /* when the oldest connection in a handler was taken; 0: all threads idle */
     int32_t busy_threads;
     int32_t threads;
@@ -162,6 +162,9 @@ int fan_interrupt_with(int signum);
 
 /* A taken connection was closed or detached. */
 void fan_board_done(fan_board *board);
+
+/* In a child that the worker forked: it must not be seen on the worker's page; what it writes goes nowhere. */
+void fan_board_disown(fan_board *board);
 
 /* cdef: end */
 

@@ -1,8 +1,7 @@
 /* take.c: a worker's end. Takes connections out of a channel and marks on the board what it does.
  *
  * It never takes a message that it may have no descriptor for: the kernel would close the connection and say only
- * MSG_CTRUNC. Peeking costs a second receive; asking for a descriptor costs two small calls; a thread that has just
- * closed one need not ask.
+ * MSG_CTRUNC. Asking for a descriptor costs two small calls; a thread that has just closed one need not ask.
  */
 #define _GNU_SOURCE
 #include "core.h"
@@ -125,7 +124,7 @@ int fan_take(fan_taker *taker, int fd_is_free, fan_connection *out)
     fan_record record;
     int fd;
 
-    fan_board_idle_now(taker->board, taker->thread, fan_now_ns());
+    fan_board_idle_now(taker->board, taker->thread);
     if (!fd_is_free) {
         int rc = free_descriptor(taker);
         if (rc < 0)
@@ -134,14 +133,23 @@ int fan_take(fan_taker *taker, int fd_is_free, fan_connection *out)
     /* Sleeping first, cancelled second; fan_taker_cancel's caller does it the other way round. So either this call sees
      * the cancellation, or that caller sees a sleeper and goes on signalling it. */
     atomic_store(&taker->sleeping, true);
-    int rc = atomic_load(&taker->cancelled) ? -ECANCELED : fan_channel_receive(taker->fd, 0, &record, &fd);
+    int rc = -ECANCELED;
+    while (!atomic_load(&taker->cancelled)) {
+        rc = fan_channel_receive(taker->fd, MSG_DONTWAIT, &record, &fd);
+        if (rc != -EAGAIN && rc != -ENOMSG)
+            break;
+        rc = fan_channel_wait(taker->fd);
+        if (rc < 0)
+            break;
+        rc = -ECANCELED; /* for the way out of the loop */
+    }
     atomic_store(&taker->sleeping, false);
     if (rc == 1) {
         fan_board_busy_now(taker->board, taker->thread, fan_now_ns());
         describe(&record, fd, out);
     } else if (rc == -ENOBUFS)
         fan_board_lost(taker->board, 1);
-    return rc == -ENOMSG ? -EINTR : rc;
+    return rc;
 }
 
 int fan_take_ready(fan_taker *taker, fan_connection *out, int cap)

@@ -6,8 +6,9 @@ Used by `master.supervisor` and by `worker`.
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -62,7 +63,7 @@ class BoardView:
     truncated: int
     """Connections lost in the worker because it had no descriptor for them."""
     beat_ns: int
-    """CLOCK_MONOTONIC when its serving loop last came round; 0: never."""
+    """CLOCK_MONOTONIC when its serving loop last took something, or looked for it; 0: never."""
     busy_since_ns: int
     """When the oldest connection that is in a blocking handler was taken; 0: none is."""
     busy_threads: int
@@ -158,18 +159,21 @@ class Core:
         return Station(pool_fd[0], slot_fd[0], board[0])
 
 
-@dataclass(slots=True)
 class Station:
     """What a worker has of the core: two reading ends, of which it will use one, and its page of the board."""
 
-    pool_fd: int
-    slot_fd: int
-    board: Any
+    __slots__ = ("board", "done", "pool_fd", "slot_fd")
 
-    def done(self) -> None:
-        """A taken connection was closed or detached. Never in a forked child: the page is shared."""
-        if self.board is not None:
-            lib.fan_board_done(self.board)
+    def __init__(self, pool_fd: int, slot_fd: int, board: Any) -> None:
+        self.pool_fd = pool_fd
+        self.slot_fd = slot_fd
+        self.board = board
+        self.done: Callable[[], None] = functools.partial(lib.fan_board_done, board)
+        """A taken connection was closed or detached. No frame of Python: it is called for each."""
+
+    def disown(self) -> None:
+        """In a child that the worker forked: what it writes to the page goes nowhere."""
+        lib.fan_board_disown(self.board)
 
 
 class Taker:

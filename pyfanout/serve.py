@@ -8,15 +8,15 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from pyfanout.app import Handler, kind_of
+from pyfanout.app import Handler, Kind, kind_of
 from pyfanout.config import Config
 from pyfanout.errors import ConfigError, FanoutError
 from pyfanout.master.listeners import open_listeners
 from pyfanout.master.pidfile import PidFile
 from pyfanout.master.supervisor import Supervisor
-from pyfanout.worker.worker import Worker, main
+from pyfanout.worker.worker import Worker, main, server_module
 
 LOG_FORMAT = "%(asctime)s [%(process)d] %(levelname)s %(message)s"
 
@@ -58,15 +58,15 @@ def serve(
     arguments = dict(locals())
     del arguments["handler"]
     try:
-        kind_of(handler)
-        run(Config.resolve(arguments, os.environ), lambda: handler)
+        kind = kind_of(handler)
+        run(Config.resolve(arguments, os.environ), lambda: handler, [kind])
     except FanoutError as error:
         print(f"pyfanout: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
 
 
-def run(config: Config, load: Callable[[], Handler]) -> None:
-    """Serve what `load`, called in each worker, returns. Returns when stopped.
+def run(config: Config, load: Callable[[], Handler], kinds: Iterable[Kind] = Kind) -> None:
+    """Serve what `load`, called in each worker, returns, which is of one of `kinds`. Returns when stopped.
 
     Raises ConfigError (an address cannot be used, this is not the main thread), WorkerError, LoadError, CoreError.
     """
@@ -78,6 +78,8 @@ def run(config: Config, load: Callable[[], Handler]) -> None:
         except OSError as error:  # later the number would be one of our own descriptors
             raise ConfigError(f"ready_fd: {config.ready_fd} is not an open descriptor") from error
     _set_up_logging(config.log_level)
+    for kind in kinds:
+        server_module(kind)  # imported once, here, and not after each fork
     pidfile = PidFile(config.pidfile) if config.pidfile else None
     endpoints = open_listeners(config.bind, backlog=config.backlog, nodelay=config.nodelay)
     try:

@@ -6,6 +6,7 @@ Each answer is one line of JSON, but for `hold`. What is done is the same for bo
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import resource
@@ -99,7 +100,6 @@ def do_thread(daemon: str = "daemon") -> dict[str, Any]:
 
 def do_fork(end: str) -> dict[str, Any] | None:
     """A child that leaves this handler in the way of its name; the parent answers at once and does not wait."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the handler does not care how it ends
     pid = os.fork()
     if pid:
         return {**identity(), "child": pid}
@@ -345,9 +345,8 @@ def main() -> None:
     if "nofile" in asked:
         resource.setrlimit(resource.RLIMIT_NOFILE, (asked["nofile"], asked["nofile"]))
     if "uid" in asked and os.getuid() == 0:
-        import pyfanout.worker.aio  # noqa: PLC0415 - its files may be out of reach afterwards
-        import pyfanout.worker.blocking  # noqa: F401, PLC0415
-
+        for module in ("pyfanout.worker.aio", "pyfanout.worker.blocking", "traceback"):
+            importlib.import_module(module)  # its file may be out of reach afterwards
         os.setgroups([])
         os.setresgid(asked["uid"], asked["uid"], asked["uid"])
         os.setresuid(asked["uid"], asked["uid"], asked["uid"])

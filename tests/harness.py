@@ -79,6 +79,11 @@ def _stat(pid: int) -> list[str]:
     return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
 
 
+def is_over(pid: int) -> bool:
+    """Dead; perhaps not reaped."""
+    return state_of(pid) in ("", "Z", "X")
+
+
 def children_of(pid: int) -> list[int]:
     """Zombies too, in the order of their birth."""
     found: list[int] = []
@@ -89,14 +94,27 @@ def children_of(pid: int) -> list[int]:
 
 
 def session_of(leader: int) -> list[int]:
-    """All processes of a session, zombies too."""
+    """The living processes of a session. A dead one is its parent's affair, and its parent may be init."""
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit():
             fields = _stat(int(name))
-            if len(fields) > 3 and fields[3] == str(leader):
+            if len(fields) > 3 and fields[3] == str(leader) and fields[0] not in "ZX":
                 found.append(int(name))
     return found
+
+
+def is_asleep(pid: int) -> bool:
+    """All its threads wait for something: what it had to do is done."""
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except FileNotFoundError:
+        return False
+    return all((_task_stat(pid, task) or ["?"])[0] == "S" for task in tasks)
+
+
+def _task_stat(pid: int, task: str) -> list[str]:
+    return _read(f"/proc/{pid}/task/{task}/stat").rpartition(")")[2].split()
 
 
 def fds_of(pid: int) -> dict[int, str]:
@@ -283,7 +301,7 @@ class Server:
     @property
     def workers(self) -> list[int]:
         """Pids of the living, in the order of their birth."""
-        return [pid for pid in children_of(self.pid) if state_of(pid) not in ("Z", "X", "")]
+        return [pid for pid in children_of(self.pid) if not is_over(pid)]
 
     @property
     def zombies(self) -> list[int]:
@@ -315,6 +333,10 @@ class Server:
     def wait_ready_workers(self, count: int) -> None:
         """Until `count` workers have become READY since the start."""
         self.wait_log(r"BOOTING->READY", count)
+
+    def wait_idle(self) -> None:
+        """Until all workers sleep: a client sees the end of its connection before the worker is back in its queue."""
+        self.wait_until(lambda: all(map(is_asleep, self.workers)), "all workers sleep")
 
     # -- what the test does to it --
 

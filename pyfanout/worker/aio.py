@@ -105,15 +105,27 @@ class Server:
         """A socket, its streams, its transport; `_serve` follows when the loop comes round."""
         self._live += 1
         conn = Connection.arrived(arrival, False, self._ended)
-        address = address_of(arrival)
         reader = asyncio.StreamReader(limit=STREAM_LIMIT, loop=self._loop)
         protocol = asyncio.StreamReaderProtocol(reader, self._serve, loop=self._loop)
-        if self._make_transport is not None:
-            self._make_transport(conn, protocol, extra={"peername": address})
+        if self._make_transport is None:
+            self._keep(self._loop.create_task(self._connect(protocol, conn)))
         else:
-            connect = self._loop.connect_accepted_socket(lambda: protocol, conn)
-            self._keep(self._loop.create_task(connect))
+            try:
+                self._make_transport(conn, protocol, extra={"peername": address_of(arrival)})
+            except Exception:
+                self._lose(conn)
         self._worker.count()
+
+    async def _connect(self, protocol: asyncio.StreamReaderProtocol, conn: Connection) -> None:
+        """The public way to a transport."""
+        try:
+            await self._loop.connect_accepted_socket(lambda: protocol, conn)
+        except Exception:
+            self._lose(conn)
+
+    def _lose(self, conn: Connection) -> None:
+        log.exception("worker=%d: no transport for a connection, which is closed", self._worker.slot)
+        conn.finish()
 
     def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task: asyncio.Task[Any] = self._loop.create_task(self._handler(reader, writer))  # type: ignore[arg-type]

@@ -87,7 +87,8 @@ class Server:
     def _take_all(self, taker: Taker) -> None:
         """One thread's life."""
         self._idents[taker] = threading.get_ident()
-        worker, handler, count = self._worker, self._handler, self._worker.count
+        worker, handler = self._worker, self._handler
+        count = worker.count if worker.config.max_requests else None
         done, arrival = worker.station.done, taker.arrival
         alone = self._threads == 1
         fd_is_free = False
@@ -105,7 +106,8 @@ class Server:
                 finally:
                     # Then the next take need not ask for a descriptor: this one is free, and no other thread is here.
                     fd_is_free = conn.finish() and alone
-                count()
+                if count is not None:
+                    count()
             elif rc == 0 or (rc in (-errno.ECANCELED, -errno.EINTR) and worker.draining):
                 break
             elif rc in (-errno.EMFILE, -errno.ENFILE):

@@ -110,6 +110,11 @@ class Worker:
         return LoadError.exit_code if stage is Stage.LOAD else 3
 
 
+def server_module(kind: Kind) -> Any:
+    """What serves connections: its `serve(worker, handler)`. Imported by name, for asyncio is not small."""
+    return importlib.import_module("pyfanout.worker." + ("blocking" if kind is Kind.BLOCKING else "aio"))
+
+
 def main(
     config: Config,
     load: Callable[[], Handler],
@@ -132,9 +137,7 @@ def main(
     except (Exception, SystemExit) as error:
         return worker.fail(Stage.LOAD, error)
     try:
-        # A blocking worker does not load asyncio.
-        server = importlib.import_module("pyfanout.worker." + ("blocking" if kind is Kind.BLOCKING else "aio"))
-        server.serve(worker, handler)
+        server_module(kind).serve(worker, handler)
     except Exception as error:
         if worker.on_drain is not None:
             log.exception("worker=%d: its serving loop failed", slot)
@@ -165,7 +168,7 @@ def _forget(worker: Worker) -> None:
     _current = None
     signal.set_wakeup_fd(-1)
     worker.forked = worker.draining = True
-    worker.station.board = None
+    worker.station.disown()
     worker.control.close()
     if worker.on_drain is not None:
         worker.on_drain()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -162,8 +163,6 @@ def client_family(address: str) -> int:
 
 
 def ask_on(client: socket.socket) -> Any:
-    import json
-
     return json.loads(read_all(client))
 
 

@@ -1,0 +1,541 @@
+"""channel: its size against what the kernel then refuses; what passes through it, back out of it, or breaks it."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import os
+import select
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pyfanout.core import POOL, News, Taker, interrupt_with
+
+from .kit import Faults, House, Worker, clients_of, descriptors, flush, free_descriptors, state_of, wait_until
+
+MakeHouse = Callable[..., House]
+
+BROKEN = (errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOTCONN)
+
+
+def write_end(worker: Worker) -> socket.socket:
+    """A duplicate of the master's end of a worker's channel, which is empty."""
+    for fd in descriptors():
+        with contextlib.suppress(OSError):
+            found = socket.socket(fileno=os.dup(fd))
+            if found.type == socket.SOCK_SEQPACKET and fd != worker.fd:
+                found.send(b"?", socket.MSG_DONTWAIT)
+                if select.select([worker.fd], [], [], 0)[0]:
+                    os.read(worker.fd, 1)
+                    return found
+            found.close()
+    raise AssertionError("no descriptor writes into the channel")
+
+
+# ---- size --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", range(6, 65))
+def test_the_kernel_takes_exactly_size_messages_and_is_hungry_at_a_quarter(house: MakeHouse, size: int) -> None:
+    here = house()
+    worker = here.worker(0, size)
+    assert worker.size == size
+    with write_end(worker) as end:
+        here.connect(2 * size)
+        here.settle()
+        assert here.untaken() == [size, 0]
+        assert here["full_channels"] == 0
+        with pytest.raises(BlockingIOError):
+            end.sendmsg([b"one more"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0]))])
+
+        granted = end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        quarter = (granted // 4 - 1) // here.core.message_bytes
+        assert 1 <= quarter <= size // 4
+        poll = select.poll()
+        poll.register(end, select.POLLOUT)
+        order = []
+        for left in range(size - 1, quarter - 1, -1):
+            assert not poll.poll(0), f"POLLOUT with {left + 1} untaken of {size}"
+            here.settle()
+            assert here.core.untaken(0) == left + 1, "the master feeds one that is not hungry"
+            order += clients_of(worker.take(1))
+        assert poll.poll(0)
+        here.settle()
+        assert here.core.untaken(0) == size, "the master does not fill one that is hungry"
+    while len(order) < 2 * size:
+        order += clients_of(worker.take())
+        here.settle()
+    assert order == list(range(2 * size))
+    assert here["full_channels"] == 0
+    here.check()
+
+
+def test_a_size_below_the_kernels_least_is_raised_and_true(house: MakeHouse) -> None:
+    here = house()
+    worker = here.worker(0, 1)
+    here.connect(20)
+    here.settle()
+    assert here.core.untaken(0) == worker.size >= 1
+    assert here["full_channels"] == 0
+
+
+def test_a_size_above_the_kernels_most_is_cut_and_true(house: MakeHouse) -> None:
+    here = house()
+    worker = here.worker(0, 100_000)
+    assert 64 < worker.size <= 100_000
+    if worker.size > 2000:
+        pytest.skip("this system allows more than a test can fill")
+    here.connect(worker.size + 5)
+    here.settle()
+    assert here.core.untaken(0) == worker.size
+    assert here["full_channels"] == 0
+
+
+def test_a_channel_that_is_made_smaller_than_what_it_holds(house: MakeHouse) -> None:
+    here = house(2)
+    worker = here.worker(0, 32)
+    here.connect(40)
+    here.settle()
+    worker.leave()
+    here.begin(0)
+    assert here.core.enter(0, pool=False, threads=0, size=6) == 6
+    here.settle()
+    assert here.untaken() == [32, 0, 0]
+    assert here["full_channels"] == 0
+    order = []
+    while len(order) < 40:
+        order += clients_of(worker.take(1))
+        here.settle()
+        here.check()
+    assert order == list(range(40))
+
+
+# ---- what passes through -----------------------------------------------------------------------------------------
+
+
+def test_untaken_counts_messages(house: MakeHouse) -> None:
+    here = house(2)
+    workers = [here.worker(0), here.worker(1)]
+    here.connect(6)
+    here.settle()
+    assert here.untaken() == [3, 3, 0]
+    workers[1].take(2)
+    assert here.untaken() == [3, 1, 0]
+    workers[1].take()
+    workers[0].take()
+    assert here.untaken() == [0, 0, 0]
+
+
+def test_records_arrive_as_they_were_accepted(house: MakeHouse) -> None:
+    here = house()
+    here.listen("", socket.AF_UNIX)
+    worker = here.worker(0, 64)
+    here.connect(20, 0)
+    here.settle()
+    here.connect(20, 1)
+    here.settle()
+    taken = worker.take()
+    assert clients_of(taken) == list(range(40))
+    assert [arrival.sequence for arrival in taken] == list(range(1, 41))
+    assert [arrival.listener for arrival in taken] == [0] * 20 + [1] * 20
+    times = [arrival.accepted_ns for arrival in taken]
+    assert times == sorted(times)
+    assert times[0] > 0
+
+
+def test_connections_are_blocking_for_threads_and_not_for_loops(house: MakeHouse) -> None:
+    here = house()
+    worker = here.worker(0)
+    here.connect()
+    here.settle()
+    assert [arrival.nonblocking for arrival in worker.take()] == [True]
+    worker.leave()
+    worker = here.worker(0, pool=True)
+    here.connect()
+    here.settle()
+    assert [arrival.nonblocking for arrival in worker.take()] == [False]
+
+
+def test_the_flag_is_the_descriptors_and_close_on_exec_is_set(house: MakeHouse) -> None:
+    here = house()
+    worker = here.worker(0)
+    here.connect()
+    here.settle()
+    count, raws = worker.taker.take_ready(1)
+    (raw,) = raws
+    assert count == 1
+    try:
+        assert os.get_blocking(raw.fd) is False
+        assert os.get_inheritable(raw.fd) is False
+    finally:
+        os.close(raw.fd)
+
+
+def test_the_master_keeps_no_copy(house: MakeHouse) -> None:
+    here = house()
+    worker = here.worker(0)
+    (client,) = here.connect()
+    here.settle()
+    (arrival,) = worker.take()
+    arrival.sock.close()
+    client.settimeout(15)
+    assert client.recv(1) == b""
+
+
+# ---- recall ------------------------------------------------------------------------------------------------------
+
+
+def test_recall_keeps_order_and_records(house: MakeHouse) -> None:
+    here = house(2)
+    first = here.worker(0)
+    here.connect(20)
+    here.settle()
+    taken = first.take(5)
+    first.leave()
+    here.connect(10)
+    second = here.worker(1, 64)
+    here.settle()
+    moved = second.take()
+    assert clients_of(taken) == list(range(5))
+    assert clients_of(moved) == list(range(5, 30))
+    assert [arrival.sequence for arrival in moved] == list(range(6, 31))
+    assert [arrival.peer for arrival in moved] == [here.clients[i].getsockname() for i in range(5, 30)]
+    assert here["recalled"] == 15
+    here.check()
+
+
+@pytest.mark.parametrize("free", [0, 1, 2])
+def test_recall_without_a_free_descriptor_loses_nothing(house: MakeHouse, free: int) -> None:
+    """The kernel closes what it recalls into a full table; so the master must ask for a place first."""
+    here = house(2)
+    first = here.worker(0)
+    here.connect(20)
+    here.settle()
+    second = here.worker(1, 64)
+    first.leave()
+    with free_descriptors(free):
+        here.settle()
+    here.run_until(lambda: sum(here.untaken()) == 20 and here.core.untaken(0) == 0, "all are recalled")
+    assert here["truncated"] == 0
+    assert clients_of(second.take()) == list(range(20))
+
+
+def test_recall_goes_on_after_an_interrupt(house: MakeHouse, faults: Faults) -> None:
+    here = house(2)
+    first = here.worker(0)
+    here.connect(8)
+    here.settle()
+    second = here.worker(1)
+    faults.fail("recvmsg", errno.EINTR, after=3)
+    first.leave()
+    here.run_until(lambda: here.untaken() == [0, 8, 0], "all are recalled")
+    assert clients_of(second.take()) == list(range(8))
+
+
+# ---- nudge -------------------------------------------------------------------------------------------------------
+
+
+class Sleeper(threading.Thread):
+    """A thread that takes once."""
+
+    def __init__(self, house: House, slot: int, thread: int = 0) -> None:
+        super().__init__()
+        self.station = house.station(slot)
+        self.taker = Taker(self.station.pool_fd, self.station, thread)
+        self.rc: int | None = None
+        self.start()
+        self.wait_asleep()
+
+    def run(self) -> None:
+        self.rc = self.taker.take(False)
+
+    def asleep(self) -> bool:
+        return self.taker.sleeps and state_of(os.getpid(), self.native_id) == "S"
+
+    def wait_asleep(self) -> None:
+        wait_until(self.asleep, "the thread sleeps in take")
+
+    def end(self) -> None:
+        self.taker.cancel()
+        while self.is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pthread_kill(self.ident or 0, signal.SIGURG)
+            self.join(0.001)
+
+
+@pytest.fixture
+def sleeper(house: MakeHouse) -> Iterator[Callable[..., Sleeper]]:
+    """Makes sleepers; each is woken and joined in the end."""
+    before = signal.getsignal(signal.SIGURG)
+    interrupt_with(signal.SIGURG)
+    made: list[Sleeper] = []
+
+    def make(*arguments: Any) -> Sleeper:
+        made.append(Sleeper(*arguments))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.end()
+        if each.rc == 1:
+            os.close(each.taker.arrival.fd)
+    signal.signal(signal.SIGURG, before or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def stopped_reader(house: House, slot: int) -> Iterator[int]:
+    """A worker that was stopped while it slept in `take`: the next message wakes it, and it does not take it."""
+    flush()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            station = house.core.abandon(slot)
+            os.write(writing, b"!")
+            Taker(station.pool_fd, station, 0).take(False)
+        finally:
+            os._exit(0)
+    try:
+        os.read(reading, 1)
+        wait_until(lambda: state_of(pid) == "S", "the child sleeps")
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: state_of(pid) == "T", "the child has stopped")
+        yield pid
+    finally:
+        os.close(reading)
+        os.close(writing)
+        with contextlib.suppress(ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def test_a_wake_up_that_died_is_given_to_exactly_one_other(
+    house: MakeHouse, sleeper: Callable[..., Sleeper]
+) -> None:
+    here = house(3)
+    for slot in range(3):
+        here.enter(slot, 12, pool=True)
+    with stopped_reader(here, 0):
+        second, third = sleeper(here, 1), sleeper(here, 2)
+        here.connect()
+        here.run_until(lambda: here["nudges"] == 1, "the next one is nudged")
+        wait_until(lambda: not second.is_alive(), "it wakes")
+        assert second.rc == 1
+        assert third.asleep()
+        assert here["passed"] == 1
+        assert here.core.untaken(POOL) == 1, "the nudge itself"
+        here.check()
+        # The nudge is no connection, and wakes nobody for long.
+        here.connect()
+        here.run_until(lambda: not third.is_alive(), "the third one wakes")
+        assert third.rc == -errno.EINTR
+        assert here.core.untaken(POOL) == 1, "the connection"
+        assert here.core.look(2).taken == 0
+
+
+def test_a_worker_that_leaves_has_the_next_one_woken(house: MakeHouse, sleeper: Callable[..., Sleeper]) -> None:
+    here = house(2)
+    for slot in range(2):
+        here.enter(slot, 8, pool=True)
+    with stopped_reader(here, 0):
+        other = sleeper(here, 1)
+        here.connect()
+        here.core.run(0)
+        here.core.run(0)
+        assert here["passed"] == 1
+        here.core.leave(0)
+        wait_until(lambda: not other.is_alive(), "the other one wakes")
+        assert other.rc == 1
+
+
+def test_nobody_is_nudged_when_all_are_busy(house: MakeHouse, faults: Faults) -> None:
+    here = house()
+    worker = here.worker(0, 8, pool=True)
+    here.connect(4)
+    here.settle()
+    assert worker.taker.take(False) == 1  # marks the thread as busy
+    here.run_for(60_000_000)
+    assert here["nudges"] == 0
+    assert here.core.untaken(POOL) == 3
+    here.arrived(worker.taker.arrival)
+
+
+def test_nudges_are_not_repeated_for_ever(house: MakeHouse) -> None:
+    """A reader that seems idle and does not take, for it is stopped, gets one nudge for each of its threads."""
+    here = house()
+    here.enter(0, 16, pool=True, threads=3)
+    here.connect(2)
+    here.run_for(150_000_000)
+    assert here["nudges"] <= 3
+    assert here.core.untaken(POOL) == 2 + here["nudges"]
+    here.check()
+
+
+# ---- a channel is shut down by a worker ----------------------------------------------------------------------------
+
+HOW = {"both": socket.SHUT_RDWR, "reading": socket.SHUT_RD}
+
+
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
+@pytest.mark.parametrize("pool", [False, True], ids=["own", "pool"])
+def test_a_broken_channel_is_replaced_and_nothing_in_it_is_lost(house: MakeHouse, how: int, pool: bool) -> None:
+    here = house(2)
+    before = descriptors()
+    first = here.worker(0, 12, pool=pool)
+    here.connect(5)
+    here.settle()
+    first.shut_down(how)
+    here.connect(1)  # what is passed next finds out, at the latest
+    here.run_until(lambda: here.said(News.CHANNEL_BROKEN), "it is reported")
+    assert [event.token for event in here.said(News.CHANNEL_BROKEN)] == [POOL if pool else 0]
+    assert here["broken_channels"] == 1
+    assert here["truncated"] == 0
+    here.check()
+
+    second = here.worker(0, 12, pool=pool)
+    here.settle()
+    assert sorted(clients_of(second.take())) == list(range(6))
+    here.connect(3)
+    here.settle()
+    assert clients_of(second.take()) == [6, 7, 8]
+    assert first.rest() == []
+    own = {first.station.pool_fd, first.station.slot_fd, second.station.pool_fd, second.station.slot_fd}
+    mine = {sock.fileno() for sock in here.clients} | {arrival.sock.fileno() for arrival in here._arrivals}
+    assert len(descriptors() - own - mine) == len(before)
+
+
+def test_what_waits_in_a_broken_channel_goes_to_others(house: MakeHouse) -> None:
+    here = house(2)
+    first = here.worker(0)
+    here.connect(10)
+    here.settle()
+    second = here.worker(1)
+    first.shut_down(socket.SHUT_RDWR)
+    here.run_until(lambda: here.untaken() == [0, 10, 0], "the other one gets them")
+    assert clients_of(second.take()) == list(range(10))
+    assert here["broken_channels"] == 1
+    here.check()
+
+
+def test_a_worker_that_ends_only_its_own_direction_breaks_nothing(house: MakeHouse) -> None:
+    here = house()
+    worker = here.worker(0)
+    worker.shut_down(socket.SHUT_WR)
+    here.connect(50)
+    taken: list[int] = []
+    while len(taken) < 50:
+        here.settle()
+        taken += clients_of(worker.take())
+    assert here["broken_channels"] == 0
+
+
+def test_a_worker_that_writes_into_its_reading_end_harms_nobody(house: MakeHouse, faults: Faults) -> None:
+    here = house()
+    worker = here.worker(0)
+    end = socket.socket(fileno=os.dup(worker.fd))
+    with end, pytest.raises(BlockingIOError):
+        while True:
+            end.send(b"x" * 136, socket.MSG_DONTWAIT)
+    before = faults.calls("epoll_wait")
+    here.run_for(50_000_000)
+    assert faults.calls("epoll_wait") - before <= 3, "it spins"
+    here.connect(50)
+    taken: list[int] = []
+    while len(taken) < 50:
+        here.settle()
+        taken += clients_of(worker.take())
+
+
+@pytest.mark.parametrize("error", BROKEN)
+def test_a_refusal_that_says_broken(house: MakeHouse, faults: Faults, error: int) -> None:
+    here = house(2)
+    first, second = here.worker(0), here.worker(1)
+    here.connect(2)
+    here.settle()
+    faults.fail("sendmmsg", error)
+    here.connect(4)
+    here.run_until(lambda: here.untaken()[1] == 6, "all go to the other one")
+    assert here["broken_channels"] == 1
+    assert sorted(clients_of(second.take())) == list(range(6))
+    assert first.rest() == []
+    here.check()
+
+
+@pytest.mark.parametrize("pool", [False, True], ids=["own", "pool"])
+@pytest.mark.parametrize("free", range(5))
+def test_a_channel_breaks_while_descriptors_are_short(house: MakeHouse, free: int, pool: bool) -> None:
+    """The new pair needs two descriptors, what moves into it one more; whatever is missing, nothing may be lost and
+    no descriptor of somebody else's may be closed."""
+    here = house(2)
+    first = here.worker(0, 12, pool=pool)
+    here.connect(5)
+    here.settle()
+    before = {fd: os.fstat(fd).st_ino for fd in descriptors()}
+    first.shut_down(socket.SHUT_RDWR)
+    with free_descriptors(free):
+        here.settle()
+        here.settle()
+    after = {fd: os.fstat(fd).st_ino for fd in descriptors()}
+    assert len(after) == len(before)
+    assert len(set(before.items()) - set(after.items())) in {0, 2}, "only the pair may have changed"
+    assert here["truncated"] == 0
+    here.connect(1)
+    second = here.worker(0, 12, pool=pool)
+    here.settle()
+    if here.said(News.CHANNEL_BROKEN)[1:]:  # the old pair stayed, and its successor broke again
+        second = here.worker(0, 12, pool=pool)
+        here.settle()
+    here.run_until(lambda: here.core.untaken(POOL if pool else 0) == 6, "they wait for the next worker")
+    assert sorted(clients_of(second.take())) == list(range(6))
+    here.check()
+
+
+def test_more_waits_in_a_broken_channel_than_its_size(house: MakeHouse) -> None:
+    """It was made smaller when its worker was replaced, and what waited in it stayed."""
+    here = house()
+    first = here.worker(0, 32)
+    here.connect(32)
+    here.settle()
+    first.leave()
+    second = here.worker(0, 6)
+    second.shut_down(socket.SHUT_RDWR)
+    here.run_until(lambda: here.said(News.CHANNEL_BROKEN), "it is reported")
+    third = here.worker(0, 32)
+    taken: list[int] = []
+    here.settle()
+    taken += clients_of(third.take())
+    here.settle()
+    taken += clients_of(third.take())
+    assert sorted(taken) == list(range(32))
+    assert here["truncated"] == 0
+
+
+@pytest.mark.parametrize("error", [errno.ENOBUFS, errno.ETOOMANYREFS, errno.ENOMEM])
+def test_the_kernel_refuses_while_a_broken_channel_is_moved(house: MakeHouse, faults: Faults, error: int) -> None:
+    here = house()
+    first = here.worker(0, 12)
+    here.connect(5)
+    here.settle()
+    first.shut_down(socket.SHUT_RDWR)
+    faults.fail("sendmmsg", error, after=2, times=2)
+    here.run_until(lambda: here.said(News.CHANNEL_BROKEN), "it is reported")
+    second = here.worker(0, 12)
+    here.run_until(lambda: here.core.untaken(0) == 5, "they wait for the next worker")
+    assert sorted(clients_of(second.take())) == list(range(5))
+    here.check()
+
+
+def test_many_channels_that_break_at_once_are_all_reported(house: MakeHouse) -> None:
+    here = house(12)
+    workers = [here.worker(slot) for slot in range(12)]
+    for worker in workers:
+        worker.shut_down(socket.SHUT_RDWR)
+    here.run_until(lambda: here["broken_channels"] == 12, "all are found")
+    here.settle()
+    assert sorted(event.token for event in here.said(News.CHANNEL_BROKEN)) == list(range(12))

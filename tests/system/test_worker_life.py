@@ -1,0 +1,475 @@
+"""Workers that die, are killed, misbehave, retire; and what their clients notice."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import (
+    Server,
+    ask,
+    children_of,
+    collect,
+    connect,
+    crowd,
+    hold,
+    is_over,
+    kill,
+    read_all,
+    read_line,
+    release,
+    state_of,
+    who,
+)
+
+MakeServer = Callable[[], Server]
+
+
+# ---- killed ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["round-robin", "source-hash"])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_is_queued_behind_a_killed_worker_is_answered(server: MakeServer, policy: str, workers: int) -> None:
+    one = server().start("apps:act", workers=workers, policy=policy)
+    held = [hold(one.address) for _ in range(workers)] if policy == "round-robin" else hold_all(one, workers)
+    before = one.workers
+    queued = crowd(one.address, 50, "identity")
+    kill(before[0])
+    if workers > 1:
+        for pid in before[1:]:
+            kill(pid)
+    answers = who(collect(queued))
+    assert None not in answers
+    assert not {answer["pid"] for answer in answers} & set(before)
+    for sock in held:
+        with pytest.raises(ConnectionResetError), sock:
+            # Killed while its handler ran: an end without an answer, as soon as the process is gone.
+            assert sock.recv(1) == b""
+            raise ConnectionResetError
+    one.wait_workers(workers, gone=before)
+    one.wait_log(r"was killed by SIGKILL .* with 1 connection in its hands", workers)
+
+
+def hold_all(one: Server, workers: int) -> list[socket.socket]:
+    """Keep every worker busy with source-hash: try client addresses until each has one."""
+    held: list[socket.socket] = []
+    busy: set[int] = set()
+    for last in range(1, 200):
+        source = f"127.0.1.{last}"
+        if len(busy) == workers:
+            return held
+        slot = ask_if_idle(one, source, busy)
+        if slot is not None and slot not in busy:
+            sock = connect(one.address, "hold", source=source)
+            assert read_line(sock) == b"held\n"
+            held.append(sock)
+            busy.add(slot)
+    raise AssertionError("no address for each worker")
+
+
+def ask_if_idle(one: Server, source: str, busy: set[int]) -> int | None:
+    """The slot that serves `source`; None if it is busy. A client that gives up is no harm."""
+    sock = connect(one.address, "identity", source=source, timeout=0.2 if busy else 20)
+    try:
+        answer = who([read_all(sock)])[0]
+    except TimeoutError:
+        return None
+    return None if answer is None else int(answer["slot"])
+
+
+@pytest.mark.parametrize("policy", ["round-robin", "least-connections"])
+def test_what_a_killed_event_loop_had_not_taken_is_answered(server: MakeServer, policy: str) -> None:
+    """A loop that spins takes nothing: what was passed to it goes to the other one, or to its replacement."""
+    one = server().start("apps:act_async", workers=2, policy=policy)
+    before = one.workers
+    for pid in before:
+        os.kill(pid, signal.SIGSTOP)
+    queued = crowd(one.address, 50, "identity")
+    kill(before[0])
+    replacement = one.wait_workers(2, gone=before[:1])[1]
+    one.wait_ready_workers(3)
+    kill(before[1])
+    answers = who(collect(queued))
+    assert None not in answers
+    assert not {answer["pid"] for answer in answers} & set(before)
+    assert replacement in {answer["pid"] for answer in answers}
+    one.wait_workers(2, gone=before)
+
+
+def test_the_port_stays_open_with_no_worker(server: MakeServer, kind: str, handler: str, options: dict) -> None:
+    """The last worker is killed again and again: nobody is refused, everybody is answered in the end."""
+    one = server().start(f"apps:{handler}", workers=1, **options)
+    queued = []
+    for _ in range(4):
+        pid = one.wait_workers(1)[0]
+        kill(pid)
+        queued += crowd(one.address, 5, "identity")  # connect() itself would fail if it were refused
+        one.wait_until(lambda pid=pid: state_of(pid) == "", "it is reaped")
+        queued += crowd(one.address, 5, "identity")
+    answers = who(collect(queued))
+    # Only one that a handler had begun may have no answer: at most one for each thread of each kill.
+    begun = {"blocking": 1, "threads": 3, "asyncio": 10}[kind] * 3
+    assert answers.count(None) <= begun
+    last = [answer for answer in answers[-5:] if answer]
+    assert len(last) == 5
+
+
+def test_a_replacement_comes_at_once_the_first_time(server: MakeServer, handler: str, options: dict) -> None:
+    one = server().start(f"apps:{handler}", workers=2, **options)
+    victim = one.workers[0]
+    # A life of at least a second: only then is a death the first of a new row, see master.policy.
+    kill(victim)
+    one.wait_workers(2, gone=[victim])
+    one.wait_ready_workers(3)
+    answer = {ask(one.address)["pid"] for _ in range(20)}
+    assert answer == set(one.workers)
+    assert not re.search("is started again in", one.log)
+
+
+# ---- handlers that misbehave -----------------------------------------------------------------------------------------
+
+
+def test_a_handler_that_raises(server: MakeServer, handler: str, options: dict) -> None:
+    """The client sees the end, the log has the traceback, the worker lives."""
+    one = server()
+    one.expect("the handler failed", "^Traceback ")
+    one.start(f"apps:{handler}", workers=1, **options)
+    for _ in range(3):
+        assert ask(one.address, "raise") is None
+    assert one.log.count("RuntimeError: as asked") == 3
+    assert len(re.findall(r"ERROR worker=0: the handler failed", one.log)) == 3
+    assert ask(one.address)["generation"] == 1
+
+
+@pytest.mark.parametrize("line", ["exit 0", "exit 5", "die 0", "die 7", "kill SIGSEGV", "kill SIGKILL", "interrupt"])
+def test_a_handler_that_ends_its_worker(server: MakeServer, handler: str, options: dict, line: str) -> None:
+    """The client sees the end at once, the slot gets a new worker, the log says how the old one ended."""
+    one = server()
+    one.expect("^Traceback ", "^Fatal Python error", "the handler failed")
+    one.start(f"apps:{handler}", workers=1, **options)
+    before = one.workers
+    client = connect(one.address, line)
+    assert collect([client])[0] in (b"", None)
+    one.wait_workers(1, gone=before)
+    answer = ask(one.address)
+    assert (answer["slot"], answer["generation"]) == (0, 2)
+    how = {
+        "exit 5": "exited with code 5",
+        "die 0": "exited with code 0",
+        "die 7": "exited with code 7",
+        "kill SIGSEGV": "was killed by SIGSEGV",
+        "kill SIGKILL": "was killed by SIGKILL",
+    }.get(line)
+    if how:
+        one.wait_log(rf"WARNING worker=0 gen=1 pid={before[0]} {how}")
+
+
+def test_sys_exit_lets_the_other_threads_finish(server: MakeServer) -> None:
+    one = server().start("apps:act", workers=1, threads=3)
+    before = one.workers
+    with hold(one.address) as held:
+        assert ask(one.address, "exit 5") is None
+        one.wait_log("READY->DRAINING")
+        assert release(held) == b"released\n"
+    one.wait_workers(1, gone=before)
+    one.wait_log("exited with code 5")
+
+
+@pytest.mark.parametrize("line", ["detach", "close_twice", "leave_file", "keep", "task"])
+def test_the_connection_is_closed_once(server: MakeServer, kind: str, handler: str, options: dict, line: str) -> None:
+    """However the handler leaves it: the client gets all and then end-of-file; the board counts it once."""
+    if (line in ("leave_file", "keep")) and kind == "asyncio" or line == "task" and kind != "asyncio":
+        pytest.skip("not for this kind")
+    one = server().start(f"apps:{handler}", workers=1, **options)
+    for _ in range(5):
+        assert ask(one.address, line)["generation"] == 1
+    answer = ask(one.address)
+    assert answer["generation"] == 1
+    one.wait_idle()
+    kill(answer["pid"])
+    # What the board says about it now: all five, and `whoami`, were done.
+    one.wait_log(rf"pid={answer['pid']} was killed by SIGKILL .* with 0 connections in its hands")
+
+
+@pytest.mark.parametrize("daemon", ["daemon", "nondaemon"])
+def test_a_thread_left_behind(server: MakeServer, handler: str, options: dict, daemon: str) -> None:
+    """It disturbs neither the worker nor its end."""
+    one = server().start(f"apps:{handler}", workers=1, **options)
+    pids = {ask(one.address, f"thread {daemon}")["pid"] for _ in range(3)}
+    assert pids == set(one.workers)
+    os.kill(one.workers[0], signal.SIGTERM)
+    one.wait_workers(1, gone=pids)
+    assert ask(one.address, f"thread {daemon}")["generation"] == 2
+    assert one.stop() == 0
+
+
+@pytest.mark.parametrize("end", ["return", "raise", "exit", "die", "stay"])
+def test_a_handler_that_forks(server: MakeServer, handler: str, options: dict, end: str) -> None:
+    """The child is no worker, whatever it does: it takes no connection and does not touch the board."""
+    one = server()
+    if end == "raise":
+        one.expect("the handler failed", "^Traceback ")
+    one.start(f"apps:{handler}", workers=2, **options)
+    workers = one.workers
+    forked = []
+    for _ in range(4):
+        # With end-of-file only when the child has let go of its copy, unless it stays: then the answer is enough.
+        client = connect(one.address, f"fork {end}")
+        line = read_line(client)
+        forked.append(who([line])[0]["child"])
+        if end == "stay":
+            client.close()
+        else:
+            assert read_all(client) == b""
+    if end != "stay":
+        one.wait_until(lambda: all(is_over(pid) for pid in forked), "the forked children are gone")
+    one.wait_until(lambda: one.log.count("child current_worker=None") == 4, "four children that are no workers")
+    assert {ask(one.address)["pid"] for _ in range(40)} == set(workers)
+    assert one.workers == workers
+    # The workers can still be told to leave: the children have broken neither signals nor event loop.
+    for pid in workers:
+        os.kill(pid, signal.SIGTERM)
+    one.wait_workers(2, gone=workers)
+    one.wait_ready_workers(4)
+    assert ask(one.address)["generation"] == 2
+    assert re.search("in its hands", one.log) is None
+    for pid in forked:
+        kill(pid)
+    one.wait_until(lambda: all(is_over(pid) for pid in forked), "the forked children are gone")
+    assert one.stop() == 0
+
+
+def test_a_child_that_stays_does_not_keep_a_connection_from_the_others(server: MakeServer) -> None:
+    """While it has the channel's descriptor it must not be woken for a connection."""
+    one = server().start("apps:act", workers=1)
+    with connect(one.address, "fork stay") as client:
+        child = who([read_line(client)])[0]["child"]
+        for _ in range(50):
+            assert ask(one.address)["pid"] == one.workers[0]
+        kill(child)
+    one.wait_until(lambda: is_over(child), "it is gone")
+
+
+def test_an_application_may_reap_its_own_children(server: MakeServer, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "import subprocess, sys\n"
+        "def handler(conn, addr):\n"
+        "    done = subprocess.run([sys.executable, '-S', '-c', 'print(42)'], capture_output=True)\n"
+        "    conn.sendall(done.stdout)\n"
+    )
+    one = server().start("app:handler", cwd=tmp_path, workers=1)
+    assert read_all(connect(one.address)) == b"42\n"
+
+
+# ---- leaving ---------------------------------------------------------------------------------------------------------
+
+
+def test_max_requests_recycles_and_loses_nothing(server: MakeServer, handler: str, options: dict) -> None:
+    one = server().start(f"apps:{handler}", workers=2, max_requests=20, max_requests_jitter=10, **options)
+    answers = [ask(one.address) for _ in range(100)]
+    answers += who(collect(crowd(one.address, 200)))
+    assert None not in answers
+    served = Counter((answer["slot"], answer["generation"]) for answer in answers)
+    slack = 31  # an event loop takes up to 32 at once, a thread finishes what it has
+    assert max(served.values()) <= 30 + slack
+    retired = [int(count) for count in re.findall(r"has served (\d+) connections and retires", one.log)]
+    assert len(retired) >= 4
+    assert set(retired) <= set(range(20, 31))
+    assert "WARNING" not in one.log  # a retirement is no death
+    assert "is started again in" not in one.log
+
+
+def test_jitter_differs_between_workers(server: MakeServer) -> None:
+    one = server().start("apps:act", workers=4, max_requests=1, max_requests_jitter=1_000)
+    limits: set[int] = set()
+    for _ in range(3000):
+        ask(one.address, "identity")
+        limits |= {int(count) for count in re.findall(r"has served (\d+) connections", one.log)}
+        if len(limits) >= 2:
+            return
+    raise AssertionError(f"all workers retire after {limits}")
+
+
+def test_sigterm_to_a_worker_drains_it(server: MakeServer, handler: str, options: dict) -> None:
+    """What it has begun is finished, its slot has a new worker, others have served meanwhile."""
+    one = server().start(f"apps:{handler}", workers=2, **options)
+    held = [hold(one.address) for _ in range(2)]
+    before = one.workers
+    victim = before[0]
+    os.kill(victim, signal.SIGTERM)
+    one.wait_log(rf"pid={victim} READY->DRAINING")
+    if "asyncio" in handler or options:
+        assert ask(one.address)["pid"] == before[1]
+    assert [release(sock) for sock in held] == [b"released\n"] * 2
+    after = one.wait_workers(2, gone=[victim])
+    assert before[1] in after
+    one.wait_ready_workers(3)
+    assert {ask(one.address)["pid"] for _ in range(20)} == set(after)
+    assert "WARNING" not in one.log
+
+
+def test_sigterm_to_idle_workers_many_times(server: MakeServer, kind: str, handler: str, options: dict) -> None:
+    """One that sleeps on its channel has to wake up for it, whichever thread got the signal."""
+    one = server().start(f"apps:{handler}", workers=1, **options)
+    for generation in range(1, 8):
+        pid = one.wait_workers(1)[0]
+        one.wait_ready_workers(generation)
+        os.kill(pid, signal.SIGTERM)
+        one.wait_workers(1, gone=[pid])
+    assert ask(one.address)["generation"] >= 8
+    assert "WARNING" not in one.log
+
+
+def test_a_second_sigterm_stops_a_busy_worker(server: MakeServer, handler: str, options: dict) -> None:
+    one = server().start(f"apps:{handler}", workers=1, **options)
+    with hold(one.address):
+        pid = one.workers[0]
+        os.kill(pid, signal.SIGTERM)
+        one.wait_log("READY->DRAINING")
+        os.kill(pid, signal.SIGTERM)
+        one.wait_workers(1, gone=[pid])
+    assert ask(one.address)["generation"] == 2
+
+
+@pytest.mark.parametrize("signum", [signal.SIGQUIT, signal.SIGINT, signal.SIGURG, signal.SIGCHLD, signal.SIGWINCH])
+def test_other_signals_to_a_worker(server: MakeServer, handler: str, options: dict, signum: int) -> None:
+    """SIGQUIT stops it now; the others are not for it."""
+    one = server().start(f"apps:{handler}", workers=1, **options)
+    before = one.workers
+    os.kill(before[0], signum)
+    if signum == signal.SIGQUIT:
+        one.wait_workers(1, gone=before)
+    assert ask(one.address)["generation"] == (2 if signum == signal.SIGQUIT else 1)
+
+
+# ---- hooks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hook", ["", "_async"])
+def test_hooks(server: MakeServer, kind: str, handler: str, options: dict, hook: str) -> None:
+    if hook and kind != "asyncio":
+        pytest.skip("for event loops only")
+    script = {"on_worker_start": f"started{hook}", "on_worker_exit": f"exited{hook}"}
+    one = server().start(handler, script=script, workers=2, **options)
+    first = one.workers
+    for slot, pid in enumerate(first):
+        assert f"app: started slot={slot} gen=1 pid={pid} same=True" in one.log
+    os.kill(first[0], signal.SIGTERM)  # drained: the hook runs
+    one.wait_log(f"app: exited slot=0 gen=1 pid={first[0]}$")
+    one.wait_workers(2, gone=first[:1])
+    one.wait_ready_workers(3)
+    second = one.workers
+    one.wait_log(f"app: started slot=0 gen=2 pid={second[1]} same=True")
+    assert ask(one.address, "exit 3") is None  # an exit of the application's own: the hook runs, too
+    one.wait_log("exited with code 3")
+    assert one.log.count("app: exited") == 2
+    one.wait_workers(2)
+    one.wait_ready_workers(4)
+    third = one.workers
+    kill(third[0])  # killed: it cannot run
+    one.wait_workers(2, gone=third[:1])
+    one.wait_ready_workers(5)
+    assert one.log.count("app: exited") == 2
+    assert one.stop() == 0
+    assert one.log.count("app: exited") == 4
+
+
+def test_hooks_run_when_a_worker_is_recycled(server: MakeServer, handler: str, options: dict) -> None:
+    script = {"on_worker_start": "started", "on_worker_exit": "exited"}
+    one = server().start(handler, script=script, workers=1, max_requests=2, max_requests_jitter=0, **options)
+    for _ in range(6):
+        ask(one.address)
+    one.wait_log("app: exited slot=0 gen=2")
+    one.wait_log("app: started slot=0 gen=3")
+
+
+def test_hooks_do_not_run_in_a_forked_child(server: MakeServer, handler: str, options: dict) -> None:
+    script = {"on_worker_start": "started", "on_worker_exit": "exited"}
+    one = server().start(handler, script=script, workers=1, **options)
+    for end in ("return", "exit"):
+        with connect(one.address, f"fork {end}") as client:
+            child = who([read_line(client)])[0]["child"]
+            one.wait_until(lambda child=child: is_over(child), "it is gone")
+    assert "app: exited" not in one.log
+
+
+def test_an_exit_hook_that_raises(server: MakeServer, handler: str, options: dict) -> None:
+    """It is logged; the worker leaves all the same and is replaced."""
+    one = server()
+    one.expect("^Traceback ", "ERROR")
+    one.start(handler, script={"on_worker_exit": "failing"}, workers=1, **options)
+    before = one.workers
+    os.kill(before[0], signal.SIGTERM)
+    one.wait_workers(1, gone=before)
+    assert ask(one.address)["generation"] == 2
+    assert "the hook fails, as asked" in one.log
+
+
+# ---- crash loops and slow starts -------------------------------------------------------------------------------------
+
+FRAGILE = """
+import os, time
+import pyfanout
+if os.path.exists("broken"):
+    {when_broken}
+def handler(conn, addr):
+    if conn.recv(100) == b"break\\n":
+        open("broken", "w").close()
+        os._exit(9)
+    conn.sendall(b"%d\\n" % pyfanout.current_worker().generation)
+"""
+
+
+def test_a_crash_loop_backs_off_and_heals(server: MakeServer, tmp_path: Path) -> None:
+    """The others serve on; the delay grows; when the application is whole again so is the server."""
+    (tmp_path / "app.py").write_text(FRAGILE.format(when_broken="os._exit(9)"))
+    one = server().start("app:handler", cwd=tmp_path, workers=2)
+    before = one.workers
+    assert read_all(connect(one.address, "break")) == b""
+    lines = one.wait_log(r"is started again in ([\d.]+) s \(death (\d+) in a row\)", 4)
+    found = [re.search(r"in ([\d.]+) s \(death (\d+) in a row", line) for line in lines]
+    deaths = [int(match[2]) for match in found if match]
+    delays = [float(match[1]) for match in found if match]
+    assert deaths[:4] == list(range(deaths[0], deaths[0] + 4))
+    for death, delay in zip(deaths, delays, strict=True):
+        assert 0.1 * 2 ** (death - 2) / 2 - 0.06 <= delay <= 0.1 * 2 ** (death - 2) + 0.06
+    survivor = [pid for pid in one.workers if pid in before]
+    assert len(survivor) == 1
+    assert read_all(connect(one.address, "x")) == b"1\n"
+    (tmp_path / "broken").unlink()
+    one.wait_ready_workers(3)
+    one.wait_workers(2)
+
+
+def test_boot_timeout_of_a_replacement(server: MakeServer, tmp_path: Path) -> None:
+    """One that does not become ready is killed, and tried again with back-off; the other one serves."""
+    (tmp_path / "app.py").write_text(FRAGILE.format(when_broken="time.sleep(100)"))
+    one = server()
+    one.expect("ERROR worker=. gen=. pid=.* is not ready after 0.5 s and is killed")
+    one.start("app:handler", cwd=tmp_path, workers=2, boot_timeout=0.5)
+    assert read_all(connect(one.address, "break")) == b""
+    one.wait_log("is not ready after 0.5 s and is killed", 2)
+    assert read_all(connect(one.address, "x")) == b"1\n"
+    (tmp_path / "broken").unlink()
+    one.wait_ready_workers(3)
+
+
+def test_a_worker_that_dies_with_its_children_around(server: MakeServer) -> None:
+    """A child that a handler forked outlives the worker; the slot is replaced all the same."""
+    one = server().start("apps:act", workers=1)
+    with connect(one.address, "fork stay") as client:
+        child = who([read_line(client)])[0]["child"]
+    before = one.workers
+    kill(before[0])
+    one.wait_workers(1, gone=before)
+    assert ask(one.address)["generation"] == 2
+    assert children_of(one.pid) == one.workers
+    kill(child)
+    one.wait_until(lambda: is_over(child), "it is gone")
