@@ -31,7 +31,7 @@ bench: .venv/ready
 
 # What the tests drive servers with, and the bench is checked against.
 tools:
-	@missing=; for tool in ab:apache2-utils wrk:wrk setpriv:util-linux ip:iproute2; do \
+	@missing=; for tool in ab:apache2-utils wrk:wrk curl:curl unshare:util-linux pkill:procps ip:iproute2; do \
 	    command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool#*:}"; done; \
 	if [ -n "$$missing" ]; then \
 	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -253,7 +253,7 @@ class Server:
                     stdout=out,
                     stderr=log,
                     cwd=cwd,
-                    env={**_clean_environ(), "PYTHONPATH": f"{TESTS}", **(environ or {})},
+                    env={**_clean_environ(), **(environ or {})},
                     pass_fds=[*kept, *pass_fds, *listen_fds],
                     start_new_session=True,
                 )
@@ -338,6 +338,10 @@ class Server:
         """Until all workers sleep: a client sees the end of its connection before the worker is back in its queue."""
         self.wait_until(lambda: all(map(is_asleep, self.workers)), "all workers sleep")
 
+    def wait_idle_master(self) -> None:
+        """Until it has passed on what it can: it sleeps."""
+        self.wait_until(lambda: is_asleep(self.pid), "the master sleeps")
+
     # -- what the test does to it --
 
     def expect(self, *patterns: str) -> None:
@@ -421,7 +425,9 @@ def high_fd(sock: socket.socket) -> int:
 def _clean_environ() -> dict[str, str]:
     """Ours, without what would change a server's options."""
     mine = ("WEB_CONCURRENCY", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYFANOUT_") and name not in mine}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYFANOUT_") and name not in mine}
+    kept["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    return kept
 
 
 # ---- clients -------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ class Member:
     control: socket.socket
     boot_deadline_ns: int | None
     """CLOCK_MONOTONIC; None when it is ready."""
+    forked_ns: int = field(default_factory=time.monotonic_ns)
     state: State = State.BOOTING
     since_ns: int = field(default_factory=time.monotonic_ns)
     """When it came into `state`."""

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pyfanout import control
 from pyfanout.config import Config
 from pyfanout.control import PACKET_BYTES, DecodeError, Failed, Ready, Retiring, Stage
-from pyfanout.core import POOL, Core, Event, News, Station
+from pyfanout.core import POOL, BoardView, Core, Event, News, Station
 from pyfanout.errors import LoadError, WorkerError
 from pyfanout.master import policy
 from pyfanout.master.lifecycle import Action, Happened, State, step
@@ -258,12 +258,11 @@ class Supervisor:
         for fd in list(member.tokens):
             self._unwatch(member, fd)
         self._read_last_words(member)
-        report = member.process.reap()
-        now_ns = time.monotonic_ns()
-        self._log_death(member, report, now_ns)
+        report, was, view = member.process.reap(), member.state, self._core.look(member.slot)
         if member.failure and self._first_failure is None:
             self._first_failure = member.failure
-        self._happened(member, Happened.DIED)
+        self._happened(member, Happened.DIED)  # its replacement is on its way before the log line is written
+        self._log_death(member, was, report, view)
 
     def _read_last_words(self, member: Member) -> None:
         """Its death may be reported before what it said."""
@@ -277,23 +276,22 @@ class Supervisor:
             elif isinstance(message, Retiring):
                 member.retiring = True
 
-    def _log_death(self, member: Member, report: ExitReport, now_ns: int) -> None:
+    def _log_death(self, member: Member, was: State, report: ExitReport, view: BoardView) -> None:
         if member.failure:
             new = member.failure.details if member.failure.details != self._shown_details else ""
             self._shown_details = member.failure.details
             log.error("%s could not start: %s%s", member, member.failure.reason, new and f"\n{new.rstrip()}")
             return
-        if member.state is State.DRAINING and report.code == 0:
+        if was is State.DRAINING and report.code == 0:
             log.debug("%s has left", member)
             return
-        view = self._core.look(member.slot)
         lost = view.taken - view.done
         log.log(
             logging.WARNING if self._stopping is None else logging.INFO,
             "%s %s after %.1f s, with %d connection%s in its hands",
             member,
             report,
-            (now_ns - (member.ready_ns or member.since_ns)) / 1e9,
+            (member.since_ns - (member.ready_ns or member.forked_ns)) / 1e9,
             lost,
             "" if lost == 1 else "s",
         )
@@ -354,14 +352,24 @@ class Supervisor:
         return self._core.untaken(member.slot) > 0 or self._core.untaken(POOL) > 0
 
     def _respawn_later(self, slot: Slot) -> None:
+        """At once after a first death, else when the delay is over."""
         delay_ns = policy.respawn_delay_ns(slot.deaths, random.random())
-        if delay_ns:
-            log.info(
-                "worker=%d is started again in %.1f s (death %d in a row)", slot.number, delay_ns / 1e9, slot.deaths
-            )
+        if not delay_ns:
+            self._spawn(slot)
+            return
+        log.info("worker=%d is started again in %.1f s (death %d in a row)", slot.number, delay_ns / 1e9, slot.deaths)
         slot.respawn_at_ns = time.monotonic_ns() + delay_ns
 
     def _spawn(self, slot: Slot) -> None:
+        try:
+            self._fork(slot)
+        except OSError as error:
+            slot.deaths += 1
+            log.error("worker=%d cannot be started: %s", slot.number, error.strerror)
+            delay_ns = policy.respawn_delay_ns(max(slot.deaths, 2), random.random())
+            slot.respawn_at_ns = time.monotonic_ns() + delay_ns
+
+    def _fork(self, slot: Slot) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             ours.setblocking(False)
@@ -402,12 +410,7 @@ class Supervisor:
     def _keep_time(self, now_ns: int) -> None:
         for slot in self._roster.slots:
             if slot.respawn_at_ns is not None and slot.respawn_at_ns <= now_ns:
-                try:
-                    self._spawn(slot)
-                except OSError as error:
-                    slot.deaths += 1
-                    log.error("worker=%d cannot be started: %s", slot.number, error.strerror)
-                    self._respawn_later(slot)
+                self._spawn(slot)
         for member in self._roster.members:
             deadline_ns = member.boot_deadline_ns
             if deadline_ns is not None and deadline_ns <= now_ns:

@@ -61,11 +61,11 @@ class Server:
         self._wakeup, self._poke_end = socket.socketpair()
         self._poke_end.setblocking(False)
         signal.set_wakeup_fd(self._poke_end.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._listen, name="pyfanout-control", daemon=True).start()
         self._leaving.acquire()
         self._worker.on_drain = self._cancel
         if self._threads == 1:
             self._worker.ready(pool=self._pool, threads=1)
+            self._start_control_thread()  # after READY: the master needs as long to send something
             self._take_all(self._takers[0])
         else:
             self._run_threads()
@@ -80,9 +80,13 @@ class Server:
         for thread in threads:
             thread.start()
         self._worker.ready(pool=self._pool, threads=self._threads)
+        self._start_control_thread()
         self._leaving.acquire()
         for thread in threads:
             thread.join()
+
+    def _start_control_thread(self) -> None:
+        threading.Thread(target=self._listen, name="pyfanout-control", daemon=True).start()
 
     def _take_all(self, taker: Taker) -> None:
         """One thread's life."""

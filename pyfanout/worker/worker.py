@@ -55,9 +55,9 @@ class Worker:
         self.forked = False
         """This is a child that the application forked: no worker any more."""
         self._served = itertools.count(1)  # next() is one step, also among threads
-        # Not the common generator: after a fork all have the same state.
-        jitter = random.SystemRandom().randint(0, config.jitter)
-        self._last = config.max_requests + jitter if config.max_requests else None
+        self._last = config.max_requests or None
+        if self._last:  # not the common generator: an application may have seeded it, the same for all workers
+            self._last += random.SystemRandom().randint(0, config.jitter)
 
     def __repr__(self) -> str:
         return f"<Worker slot={self.slot} generation={self.generation} pid={self.pid}>"

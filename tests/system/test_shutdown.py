@@ -1,0 +1,373 @@
+"""How a server ends: gracefully, fast, by force, by accident; and what is left of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import (
+    Effort,
+    Server,
+    ask,
+    close_all,
+    collect,
+    connect,
+    crowd,
+    hold,
+    is_over,
+    kill,
+    release,
+    session_of,
+    who,
+)
+
+MakeServer = Callable[[], Server]
+
+
+def refused(address: str) -> bool:
+    try:
+        connect(address, timeout=2).close()
+    except (ConnectionRefusedError, FileNotFoundError):
+        return True
+    except ConnectionResetError:
+        return False
+    return False
+
+
+# ---- gracefully ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["round-robin", "least-connections", "source-hash"])
+def test_term_finishes_what_is_there(server: MakeServer, handler: str, options: dict, policy: str) -> None:
+    """Running handlers, what waits in channels, what waits in the accept queue: all are answered; then the port closes."""
+    one = server().start(f"apps:{handler}", workers=2, policy=policy, **options)
+    address = one.address
+    held = [hold(address) for _ in range(2)]
+    for pid in one.workers:
+        os.kill(pid, signal.SIGSTOP)  # so that channels and accept queue fill
+    queued = crowd(address, 100, "identity")
+    one.send(signal.SIGTERM)
+    one.wait_log("stopping: what was begun")
+    for pid in one.workers:
+        os.kill(pid, signal.SIGCONT)
+    if policy == "round-robin" or handler == "act_async":
+        assert [release(sock) for sock in held] == [b"released\n"] * 2
+        answers = who(collect(queued))
+    else:  # blocking: the two that are held may be in front of all others
+        for sock in held:
+            sock.sendall(b".")
+        answers = who(collect(queued))
+        assert collect(held) == [b"released\n"] * 2
+    assert None not in answers
+    assert len(answers) == 100
+    assert one.wait_exit() == 0
+    assert refused(address)
+    assert "WARNING" not in one.log
+
+
+def test_new_clients_are_refused_while_it_drains(server: MakeServer, handler: str, options: dict) -> None:
+    one = server().start(f"apps:{handler}", workers=2, **options)
+    address = one.address
+    with hold(address) as held:
+        one.send(signal.SIGTERM)
+        one.wait_until(lambda: refused(address), "new clients are refused")
+        assert not is_over(one.pid)
+        assert release(held) == b"released\n"
+    assert one.wait_exit() == 0
+
+
+def test_idle_workers_leave_while_a_busy_one_drains(server: MakeServer, handler: str, options: dict) -> None:
+    one = server().start(f"apps:{handler}", workers=3, **options)
+    with hold(one.address) as held:
+        one.send(signal.SIGTERM)
+        one.wait_workers(1)
+        assert release(held) == b"released\n"
+    assert one.wait_exit() == 0
+
+
+def test_a_worker_killed_while_it_drains(server: MakeServer, handler: str, options: dict) -> None:
+    """What was queued behind it is answered all the same."""
+    one = server().start(f"apps:{handler}", workers=1, **options)
+    pid = one.workers[0]
+    os.kill(pid, signal.SIGSTOP)
+    queued = crowd(one.address, 40, "identity")
+    one.send(signal.SIGTERM)
+    one.wait_log("stopping: what was begun")
+    kill(pid)
+    answers = who(collect(queued))
+    # Blocking threads that slept in their receive call have nothing in their hands; a loop was stopped before it took.
+    assert None not in answers
+    assert one.wait_exit() == 0
+
+
+def test_hooks_and_pidfile_and_socket_file(server: MakeServer, handler: str, options: dict, tmp_path: Path) -> None:
+    path, pidfile = tmp_path / "s", tmp_path / "pid"
+    one = server().start(
+        handler, script={"on_worker_exit": "exited"}, workers=2, bind=f"unix:{path}", pidfile=str(pidfile), **options
+    )
+    assert pidfile.read_text().strip() == str(one.pid)
+    ask(one.address)
+    assert one.stop() == 0
+    assert one.log.count("app: exited") == 2
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["server0.log", "server0.out"]
+
+
+# ---- out of patience -------------------------------------------------------------------------------------------------
+
+
+def test_the_ladder(server: MakeServer, handler: str, options: dict) -> None:
+    """After drain_timeout SIGTERM ends the handlers: their `finally` and the exit hook run."""
+    one = server().start(handler, script={"on_worker_exit": "exited"}, workers=1, drain_timeout=0.3, **options)
+    held = hold(one.address)
+    start = time.monotonic()
+    assert one.stop() == 0
+    took = time.monotonic() - start
+    held.close()
+    assert took >= 0.3
+    one.wait_log("0.3 s are over: workers are terminated")
+    assert "app: exited" in one.log
+    if options != {"threads": 3}:  # a thread cannot be told to stop
+        assert "app: hold ended" in one.log
+    assert "does not stop and is killed" not in one.log
+    assert took < 1.8
+
+
+def test_the_ladders_end(server: MakeServer, handler: str, options: dict) -> None:
+    """A worker that hears nothing is killed, 2 s after it was told to stop."""
+    one = server().start(f"apps:{handler}", workers=2, drain_timeout=0.2, **options)
+    stopped = one.workers[0]
+    os.kill(stopped, signal.SIGSTOP)
+    start = time.monotonic()
+    assert one.stop() == 0
+    assert 2.2 <= time.monotonic() - start < 6
+    one.wait_log(rf"pid={stopped} does not stop and is killed")
+    one.wait_nobody()
+
+
+def test_a_handler_that_keeps_the_gil(server: MakeServer, handler: str, options: dict) -> None:
+    one = server().start(f"apps:{handler}", workers=1, drain_timeout=0.2, **options)
+    sock = connect(one.address, "spin 100000")
+    one.wait_until(lambda: Effort.of(one.workers[0]).cpu_ticks > 20, "it spins")
+    assert one.stop() == 0
+    one.wait_log("does not stop and is killed")
+    sock.close()
+    one.wait_nobody()
+
+
+def test_drain_timeout_of_zero(server: MakeServer, handler: str, options: dict) -> None:
+    one = server().start(f"apps:{handler}", workers=2, drain_timeout=0, **options)
+    sock = hold(one.address)
+    assert one.stop(deadline_s=6) == 0
+    sock.close()
+
+
+# ---- fast ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT])
+def test_fast_stop(server: MakeServer, handler: str, options: dict, signum: int, tmp_path: Path) -> None:
+    """Busy handlers are interrupted; the exit hook runs; nobody needs to be killed."""
+    path = tmp_path / "s"
+    one = server().start(handler, script={"on_worker_exit": "exited"}, workers=2, bind=f"unix:{path}", **options)
+    sock = hold(one.address)
+    start = time.monotonic()
+    assert one.stop(signum) == 0
+    assert time.monotonic() - start < 1.8
+    one.wait_nobody()
+    sock.close()
+    assert one.log.count("app: exited") == 2
+    assert "is killed" not in one.log
+    assert not path.exists()
+
+
+def test_a_second_int_kills(server: MakeServer, handler: str, options: dict) -> None:
+    one = server().start(f"apps:{handler}", workers=2, **options)
+    for pid in one.workers:
+        os.kill(pid, signal.SIGSTOP)
+    one.send(signal.SIGINT)
+    one.wait_log("stopping now")
+    start = time.monotonic()
+    one.send(signal.SIGINT)
+    assert one.wait_exit() == 0
+    assert time.monotonic() - start < 1.5
+    one.wait_log("does not stop and is killed", 2)
+    one.wait_nobody()
+
+
+def test_int_while_it_drains(server: MakeServer, handler: str, options: dict) -> None:
+    """The more urgent wish wins."""
+    one = server().start(f"apps:{handler}", workers=2, **options)
+    sock = hold(one.address)
+    one.send(signal.SIGTERM)
+    one.wait_log("stopping: what was begun")
+    start = time.monotonic()
+    assert one.stop(signal.SIGINT) == 0
+    assert time.monotonic() - start < 1.8
+    sock.close()
+    one.wait_nobody()
+
+
+def test_ctrl_c_reaches_the_whole_group(server: MakeServer, handler: str, options: dict) -> None:
+    """A terminal sends SIGINT to all; the workers leave that to the master."""
+    one = server().start(f"apps:{handler}", workers=3, **options)
+    os.killpg(one.pid, signal.SIGINT)
+    assert one.wait_exit() == 0
+    one.wait_nobody()
+    assert "WARNING" not in one.log
+
+
+def test_many_signals_at_once(server: MakeServer, handler: str, options: dict) -> None:
+    one = server().start(f"apps:{handler}", workers=2, **options)
+    for signum in (signal.SIGCHLD, signal.SIGWINCH, signal.SIGTERM, signal.SIGTERM, signal.SIGCHLD):
+        one.send(signum)
+    assert one.wait_exit() == 0
+    one.wait_nobody()
+
+
+def test_a_replacement_that_boots_is_stopped_quietly(server: MakeServer, tmp_path: Path, kind: str) -> None:
+    """Nobody's fault: no error in the log, and no wait for it."""
+    (tmp_path / "app.py").write_text(
+        "import time, pyfanout\n"
+        "if pyfanout.current_worker().generation > 1:\n"
+        "    time.sleep(100)\n"
+        "def act(conn, addr):\n"
+        "    pass\n"
+        "async def act_async(reader, writer):\n"
+        "    pass\n"
+    )
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        handler = "act_async" if kind == "asyncio" else "act"
+        one = server().start(f"app:{handler}", cwd=tmp_path, workers=2, threads=3 if kind == "threads" else 1)
+        victim = one.workers[0]
+        kill(victim)
+        one.wait_workers(2, gone=[victim])
+        start = time.monotonic()
+        assert one.stop(signum) == 0
+        assert time.monotonic() - start < 1.8
+        one.wait_nobody()
+        assert "could not start" not in one.log
+
+
+# ---- from a script ---------------------------------------------------------------------------------------------------
+
+
+def test_serve_returns_and_works_again(server: MakeServer, handler: str, options: dict) -> None:
+    one = server().start(handler, script={"times": 2}, workers=2, **options)
+    assert ask(one.address)["generation"] == 1
+    one.send(signal.SIGTERM)
+    one.wait_until(lambda: one.out.count("\n") == 1, "serve returns")
+    assert one.out == "served, my handlers are back: True, wakeup_fd=-1\n"
+    one.wait_log("all workers are ready", 2)
+    second = re.findall(r"listening on (\S+) with", one.log)[1]
+    assert ask(second)["generation"] == 1
+    assert one.stop(signal.SIGINT) == 0
+    assert one.out.count("served, my handlers are back: True, wakeup_fd=-1\n") == 2
+    assert "my own handler" not in one.out
+
+
+# ---- the master dies -------------------------------------------------------------------------------------------------
+
+
+def test_the_master_is_killed(server: MakeServer, handler: str, options: dict, tmp_path: Path) -> None:
+    """Workers finish what they have and exit by themselves; a new master can have the address at once."""
+    path = tmp_path / "s"
+    one = server().start(
+        handler, script={"on_worker_exit": "exited"}, workers=3, bind=["127.0.0.1:0", f"unix:{path}"], **options
+    )
+    address = one.address
+    with hold(address) as held:
+        kill(one.pid)
+        assert one.wait_exit() == -signal.SIGKILL
+        two = server().start(f"apps:{handler}", workers=1, bind=[address, f"unix:{path}"], **options)
+        assert ask(address)["pid"] in two.workers
+        assert ask(f"unix:{path}")["pid"] in two.workers
+        one.wait_until(lambda: len(session_of(one.pid)) == 1, "the idle workers have left")
+        assert release(held) == b"released\n"
+    one.wait_nobody()
+    assert one.log.count("app: exited") == 3
+
+
+def test_the_master_is_killed_and_a_handler_never_ends(server: MakeServer, handler: str, options: dict) -> None:
+    """After drain_timeout the worker gives up."""
+    one = server()
+    one.expect("ERROR worker=0: the master is gone and 0.3 s are over")
+    one.start(f"apps:{handler}", workers=1, drain_timeout=0.3, **options)
+    with hold(one.address):
+        kill(one.pid)
+        one.wait_exit()
+        one.wait_nobody()
+
+
+def test_the_master_is_killed_while_connections_wait(server: MakeServer, handler: str, options: dict) -> None:
+    """What was in the channels is answered by the workers; nobody waits for ever."""
+    one = server().start(f"apps:{handler}", workers=2, **options)
+    for pid in one.workers:
+        os.kill(pid, signal.SIGSTOP)
+    queued = crowd(one.address, 20, "identity")
+    workers = one.workers
+    one.wait_idle_master()
+    kill(one.pid)
+    one.wait_exit()
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
+    answers = who(collect(queued))
+    assert sum(answer is not None for answer in answers) >= 4  # the others were in the accept queue, and are reset
+    one.wait_nobody()
+
+
+# ---- at rest ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_idle_server_does_nothing(server: MakeServer) -> None:
+    """Nothing polls: over 2 s, no process of it is woken or uses any CPU, also after traffic, deaths and drains."""
+    servers = []
+    for handler, options in (("act", {}), ("act", {"threads": 3}), ("act_async", {})):
+        one = server().start(f"apps:{handler}", workers=2, **options)
+        collect(crowd(one.address, 50))
+        close_all([hold(one.address)])
+        victim = one.workers[0]
+        kill(victim)
+        one.wait_workers(2, gone=[victim])
+        one.wait_ready_workers(3)
+        victim = one.workers[0]
+        os.kill(victim, signal.SIGTERM)
+        one.wait_workers(2, gone=[victim])
+        one.wait_ready_workers(4)
+        ask(one.address)
+        servers.append(one)
+    pids = [pid for one in servers for pid in (one.pid, *one.workers)]
+    settle(pids)
+    before = {pid: Effort.of(pid) for pid in pids}
+    # Not to synchronise: the passing of time without any work is what is tested.
+    time.sleep(2)
+    after = {pid: Effort.of(pid) for pid in pids}
+    assert before == after
+
+
+def settle(pids: list[int]) -> None:
+    """Until nothing happens for a quarter of a second: what follows the last connection is over."""
+    for _ in range(20):
+        before = [Effort.of(pid) for pid in pids]
+        time.sleep(0.25)
+        if before == [Effort.of(pid) for pid in pids]:
+            return
+    raise AssertionError("not at rest after 5 s")
+
+
+def test_the_port_can_be_bound_again_at_once(server: MakeServer) -> None:
+    """Connections in TIME_WAIT do not hinder a restart."""
+    one = server().start("apps:act", workers=1)
+    address = one.address
+    for _ in range(3):
+        ask(address)
+        assert one.stop() == 0
+        one = server().start("apps:act", workers=1, bind=address)
+    with socket.socket() as late:
+        late.settimeout(5)
+        late.connect(("127.0.0.1", int(address.rpartition(":")[2])))

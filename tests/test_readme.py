@@ -1,0 +1,155 @@
+"""Every command of README.md is run, in a copy of the tree, in an environment that has nothing but what README installs.
+
+Servers run in a network namespace of their own, so that the ports of README are free.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+# In a namespace without a network of the host's: as root, or as anybody where user namespaces are allowed.
+NAMESPACE = ["unshare", "--net"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a clean clone holds."""
+    target = tmp_path_factory.mktemp("readme") / "pyfanout"
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.check_output(listing, cwd=ROOT, text=True).splitlines():
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+@pytest.fixture(scope="module")
+def environment(clone: Path) -> dict[str, str]:
+    """`pip install .` in a new environment, which the other commands then find first in PATH."""
+    assert "pip install ." in SHELL
+    venv = clone.parent / "venv"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    subprocess.run([venv / "bin/pip", "install", "--quiet", "."], cwd=clone, check=True)
+    return {**os.environ, "PATH": f"{venv / 'bin'}:{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def session(clone: Path, environment: dict[str, str]) -> Iterator[list[subprocess.Popen[str]]]:
+    running: list[subprocess.Popen[str]] = []
+    yield running
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def serve_and_ask(
+    session: list[subprocess.Popen[str]], folder: Path, env: dict[str, str], command: str, ask: str
+) -> str:
+    """Start a server, ask it until it answers, stop it with TERM; what it answered."""
+    stop = "pkill -TERM -P" if command.startswith("make") else "kill -TERM"  # make's child is the server
+    script = f"ip link set lo up; {command} & server=$!; trap '{stop} $server' TERM; wait $server; wait $server"
+    server = subprocess.Popen(
+        [*NAMESPACE, "bash", "-c", script], cwd=folder, env=env, text=True, stderr=subprocess.PIPE, start_new_session=True
+    )
+    session.append(server)
+    enter = ["nsenter", "--net", "--target", str(server.pid)]
+    enter += [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
+    deadline = time.monotonic() + 60
+    while True:
+        asked = subprocess.run([*enter, "bash", "-c", ask], env=env, text=True, capture_output=True, check=False)
+        if asked.returncode == 0 and asked.stdout:
+            break
+        assert server.poll() is None, server.communicate()[1]
+        assert time.monotonic() < deadline, asked.stderr
+        time.sleep(0.05)  # between two questions; the deadline bounds them
+    server.send_signal(signal.SIGTERM)
+    _, log = server.communicate(timeout=40)
+    assert server.returncode == 0, log
+    assert "listening on" in log
+    return asked.stdout
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [
+        (".", "python examples/hello.py"),
+        ("examples", "pyfanout run hello:handler --bind 127.0.0.1:8000 --workers auto"),
+    ],
+)
+def test_hello(session, clone, environment, folder, command):
+    assert command in SHELL
+    assert "curl http://127.0.0.1:8000" in SHELL
+    answer = serve_and_ask(session, clone / folder, environment, command, "curl --silent http://127.0.0.1:8000")
+    assert answer.startswith("Hello from worker ")
+
+
+def test_echo(session, clone, environment):
+    command = "pyfanout run echo:handler --bind unix:/tmp/echo.sock --bind 127.0.0.1:8001"
+    assert command in SHELL
+    here = command.replace("/tmp/", f"{clone}/")
+    ask = "exec 3<>/dev/tcp/127.0.0.1/8001 && echo over tcp >&3 && head -n 1 <&3"
+    assert serve_and_ask(session, clone / "examples", environment, here, ask) == "over tcp\n"
+    assert not (clone / "echo.sock").exists()
+
+
+def test_check_config_and_help(clone, environment):
+    command = "pyfanout run hello:handler --workers 2 --policy least-connections --check-config"
+    assert command in SHELL
+    printed = subprocess.check_output(command.split(), cwd=clone / "examples", env=environment, text=True)
+    assert "policy = least-connections" in printed
+    assert "`pyfanout run --help`" in README
+    assert "--workers" in subprocess.check_output(["pyfanout", "run", "--help"], env=environment, text=True)
+
+
+def test_make_run(session, clone, environment):
+    """`make run` sets up its own environment, and says where it serves."""
+    assert "`make run`" in README
+    plain = {**os.environ, "PYTHON": sys.executable}
+    subprocess.run(["make", "--silent", ".venv/ready"], cwd=clone, env=plain, check=True)  # needs the registries
+    answer = serve_and_ask(session, clone, plain, "make --silent run", "curl --silent http://127.0.0.1:8000")
+    assert answer.startswith("Hello from worker ")
+
+
+def test_make_bench_runs(clone):
+    """Its full run takes a quarter of an hour; one row of it shows that the command works."""
+    assert "`make bench`" in README
+    arguments = ["BENCH_ARGS=--quick --only sequence", f"PYTHON={sys.executable}"]
+    report = subprocess.check_output(["make", "--silent", "bench", *arguments], cwd=clone, text=True)
+    assert "one after the other" in report
+
+
+def test_no_command_is_forgotten():
+    """What README has besides, and who runs it: this suite is what `make test` runs."""
+    known = {
+        "pip install .",
+        "python examples/hello.py",
+        "curl http://127.0.0.1:8000",
+        "cd examples",
+        "pyfanout run hello:handler --bind 127.0.0.1:8000 --workers auto",
+        "pyfanout run hello:handler --workers 2 --policy least-connections --check-config",
+        "pyfanout run echo:handler --bind unix:/tmp/echo.sock --bind 127.0.0.1:8001",
+    }
+    assert set(SHELL) == known
+    assert set(re.findall(r"`(make \w+)`", README)) == {"make run", "make test", "make bench"}
+
+
+def test_the_code_shown_is_the_code_of_the_examples():
+    hello, echo = PYTHON
+    example = (ROOT / "examples/hello.py").read_text()
+    assert hello.removeprefix("# hello.py\n") in example
+    assert echo in (ROOT / "examples/echo.py").read_text()
