@@ -148,7 +148,7 @@ void fan_taker_free(fan_taker *taker);
  * -EINTR: a signal came. -ECANCELED: fan_taker_cancel. -EMFILE, -ENFILE: no free descriptor, nothing was taken.
  * -ENOBUFS: the connection was lost for want of one (MSG_CTRUNC; counted).
  * `fd_is_free`: the caller has just closed a descriptor, so the check for a free one can be saved. */
-int fan_take(fan_taker *taker, int fd_is_free, fan_connection *out);
+int fan_take(fan_taker *taker, fan_connection *out, int fd_is_free);
 
 /* The same without waiting, for as many as are there, at most `cap` (and FAN_BATCH). Returns how many, -EAGAIN for none. */
 int fan_take_ready(fan_taker *taker, fan_connection *out, int cap);

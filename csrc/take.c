@@ -119,7 +119,7 @@ static void describe(const fan_record *record, int fd, fan_connection *out)
     }
 }
 
-int fan_take(fan_taker *taker, int fd_is_free, fan_connection *out)
+int fan_take(fan_taker *taker, fan_connection *out, int fd_is_free)
 {
     fan_record record;
     int fd;

@@ -297,7 +297,9 @@ async def hello_async(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 
 
 def started(worker: pyfanout.Worker) -> None:
-    note(f"started slot={worker.slot} gen={worker.generation} pid={worker.pid} same={worker is pyfanout.current_worker()}")
+    note(
+        f"started slot={worker.slot} gen={worker.generation} pid={worker.pid} same={worker is pyfanout.current_worker()}"
+    )
 
 
 def exited(worker: pyfanout.Worker) -> None:

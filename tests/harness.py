@@ -204,7 +204,7 @@ class Server:
         self.out_path = folder / f"{name}.out"
         self.expected: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
-        self._ready_reader = -1
+        self.ready_reader = -1
 
     # -- birth --
 
@@ -226,7 +226,7 @@ class Server:
         `config` are options by their names in `serve`. `listen_fds` are passed the way systemd does.
         """
         reader, writer = os.pipe()
-        self._ready_reader = reader
+        self.ready_reader = reader
         kept = [fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, HIGH_FD)]
         os.close(writer)
         config = {"ready_fd": kept[0], "log_level": "debug", **config}
@@ -266,9 +266,9 @@ class Server:
     def wait_ready(self, deadline_s: float = DEADLINE_S) -> None:
         """The newline on ready_fd."""
         with selectors.DefaultSelector() as selector:
-            selector.register(self._ready_reader, selectors.EVENT_READ)
+            selector.register(self.ready_reader, selectors.EVENT_READ)
             # With nobody left who could write, it reads end-of-file.
-            told = selector.select(deadline_s) and os.read(self._ready_reader, 1)
+            told = selector.select(deadline_s) and os.read(self.ready_reader, 1)
         if told != b"\n":
             ended = f"ended with {self._process.poll()}" if self._process else "was not started"
             raise AssertionError(f"the server is not ready: it {ended}\n--- log:\n{self.log}")
@@ -372,9 +372,9 @@ class Server:
     def close(self) -> list[str]:
         """End it if it still runs. What was wrong with it: it did not end by itself, or its log tells of an error."""
         problems = []
-        if self._ready_reader >= 0:
-            os.close(self._ready_reader)
-            self._ready_reader = -1
+        if self.ready_reader >= 0:
+            os.close(self.ready_reader)
+            self.ready_reader = -1
         if self._process is not None:
             if self._process.poll() is None:
                 self._process.send_signal(signal.SIGINT)
@@ -443,7 +443,9 @@ def _family_and_name(address: str) -> tuple[int, Any]:
     return socket.AF_INET, ("127.0.0.1" if host == "0.0.0.0" else host, int(port))
 
 
-def connect(address: str, line: str | None = None, *, source: str | None = None, timeout: float = 20.0) -> socket.socket:
+def connect(
+    address: str, line: str | None = None, *, source: str | None = None, timeout: float = 20.0
+) -> socket.socket:
     """A connection to a server's printed address. `line` is sent at once. `source` is the client's own address."""
     family, name = _family_and_name(address)
     sock = socket.socket(family, socket.SOCK_STREAM)

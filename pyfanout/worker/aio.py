@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import inspect
 import logging
 import os
@@ -45,6 +46,7 @@ class Server:
         self._most = worker.config.max_connections or 1 << 30
         self._live = 0
         self._tasks: set[asyncio.Task[Any]] = set()
+        """The loop itself holds them by weak references only."""
         self._reading = False
         self._over = self._loop.create_future()
         """Done when the worker drains and nothing is left to finish."""
@@ -108,7 +110,9 @@ class Server:
         reader = asyncio.StreamReader(limit=STREAM_LIMIT, loop=self._loop)
         protocol = asyncio.StreamReaderProtocol(reader, self._serve, loop=self._loop)
         if self._make_transport is None:
-            self._keep(self._loop.create_task(self._connect(protocol, conn)))
+            task = self._loop.create_task(self._connect(protocol, conn))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         else:
             try:
                 self._make_transport(conn, protocol, extra={"peername": address_of(arrival)})
@@ -129,28 +133,21 @@ class Server:
 
     def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task: asyncio.Task[Any] = self._loop.create_task(self._handler(reader, writer))  # type: ignore[arg-type]
-        protocol = writer.transport.get_protocol()
-
-        def finish(task: asyncio.Task[Any]) -> None:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                if isinstance(error, Exception):
-                    log.error("worker=%d: the handler failed", self._worker.slot, exc_info=error)
-                else:
-                    self._fail(error)
-            if writer.transport.get_protocol() is protocol:  # else another protocol has taken the transport over
-                writer.close()
-
-        self._keep(task)
-        task.add_done_callback(finish)
-
-    def _keep(self, task: asyncio.Task[Any]) -> None:
-        """The loop holds tasks by weak references only."""
         self._tasks.add(task)
-        task.add_done_callback(self._forget)
+        task.add_done_callback(functools.partial(self._finish, writer, writer.transport.get_protocol()))
 
-    def _forget(self, task: asyncio.Task[Any]) -> None:
+    def _finish(self, writer: asyncio.StreamWriter, protocol: asyncio.BaseProtocol, task: asyncio.Task[Any]) -> None:
+        """A handler is over."""
         self._tasks.discard(task)
-        self._leave_if_done()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if isinstance(error, Exception):
+                log.error("worker=%d: the handler failed", self._worker.slot, exc_info=error)
+            else:
+                self._fail(error)
+        if writer.transport.get_protocol() is protocol:  # else another protocol has taken the transport over
+            writer.close()
+        if not self._reading:
+            self._leave_if_done()
 
     def _ended(self) -> None:
         """A connection was closed or detached."""

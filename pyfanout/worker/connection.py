@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from pyfanout.core import host_of
+from pyfanout.core import unpack
 
 Address: TypeAlias = "tuple[str, int] | tuple[str, int, int, int] | str | bytes"
 """As `socket.accept` gives it: AF_INET (host, port), AF_INET6 (host, port, flowinfo, scope_id), AF_UNIX a path (empty
@@ -18,6 +18,7 @@ _AF_INET, _AF_INET6, _AF_UNIX = socket.AF_INET, socket.AF_INET6, socket.AF_UNIX
 _STREAM, _TCP = socket.SOCK_STREAM, socket.IPPROTO_TCP
 _NONBLOCKING = _STREAM | socket.SOCK_NONBLOCK
 _init = _socket.socket.__init__
+_close = _socket.socket.close
 
 
 class Connection(socket.socket):
@@ -52,18 +53,17 @@ class Connection(socket.socket):
         return self
 
     def _real_close(self) -> None:
-        _socket.socket.close(self)
-        self._report()
-
-    def detach(self) -> int:
-        fd = super().detach()
-        self._report()
-        return fd
-
-    def _report(self) -> None:
+        _close(self)
         on_done, self._on_done = self._on_done, None
         if on_done is not None:
             on_done()
+
+    def detach(self) -> int:
+        fd = super().detach()
+        on_done, self._on_done = self._on_done, None
+        if on_done is not None:
+            on_done()
+        return fd
 
     def finish(self) -> bool:
         """Close it if it still is open, also if a `makefile` object was left. Whether this call closed it."""
@@ -76,7 +76,7 @@ class Connection(socket.socket):
 
 def address_of(arrival: Any) -> Address:
     """The peer's address of a fan_connection."""
-    host = host_of(arrival)
+    host = unpack(arrival.host, arrival.host_bytes)
     family = arrival.family
     if family == _AF_INET:
         return host.decode(), arrival.port

@@ -139,7 +139,9 @@ def test_one_good_worker_is_enough(server: MakeServer, tmp_path: Path) -> None:
 
 def fails_with(*arguments: str, environ: dict[str, str] | None = None, pass_fds: tuple[int, ...] = ()) -> str:
     """Run the command, which must exit with 1 and one line on stderr; that line."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYFANOUT_", "LISTEN_")) and k != "WEB_CONCURRENCY"}
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith(("PYFANOUT_", "LISTEN_")) and k != "WEB_CONCURRENCY"
+    }
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "app.py").write_text(APPS["fine"])
         done = subprocess.run(
@@ -267,7 +269,9 @@ def test_a_socket_path_that_may_not_be_written(server: MakeServer, tmp_path: Pat
     one.expect("^pyfanout: ")
     one.start("act", script={"uid": NOBODY}, bind=f"unix:{tmp_path}/s", workers=1, wait=False)
     assert one.wait_exit() == 1
-    assert re.fullmatch(r"pyfanout: bind '.*': Permission denied; the folder '.*' must exist and be writable\n", one.log)
+    assert re.fullmatch(
+        r"pyfanout: bind '.*': Permission denied; the folder '.*' must exist and be writable\n", one.log
+    )
 
 
 def test_a_pidfile_that_another_server_has(server: MakeServer, tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def test_term_finishes_what_is_there(server: MakeServer, handler: str, options: 
     """Running handlers, what waits in channels, what waits in the accept queue: all are answered; then the port closes."""
     one = server().start(f"apps:{handler}", workers=2, policy=policy, **options)
     address = one.address
-    held = [hold(address) for _ in range(2)]
+    # By source-hash both would be the same blocking worker's, which has one thread.
+    busy = 1 if policy == "source-hash" and handler == "act" else 2
+    held = [hold(address) for _ in range(busy)]
     for pid in one.workers:
         os.kill(pid, signal.SIGSTOP)  # so that channels and accept queue fill
     queued = crowd(address, 100, "identity")
@@ -56,14 +58,8 @@ def test_term_finishes_what_is_there(server: MakeServer, handler: str, options: 
     one.wait_log("stopping: what was begun")
     for pid in one.workers:
         os.kill(pid, signal.SIGCONT)
-    if policy == "round-robin" or handler == "act_async":
-        assert [release(sock) for sock in held] == [b"released\n"] * 2
-        answers = who(collect(queued))
-    else:  # blocking: the two that are held may be in front of all others
-        for sock in held:
-            sock.sendall(b".")
-        answers = who(collect(queued))
-        assert collect(held) == [b"released\n"] * 2
+    assert [release(sock) for sock in held] == [b"released\n"] * busy
+    answers = who(collect(queued))
     assert None not in answers
     assert len(answers) == 100
     assert one.wait_exit() == 0

@@ -1,0 +1,237 @@
+"""Descriptors that run out: in the master, in a worker, on their way. It says so, it waits, it loses nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+from harness import NOBODY, Effort, Server, ask, collect, crowd, fds_of, hold, release, wait_until, who
+
+MakeServer = Callable[[], Server]
+
+
+def limit_descriptors(pid: int, soft: int) -> int:
+    """Set a living process's soft limit; the one that it had."""
+    before, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    return before
+
+
+def test_the_soft_limit_is_raised(server: MakeServer) -> None:
+    one = server().start("act", script={"nofile": 500}, workers=1)
+    for pid in (one.pid, *one.workers):
+        assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (500, 500)
+
+
+# ---- in the master ---------------------------------------------------------------------------------------------------
+
+
+def test_the_master_has_none_left(server: MakeServer, handler: str, options: dict) -> None:
+    """It pauses, says so once, uses no CPU, and goes on as soon as there is one."""
+    one = server()
+    one.expect("ERROR accepting rests: Too many open files; new clients wait in the kernel's queue")
+    one.start(f"apps:{handler}", workers=2, **options)
+    lowest_free = next(fd for fd in range(3, 1000) if fd not in fds_of(one.pid))
+    before = limit_descriptors(one.pid, lowest_free)
+    queued = crowd(one.address, 50, "identity")
+    one.wait_log("accepting rests")
+    effort = Effort.of(one.pid)
+    with pytest.raises(AssertionError):  # nobody is answered, for half a second
+        wait_until(lambda: any(map(readable, queued)), "an answer", deadline_s=0.5)
+    used = Effort.of(one.pid)
+    assert used.cpu_ticks - effort.cpu_ticks <= 3  # of 10 ms
+    assert used.voluntary_switches - effort.voluntary_switches <= 12  # it looks ten times a second
+    limit_descriptors(one.pid, before)
+    assert None not in who(collect(queued))
+    one.wait_log("accepting goes on")
+    assert one.log.count("accepting rests") == 1
+    assert ask(one.address)["pid"] in one.workers
+
+
+def readable(sock: socket.socket) -> bool:
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return False
+
+
+def test_the_master_has_few(server: MakeServer, handler: str, options: dict) -> None:
+    """Always at the edge: a batch never fits, each connection is served all the same."""
+    one = server()
+    one.expect("ERROR accepting rests: Too many open files")
+    one.start(f"apps:{handler}", workers=2, **options)
+    highest = max(fds_of(one.pid))
+    limit_descriptors(one.pid, highest + 3)
+    answers = who(collect(crowd(one.address, 30, "identity")))
+    assert None not in answers
+
+
+def test_a_worker_dies_while_the_master_has_none_left(server: MakeServer) -> None:
+    """The slot is tried again until there is a descriptor; the other worker serves what it got."""
+    one = server()
+    one.expect("ERROR worker=. cannot be started: Too many open files", "ERROR accepting rests")
+    one.start("apps:act", workers=2)
+    before = limit_descriptors(one.pid, 4)
+    victim = one.workers[0]
+    os.kill(victim, signal.SIGKILL)
+    one.wait_log("cannot be started: Too many open files", 2)
+    limit_descriptors(one.pid, before)
+    one.wait_workers(2, gone=[victim])
+    one.wait_ready_workers(3)
+    assert {ask(one.address)["pid"] for _ in range(10)} == set(one.workers)
+
+
+# ---- in a worker -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("handler", ["act", "act_async"])
+def test_a_worker_has_none_left(server: MakeServer, handler: str) -> None:
+    """Its handlers leak until the last one: it takes no more, others serve; then it is freed and serves again."""
+    one = server()
+    one.expect("ERROR worker=.: Too many open files; takes no connection until one is free", "Too many open files")
+    script = {"on_worker_start": "few_descriptors"}
+    one.start(handler, script=script, workers=2, environ={"SPARE_FDS": "8"}, policy="round-robin")
+    leaker = ask(one.address, "leak 100")
+    assert leaker["errno"] == 24
+    one.wait_log(r"ERROR worker=.: Too many open files; takes no connection until one is free")
+    answers = who(collect(crowd(one.address, 30, "identity")))
+    assert None not in answers
+    assert {answer["pid"] for answer in answers} == set(one.workers) - {leaker["pid"]}
+    effort = Effort.of(leaker["pid"])
+    with pytest.raises(AssertionError):
+        wait_until(lambda: False, "half a second", deadline_s=0.5)
+    assert Effort.of(leaker["pid"]).cpu_ticks - effort.cpu_ticks <= 3
+    resource.prlimit(leaker["pid"], resource.RLIMIT_NOFILE, (200, 200))
+    one.wait_log("descriptors are free again")
+    assert {ask(one.address, "identity")["pid"] for _ in range(10)} == set(one.workers)
+    assert len(re.findall("takes no connection until", one.log)) == 1
+
+
+@pytest.mark.parametrize("handler", ["act", "act_async"])
+def test_the_only_worker_has_none_left(server: MakeServer, handler: str) -> None:
+    """Clients wait; nobody is lost."""
+    one = server()
+    one.expect("Too many open files")
+    one.start(handler, script={"on_worker_start": "few_descriptors"}, workers=1, environ={"SPARE_FDS": "8"})
+    assert ask(one.address, "leak 100")["errno"] == 24
+    queued = crowd(one.address, 60, "identity")
+    one.wait_log("takes no connection until one is free")
+    resource.prlimit(one.workers[0], resource.RLIMIT_NOFILE, (200, 200))
+    assert None not in who(collect(queued))
+
+
+def test_an_event_loop_holds_as_many_as_it_can(server: MakeServer) -> None:
+    """More clients than it has descriptors: those that fit are served at once, the others when these have left."""
+    one = server()
+    one.expect("Too many open files")
+    one.start("act_async", script={"on_worker_start": "few_descriptors"}, workers=1, environ={"SPARE_FDS": "12"})
+    socks = crowd(one.address, 40, "hold")
+    for sock in socks:
+        sock.sendall(b"")
+    one.wait_log("takes no connection until one is free")
+    for sock in socks:
+        sock.sendall(b".")
+    assert collect(socks) == [b"held\nreleased\n"] * 40
+
+
+def test_threads_share_the_last_descriptors(server: MakeServer) -> None:
+    """Three threads, each of which has looked for a free descriptor before it fell asleep, and one is free."""
+    one = server()
+    one.expect("Too many open files")
+    script = {"on_worker_start": "few_descriptors"}
+    one.start("act", script=script, workers=1, threads=3, environ={"SPARE_FDS": "8"})
+    pid = one.workers[0]
+    one.wait_idle()
+    lowest_free = next(fd for fd in range(3, 1000) if fd not in fds_of(pid))
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free + 1, before[1]))
+    socks = crowd(one.address, 6, "hold")
+    for sock in socks:
+        sock.sendall(b".")
+    answers = collect(socks)
+    assert answers == [b"held\nreleased\n"] * 6
+    assert "was lost" not in one.log
+
+
+# ---- on their way ----------------------------------------------------------------------------------------------------
+
+IN_FLIGHT = """
+import os, resource, socket, sys
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setresgid(*[int(sys.argv[1])] * 3)
+    os.setresuid(*[int(sys.argv[1])] * 3)
+pairs = []
+for _ in range(int(sys.argv[2])):
+    left, right = socket.socketpair()
+    socket.send_fds(left, [b"x"], [0] * 200)
+    pairs.append((left, right))
+print("in flight", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def many_in_flight(guard: None) -> Iterator[Callable[[], Callable[[], None]]]:
+    """Another process of the same user has 1,000 descriptors in flight: start it, and the function that ends it."""
+    import subprocess
+
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start() -> Callable[[], None]:
+        command = [sys.executable, "-c", IN_FLIGHT, str(NOBODY if os.getuid() == 0 else os.getuid()), "5"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"in flight\n"
+        return lambda: (process.communicate(timeout=10), None)[1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_too_many_in_flight(
+    server: MakeServer, handler: str, options: dict, many_in_flight: Callable[[], Callable[[], None]]
+) -> None:
+    """ETOOMANYREFS: the user has more descriptors in flight than its limit. Clients wait, the master does not spin."""
+    one = server().start(handler, script={"uid": NOBODY, "nofile": 100}, workers=2, **options)
+    assert ask(one.address)["uid"] != 0
+    end = many_in_flight()
+    queued = crowd(one.address, 60, "identity")
+    effort = Effort.of(one.pid)
+    with pytest.raises(AssertionError):
+        wait_until(lambda: any(map(readable, queued)), "an answer", deadline_s=0.5)
+    assert Effort.of(one.pid).cpu_ticks - effort.cpu_ticks <= 5
+    end()
+    assert None not in who(collect(queued))
+    assert ask(one.address)["pid"] in one.workers
+
+
+def test_the_master_alone_never_has_too_many_in_flight(server: MakeServer, handler: str, options: dict) -> None:
+    """Many workers that take nothing and a low limit: what is on its way is far below it."""
+    one = server().start(handler, script={"uid": NOBODY, "nofile": 150}, workers=4, **options)
+    workers = one.workers
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    queued = crowd(one.address, 300, "identity")
+    one.wait_idle_master()
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
+    assert None not in who(collect(queued))
+
+
+def test_held_connections_do_not_count(server: MakeServer) -> None:
+    """What a worker has taken is not in flight any more: it may hold more than that."""
+    one = server().start("act_async", script={"uid": NOBODY, "nofile": 200}, workers=2)
+    held = [hold(one.address) for _ in range(250)]
+    assert [release(sock) for sock in held] == [b"released\n"] * 250

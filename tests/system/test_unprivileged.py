@@ -1,0 +1,75 @@
+"""The core of it all, by a server that is not root's: nothing here may need a privilege."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import NOBODY, Server, ask, collect, crowd, hold, kill, release, who
+
+MakeServer = Callable[[], Server]
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of that user; its name leads through others that only the suite's user may enter, so it is passed open."""
+    path = tmp_path_factory.mktemp("nobody")
+    if os.getuid() == 0:
+        os.chown(path, NOBODY, NOBODY)
+    yield path
+
+
+def start(server: MakeServer, handler: str, **options: object) -> Server:
+    one = server().start(handler, script={"uid": NOBODY, "on_worker_exit": "exited"}, **options)  # type: ignore[arg-type]
+    answer = ask(one.address)
+    assert answer["uid"] == (NOBODY if os.getuid() == 0 else os.getuid())
+    return one
+
+
+def test_the_life_of_a_server(server: MakeServer, handler: str, options: dict) -> None:
+    one = start(server, handler, workers=3, **options)
+    assert {ask(one.address)["pid"] for _ in range(30)} == set(one.workers)
+    # killed with a queue behind it
+    before = one.workers
+    for pid in before:
+        os.kill(pid, signal.SIGSTOP)
+    queued = crowd(one.address, 50, "identity")
+    for pid in before:
+        kill(pid)
+    answers = who(collect(queued))
+    assert answers.count(None) == 0
+    one.wait_workers(3, gone=before)
+    # drained
+    victim = one.workers[0]
+    os.kill(victim, signal.SIGTERM)
+    one.wait_workers(3, gone=[victim])
+    # stopped, with a handler at work
+    one.wait_ready_workers(7)
+    with hold(one.address) as held:
+        one.send(signal.SIGTERM)
+        one.wait_log("stopping")
+        assert release(held) == b"released\n"
+    assert one.wait_exit() == 0
+    one.wait_nobody()
+    assert one.log.count("app: exited") == 4
+
+
+@pytest.mark.parametrize("policy", ["least-connections", "source-hash"])
+def test_policies(server: MakeServer, handler: str, options: dict, policy: str) -> None:
+    one = start(server, handler, workers=2, policy=policy, **options)
+    counts = Counter(ask(one.address)["pid"] for _ in range(20))
+    assert set(counts) <= set(one.workers)
+    assert None not in who(collect(crowd(one.address, 100)))
+    assert one.stop(signal.SIGINT) == 0
+
+
+@pytest.mark.parametrize("handler", ["act", "act_async"])
+def test_a_low_limit_of_descriptors(server: MakeServer, handler: str) -> None:
+    """Its hard limit is low: the channels are made so small that they fit."""
+    one = server().start(handler, script={"uid": NOBODY, "nofile": 64}, workers=2)
+    assert None not in who(collect(crowd(one.address, 200, "identity")))
+    assert one.stop() == 0
