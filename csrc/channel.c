@@ -8,6 +8,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/sockios.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -164,6 +165,17 @@ int fan_channel_receive(int channel_fd, int flags, fan_record *record, int *fd)
     envelope(&message, &data, record, &control);
     ssize_t bytes = recvmsg(channel_fd, &message, flags | MSG_CMSG_CLOEXEC);
     return bytes < 0 ? -errno : opened(&message, (size_t)bytes, record, fd);
+}
+
+/* Whether this process can receive a descriptor: the lowest free number, or -errno (EMFILE, ENFILE). Numbers are given
+ * lowest first, so a high one means a full table. */
+int fan_channel_room(int channel_fd)
+{
+    int fd = fcntl(channel_fd, F_DUPFD_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    close(fd);
+    return fd;
 }
 
 /* Wait for a message, or end-of-file, and leave it there. 0 or -errno.

@@ -172,6 +172,8 @@ static int total_space(fan_core *core, int64_t now_ns)
                 channel->full_since_ns = now_ns;
                 channel->armed = fan_epoll(core->inner, EPOLL_CTL_MOD, channel->write_fd, EPOLLOUT | EPOLLONESHOT,
                                            FAN_ABOUT(FAN_CHANNEL, core->rotation[i])) == 0;
+                if (!channel->armed)
+                    core->stall_until_ns = now_ns + STALL_NS; /* ENOMEM: nothing else would have it asked again */
             }
         }
         total += channel->space;
@@ -187,7 +189,12 @@ static int recall_batch(fan_core *core, int want)
         fan_channel *channel = &core->channels[number];
         while (channel->recalling && count < want) {
             fan_held *held = &core->held[count];
-            int rc = fan_channel_recall(channel, held);
+            int rc = fan_channel_room(channel->read_fd);
+            if (rc < 0) {
+                fan_accept_pause(core, -rc);
+                goto out;
+            }
+            rc = fan_channel_recall(channel, held);
             if (rc == 1) {
                 held->channel = -1;
                 core->counters.recalled++;
@@ -199,6 +206,7 @@ static int recall_batch(fan_core *core, int want)
                 channel->recalling = false; /* empty, or broken */
         }
     }
+out:
     core->held_count = count;
     return count;
 }
@@ -212,31 +220,32 @@ static int refill(fan_core *core, int space, int64_t now_ns)
     return count;
 }
 
-/* What a refused message means for the next ones. Nothing is lost: the connections stay in the master's hands. */
+/* What a refused message means for the next ones. Nothing is lost: the connections stay in the master's hands and are
+ * tried again, at once where that helps, else after a rest. */
 static void refused(fan_core *core, int number, int error, int64_t now_ns)
 {
-    fan_channel *channel = &core->channels[number];
+    core->stall_until_ns = now_ns + STALL_NS;
     switch (error) {
-    case EAGAIN:
+    case EAGAIN: /* although the kernel had said that there is space */
         core->counters.full_channels++;
-        channel->space = 0;
+        core->channels[number].space = 0;
         break;
     case EINTR:
         core->counters.interrupts++;
+        core->stall_until_ns = now_ns;
         break;
     case EPIPE:
     case ECONNRESET:
     case ECONNREFUSED:
     case ENOTCONN:
         fan_channel_replace(core, number);
+        core->stall_until_ns = now_ns;
         break;
     case ETOOMANYREFS:
         core->counters.flight_limits++;
-        core->stall_until_ns = now_ns + STALL_NS;
         break;
-    default: /* ENOBUFS, ENOMEM, or a refusal of a security module: later, too */
+    default: /* ENOBUFS, ENOMEM, or a refusal of a security module */
         core->counters.memory_shortages++;
-        core->stall_until_ns = now_ns + STALL_NS;
     }
 }
 

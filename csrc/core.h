@@ -129,6 +129,7 @@ int fan_channel_untaken(const fan_channel *channel);
 int fan_channel_pass(fan_channel *channel, fan_held *const *held, int count);
 int fan_channel_recall(fan_channel *channel, fan_held *out);
 int fan_channel_nudge(fan_channel *channel);
+int fan_channel_room(int channel_fd);
 int fan_channel_wait(int channel_fd);
 int fan_channel_receive(int channel_fd, int flags, fan_record *record, int *fd);
 int fan_channel_receive_many(int channel_fd, int count, fan_record *records, int *fds);

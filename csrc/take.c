@@ -9,7 +9,6 @@
 #include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -71,16 +70,6 @@ int fan_interrupt_with(int signum)
     return sigaction(signum, &action, NULL) < 0 ? -errno : 0;
 }
 
-/* The lowest free descriptor number, or -errno. Numbers are given lowest first, so a high one means a full table. */
-static int free_descriptor(const fan_taker *taker)
-{
-    int fd = fcntl(taker->fd, F_DUPFD_CLOEXEC, 0);
-    if (fd < 0)
-        return -errno;
-    close(fd);
-    return fd;
-}
-
 static void describe(const fan_record *record, int fd, fan_connection *out)
 {
     out->fd = fd;
@@ -126,7 +115,7 @@ int fan_take(fan_taker *taker, fan_connection *out, int fd_is_free)
 
     fan_board_idle_now(taker->board, taker->thread);
     if (!fd_is_free) {
-        int rc = free_descriptor(taker);
+        int rc = fan_channel_room(taker->fd);
         if (rc < 0)
             return rc;
     }
@@ -158,7 +147,7 @@ int fan_take_ready(fan_taker *taker, fan_connection *out, int cap)
     int fds[FAN_BATCH];
 
     fan_board_beat(taker->board, fan_now_ns());
-    int rc = free_descriptor(taker);
+    int rc = fan_channel_room(taker->fd);
     if (rc < 0)
         return rc;
     taker->scarce |= rc >= taker->scarce_from;

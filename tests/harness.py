@@ -398,12 +398,13 @@ class Server:
         return problems + self.suspicious()
 
     def suspicious(self) -> list[str]:
-        """Log lines that tell of an error which no test expected."""
-        return [
+        """Log lines that tell of an error which no test expected; the first few."""
+        lines = [
             f"unexpected in the log: {line}"
             for line in self.log.splitlines()
             if SUSPECT.search(line) and not any(re.search(pattern, line) for pattern in self.expected)
         ]
+        return lines[:10]
 
 
 _LIKE_SYSTEMD = """

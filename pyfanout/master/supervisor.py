@@ -364,8 +364,11 @@ class Supervisor:
         try:
             self._fork(slot)
         except OSError as error:
-            slot.deaths += 1
             log.error("worker=%d cannot be started: %s", slot.number, error.strerror)
+            slot.deaths += 1
+            slot.respawn_at_ns = None
+            if not self._ever_ready:  # as one that died before it was ready
+                return
             delay_ns = policy.respawn_delay_ns(max(slot.deaths, 2), random.random())
             slot.respawn_at_ns = time.monotonic_ns() + delay_ns
 

@@ -17,9 +17,10 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +29,13 @@ from typing import Any
 
 from pyfanout._core import ffi, lib
 from pyfanout.config import Policy
-from pyfanout.core import BATCH, POOL, Core, Event, News, Station, Taker, host_of
+from pyfanout.core import BATCH, POOL, Core, Event, News, Station, Taker
 
-DEADLINE_S = 15.0
+DEADLINE_S = 2.0
 """Before a test says that something does not happen: far more than it takes on a busy machine of two cores."""
 
-SLICE_NS = 5_000_000
-"""How long the core runs between two looks at a condition that it does not know."""
+POKE = (1 << 48) - 1
+"""The token of what ends `House.run_until`."""
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
@@ -177,7 +178,7 @@ class Arrival:
 
 def peer_of(arrival: Any) -> Any:
     """The address in a fan_connection, as `socket.accept` would give it."""
-    host = host_of(arrival)
+    host = ffi.unpack(arrival.host, arrival.host_bytes)
     if arrival.family == socket.AF_INET:
         return host.decode(), arrival.port
     if arrival.family == socket.AF_INET6:
@@ -281,8 +282,8 @@ class House:
         worker.size = self.core.enter(slot, pool=pool, threads=threads or pool, size=size)
         return worker
 
-    def arrived(self, raw: Any) -> Arrival:
-        """What a worker makes of a fan_connection."""
+    def arrived(self, raw: Any, *, keep: bool = True) -> Arrival:
+        """What a worker makes of a fan_connection; closed at once unless it shall be kept."""
         sock = socket.socket(raw.family, socket.SOCK_STREAM, 0, raw.fd)
         sock.setblocking(True)
         sock.settimeout(DEADLINE_S)
@@ -290,7 +291,10 @@ class House:
         arrival = Arrival(
             sock, client, peer_of(raw), raw.listener, raw.sequence, bool(raw.nonblocking), raw.accepted_ns
         )
-        self._arrivals.append(arrival)
+        if keep:
+            self._arrivals.append(arrival)
+        else:
+            sock.close()
         return arrival
 
     # ---- time
@@ -305,11 +309,53 @@ class House:
             quiet = 0 if events or self.core.count() != before else quiet + 1
 
     def run_until(self, condition: Callable[[], object], what: str) -> None:
-        """Run the core until `condition` is true; AssertionError if it does not become so."""
+        """Run the core until `condition` is true; AssertionError if it does not become so.
+
+        Nothing wakes the core meanwhile but its own affairs: a thread looks at the condition. So a core that sleeps
+        although it has something to do is found out.
+        """
+        reading, writing = socket.socketpair()
+        failures: list[BaseException] = []
         end = time.monotonic() + DEADLINE_S
-        while not condition():
-            assert time.monotonic() < end, f"not within {DEADLINE_S:g} s: {what}; {self.core.count()}; {self.events}"
-            self.events += self.core.run(SLICE_NS)
+
+        def look() -> None:
+            try:
+                while not condition() and time.monotonic() < end:
+                    time.sleep(0.001)
+                assert condition(), f"not within {DEADLINE_S:g} s: {what}; {self.core.count()}; {self.events}"
+            except BaseException as error:
+                failures.append(error)
+            finally:
+                writing.send(b"!")
+
+        with reading, writing:
+            self.core.watch(reading.fileno(), POKE)
+            thread = threading.Thread(target=look)
+            thread.start()
+            try:
+                poked = False
+                while not poked:
+                    events = self.core.run(None)
+                    self.events += (event for event in events if event.token != POKE)
+                    poked = any(event.token == POKE for event in events)
+            finally:
+                end = 0
+                thread.join()
+                self.core.unwatch(reading.fileno())
+        if failures:
+            raise failures[0]
+
+    def take_until(self, workers: Sequence[Worker], count: int, *, keep: bool = True) -> list[int]:
+        """Run the core while the workers take what they get; the clients, until there are `count`."""
+        taken: list[int] = []
+
+        def enough() -> bool:
+            for worker in workers:
+                taken.extend(clients_of(worker.take(keep=keep)))
+            return len(taken) >= count
+
+        self.run_until(enough, f"{count} connections arrive")
+        return taken
 
     def run_for(self, timeout_ns: int) -> None:
         """Run the core for this time, whatever it has to say in between."""
@@ -349,7 +395,7 @@ class Worker:
         self.lost = 0
         """By its takes with MSG_CTRUNC."""
 
-    def take(self, cap: int = 1 << 30) -> list[Arrival]:
+    def take(self, cap: int = 1 << 30, *, keep: bool = True) -> list[Arrival]:
         """What waits, at most `cap`. Fails at end-of-file."""
         taken: list[Arrival] = []
         while len(taken) < cap:
@@ -357,7 +403,7 @@ class Worker:
             if rc == -errno.EAGAIN and self.house.core.untaken(POOL if self.pool else self.slot) == 0:
                 break  # else it was a nudge, or a connection was lost
             assert rc > 0 or rc == -errno.EAGAIN, f"take_ready: {rc}"
-            taken += [self.house.arrived(raw) for raw in raws]
+            taken += [self.house.arrived(raw, keep=keep) for raw in raws]
         return taken
 
     @property

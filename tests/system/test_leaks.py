@@ -98,8 +98,7 @@ def test_nothing_is_left_after_connections_and_kills(
     server: MakeServer, kind: str, handler: str, options: dict
 ) -> None:
     """1,000 connections, 100 kills (of all kinds): as many descriptors and processes as before."""
-    one = server()
-    one.start(f"apps:{handler}", workers=4, **options)
+    one = server().start(handler, script={"no_back_off": True}, workers=4, **options)
     ask(one.address)
     one.wait_idle()
     master, kinds = open_kinds(one.pid), OWN[kind]
@@ -111,9 +110,7 @@ def test_nothing_is_left_after_connections_and_kills(
             kill(pid, signal.SIGKILL if batch % 2 else signal.SIGTERM)
         collect(socks)
         one.wait_until(lambda victims=victims: not set(victims) & set(children_of(one.pid)), "they are reaped")
-        if batch % 8 == 7:
-            # A life that long is no crash loop; else the delays would fill the whole test.
-            one.wait_workers(4)
+        one.wait_workers(4)
     workers = one.wait_workers(4)
     for pid in workers:
         one.wait_until(lambda pid=pid: open_kinds(pid) == kinds, f"worker {pid} has what it had")

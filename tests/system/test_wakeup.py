@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from harness import Server, connect, fds_of, kill, state_of
+from harness import Server, ask, connect, fds_of, kill
 
 MakeServer = Callable[[], Server]
 
@@ -24,10 +24,26 @@ ANSWER_S = 5.0
 STEPS = (0.0, 0.0, 0.0, 20e-6, 50e-6, 100e-6, 200e-6)
 """Seconds between the connection and the signal: around the time that a hand-off takes."""
 
+CASES = {"pool": ("act", "round-robin"), "loops": ("act_async", "round-robin"), "hash": ("act", "source-hash")}
 
-def inet_sockets(pid: int, own: int) -> int:
-    """How many connections a worker holds."""
-    return sum(link.startswith("socket:") for link in fds_of(pid).values()) - own
+
+def start(server: MakeServer, case: str, workers: int) -> Server:
+    """No back-off: a worker that is killed ten times a second must be there again for the next turn."""
+    handler, policy = CASES[case]
+    return server().start(
+        handler, script={"no_back_off": True}, workers=workers, policy=policy, log_level="info", drain_timeout=1
+    )
+
+
+def next_in_turn(one: Server, case: str, rng: random.Random) -> int:
+    """Who will have the next connection, mostly. The one that came last in the pool's queue has the longest to wait."""
+    if case == "hash":
+        return int(ask(one.address, "identity")["pid"])  # it is always the same slot
+    return rng.choice(one.workers)
+
+
+def sockets_of(pid: int) -> int:
+    return sum(link.startswith("socket:") for link in fds_of(pid).values())
 
 
 def pause(seconds: float) -> None:
@@ -41,84 +57,73 @@ def has_answer(sock: socket.socket, seconds: float) -> bool:
     return bool(select.select([sock], [], [], seconds)[0])
 
 
-@pytest.mark.parametrize(
-    ("kind", "policy"), [("act", "round-robin"), ("act_async", "round-robin"), ("act", "source-hash")]
-)
-def test_stopped(server: MakeServer, rng: random.Random, kind: str, policy: str) -> None:
-    """Another worker answers, unless the stopped one has already taken it: that is seen in its descriptors.
+def is_answered(sock: socket.socket) -> bool:
+    """After `has_answer`: by the whole answer, not by the end."""
+    try:
+        return sock.recv(4096).startswith(b"{")
+    except ConnectionResetError:
+        return False
 
-    A stopped event loop, or a worker with its own channel, keeps what is in its channel until it goes on.
+
+@pytest.mark.parametrize(("case", "turns"), [("pool", 500), ("loops", 100), ("hash", 100)])
+def test_stopped(server: MakeServer, rng: random.Random, case: str, turns: int) -> None:
+    """From the pool another worker answers, unless the stopped one has it already: its descriptors tell.
+
+    What waits in a channel of its own is for the stopped one, when it goes on.
     """
-    one = server().start(f"apps:{kind}", workers=3, policy=policy, log_level="info")
-    address, workers = one.address, one.workers
+    one = start(server, case, 2)
     one.wait_idle()
-    own = inet_sockets(workers[0], 0)
-    for turn in range(300 if kind == "act" and policy == "round-robin" else 100):
-        victim = workers[turn % 3] if rng.random() < 0.7 else rng.choice(workers)
+    own = sockets_of(one.workers[0])
+    for turn in range(turns):
+        victim = next_in_turn(one, case, rng)
         delay = rng.choice(STEPS)
-        with connect(address, "identity") as client:
+        with connect(one.address, "identity") as client:
             pause(delay)
             os.kill(victim, signal.SIGSTOP)
             try:
-                if not has_answer(client, 0.3):
-                    pooled = kind == "act" and policy == "round-robin"
-                    if pooled and inet_sockets(victim, own) == 0:
-                        # Nobody has taken it, and two idle workers are there.
-                        assert has_answer(client, ANSWER_S), f"turn {turn}: stuck in the pool, delay {delay}\n{one.log}"
+                if case == "pool" and not has_answer(client, 0.05) and sockets_of(victim) == own:
+                    assert has_answer(client, ANSWER_S), f"turn {turn}: stuck in the pool, delay {delay}\n{one.log}"
             finally:
                 os.kill(victim, signal.SIGCONT)
             assert has_answer(client, ANSWER_S), f"turn {turn}: stuck after SIGCONT, delay {delay}\n{one.log}"
-            assert client.recv(4096).startswith(b"{")
+            assert is_answered(client)
 
 
-@pytest.mark.parametrize(
-    ("kind", "policy"), [("act", "round-robin"), ("act_async", "round-robin"), ("act", "source-hash")]
-)
-def test_killed(server: MakeServer, rng: random.Random, kind: str, policy: str) -> None:
+@pytest.mark.parametrize(("case", "turns"), [("pool", 150), ("loops", 50), ("hash", 50)])
+def test_killed(server: MakeServer, rng: random.Random, case: str, turns: int) -> None:
     """The client is answered by another, or sees at once the end of a connection that the dead one had taken."""
-    one = server().start(f"apps:{kind}", workers=3, policy=policy, log_level="info")
-    address = one.address
+    one = start(server, case, 2)
     ended = 0
-    turns = 200 if kind == "act" and policy == "round-robin" else 50
     for turn in range(turns):
-        if len(one.workers) < 2:
-            one.wait_until(lambda: len(one.workers) >= 2, "two workers")
-        victim = rng.choice(one.workers)
+        one.wait_until(lambda: len(one.workers) == 2, "two workers")
+        victim = next_in_turn(one, case, rng)
         delay = rng.choice(STEPS)
-        with connect(address, "identity") as client:
+        with connect(one.address, "identity") as client:
             pause(delay)
             kill(victim)
             assert has_answer(client, ANSWER_S), f"turn {turn}: stuck, delay {delay}\n{one.log}"
-            try:
-                ended += not client.recv(4096).startswith(b"{")
-            except ConnectionResetError:
-                ended += 1
-    # The dead one can have taken one of three.
-    assert ended < turns / 2
+            ended += not is_answered(client)
+    print(f"{ended} of {turns} ended without an answer")
+    assert ended < turns * 0.8  # else the one that is killed does not matter, and something else is wrong
 
 
-def test_stopped_and_killed_with_many_clients(server: MakeServer, rng: random.Random) -> None:
-    """Stopped ones are killed after a while, in any order, while clients keep coming: all that nobody took are answered."""
-    one = server().start("apps:act", workers=4, log_level="info")
-    address = one.address
-    for _ in range(20):
-        clients = []
-        victims = rng.sample(one.workers, min(2, len(one.workers)))
-        for number in range(10):
-            clients.append(connect(address, "identity"))
-            if number == 3:
-                for pid in victims:
-                    os.kill(pid, signal.SIGSTOP)
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_then_killed(server: MakeServer, rng: random.Random, case: str) -> None:
+    """While clients keep coming; whoever the dead ones had not begun is answered."""
+    one = start(server, case, 3)
+    turns = {"pool": 13, "loops": 6, "hash": 6}[case]
+    for _ in range(turns):
+        victims = rng.sample(one.wait_workers(3), 2)
+        clients = [connect(one.address, "identity") for _ in range(4)]
+        for pid in victims:
+            os.kill(pid, signal.SIGSTOP)
+        clients += [connect(one.address, "identity") for _ in range(6)]
         for pid in victims:
             kill(pid)
         lost = 0
         for client in clients:
             with client:
                 assert has_answer(client, ANSWER_S), one.log
-                try:
-                    lost += not client.recv(4096)
-                except ConnectionResetError:
-                    lost += 1
-        assert lost <= len(victims)
-        one.wait_until(lambda victims=victims: not any(map(state_of, victims)), "they are reaped")
-        one.wait_until(lambda: len(one.workers) >= 2, "two workers")
+                lost += not is_answered(client)
+        if case != "loops":  # a loop may have taken all that were there
+            assert lost <= len(victims), one.log
