@@ -16,7 +16,7 @@ void fan_accept_pause(fan_core *core, int error)
 {
     if (error == EMFILE || error == ENFILE)
         core->counters.fd_shortages++;
-    else
+    else if (error == ENOBUFS || error == ENOMEM)
         core->counters.memory_shortages++;
     if (!core->paused)
         fan_core_notice(core, FAN_EVENT_PAUSED, error, 0);
@@ -42,7 +42,7 @@ void fan_listener_close(fan_core *core, int number)
 static int accept_one(fan_core *core, int number, int64_t now_ns, fan_held *held)
 {
     fan_listener *listener = &core->listeners[number];
-    for (;;) {
+    for (int tries = 0; tries < FAN_BATCH; tries++) {
         socklen_t bytes = sizeof held->record.peer;
         int fd = accept4(listener->fd, (struct sockaddr *)&held->record.peer, &bytes, core->accept_flags);
         if (fd >= 0) {
@@ -88,6 +88,8 @@ static int accept_one(fan_core *core, int number, int64_t now_ns, fan_held *held
             return 0;
         }
     }
+    fan_accept_pause(core, errno); /* one after the other fails: a firewall, a security module */
+    return -1;
 }
 
 /* Take up to `want` connections into the (empty) hands of the core, from one listener after the other. */

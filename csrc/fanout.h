@@ -28,7 +28,7 @@ enum { FAN_ROUND_ROBIN, FAN_LEAST_CONNECTIONS, FAN_SOURCE_HASH };
 /* What fan_core_run has to say. */
 enum {
     FAN_EVENT_WATCHED,          /* `token`: a watched descriptor is readable */
-    FAN_EVENT_PAUSED,           /* `error`: accepting rests a while, the system refuses (EMFILE, ENFILE, ENOBUFS, ENOMEM) */
+    FAN_EVENT_PAUSED,           /* `error`: accepting rests a while, the system is short of something (EMFILE, ENOMEM, ...) or refuses every client */
     FAN_EVENT_RESUMED,          /* accepting goes on after a pause */
     FAN_EVENT_LISTENER_FAILED,  /* `token`: listener number, `error`: why it was closed */
     FAN_EVENT_CHANNEL_BROKEN,   /* `token`: slot, or -1 for the pool: a worker shut it down; a new one has taken its place */

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import Census, Server
+from harness import Census, Server, close_clients
 
 SEED = pytest.StashKey[int]()
 
@@ -45,6 +45,7 @@ def guard() -> Iterator[None]:
     """The descriptors, children and threads of this process are what they were."""
     before = Census.take()
     yield
+    close_clients()
     if lines := left_over(before):
         pytest.fail("the test leaves something behind:\n" + "\n".join(lines), pytrace=False)
 

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -431,6 +432,14 @@ def _clean_environ() -> dict[str, str]:
     return kept
 
 
+_clients: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def close_clients() -> None:
+    """Those that a failed test did not come to close: its failure shall be seen, not they."""
+    close_all(list(_clients))
+
+
 # ---- clients -------------------------------------------------------------------------------------------------------
 
 
@@ -450,6 +459,7 @@ def connect(
     """A connection to a server's printed address. `line` is sent at once. `source` is the client's own address."""
     family, name = _family_and_name(address)
     sock = socket.socket(family, socket.SOCK_STREAM)
+    _clients.add(sock)
     try:
         sock.settimeout(timeout)
         if source is not None:

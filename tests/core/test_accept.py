@@ -268,10 +268,11 @@ def test_no_descriptor_is_free(house: MakeHouse, faults: Faults) -> None:
 def test_few_descriptors_are_free(house: MakeHouse, free: int) -> None:
     """Each batch ends where the table does; what was passed makes room for the next."""
     here = house()
-    worker = here.worker(0)
+    worker = here.worker(0, 128)
     here.connect(20)
     with free_descriptors(free):  # two are used by the test itself
-        assert here.take_until([worker], 20, keep=False) == list(range(20))
+        here.run_until(lambda: here.core.untaken(0) == 20, "all arrive, after some pauses")
+    assert clients_of(worker.take()) == list(range(20))
     here.check()
 
 
