@@ -22,9 +22,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench")
     verbs = parser.add_subparsers(dest="verb", required=True)
     dispatch = verbs.add_parser("dispatch", help="pyfanout against the same handlers on what it replaces")
-    dispatch.add_argument(
-        "--quick", action="store_true", help="one short round: about 2 minutes instead of 15"
-    )
+    dispatch.add_argument("--quick", action="store_true", help="one short round: about 2 minutes instead of 15")
     dispatch.add_argument("--rounds", type=int, help="default 5, with --quick 1")
     dispatch.add_argument(
         "--only",
@@ -81,8 +79,7 @@ def dispatch(options: argparse.Namespace, arguments: list[str]) -> int:
     if options.subjects:
         wanted = options.subjects.split(",")
         experiments = [
-            replace(one, subjects=tuple(name for name in one.subjects if name in wanted))
-            for one in experiments
+            replace(one, subjects=tuple(name for name in one.subjects if name in wanted)) for one in experiments
         ]
         experiments = [one for one in experiments if one.subjects]
     about = header(arguments)

@@ -44,9 +44,7 @@ class Answers(dict[str, Any]):
         return int(self["latency_ns"]["fast"][percentile])
 
 
-def load(
-    port: int, *, cpu: int | None = None, run_s: float = 60.0, **knobs: float | str | bool | None
-) -> Answers:
+def load(port: int, *, cpu: int | None = None, run_s: float = 60.0, **knobs: float | str | bool | None) -> Answers:
     """One run against 127.0.0.1:`port`. `knobs` are the options of load; `run_s` is how long it may take."""
     command = [str(BINARY)]
     if cpu is not None:
@@ -57,7 +55,5 @@ def load(
             command.append(flag)
         elif value is not None and value is not False:
             command += [flag, str(value)]
-    done = subprocess.run(
-        [*command, f"127.0.0.1:{port}"], check=True, stdout=subprocess.PIPE, timeout=run_s + GRACE_S
-    )
+    done = subprocess.run([*command, f"127.0.0.1:{port}"], check=True, stdout=subprocess.PIPE, timeout=run_s + GRACE_S)
     return Answers(json.loads(done.stdout))

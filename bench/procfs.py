@@ -72,9 +72,7 @@ def machine_busy_s() -> float:
     Most kernels count an interrupt to the program that it interrupts, too. Where they do not
     (CONFIG_IRQ_TIME_ACCOUNTING), what our own packets cost looks like the work of others.
     """
-    user, nice, system, _idle, _wait, irq, softirq, steal = map(
-        int, (PROC / "stat").read_text().split(maxsplit=9)[1:9]
-    )
+    user, nice, system, _idle, _wait, irq, softirq, steal = map(int, (PROC / "stat").read_text().split(maxsplit=9)[1:9])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 

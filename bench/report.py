@@ -61,9 +61,7 @@ class Row:
     asked: Asked
     format: str  # of one number, with its unit
     rival: str | None = None
-    combine: Callable[[float, float], float] | None = (
-        None  # ours and the rival's of one round into one number
-    )
+    combine: Callable[[float, float], float] | None = None  # ours and the rival's of one round into one number
     equal: float | None = None  # what `combine` gives for two equals
     better: int = 1  # 1: more is better; -1: less is
 
@@ -113,9 +111,7 @@ def _master(label: str, experiment: str) -> Row:
 
 
 def _tail(load: int) -> Row:
-    label = (
-        f"p99 of 1 ms requests, 1 % take 100 ms, 4 blocking workers, {load} % load, to the shared listener"
-    )
+    label = f"p99 of 1 ms requests, 1 % take 100 ms, 4 blocking workers, {load} % load, to the shared listener"
     return Row(label, f"tail-{load}", "p99_ms", Asked(at_most=1.03), "{:.3f}", "shared", ratio, 1.0, -1)
 
 
@@ -182,9 +178,7 @@ def table(samples: Sequence[Sample]) -> str:
         values = row.values(samples)
         if not values:
             continue
-        measured = (
-            f"{row.number(statistics.median(values))} ({row.number(min(values))}..{row.number(max(values))})"
-        )
+        measured = f"{row.number(statistics.median(values))} ({row.number(min(values))}..{row.number(max(values))})"
         lines.append(
             f"| {row.label} | {row.asked.text(row.number)} | {measured} | {len(values)} "
             f"| {verdict(row, values, samples)} |"
@@ -225,9 +219,7 @@ def absolutes(samples: Sequence[Sample]) -> str:
     for (experiment, subject), rounds in groups.items():
         key = next(iter(rounds[0]))
         numbers = [v for one in rounds for v in (one[key] if isinstance(one[key], list) else [one[key]])]
-        busy = (
-            f"{statistics.median(one['load_busy'] for one in rounds):.0%}" if "load_busy" in rounds[0] else ""
-        )
+        busy = f"{statistics.median(one['load_busy'] for one in rounds):.0%}" if "load_busy" in rounds[0] else ""
         lines.append(
             f"| {experiment} | {subject} | {key} {statistics.median(numbers):,.5g} "
             f"({min(numbers):,.5g}..{max(numbers):,.5g}) | {busy} "

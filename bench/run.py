@@ -129,9 +129,7 @@ def in_turns(
         master = dict.fromkeys(subjects, procfs.Usage(0, 0, 0))
         with contextlib.ExitStack() as stack:
             servers = {
-                subject: stack.enter_context(
-                    Server(subject, handler=handler, workers=workers, cpu=layout.server)
-                )
+                subject: stack.enter_context(Server(subject, handler=handler, workers=workers, cpu=layout.server))
                 for subject in subjects
             }
             for slice_ in range(-1, context.scale.slices):
@@ -243,9 +241,7 @@ def hold(policy: str, rate: float | None) -> Measure:
     def measure(context: Context, subject: str, round_: int) -> Values:
         layout = context.core_each
         with Server(subject, handler="asyncio", workers=4, policy=policy, cpu=layout.server) as server:
-            answers = loadgen.load(
-                server.port, cpu=layout.load, hold=HELD, rate=rate, seed=1 + round_, timeout=30
-            )
+            answers = loadgen.load(server.port, cpu=layout.load, hold=HELD, rate=rate, seed=1 + round_, timeout=30)
         return {"max_to_mean": max(answers.by_worker) / (HELD / 4), **_common(answers)}
 
     return alone(measure)
@@ -409,9 +405,7 @@ def selected(only: list[str]) -> list[Experiment]:
     """The experiments whose name begins with one of `only`; all when it is empty."""
     found = [one for one in EXPERIMENTS if not only or any(one.name.startswith(name) for name in only)]
     if not found:
-        raise ServerError(
-            f"no experiment is called {' or '.join(only)}: {', '.join(e.name for e in EXPERIMENTS)}"
-        )
+        raise ServerError(f"no experiment is called {' or '.join(only)}: {', '.join(e.name for e in EXPERIMENTS)}")
     return found
 
 
@@ -430,8 +424,7 @@ def measure(context: Context, round_: int, experiment: Experiment, subjects: tup
     others_s = procfs.machine_busy_s() - busy_s - (_used_s() - used_s)
     others = max(0.0, others_s / (time.monotonic() - begin_s))
     return [
-        Sample(experiment.name, subject, round_, values | {"others_cpu": others})
-        for subject, values in found.items()
+        Sample(experiment.name, subject, round_, values | {"others_cpu": others}) for subject, values in found.items()
     ]
 
 

@@ -9,6 +9,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -157,6 +158,15 @@ int fan_core_message_bytes(const fan_core *core)
 
 /* ---- dispatch ---------------------------------------------------------------------------------------------------- */
 
+/* How many more connections a slot's worker may hold. */
+static int room_of(const fan_core *core, int number)
+{
+    if (number == core->slot_count || core->slots[number].most == 0)
+        return INT_MAX;
+    uint64_t live = fan_slot_live(core, number), most = (uint64_t)core->slots[number].most;
+    return live < most ? (int)(most - live) : 0;
+}
+
 /* Ask the kernel about the channels that are thought to be full; have those that are tell when they no longer are.
  * Returns how many connections may be passed now. */
 static int total_space(fan_core *core, int64_t now_ns)
@@ -164,11 +174,16 @@ static int total_space(fan_core *core, int64_t now_ns)
     int total = 0;
     for (int i = 0; i < core->rotation_count; i++) {
         fan_channel *channel = &core->channels[core->rotation[i]];
-        if (channel->space <= 0 && !channel->armed) {
+        int room = room_of(core, core->rotation[i]);
+        if (room < channel->space || room == 0)
+            channel->space = room;
+        else if (channel->space <= 0 && !channel->armed) {
             channel->untaken = fan_channel_untaken(channel);
-            if (channel->untaken >= 0 && channel->untaken <= channel->quarter)
+            if (channel->untaken >= 0 && channel->untaken <= channel->quarter) {
                 channel->space = channel->size - channel->untaken;
-            else {
+                if (channel->space > room)
+                    channel->space = room;
+            } else {
                 channel->full_since_ns = now_ns;
                 channel->armed = fan_epoll(core->inner, EPOLL_CTL_MOD, channel->write_fd, EPOLLOUT | EPOLLONESHOT,
                                            FAN_ABOUT(FAN_CHANNEL, core->rotation[i])) == 0;
@@ -225,6 +240,11 @@ static int refill(fan_core *core, int space, int64_t now_ns)
 static void refused(fan_core *core, int number, int error, int64_t now_ns)
 {
     core->stall_until_ns = now_ns + STALL_NS;
+    if (error == ETOOMANYREFS || error == ENOBUFS || error == ENOMEM) {
+        if (!core->stall_told)
+            fan_core_notice(core, FAN_EVENT_PAUSED, error, 0);
+        core->stall_told = true;
+    }
     switch (error) {
     case EAGAIN: /* although the kernel had said that there is space */
         core->counters.full_channels++;
@@ -272,6 +292,10 @@ static int pass_to(fan_core *core, int number, int64_t now_ns)
         return 0;
     }
     core->counters.passed += (uint64_t)passed;
+    if (core->stall_told) {
+        core->stall_told = false;
+        fan_core_notice(core, FAN_EVENT_RESUMED, 0, 0);
+    }
     /* Hungry is who has a quarter left or less. One that may have more is asked before it gets more, and has the
      * master wait until it is hungry: so a busy house is fed in batches instead of being woken into by each client. */
     channel->untaken += passed;

@@ -55,6 +55,7 @@ typedef struct {
 typedef struct {
     bool entered, pool;
     int threads;
+    int most;                /* connections that it may hold; 0: any number */
     uint64_t passed;         /* to its own channel in this generation, less what was recalled */
     int64_t entered_ns;
     uint64_t handicap;       /* least-connections: what a cold worker pretends to hold, fading over the slow start */
@@ -77,6 +78,7 @@ struct fan_core {
     bool paused;             /* accepting rests until pause_until_ns */
     int64_t pause_until_ns;
     int64_t stall_until_ns;  /* passing rests (ETOOMANYREFS, ENOBUFS); 0: it does not */
+    bool stall_told;         /* Python knows */
     int64_t look_at_ns;      /* next look whether a wake-up was lost; 0: nothing is untaken */
     int64_t lag_until_ns;    /* least-connections waits for the emptiest worker until then; 0: it does not */
     int cursor;              /* round-robin: where in rotation to look first */

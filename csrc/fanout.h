@@ -28,7 +28,7 @@ enum { FAN_ROUND_ROBIN, FAN_LEAST_CONNECTIONS, FAN_SOURCE_HASH };
 /* What fan_core_run has to say. */
 enum {
     FAN_EVENT_WATCHED,          /* `token`: a watched descriptor is readable */
-    FAN_EVENT_PAUSED,           /* `error`: accepting rests a while, the system is short of something (EMFILE, ENOMEM, ...) or refuses every client */
+    FAN_EVENT_PAUSED,           /* `error`: dispatching rests: a shortage, or each client fails */
     FAN_EVENT_RESUMED,          /* accepting goes on after a pause */
     FAN_EVENT_LISTENER_FAILED,  /* `token`: listener number, `error`: why it was closed */
     FAN_EVENT_CHANNEL_BROKEN,   /* `token`: slot, or -1 for the pool: a worker shut it down; a new one has taken its place */
@@ -121,8 +121,10 @@ int fan_core_message_bytes(const fan_core *core);
 void fan_slot_begin(fan_core *core, int slot, uint64_t generation);
 
 /* A worker is ready. `pool`: it reads the pool channel, else the slot's own. `threads`: how many block in
- * fan_take at once, 0 for an event loop. `size`: messages the channel shall take; returns what the kernel grants. */
-int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size);
+ * fan_take at once, 0 for an event loop. `size`: messages the channel shall take; returns what the kernel grants.
+ * `most`: connections that one with its own channel may hold, waiting ones included; 0: any number. At `most` it gets
+ * nothing until the board says that one is done, which is looked at whenever fan_core_run is woken or called. */
+int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size, int most);
 
 /* The worker takes no more, alive or not: out of rotation. What waits in its own channel is taken back and passed to
  * others as soon as they are hungry; what is left stays for the slot's next worker. In the pool another reader is

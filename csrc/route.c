@@ -152,8 +152,9 @@ static int source_hash(fan_core *core, const fan_record *record)
             continue;
         uint64_t rank = mix(key ^ mix((uint64_t)number + 1));
         uint64_t live = number < core->slot_count ? fan_slot_live(core, number) : 0;
-        /* Up to a quarter of the channel is always allowed: one client of few should not be moved for a rounding. */
-        bool allowed = live < bound || live < (uint64_t)channel->size / 4;
+        /* One more than a quarter of the channel is always allowed: a client of few is not moved for a rounding, or
+         * because its last connection is not quite done. */
+        bool allowed = live < bound || live <= (uint64_t)channel->size / 4;
         if (allowed && (best < 0 || rank > best_rank)) {
             best = number;
             best_rank = rank;

@@ -43,7 +43,7 @@ void fan_slot_begin(fan_core *core, int slot, uint64_t generation)
     fan_board_begin(core->board, slot, generation);
 }
 
-int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size)
+int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size, int most)
 {
     assert(slot >= 0 && slot < core->slot_count && !core->slots[slot].entered);
     assert(threads >= 0 && threads <= FAN_MAX_THREADS && (threads > 0 || !pool));
@@ -57,6 +57,7 @@ int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size)
     place->entered = true;
     place->pool = pool;
     place->threads = threads;
+    place->most = pool ? 0 : most;
     channel->recalling = false;
     channel->space = 0; /* the kernel is asked what is left in it */
     channel->workers++;

@@ -1,7 +1,7 @@
 /* take.c: a worker's end. Takes connections out of a channel and marks on the board what it does.
  *
  * It never takes a message that it may have no descriptor for: the kernel would close the connection and say only
- * MSG_CTRUNC. Asking for a descriptor costs two small calls; a thread that has just closed one need not ask.
+ * MSG_CTRUNC. Asking for a descriptor costs two small calls; a lone thread that has just closed one need not ask.
  */
 #define _GNU_SOURCE
 #include "core.h"
@@ -10,6 +10,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -108,25 +109,34 @@ static void describe(const fan_record *record, int fd, fan_connection *out)
     }
 }
 
+/* The descriptor table is the process's, and so is this lock: it keeps two threads from counting on the same last one. */
+static pthread_mutex_t table = PTHREAD_MUTEX_INITIALIZER;
+
+static int receive_if_room(const fan_taker *taker, bool sure, fan_record *record, int *fd)
+{
+    pthread_mutex_lock(&table);
+    int rc = sure ? 0 : fan_channel_room(taker->fd);
+    if (rc >= 0)
+        rc = fan_channel_receive(taker->fd, MSG_DONTWAIT, record, fd);
+    pthread_mutex_unlock(&table);
+    return rc;
+}
+
 int fan_take(fan_taker *taker, fan_connection *out, int fd_is_free)
 {
     fan_record record;
     int fd;
 
     fan_board_idle_now(taker->board, taker->thread);
-    if (!fd_is_free) {
-        int rc = fan_channel_room(taker->fd);
-        if (rc < 0)
-            return rc;
-    }
     /* Sleeping first, cancelled second; fan_taker_cancel's caller does it the other way round. So either this call sees
      * the cancellation, or that caller sees a sleeper and goes on signalling it. */
     atomic_store(&taker->sleeping, true);
     int rc = -ECANCELED;
     while (!atomic_load(&taker->cancelled)) {
-        rc = fan_channel_receive(taker->fd, MSG_DONTWAIT, &record, &fd);
+        rc = receive_if_room(taker, fd_is_free, &record, &fd);
         if (rc != -EAGAIN && rc != -ENOMSG)
             break;
+        fd_is_free = 0; /* somebody may have it after a sleep */
         rc = fan_channel_wait(taker->fd);
         if (rc < 0)
             break;

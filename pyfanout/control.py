@@ -51,7 +51,12 @@ class Retiring:
     """Worker to master: I take no more connections (max_requests, or a SIGTERM), finish mine and exit with 0."""
 
 
-Message = Ready | Failed | Retiring
+@dataclass(frozen=True, slots=True)
+class Roomy:
+    """Worker to master: I was at `max_connections`, or near, and one is done."""
+
+
+Message = Ready | Failed | Retiring | Roomy
 
 _SEPARATOR = "\0"
 _STAGES = frozenset(Stage)
@@ -72,6 +77,8 @@ def encode(message: Message) -> bytes:
             return b"F" + bytes([stage]) + head + tail
         case Retiring():
             return b"T"
+        case Roomy():
+            return b"O"
 
 
 def decode(packet: bytes) -> Message:
@@ -86,4 +93,6 @@ def decode(packet: bytes) -> Message:
             return Failed(Stage(payload[0]), reason, details)
         case b"T", b"":
             return Retiring()
+        case b"O", b"":
+            return Roomy()
     raise DecodeError(f"not a message: {packet[:16]!r}")

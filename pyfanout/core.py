@@ -133,9 +133,9 @@ class Core:
         """Before each fork: a clean page of the board."""
         lib.fan_slot_begin(self._core, slot, generation)
 
-    def enter(self, slot: int, *, pool: bool, threads: int, size: int) -> int:
-        """Put a ready worker into rotation; `size` in messages. Returns the size that the kernel grants."""
-        rc = lib.fan_slot_enter(self._core, slot, pool, threads, size)
+    def enter(self, slot: int, *, pool: bool, threads: int, size: int, most: int = 0) -> int:
+        """Put a ready worker into rotation; `size` in messages, `most` in connections. Returns the size granted."""
+        rc = lib.fan_slot_enter(self._core, slot, pool, threads, size, most)
         return check(rc, f"size the channel of worker {slot}")
 
     def leave(self, slot: int) -> None:

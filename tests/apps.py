@@ -130,10 +130,7 @@ def act(conn: socket.socket, addr: Any) -> None:
     if not words:
         return
     name, arguments = words[0], words[1:]
-    if name in BLOCKING:
-        answer = BLOCKING[name](conn, addr, *arguments)
-    else:
-        answer = COMMON[name](*arguments)
+    answer = BLOCKING[name](conn, addr, *arguments) if name in BLOCKING else COMMON[name](*arguments)
     if answer is not None:
         conn.sendall(json.dumps(answer).encode() + b"\n")
 
@@ -180,6 +177,12 @@ def detach(conn: socket.socket, _addr: Any) -> None:
     threading.Thread(target=answer).start()
 
 
+def leak_all(conn: socket.socket, _addr: Any) -> None:
+    """Every descriptor that is left, and the connection's own, which nobody closes any more."""
+    conn.sendall(json.dumps(do_leak("1000000")).encode() + b"\n")
+    conn.detach()
+
+
 def close_twice(conn: socket.socket, _addr: Any) -> None:
     conn.sendall(json.dumps(identity()).encode() + b"\n")
     conn.close()
@@ -206,6 +209,7 @@ BLOCKING = {
     "sleep": sleep,
     "detach": detach,
     "close_twice": close_twice,
+    "leak_all": leak_all,
     "leave_file": leave_file,
     "keep": keep,
 }
@@ -272,6 +276,12 @@ async def detach_async(_reader: asyncio.StreamReader, writer: asyncio.StreamWrit
     asyncio.get_running_loop().call_later(0.05, answer)  # after the handler has returned; nothing depends on it
 
 
+async def leak_all_async(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Every descriptor that is left; the connection's own is in use until the client goes away."""
+    writer.write(json.dumps(do_leak("1000000")).encode() + b"\n")
+    await reader.read(1)
+
+
 async def task(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> dict[str, Any]:
     """Leaves a task behind that never ends."""
     kept.append(asyncio.get_running_loop().create_task(asyncio.Event().wait()))
@@ -283,6 +293,7 @@ ASYNC = {
     "hold": hold_async,
     "sleep": sleep_async,
     "close_twice": close_twice_async,
+    "leak_all": leak_all_async,
     "detach": detach_async,
     "task": task,
 }
@@ -297,9 +308,8 @@ async def hello_async(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 
 
 def started(worker: pyfanout.Worker) -> None:
-    note(
-        f"started slot={worker.slot} gen={worker.generation} pid={worker.pid} same={worker is pyfanout.current_worker()}"
-    )
+    same = worker is pyfanout.current_worker()
+    note(f"started slot={worker.slot} gen={worker.generation} pid={worker.pid} same={same}")
 
 
 def exited(worker: pyfanout.Worker) -> None:
@@ -323,7 +333,7 @@ def failing(_worker: pyfanout.Worker) -> None:
 def few_descriptors(_worker: pyfanout.Worker) -> None:
     """A worker that can open a handful more."""
     limit = max(map(int, os.listdir("/proc/self/fd"))) + 1 + int(os.environ["SPARE_FDS"])
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 def main() -> None:
@@ -338,8 +348,9 @@ def main() -> None:
     for hook in ("on_worker_start", "on_worker_exit"):
         if hook in asked:
             config[hook] = globals()[asked[hook]]
-    if "sockets" in asked:
-        config["bind"] = [*(config["bind"] or ()), *(socket.socket(fileno=fd) for fd in asked["sockets"])]
+    opened = [socket.socket(fileno=fd) for fd in asked.get("sockets", ())]
+    if opened:
+        config["bind"] = [*(config["bind"] or ()), *opened]
         if len(config["bind"]) == 1:
             config["bind"] = config["bind"][0]
     if "timeout" in asked:
@@ -367,3 +378,5 @@ def main() -> None:
         pyfanout.serve(globals()[asked["handler"]], **config)
         restored = all(signal.getsignal(signum) is mine for signum in (*signals, signal.SIGCHLD))
         print(f"served, my handlers are back: {restored}, wakeup_fd={signal.set_wakeup_fd(-1)}", flush=True)
+    for sock in opened:
+        sock.close()  # serve() has used a duplicate

@@ -64,7 +64,12 @@ def serve_and_ask(
     stop = "pkill -TERM -P" if command.startswith("make") else "kill -TERM"  # make's child is the server
     script = f"ip link set lo up; {command} & server=$!; trap '{stop} $server' TERM; wait $server; wait $server"
     server = subprocess.Popen(
-        [*NAMESPACE, "bash", "-c", script], cwd=folder, env=env, text=True, stderr=subprocess.PIPE, start_new_session=True
+        [*NAMESPACE, "bash", "-c", script],
+        cwd=folder,
+        env=env,
+        text=True,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     session.append(server)
     enter = ["nsenter", "--net", "--target", str(server.pid)]

@@ -32,6 +32,8 @@ class Happened(Enum):
     """Graceful stop: it finds what is left in its channel, then end-of-file."""
     TOLD_TO_STOP = auto()
     """Fast stop."""
+    CHANNEL_BROKEN = auto()
+    """A worker has shut down the channel that this one reads."""
     BOOT_TIMED_OUT = auto()
     DRAIN_TIMED_OUT = auto()
     DIED = auto()
@@ -45,7 +47,7 @@ class Action(Enum):
     LEAVE = auto()
     """Out of rotation; what it had not taken goes to others."""
     TERMINATE = auto()
-    """SIGTERM: a second wish to stop, or nothing is begun yet: it stops now."""
+    """SIGTERM: it takes nothing new, finishes, exits."""
     QUIT = auto()
     """SIGQUIT: it stops now."""
     KILL = auto()
@@ -67,19 +69,22 @@ TRANSITIONS: dict[tuple[State, Happened], Step] = {
     (_B, Happened.CHANNELS_ENDED): Step(_B),  # it may be wanted: to serve what a dead one left in its channel
     (_B, Happened.TOLD_TO_STOP): Step(_D, (Action.QUIT,)),
     (_B, Happened.BOOT_TIMED_OUT): Step(_D, (Action.KILL,)),
-    (_B, Happened.DRAIN_TIMED_OUT): Step(_D, (Action.TERMINATE,)),
+    (_B, Happened.CHANNEL_BROKEN): Step(_B),  # it finds out by itself
+    (_B, Happened.DRAIN_TIMED_OUT): Step(_D, (Action.QUIT,)),
     (_B, Happened.DIED): Step(_G, (Action.REPLACE,)),
     (_R, Happened.SAID_READY): Step(_R),  # said twice: it harms nobody
     (_R, Happened.SAID_RETIRING): Step(_D, (Action.LEAVE,)),
     (_R, Happened.CHANNELS_ENDED): Step(_D),
     (_R, Happened.TOLD_TO_STOP): Step(_D, (Action.LEAVE, Action.QUIT)),
-    (_R, Happened.DRAIN_TIMED_OUT): Step(_D, (Action.LEAVE, Action.TERMINATE)),
+    (_R, Happened.CHANNEL_BROKEN): Step(_D, (Action.LEAVE, Action.TERMINATE)),
+    (_R, Happened.DRAIN_TIMED_OUT): Step(_D, (Action.LEAVE, Action.QUIT)),
     (_R, Happened.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
     (_D, Happened.SAID_READY): Step(_D),  # it crossed with what we asked
     (_D, Happened.SAID_RETIRING): Step(_D),
     (_D, Happened.CHANNELS_ENDED): Step(_D),
     (_D, Happened.TOLD_TO_STOP): Step(_D, (Action.QUIT,)),
-    (_D, Happened.DRAIN_TIMED_OUT): Step(_D, (Action.TERMINATE,)),
+    (_D, Happened.CHANNEL_BROKEN): Step(_D),
+    (_D, Happened.DRAIN_TIMED_OUT): Step(_D, (Action.QUIT,)),
     (_D, Happened.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
 }
 

@@ -39,8 +39,6 @@ class Member:
     """Of it that take connections; 0: an event loop does."""
     retiring: bool = False
     """It announced its exit: no death to worry about."""
-    messages: int = 0
-    """Received from it."""
     failure: Failed | None = None
     tokens: dict[int, int] = field(default_factory=dict)
     """What is watched of it: token by descriptor."""

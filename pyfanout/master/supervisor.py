@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from pyfanout import control
 from pyfanout.config import Config
-from pyfanout.control import PACKET_BYTES, DecodeError, Failed, Ready, Retiring, Stage
+from pyfanout.control import PACKET_BYTES, DecodeError, Failed, Ready, Retiring, Roomy, Stage
 from pyfanout.core import POOL, BoardView, Core, Event, News, Station
 from pyfanout.errors import LoadError, WorkerError
 from pyfanout.master import policy
@@ -36,9 +36,6 @@ WorkerMain = Callable[[int, int, Station, socket.socket], int]
 
 GRACE_NS = 2_000_000_000
 """From "stop now" to SIGKILL: long enough for an exit hook, short for who presses ^C."""
-
-MESSAGES_PER_LIFE = 64
-"""A worker says a handful of things in its life; one that says more floods us."""
 
 ASYNCIO_SIZE = 32
 """Messages in an event loop's channel: what it takes in one go (DESIGN: flow control)."""
@@ -189,7 +186,7 @@ class Supervisor:
         for member in self._roster.members:
             if member.state is State.READY and (member.pool if slot == POOL else member.slot == slot):
                 log.error("%s: its channel was shut down by a worker; it is replaced", member)
-                self._happened(member, Happened.DRAIN_TIMED_OUT)
+                self._happened(member, Happened.CHANNEL_BROKEN)
 
     def _on_signal(self) -> None:
         for request in self._signals.read():
@@ -205,9 +202,6 @@ class Supervisor:
         try:
             packet = member.control.recv(PACKET_BYTES)
             message = control.decode(packet) if packet else None
-            member.messages += 1
-            if member.messages > MESSAGES_PER_LIFE:
-                raise DecodeError(f"{member.messages} messages")
         except BlockingIOError:
             return
         except (DecodeError, OSError) as error:
@@ -225,6 +219,8 @@ class Supervisor:
             case Retiring():
                 member.retiring = True
                 self._happened(member, Happened.SAID_RETIRING)
+            case Roomy():
+                pass  # it has woken the core, which looks at the board by itself
 
     def _on_ready(self, member: Member, pool: bool, threads: int) -> None:
         if member.state is State.BOOTING:
@@ -327,7 +323,8 @@ class Supervisor:
     def _enter(self, member: Member) -> None:
         readers = member.threads * (self._config.workers if member.pool else 1)
         size = min(SIZE_PER_THREAD * readers or ASYNCIO_SIZE, self._most_in_channel)
-        self._core.enter(member.slot, pool=member.pool, threads=member.threads, size=size)
+        most = 0 if member.threads else self._config.max_connections
+        self._core.enter(member.slot, pool=member.pool, threads=member.threads, size=size, most=most)
 
     def _replace(self, member: Member) -> None:
         slot = self._roster.remove(member)
@@ -438,11 +435,11 @@ class Supervisor:
         self._unlink()
         self._core.finish(self._config.backlog + 1)
         late_ns = time.monotonic_ns() + int(self._config.drain_timeout * 1e9)
-        self._ladder.append((late_ns, self._terminate_all))
+        self._ladder.append((late_ns, self._quit_all))
         self._ladder.append((late_ns + GRACE_NS, self._kill_all))
 
-    def _terminate_all(self) -> None:
-        log.warning("%g s are over: workers are terminated", self._config.drain_timeout)
+    def _quit_all(self) -> None:
+        log.warning("%g s are over: workers that are left stop now", self._config.drain_timeout)
         self._late = True
         self._forget_respawns()
         self._all(Happened.DRAIN_TIMED_OUT)

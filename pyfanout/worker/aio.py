@@ -13,10 +13,13 @@ import functools
 import inspect
 import logging
 import os
+import selectors
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.app import AsyncHandler, Kind
+from pyfanout.control import Roomy
 from pyfanout.core import BATCH, Taker
 from pyfanout.worker.connection import Connection, address_of
 
@@ -138,6 +141,8 @@ class Server:
 
     def _finish(self, writer: asyncio.StreamWriter, protocol: asyncio.BaseProtocol, task: asyncio.Task[Any]) -> None:
         """A handler is over."""
+        if self._worker.forked:  # its copy in a child that it forked
+            self._exit(task)
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             if isinstance(error, Exception):
@@ -149,10 +154,21 @@ class Server:
         if not self._reading:
             self._leave_if_done()
 
+    def _exit(self, task: asyncio.Task[Any]) -> None:
+        code = 0
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("worker=%d: the handler failed, in a child that it forked", self._worker.slot, exc_info=error)
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
     def _ended(self) -> None:
         """A connection was closed or detached."""
         self._worker.station.done()
         self._live -= 1
+        if self._live >= self._most - BATCH:  # with what waits in the channel it may have been all that is allowed
+            self._worker.say(Roomy())
         if not self._reading:
             self._read_on()
             self._leave_if_done()
@@ -162,9 +178,17 @@ class Server:
     def _drain(self) -> None:
         """Take no more; what was begun goes on."""
         if self._worker.forked:
+            self._let_go()
             return
         self._pause()
         self._leave_if_done()
+
+    def _let_go(self) -> None:
+        """In a child that a handler forked: the loop's epoll set is the worker's too, and is left as it is."""
+        selector = getattr(self._loop, "_selector", None)
+        if selector is not None:
+            self._loop._selector = selectors.DefaultSelector()  # type: ignore[attr-defined]
+            selector.close()
 
     def _leave_if_done(self) -> None:
         if self._worker.draining and self._live <= 0 and not self._tasks and not self._over.done():
@@ -208,8 +232,14 @@ def serve(worker: Worker, handler: AsyncHandler) -> None:
             await Server(worker, handler, fd).run()
         finally:
             await _call_hook(worker, worker.config.on_worker_exit)
+            signal.set_wakeup_fd(-1)  # the loop closes its end before it takes its signal handlers back
 
-    asyncio.run(live())
+    runner = asyncio.Runner()
+    try:
+        runner.run(live())
+    finally:
+        if not worker.forked:  # a child that a handler forked, and that calls sys.exit, cancels nobody's tasks
+            runner.close()
 
 
 async def _call_hook(worker: Worker, hook: Callable[[Worker], object] | None) -> None:

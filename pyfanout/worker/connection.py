@@ -53,17 +53,16 @@ class Connection(socket.socket):
         return self
 
     def _real_close(self) -> None:
-        _close(self)
         on_done, self._on_done = self._on_done, None
         if on_done is not None:
-            on_done()
+            on_done()  # first: a client that sees the end and comes again finds a worker that has one less
+        _close(self)
 
     def detach(self) -> int:
-        fd = super().detach()
         on_done, self._on_done = self._on_done, None
         if on_done is not None:
             on_done()
-        return fd
+        return super().detach()
 
     def finish(self) -> bool:
         """Close it if it still is open, also if a `makefile` object was left. Whether this call closed it."""

@@ -74,7 +74,7 @@ class Worker:
 
     def ready(self, *, pool: bool, threads: int) -> None:
         """Connections may come."""
-        self._say(Ready(pool, threads))
+        self.say(Ready(pool, threads))
 
     def count(self) -> None:
         """One more connection was taken. After the last of `max_requests` the worker drains."""
@@ -86,11 +86,12 @@ class Worker:
         """Take no more connections, finish what was begun, leave. May be called again, and from a signal handler."""
         if not self.draining:
             self.draining = True
-            self._say(Retiring())
+            self.say(Retiring())
             if self.on_drain is not None:
                 self.on_drain()
 
-    def _say(self, message: Message) -> None:
+    def say(self, message: Message) -> None:
+        """To the master; never waits."""
         try:
             self.control.send(encode(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError as error:  # the master is gone, which the channel says too
@@ -106,7 +107,7 @@ class Worker:
         details = "" if cause is None or plain else "".join(traceback.format_exception(cause))
         words = str(error) if isinstance(error, FanoutError) else f"{type(error).__name__}: {error}"
         reason = (words.splitlines() or [""])[0]
-        self._say(Failed(stage, reason, details))
+        self.say(Failed(stage, reason, details))
         return LoadError.exit_code if stage is Stage.LOAD else 3
 
 
@@ -150,6 +151,8 @@ def _install_signals(worker: Worker) -> None:
     """SIGTERM drains; a second one, and SIGQUIT, stop now. ^C goes to the whole terminal: the master decides."""
 
     def stop(_signum: int, _frame: FrameType | None) -> None:
+        if worker.on_drain is None:  # it boots: there is nothing to finish, and an import would not know what to do
+            os._exit(0)
         raise SystemExit(0)
 
     def terminate(signum: int, frame: FrameType | None) -> None:

@@ -151,17 +151,13 @@ def test_duration_bounds_a_run_and_warmup_is_not_timed(load: Load) -> None:
     assert result["window_s"] == pytest.approx(0.2)
     assert 0 < result["latency_ns"]["fast"]["count"] < result["answered"]
     assert 0 < result["answers_in_window"] < result["answered"]
-    assert result["answers_per_s"] == pytest.approx(
-        result["answers_in_window"] / result["window_s"], rel=1e-3
-    )
+    assert result["answers_per_s"] == pytest.approx(result["answers_in_window"] / result["window_s"], rel=1e-3)
 
 
 def test_slow_requests_are_seeded_and_kept_apart(load: Load) -> None:
     def run(seed: int) -> list[bytes]:
         with Server(answer) as server:
-            result = load(
-                server.port, "--count", 200, "--slow-fraction", 0.3, "--path", "work", "--seed", seed
-            )
+            result = load(server.port, "--count", 200, "--slow-fraction", 0.3, "--path", "work", "--seed", seed)
         slow = server.requests.count(b"GET /slow HTTP/1.0\r\n\r\n")
         assert result["latency_ns"]["slow"]["count"] == slow
         assert result["latency_ns"]["fast"]["count"] == server.requests.count(b"GET /work HTTP/1.0\r\n\r\n")
@@ -210,9 +206,7 @@ def test_timeout_is_counted_and_the_client_leaves(load: Load) -> None:
 
 def test_arrivals_beyond_max_open_are_errors(load: Load) -> None:
     with Server(until_client_leaves) as server:
-        result = load(
-            server.port, "--rate", 1000, "--uniform", "--count", 50, "--max-open", 10, "--timeout", 0.3
-        )
+        result = load(server.port, "--rate", 1000, "--uniform", "--count", 50, "--max-open", 10, "--timeout", 0.3)
     assert errors(result) == {"timeout": 10, "overflow": 40}
 
 

@@ -24,9 +24,7 @@ def samples(**values: list[float]) -> list[Sample]:
     ]
 
 
-FASTER = Row(
-    "race", "race", "speed", Asked(at_least=1.05, no_round_under=0.95), "{:.2f}", "shared", report.ratio, 1.0
-)
+FASTER = Row("race", "race", "speed", Asked(at_least=1.05, no_round_under=0.95), "{:.2f}", "shared", report.ratio, 1.0)
 
 
 @pytest.mark.parametrize(

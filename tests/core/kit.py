@@ -17,6 +17,7 @@ import signal
 import socket
 import struct
 import sys
+import termios
 import threading
 import time
 import traceback
@@ -118,8 +119,8 @@ def is_open(fd: int) -> bool:
 # ---- children ----------------------------------------------------------------------------------------------------
 
 
-def in_child(act: Callable[[], object]) -> None:
-    """Run `act` in a forked child. AssertionError with the child's traceback, or with how it died."""
+def in_child(act: Callable[[], object], meanwhile: Callable[[], object] | None = None) -> None:
+    """Run `act` in a forked child, and `meanwhile` here. AssertionError with the child's traceback, or how it died."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -136,6 +137,8 @@ def in_child(act: Callable[[], object]) -> None:
     said = b""
     end = time.monotonic() + 2 * DEADLINE_S
     try:
+        if meanwhile is not None:
+            meanwhile()
         while True:
             ready, _, _ = select.select([reading], [], [], max(end - time.monotonic(), 0))
             if not ready:
@@ -204,7 +207,9 @@ class House:
     def __enter__(self) -> House:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.core.close()
         for arrival in self._arrivals:
             arrival.sock.close()
@@ -372,6 +377,13 @@ class House:
         """By slot, and the pool's at the end."""
         return [self.core.untaken(slot) for slot in (*range(self.slots), POOL)]
 
+    def own_descriptors(self) -> dict[int, int]:
+        """What is open in this process, with its inode, without what is the clients' and the workers'."""
+        theirs = {fd for station in self._stations for fd in (station.pool_fd, station.slot_fd)}
+        theirs |= {client.fileno() for client in self.clients}
+        theirs |= {arrival.sock.fileno() for arrival in self._arrivals}
+        return {fd: os.fstat(fd).st_ino for fd in descriptors() - theirs}
+
     def said(self, news: News) -> list[Event]:
         return [event for event in self.events if event.news is news]
 
@@ -389,6 +401,7 @@ class Worker:
         self.house = house
         self.slot = slot
         self.station = station
+        self.pool = pool
         self.fd = station.pool_fd if pool else station.slot_fd
         self.taker = Taker(self.fd, station, 0, BATCH)
         self.size = 0
@@ -396,19 +409,19 @@ class Worker:
         """By its takes with MSG_CTRUNC."""
 
     def take(self, cap: int = 1 << 30, *, keep: bool = True) -> list[Arrival]:
-        """What waits, at most `cap`. Fails at end-of-file."""
+        """What waits, at most `cap`."""
         taken: list[Arrival] = []
         while len(taken) < cap:
             rc, raws = self.taker.take_ready(min(cap - len(taken), BATCH))
-            if rc == -errno.EAGAIN and self.house.core.untaken(POOL if self.pool else self.slot) == 0:
+            if rc == 0 or (rc == -errno.EAGAIN and self.waiting() == 0):
                 break  # else it was a nudge, or a connection was lost
             assert rc > 0 or rc == -errno.EAGAIN, f"take_ready: {rc}"
             taken += [self.house.arrived(raw, keep=keep) for raw in raws]
         return taken
 
-    @property
-    def pool(self) -> bool:
-        return self.fd == self.station.pool_fd
+    def waiting(self) -> int:
+        """Bytes in its channel."""
+        return int(struct.unpack("i", fcntl.ioctl(self.fd, termios.FIONREAD, b"\0" * 4))[0])
 
     def rest(self) -> list[Arrival]:
         """All until end-of-file."""

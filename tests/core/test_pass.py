@@ -30,9 +30,7 @@ errors = pytest.mark.parametrize("error", LATER, ids=errno.errorcode.get)
 @errors
 @pytest.mark.parametrize("slots", [1, 2])
 @pytest.mark.parametrize("pool", [False, True], ids=["own", "pool"])
-def test_a_refused_message_is_sent_later(
-    house: MakeHouse, faults: Faults, error: int, slots: int, pool: bool
-) -> None:
+def test_a_refused_message_is_sent_later(house: MakeHouse, faults: Faults, error: int, slots: int, pool: bool) -> None:
     """Although nothing else happens in the meantime that would wake the master."""
     here = house(slots)
     workers = [here.worker(slot, pool=pool) for slot in range(slots)]
@@ -44,7 +42,7 @@ def test_a_refused_message_is_sent_later(
     here.check()
 
 
-@errors
+@pytest.mark.parametrize("error", sorted(LATER.keys() - {errno.EINTR}), ids=errno.errorcode.get)
 def test_a_refusal_that_lasts_does_not_spin(house: MakeHouse, faults: Faults, error: int) -> None:
     here = house(2)
     workers = [here.worker(0), here.worker(1)]
@@ -120,11 +118,11 @@ def test_what_is_held_when_the_core_is_closed_is_closed(house: MakeHouse, faults
 
 def test_the_limit_of_descriptors_in_flight_as_an_unprivileged_user(house: MakeHouse) -> None:
     """RLIMIT_NOFILE bounds what a user has in flight over all sockets (unix(7), ETOOMANYREFS); root is exempt."""
-    here = house(8)
-    workers = [here.worker(slot) for slot in range(8)]
-    here.connect(256)
+    here = house(12)
+    workers = [here.worker(slot, 128) for slot in range(12)]  # 32 or more in each: more than the limit below
+    here.connect(384)
     most = len(descriptors()) - len(here.clients) + 50
-    assert most < 200
+    assert most < 384 - 2 * BATCH
 
     def act() -> None:
         for client in here.clients:  # low numbers become free; the parent has them still
@@ -134,11 +132,11 @@ def test_the_limit_of_descriptors_in_flight_as_an_unprivileged_user(house: MakeH
             os.setresuid(54321, 54321, 54321)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         here.run_for(50_000_000)
-        assert here["flight_limits"] > 0
+        assert here["flight_limits"] > 0, (here.core.count(), here.events)
         assert most - BATCH <= here["passed"] <= most + BATCH
         assert here["accepted"] - here["passed"] == here["held"]
         here.check()
-        assert sorted(here.take_until(workers, 256, keep=False)) == list(range(256))
+        assert sorted(here.take_until(workers, 384, keep=False)) == list(range(384))
         here.check()
 
     in_child(act)

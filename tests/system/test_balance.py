@@ -73,6 +73,30 @@ def test_least_connections_prefers_the_emptiest(server: MakeServer, handler: str
         assert release(first) == b"released\n"
 
 
+@pytest.mark.parametrize("policy", ["round-robin", "least-connections"])
+def test_a_loop_at_max_connections_gets_nothing_while_others_are_idle(server: MakeServer, policy: str) -> None:
+    one = server().start("apps:act_async", workers=2, policy=policy, max_connections=1)
+    with hold(one.address) as held:
+        answers = [ask(one.address, "identity", timeout=5)["pid"] for _ in range(10)]
+        assert len(set(answers)) == 1
+        assert release(held) == b"released\n"
+
+
+def test_a_loop_holds_max_connections_and_no_more(server: MakeServer) -> None:
+    """The others wait until one has left; all are served."""
+    one = server().start("apps:act_async", workers=1, max_connections=3)
+    socks = [hold(one.address) for _ in range(3)]
+    waiting = connect(one.address, "identity")
+    waiting.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        waiting.recv(1)
+    assert release(socks.pop()) == b"released\n"
+    waiting.settimeout(20)
+    assert read_line(waiting).startswith(b"{")
+    waiting.close()
+    assert [release(sock) for sock in socks] == [b"released\n"] * 2
+
+
 @pytest.mark.parametrize("handler", ["act", "act_async"])
 def test_source_hash_sticks_to_the_address(server: MakeServer, handler: str) -> None:
     one = server().start(f"apps:{handler}", workers=4, policy="source-hash")

@@ -184,8 +184,8 @@ def test_a_default_timeout_changes_nothing(server: MakeServer, kind: str) -> Non
             assert (answer["blocking"], answer["timeout"]) == (True, None)
     # A slow client is waited for, also by a worker that was idle for longer than that timeout.
     client = connect(one.address)
+    client.settimeout(0.3)
     with pytest.raises(TimeoutError):
-        client.settimeout(0.3)
         client.recv(1)
     client.settimeout(20)
     client.sendall(b"identity\n")

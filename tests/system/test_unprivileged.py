@@ -5,22 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from harness import NOBODY, Server, ask, collect, crowd, hold, kill, release, who
 
 MakeServer = Callable[[], Server]
-
-
-@pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder of that user; its name leads through others that only the suite's user may enter, so it is passed open."""
-    path = tmp_path_factory.mktemp("nobody")
-    if os.getuid() == 0:
-        os.chown(path, NOBODY, NOBODY)
-    yield path
 
 
 def start(server: MakeServer, handler: str, **options: object) -> Server:

@@ -48,11 +48,8 @@ def test_what_is_queued_behind_a_killed_worker_is_answered(server: MakeServer, p
     answers = who(collect(queued))
     assert None not in answers
     assert not {answer["pid"] for answer in answers} & set(before)
-    for sock in held:
-        with pytest.raises(ConnectionResetError), sock:
-            # Killed while its handler ran: an end without an answer, as soon as the process is gone.
-            assert sock.recv(1) == b""
-            raise ConnectionResetError
+    # Killed while their handlers ran: an end without an answer, as soon as the process is gone.
+    assert all(answer in (b"", None) for answer in collect(held, deadline_s=5))
     one.wait_workers(workers, gone=before)
     one.wait_log(r"was killed by SIGKILL .* with 1 connection in its hands", workers)
 
@@ -185,7 +182,7 @@ def test_sys_exit_lets_the_other_threads_finish(server: MakeServer) -> None:
 @pytest.mark.parametrize("line", ["detach", "close_twice", "leave_file", "keep", "task"])
 def test_the_connection_is_closed_once(server: MakeServer, kind: str, handler: str, options: dict, line: str) -> None:
     """However the handler leaves it: the client gets all and then end-of-file; the board counts it once."""
-    if (line in ("leave_file", "keep")) and kind == "asyncio" or line == "task" and kind != "asyncio":
+    if line in (("leave_file", "keep") if kind == "asyncio" else ("task",)):
         pytest.skip("not for this kind")
     one = server().start(f"apps:{handler}", workers=1, **options)
     for _ in range(5):
