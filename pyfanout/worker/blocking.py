@@ -6,6 +6,7 @@ thread listens to the master.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import logging
@@ -57,15 +58,17 @@ class Server:
 
     def run(self) -> None:
         """Until drained, or the channel's end. Raises SystemExit if a handler did."""
+        # READY first: the master needs as long to send something as we need to be there.
+        self._worker.ready(pool=self._pool, threads=self._threads)
         interrupt_with(INTERRUPT)
         self._wakeup, self._poke_end = socket.socketpair()
         self._poke_end.setblocking(False)
         signal.set_wakeup_fd(self._poke_end.fileno(), warn_on_full_buffer=False)
         self._leaving.acquire()
         self._worker.on_drain = self._cancel
+        # Not threading.Thread: its start() would wait for the new thread, and the first connection for that.
+        _thread.start_new_thread(self._listen, ())
         if self._threads == 1:
-            self._worker.ready(pool=self._pool, threads=1)
-            self._start_control_thread()  # after READY: the master needs as long to send something
             self._take_all(self._takers[0])
         else:
             self._run_threads()
@@ -79,14 +82,9 @@ class Server:
         ]
         for thread in threads:
             thread.start()
-        self._worker.ready(pool=self._pool, threads=self._threads)
-        self._start_control_thread()
         self._leaving.acquire()
         for thread in threads:
             thread.join()
-
-    def _start_control_thread(self) -> None:
-        threading.Thread(target=self._listen, name="pyfanout-control", daemon=True).start()
 
     def _take_all(self, taker: Taker) -> None:
         """One thread's life."""

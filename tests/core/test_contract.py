@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pyfanout._core import lib
 
 from pyfanout import config, core
-from pyfanout._core import lib
 from pyfanout.config import Policy
 from pyfanout.core import BATCH, Core, News
 
@@ -68,6 +68,15 @@ def test_a_message_takes_what_was_measured(house: MakeHouse) -> None:
 # ---- birth and death ---------------------------------------------------------------------------------------------
 
 
+def errno_of_birth() -> int:
+    """Of a core that is made and closed; 0 if it is."""
+    try:
+        Core(3, Policy.ROUND_ROBIN).close()
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
 @pytest.mark.parametrize("slots", [0, -1, 1025])
 def test_a_number_of_slots_that_is_out_of_range(slots: int) -> None:
     with pytest.raises(OSError, match="make the core") as caught:
@@ -96,10 +105,7 @@ def test_a_birth_that_fails_anywhere_leaves_nothing(faults: Faults, call: str, e
         for after in range(100):
             faults.reset()
             faults.fail(call, error, after=after)
-            try:
-                Core(3, Policy.ROUND_ROBIN).close()
-            except OSError as caught:
-                assert caught.errno == error
+            assert errno_of_birth() in {0, error}
             assert is_open(0), f"descriptor 0 is closed when call {after} fails"
             assert {fd: os.fstat(fd).st_ino for fd in descriptors()} == before
             if not faults.failed(call):
@@ -114,13 +120,7 @@ def test_a_birth_that_fails_anywhere_leaves_nothing(faults: Faults, call: str, e
 def test_a_birth_without_descriptors(free: int) -> None:
     before = descriptors()
     with free_descriptors(free):
-        try:
-            Core(3, Policy.ROUND_ROBIN).close()
-        except OSError as error:
-            assert error.errno == errno.EMFILE
-            assert free < 10
-        else:
-            assert free >= 10
+        assert errno_of_birth() == (errno.EMFILE if free < 10 else 0)
     assert descriptors() == before
 
 

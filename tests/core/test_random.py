@@ -11,8 +11,6 @@ import random
 import socket
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
@@ -147,24 +145,22 @@ class Life:
         """Everybody arrives."""
         self.log.append("the end")
         self.faults.reset()
-        left = len(self.house.clients) - self.taken.total()
         for worker in self.retired:
             self._take(worker, 1000)
+        while self.workers:
+            self.workers.popitem()[1].leave()
 
-        def all_taken() -> bool:
-            for event in self.house.said(News.CHANNEL_BROKEN):
-                self.log.append(f"broken at the end: {event.token}")
+        def stuck_or_done() -> bool:
             for worker in list(self.workers.values()):
                 self._take(worker, 1000)
-            return self.taken.total() >= len(self.house.clients)
+            return self.taken.total() >= len(self.house.clients) or bool(self.house.said(News.CHANNEL_BROKEN))
 
-        for _ in range(4):  # a channel may turn out to be broken as soon as something is passed
+        while self.taken.total() < len(self.house.clients):  # again when a channel turns out to be broken
             for slot in range(self.house.slots):
                 if slot not in self.workers:
-                    self.workers[slot] = self.house.worker(slot, 32)
-            self.house.settle()
+                    self.workers[slot] = self.house.worker(slot, 32, pool=slot == 0)  # the pool holds some, too
+            self.house.run_until(stuck_or_done, "the others arrive")
             self.check()
-        self.house.run_until(all_taken, f"{left} more arrive")
         assert sorted(self.taken) == list(range(len(self.house.clients)))
         assert self.taken.total() == len(self.house.clients)
         assert sum(self.house.untaken()) <= self.house["nudges"]

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 
 import pytest
-
 from pyfanout._core import ffi
+
 from pyfanout.config import Policy
 from pyfanout.core import POOL
 

@@ -29,8 +29,8 @@ def test_what_waits_for_one_that_leaves_goes_to_others_in_order_and_first(house:
     for clients in taken:
         assert clients == sorted(clients)
     assert sorted(taken[0] + taken[1])[:20] == list(range(4, 24)), "what was accepted already goes first"
-    taken += [here.take_until(others, 54 - 4 - len(taken[0]) - len(taken[1]))]
-    assert sorted(sum(taken, [])) == list(range(4, 54))
+    rest = here.take_until(others, 54 - 4 - len(taken[0]) - len(taken[1]))
+    assert sorted(taken[0] + taken[1] + rest) == list(range(4, 54))
     assert here["recalled"] == 20
     here.check()
 

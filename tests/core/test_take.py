@@ -12,8 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-
 from pyfanout._core import ffi
+
 from pyfanout.config import Policy
 from pyfanout.core import POOL, Core, Taker, interrupt_with
 

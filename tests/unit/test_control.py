@@ -1,0 +1,138 @@
+"""control: what is encoded is decoded; what is not a message raises DecodeError and nothing else."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pyfanout.config import MAX_THREADS
+from pyfanout.control import PACKET_BYTES, DecodeError, Failed, Message, Ready, Retiring, Stage, decode, encode
+
+REASON_BYTES = 1024
+
+plain = st.text(st.characters(exclude_categories=["Cs"]))
+"""Without surrogates, which have no encoding."""
+
+ready = st.builds(Ready, st.just(True), st.integers(1, MAX_THREADS)) | st.builds(
+    Ready, st.just(False), st.integers(0, MAX_THREADS)
+)
+failed = st.builds(
+    Failed,
+    st.sampled_from(Stage),
+    plain.filter(lambda text: "\0" not in text and len(text.encode()) <= REASON_BYTES),
+    plain,
+)
+messages: st.SearchStrategy[Message] = ready | failed | st.just(Retiring())
+
+
+@given(messages)
+def test_what_is_encoded_is_decoded(message: Message) -> None:
+    packet = encode(message)
+    assert decode(packet) == message
+    assert 0 < len(packet) <= PACKET_BYTES
+
+
+@given(messages, messages)
+def test_different_messages_are_different_packets(one: Message, other: Message) -> None:
+    assert (encode(one) == encode(other)) == (one == other)
+
+
+@given(st.binary(max_size=64))
+@example(b"")
+@example(b"R")
+@example(b"R\x01\x00\x00")
+@example(b"R\x00\xff\xff")
+@example(b"R\x02\x00\x01")
+@example(b"R\x01\x00\x01\x00")
+@example(b"F")
+@example(b"F\x00")
+@example(b"F\x01")
+@example(b"F\x03reason\x00details")
+@example(b"T\x00")
+@example(b"TT")
+@example(b"\xff" * 64)
+def test_any_bytes_are_a_message_or_raise_decode_error(packet: bytes) -> None:
+    try:
+        message = decode(packet)
+    except DecodeError:
+        return
+    assert isinstance(message, Ready | Failed | Retiring)
+    decode(encode(message))
+
+
+@given(st.sampled_from([b"R", b"F", b"F\x01", b"F\x02", b"T"]), st.binary(max_size=PACKET_BYTES))
+def test_any_payload_is_a_message_or_raises_decode_error(kind: bytes, payload: bytes) -> None:
+    try:
+        message = decode(kind + payload)
+    except DecodeError:
+        return
+    if isinstance(message, Ready):
+        assert 0 <= message.threads <= MAX_THREADS
+        assert message.threads or not message.pool
+
+
+@pytest.mark.parametrize("threads", [MAX_THREADS + 1, 65535])
+@pytest.mark.parametrize("pool", [False, True])
+def test_more_threads_than_there_are(pool: bool, threads: int) -> None:
+    """The core asserts what Python has checked: a worker must not reach that assert."""
+    with pytest.raises(DecodeError):
+        decode(encode(Ready(pool, threads)))
+
+
+def test_a_pool_without_threads() -> None:
+    with pytest.raises(DecodeError):
+        decode(encode(Ready(True, 0)))
+
+
+def traceback_of(size: int) -> Iterator[str]:
+    for character in ("x", "é", "€", "\N{SNAKE}"):
+        yield (character * size)[:size]
+
+
+@pytest.mark.parametrize("size", [PACKET_BYTES // 4, PACKET_BYTES - 20, PACKET_BYTES, PACKET_BYTES + 1, 10**6])
+def test_a_long_text_loses_its_beginning(size: int) -> None:
+    for text in traceback_of(size):
+        details = "first line\n" + text + "\nlast line: the reason"
+        packet = encode(Failed(Stage.LOAD, "the reason", details))
+        assert len(packet) <= PACKET_BYTES
+        message = decode(packet)
+        assert isinstance(message, Failed)
+        assert message.reason == "the reason"
+        assert message.details.endswith("\nlast line: the reason")
+        if len(details.encode()) + 20 > PACKET_BYTES:
+            assert len(packet) > PACKET_BYTES - 4
+            assert not message.details.startswith("first line")
+        else:
+            assert message.details == details
+
+
+@pytest.mark.parametrize("size", [REASON_BYTES - 1, REASON_BYTES, REASON_BYTES + 1, 10**6])
+def test_a_long_reason_leaves_room_for_details(size: int) -> None:
+    for text in traceback_of(size):
+        packet = encode(Failed(Stage.START, text, "details"))
+        assert len(packet) <= PACKET_BYTES
+        message = decode(packet)
+        assert isinstance(message, Failed)
+        assert message.details == "details"
+        assert text.startswith(message.reason.rstrip("\N{REPLACEMENT CHARACTER}"))
+
+
+@given(st.text(), st.text())
+def test_what_cannot_be_encoded_is_replaced(reason: str, details: str) -> None:
+    """An exception's text may hold anything: half a surrogate pair, the separator."""
+    message = decode(encode(Failed(Stage.START, reason, details)))
+    assert isinstance(message, Failed)
+    assert "\0" not in message.reason
+
+
+def test_the_largest_packet_arrives_whole() -> None:
+    packet = encode(Failed(Stage.LOAD, "r" * 5000, "d" * 10**6))
+    assert len(packet) == PACKET_BYTES
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        theirs.send(packet, socket.MSG_DONTWAIT)
+        assert ours.recv(PACKET_BYTES) == packet
