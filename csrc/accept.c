@@ -82,7 +82,12 @@ static int accept_one(fan_core *core, int number, int64_t now_ns, fan_held *held
             /* accept(2), "Error handling": that one connection is gone; each failed call takes one off the queue */
             core->counters.aborted++;
             break;
-        default: /* EBADF, EINVAL, ENOTSOCK: not a listening socket any more; nothing here can mend it */
+        default: /* a refusal that accept(2) does not list: later */
+            fan_accept_pause(core, errno);
+            return -1;
+        case EBADF:
+        case EINVAL:
+        case ENOTSOCK: /* not a listening socket any more; nothing here can mend it */
             fan_core_notice(core, FAN_EVENT_LISTENER_FAILED, errno, number);
             fan_listener_close(core, number);
             return 0;

@@ -146,6 +146,8 @@ void fan_board_beat(fan_board *page, int64_t now_ns)
 void fan_board_lost(fan_board *page, int count)
 {
     add(page->truncated, (uint64_t)count);
+    add(page->taken, (uint64_t)count); /* and done: it is nobody's load */
+    add(page->done, (uint64_t)count);
 }
 
 void fan_board_done(fan_board *page)

@@ -57,7 +57,7 @@ int fan_channel_open(fan_channel *channel)
     int ends[2];
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
         return -errno;
-    *channel = (fan_channel){.write_fd = ends[0], .read_fd = ends[1]};
+    *channel = (fan_channel){.write_fd = ends[0], .read_fd = ends[1], .spill_fd = -1};
     return 0;
 }
 
@@ -65,6 +65,7 @@ void fan_channel_close(fan_channel *channel)
 {
     fan_close(&channel->write_fd);
     fan_close(&channel->read_fd);
+    fan_close(&channel->spill_fd);
 }
 
 /* What one message takes of SO_SNDBUF: 768 bytes on Linux 6 (an sk_buff and a 512 byte head), whatever it carries.
@@ -167,15 +168,18 @@ int fan_channel_receive(int channel_fd, int flags, fan_record *record, int *fd)
     return bytes < 0 ? -errno : opened(&message, (size_t)bytes, record, fd);
 }
 
-/* Whether this process can receive a descriptor: the lowest free number, or -errno (EMFILE, ENFILE). Numbers are given
- * lowest first, so a high one means a full table. */
-int fan_channel_room(int channel_fd)
+/* How many descriptors this process can receive, at most `want`; or -errno if none (EMFILE, ENFILE). Asked by taking
+ * them: a table may be full but for some holes, and nothing else tells. */
+int fan_channel_room(int channel_fd, int want)
 {
-    int fd = fcntl(channel_fd, F_DUPFD_CLOEXEC, 0);
-    if (fd < 0)
-        return -errno;
-    close(fd);
-    return fd;
+    int fds[FAN_BATCH], count = 0;
+    assert(want > 0 && want <= FAN_BATCH);
+    while (count < want && (fds[count] = fcntl(channel_fd, F_DUPFD_CLOEXEC, 0)) >= 0)
+        count++;
+    int error = errno;
+    for (int i = 0; i < count; i++)
+        close(fds[i]);
+    return count ? count : -error;
 }
 
 /* Wait for a message, or end-of-file, and leave it there. 0 or -errno.
@@ -186,7 +190,15 @@ int fan_channel_room(int channel_fd)
 int fan_channel_wait(int channel_fd)
 {
     char first;
-    return recv(channel_fd, &first, 1, MSG_PEEK) < 0 ? -errno : 0;
+    while (recv(channel_fd, &first, 1, MSG_PEEK) < 0) {
+        if (errno != EAGAIN)
+            return -errno;
+        /* Somebody with a duplicate has set O_NONBLOCK, for all of us. */
+        int flags = fcntl(channel_fd, F_GETFL);
+        if (flags < 0 || fcntl(channel_fd, F_SETFL, flags & ~O_NONBLOCK) < 0)
+            return -errno;
+    }
+    return 0;
 }
 
 /* What is there, at most `count` messages. A place whose message held no connection has fd -1 and the record of a
@@ -210,11 +222,11 @@ int fan_channel_receive_many(int channel_fd, int count, fan_record *records, int
 }
 
 /* Take one connection back, on the master's copy of the reading end. 1, 0 if nothing waits, or -errno. */
-int fan_channel_recall(fan_channel *channel, fan_held *out)
+int fan_channel_recall(int channel_fd, fan_held *out)
 {
     int rc;
     do
-        rc = fan_channel_receive(channel->read_fd, MSG_DONTWAIT, &out->record, &out->fd);
+        rc = fan_channel_receive(channel_fd, MSG_DONTWAIT, &out->record, &out->fd);
     while (rc == -ENOMSG);
     return rc == -EAGAIN ? 0 : rc;
 }

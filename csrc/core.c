@@ -19,16 +19,21 @@
 #define LOOK_NS (10 * FAN_MS)  /* how long a message may wait beside an idle reader before somebody is nudged */
 #define ROUNDS 64              /* batches in a row before Python's events get their turn: a few milliseconds */
 
+#define FAN_OFTEN 8
+#define NOTICES(slots) (FAN_OFTEN + (slots) + 1 + FAN_MAX_LISTENERS + 1)
+
 int fan_epoll(int set, int op, int fd, uint32_t events, uint64_t about)
 {
     struct epoll_event event = {.events = events, .data.u64 = about};
     return epoll_ctl(set, op, fd, &event) < 0 ? -errno : 0;
 }
 
-/* News of the core's own. A full list loses the newest: the oldest says why. */
+/* News of the core's own. There is room for each channel's and each listener's end, which come once; a quarrel of pauses
+ * and resumptions loses its newest. */
 void fan_core_notice(fan_core *core, int kind, int error, int64_t token)
 {
-    if (core->notice_count < (int)(sizeof core->notices / sizeof *core->notices))
+    bool often = kind == FAN_EVENT_PAUSED || kind == FAN_EVENT_RESUMED;
+    if (core->notice_count < (often ? FAN_OFTEN : NOTICES(core->slot_count)))
         core->notices[core->notice_count++] = (fan_event){.kind = kind, .error = error, .token = token};
 }
 
@@ -49,11 +54,12 @@ int fan_core_new(int slots, int policy, fan_core **out)
     core->channels = calloc((size_t)slots + 1, sizeof *core->channels);
     core->slots = calloc((size_t)slots, sizeof *core->slots);
     core->rotation = calloc((size_t)slots + 1, sizeof *core->rotation);
+    core->notices = calloc((size_t)NOTICES(slots), sizeof *core->notices);
     core->board = fan_board_map(slots);
-    if (!core->channels || !core->slots || !core->rotation || !core->board)
+    for (int i = 0; core->channels && i <= slots; i++)
+        core->channels[i] = (fan_channel){.write_fd = -1, .read_fd = -1, .spill_fd = -1};
+    if (!core->channels || !core->slots || !core->rotation || !core->notices || !core->board)
         goto fail;
-    for (int i = 0; i <= slots; i++)
-        core->channels[i].write_fd = core->channels[i].read_fd = -1;
     rc = core->message_bytes = fan_message_bytes();
     if (rc < 0)
         goto fail;
@@ -64,7 +70,7 @@ int fan_core_new(int slots, int policy, fan_core **out)
         goto fail;
     rc = fan_epoll(core->outer, EPOLL_CTL_ADD, core->inner, EPOLLIN, FAN_ABOUT(FAN_INNER, 0));
     for (int i = 0; i <= slots && rc == 0; i++)
-        rc = fan_channel_birth(core, i);
+        rc = fan_channel_birth(core, i, &core->channels[i]);
     if (rc < 0)
         goto fail;
     *out = core;
@@ -82,8 +88,10 @@ static void close_most(fan_core *core)
         fan_close(&core->held[i].fd);
     for (int i = 0; i < core->listener_count; i++)
         fan_close(&core->listeners[i].fd);
-    for (int i = 0; core->channels && i <= core->slot_count; i++)
+    for (int i = 0; core->channels && i <= core->slot_count; i++) {
         fan_close(&core->channels[i].write_fd);
+        fan_close(&core->channels[i].spill_fd);
+    }
     fan_close(&core->inner);
     fan_close(&core->outer);
 }
@@ -93,6 +101,7 @@ static void free_memory(fan_core *core)
     free(core->channels);
     free(core->slots);
     free(core->rotation);
+    free(core->notices);
     free(core);
 }
 
@@ -197,28 +206,37 @@ static int total_space(fan_core *core, int64_t now_ns)
 }
 
 /* Take back what waits where no worker reads. */
-static int recall_batch(fan_core *core, int want)
+static int recall_batch(fan_core *core, int want, int64_t now_ns)
 {
     int count = 0;
-    for (int number = 0; number < core->slot_count && count < want; number++) {
+    for (int number = 0; number <= core->slot_count && count < want; number++) {
         fan_channel *channel = &core->channels[number];
-        while (channel->recalling && count < want) {
+        while ((channel->recalling || channel->spill_fd >= 0) && count < want) {
             fan_held *held = &core->held[count];
-            int rc = fan_channel_room(channel->read_fd);
+            int source = channel->spill_fd >= 0 ? channel->spill_fd : channel->read_fd;
+            int rc = fan_channel_room(source, 1);
             if (rc < 0) {
                 fan_accept_pause(core, -rc);
                 goto out;
             }
-            rc = fan_channel_recall(channel, held);
+            rc = fan_channel_recall(source, held);
             if (rc == 1) {
                 held->channel = -1;
                 core->counters.recalled++;
-                core->slots[number].passed -= core->slots[number].passed > 0;
+                if (number < core->slot_count)
+                    core->slots[number].passed -= core->slots[number].passed > 0;
                 count++;
             } else if (rc == -ENOBUFS)
                 core->counters.truncated++;
+            else if (rc == -EINTR)
+                core->counters.interrupts++;
+            else if (rc != 0) { /* ENOMEM: later */
+                core->stall_until_ns = now_ns + STALL_NS;
+                goto out;
+            } else if (channel->spill_fd >= 0)
+                fan_close(&channel->spill_fd);
             else
-                channel->recalling = false; /* empty, or broken */
+                channel->recalling = false;
         }
     }
 out:
@@ -228,11 +246,11 @@ out:
 
 static int refill(fan_core *core, int space, int64_t now_ns)
 {
+    if (fan_accept_rests(core, now_ns))
+        return 0;
     int want = space < FAN_BATCH ? space : FAN_BATCH;
-    int count = recall_batch(core, want);
-    if (count == 0 && !fan_accept_rests(core, now_ns))
-        count = fan_accept_batch(core, want, now_ns);
-    return count;
+    int count = recall_batch(core, want, now_ns);
+    return count ? count : fan_accept_batch(core, want, now_ns);
 }
 
 /* What a refused message means for the next ones. Nothing is lost: the connections stay in the master's hands and are
@@ -348,9 +366,11 @@ static void finish_if_done(fan_core *core)
     for (int i = 0; i < core->listener_count; i++)
         if (core->listeners[i].fd >= 0)
             return;
-    for (int i = 0; i < core->slot_count; i++)
-        if (core->channels[i].recalling && fan_channel_untaken(&core->channels[i]) > 0)
+    for (int i = 0; i <= core->slot_count; i++) {
+        const fan_channel *channel = &core->channels[i];
+        if (channel->spill_fd >= 0 || (channel->recalling && fan_channel_untaken(channel) > 0))
             return;
+    }
     for (int i = 0; i <= core->slot_count; i++)
         shutdown(core->channels[i].write_fd, SHUT_WR);
     core->finished = true;
@@ -365,6 +385,8 @@ static bool dispatch(fan_core *core)
         if (core->finished || now_ns < core->stall_until_ns)
             return false;
         core->stall_until_ns = core->lag_until_ns = 0;
+        if (core->broken_count && !fan_accept_rests(core, now_ns))
+            fan_channels_mend(core);
         int space = total_space(core, now_ns);
         if (space == 0)
             return false;
@@ -507,7 +529,8 @@ static int wait_for(fan_core *core, int set, int timeout_ms, fan_event *events, 
 int fan_core_run(fan_core *core, int64_t timeout_ns, fan_event *events, int cap)
 {
     assert(cap > 0);
-    int64_t deadline_ns = timeout_ns < 0 ? INT64_MAX : fan_now_ns() + timeout_ns;
+    int64_t start_ns = fan_now_ns();
+    int64_t deadline_ns = timeout_ns < 0 || timeout_ns > INT64_MAX - start_ns ? INT64_MAX : start_ns + timeout_ns;
     for (;;) {
         keep_time(core, fan_now_ns());
         bool more = dispatch(core);

@@ -44,6 +44,8 @@ typedef struct {
     int workers;             /* ready workers that read it; 0: out of rotation */
     int threads;             /* of them, threads that block in recvmsg; 0: event loops */
     bool armed;              /* EPOLLOUT will tell when it is hungry */
+    bool broken;             /* a worker shut it down, and there were no descriptors yet for a new pair */
+    int spill_fd;            /* owned; reading end of a pair that was broken, with what waited in it, or -1 */
     bool recalling;          /* no reader of its own any more: take back what waits in it */
     bool nudgeable;          /* blocking readers, and something was passed since it was last seen empty */
     int nudges;              /* sent since a message was last taken */
@@ -92,7 +94,8 @@ struct fan_core {
     int held_count;
     fan_held held[FAN_BATCH];
     int notice_count;
-    fan_event notices[8];    /* own news for the next return to Python */
+    fan_event *notices;      /* own news for the next return to Python */
+    int broken_count;        /* channels to be mended */
     fan_counters counters;
 };
 
@@ -114,7 +117,8 @@ void fan_listener_close(fan_core *core, int number);
 
 /* slot.c */
 int fan_slot_channel(const fan_core *core, int slot);
-int fan_channel_birth(fan_core *core, int number);
+int fan_channel_birth(fan_core *core, int number, fan_channel *out);
+void fan_channels_mend(fan_core *core);
 void fan_channel_replace(fan_core *core, int number);
 
 /* route.c */
@@ -129,9 +133,9 @@ void fan_channel_close(fan_channel *channel);
 int fan_channel_resize(fan_channel *channel, int messages, int message_bytes);
 int fan_channel_untaken(const fan_channel *channel);
 int fan_channel_pass(fan_channel *channel, fan_held *const *held, int count);
-int fan_channel_recall(fan_channel *channel, fan_held *out);
+int fan_channel_recall(int channel_fd, fan_held *out);
 int fan_channel_nudge(fan_channel *channel);
-int fan_channel_room(int channel_fd);
+int fan_channel_room(int channel_fd, int want);
 int fan_channel_wait(int channel_fd);
 int fan_channel_receive(int channel_fd, int flags, fan_record *record, int *fd);
 int fan_channel_receive_many(int channel_fd, int count, fan_record *records, int *fds);

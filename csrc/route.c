@@ -13,7 +13,7 @@
 #define SLACK 8
 /* ... and how long it is waited for. A loop takes 32 connections in some 3 ms; one that needs longer is overloaded. */
 #define LAG_NS (20 * FAN_MS)
-/* A cold worker starts on a par with the mean of the others and gets its full advantage over this time, so that it is
+/* A cold worker starts on a par with the emptiest of the others and gets its full advantage over this time, so that it is
  * not flooded while its caches are empty. */
 #define SLOW_START_NS (10000 * FAN_MS)
 /* source-hash: no worker holds more than 1.25 times the mean, the usual factor of consistent hashing with bounded loads
@@ -28,19 +28,18 @@ uint64_t fan_slot_live(const fan_core *core, int slot)
     return done < passed ? passed - done : 0;
 }
 
-/* Called when a worker enters: what it pretends to hold at first, besides what it does hold. */
+/* Called when a worker enters: what it pretends to hold at first, besides what it does hold. As much as the emptiest of
+ * the others; the mean would starve it beside one hog. */
 void fan_slot_warm_up(fan_core *core, int slot, int64_t now_ns)
 {
-    uint64_t total = 0, others = 0;
+    uint64_t least = UINT64_MAX;
     for (int i = 0; i < core->rotation_count; i++) {
         int other = core->rotation[i];
-        if (other < core->slot_count && other != slot) {
-            total += fan_slot_live(core, other);
-            others++;
-        }
+        if (other < core->slot_count && other != slot && fan_slot_live(core, other) < least)
+            least = fan_slot_live(core, other);
     }
     core->slots[slot].entered_ns = now_ns;
-    core->slots[slot].handicap = others ? total / others : 0;
+    core->slots[slot].handicap = least == UINT64_MAX ? 0 : least;
 }
 
 static uint64_t load_of(const fan_core *core, int channel, int64_t now_ns)

@@ -12,13 +12,38 @@
 #include <sys/socket.h>
 
 /* EPOLLONESHOT without a wish: armed only when it is full. */
-int fan_channel_birth(fan_core *core, int number)
+int fan_channel_birth(fan_core *core, int number, fan_channel *out)
 {
-    fan_channel *channel = &core->channels[number];
-    int rc = fan_channel_open(channel);
+    fan_channel channel;
+    int rc = fan_channel_open(&channel);
     if (rc < 0)
         return rc;
-    return fan_epoll(core->inner, EPOLL_CTL_ADD, channel->write_fd, EPOLLONESHOT, FAN_ABOUT(FAN_CHANNEL, number));
+    rc = fan_epoll(core->inner, EPOLL_CTL_ADD, channel.write_fd, EPOLLONESHOT, FAN_ABOUT(FAN_CHANNEL, number));
+    if (rc < 0)
+        fan_channel_close(&channel);
+    else
+        *out = channel;
+    return rc;
+}
+
+/* A new pair in the place of a broken one, for the workers that are forked from now on. What waits in the old one is
+ * taken back from its reading end, which is kept until then. */
+static void mend(fan_core *core, int number)
+{
+    fan_channel *channel = &core->channels[number], fresh;
+    if (channel->spill_fd >= 0)
+        return; /* broken again before that was emptied */
+    int rc = fan_channel_birth(core, number, &fresh);
+    if (rc < 0) {
+        fan_accept_pause(core, -rc);
+        return;
+    }
+    fan_channel_resize(&fresh, channel->size, core->message_bytes);
+    fresh.spill_fd = channel->read_fd;
+    fresh.recalling = number < core->slot_count;
+    fan_close(&channel->write_fd);
+    *channel = fresh;
+    core->broken_count--;
 }
 
 int fan_slot_channel(const fan_core *core, int slot)
@@ -38,6 +63,8 @@ static void rebuild_rotation(fan_core *core)
 void fan_slot_begin(fan_core *core, int slot, uint64_t generation)
 {
     assert(slot >= 0 && slot < core->slot_count && !core->slots[slot].entered);
+    if (core->broken_count) /* the child shall inherit the new pair */
+        fan_channels_mend(core);
     int left = fan_channel_untaken(&core->channels[slot]);
     core->slots[slot].passed = left > 0 ? (uint64_t)left : 0;
     fan_board_begin(core->board, slot, generation);
@@ -52,6 +79,10 @@ int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size, in
     int rc = fan_channel_resize(channel, size, core->message_bytes);
     if (rc < 0)
         return rc;
+    if (channel->broken) { /* it has inherited the old pair, and is of no use */
+        fan_core_notice(core, FAN_EVENT_CHANNEL_BROKEN, 0, pool ? -1 : slot);
+        return rc;
+    }
     if (core->policy == FAN_LEAST_CONNECTIONS)
         fan_slot_warm_up(core, slot, fan_now_ns());
     place->entered = true;
@@ -98,35 +129,27 @@ void fan_slot_look(const fan_core *core, int slot, fan_board_view *out)
     fan_board_look(core->board, slot, out);
 }
 
-/* A worker shut the channel down: its readers see end-of-file and leave. What waits moves to a new pair in its place,
- * which the next workers inherit; those of now are out of rotation. */
+void fan_channels_mend(fan_core *core)
+{
+    for (int number = 0; number <= core->slot_count; number++)
+        if (core->channels[number].broken)
+            mend(core, number);
+}
+
+/* A worker shut the channel down: its readers see end-of-file and leave. They are out of rotation at once. */
 void fan_channel_replace(fan_core *core, int number)
 {
-    fan_channel *channel = &core->channels[number], old = *channel;
+    fan_channel *channel = &core->channels[number];
+    if (channel->broken)
+        return;
     core->counters.broken_channels++;
     for (int slot = 0; slot < core->slot_count; slot++)
         if (core->slots[slot].entered && fan_slot_channel(core, slot) == number)
             core->slots[slot].entered = false;
-    int rc = fan_channel_birth(core, number);
-    if (rc < 0) { /* no descriptors: the old one stays, out of rotation, and is tried again by its next message */
-        fan_channel_close(channel);
-        *channel = old;
-        fan_accept_pause(core, -rc);
-    } else {
-        fan_held waiting, *one = &waiting;
-        fan_channel_resize(channel, old.size, core->message_bytes);
-        while ((rc = fan_channel_recall(&old, &waiting)) != 0) {
-            if (rc < 0 || fan_channel_pass(channel, &one, 1) != 1)
-                core->counters.truncated++;
-            if (rc == 1)
-                fan_close(&waiting.fd);
-            else if (rc != -ENOBUFS)
-                break;
-        }
-        fan_channel_close(&old);
-    }
-    channel->workers = channel->threads = 0;
-    channel->recalling = number < core->slot_count;
+    channel->workers = channel->threads = channel->space = 0;
+    channel->broken = channel->recalling = true;
+    core->broken_count++;
     rebuild_rotation(core);
     fan_core_notice(core, FAN_EVENT_CHANNEL_BROKEN, 0, number < core->slot_count ? number : -1);
+    mend(core, number);
 }

@@ -15,15 +15,12 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 
 struct fan_taker {
     int fd;                 /* the channel; not owned */
     int thread;
     fan_board *board;
-    int scarce_from;        /* a descriptor with this number, or higher, says that the table is nearly full */
-    bool scarce;            /* was nearly full once: holes below the top are few, take one at a time from now on */
     atomic_bool cancelled;
     atomic_bool sleeping;   /* in recvmsg, or about to be */
 };
@@ -34,12 +31,9 @@ fan_taker *fan_taker_new(int fd, fan_board *board, int thread)
     fan_taker *taker = calloc(1, sizeof *taker);
     if (!taker)
         return NULL;
-    struct rlimit limit = {.rlim_cur = 1024};
-    getrlimit(RLIMIT_NOFILE, &limit);
     taker->fd = fd;
     taker->thread = thread;
     taker->board = board;
-    taker->scarce_from = limit.rlim_cur > 1 << 30 ? 1 << 30 : (int)limit.rlim_cur - 2 * FAN_BATCH;
     fan_board_enrol(board, thread);
     return taker;
 }
@@ -115,7 +109,7 @@ static pthread_mutex_t table = PTHREAD_MUTEX_INITIALIZER;
 static int receive_if_room(const fan_taker *taker, bool sure, fan_record *record, int *fd)
 {
     pthread_mutex_lock(&table);
-    int rc = sure ? 0 : fan_channel_room(taker->fd);
+    int rc = sure ? 0 : fan_channel_room(taker->fd, 1);
     if (rc >= 0)
         rc = fan_channel_receive(taker->fd, MSG_DONTWAIT, record, fd);
     pthread_mutex_unlock(&table);
@@ -157,12 +151,12 @@ int fan_take_ready(fan_taker *taker, fan_connection *out, int cap)
     int fds[FAN_BATCH];
 
     fan_board_beat(taker->board, fan_now_ns());
-    int rc = fan_channel_room(taker->fd);
-    if (rc < 0)
-        return rc;
-    taker->scarce |= rc >= taker->scarce_from;
-    int want = taker->scarce ? 1 : cap < FAN_BATCH ? cap : FAN_BATCH;
-    int received = fan_channel_receive_many(taker->fd, want, records, fds);
+    int waiting = fan_channel_untaken(&(fan_channel){.read_fd = taker->fd});
+    int want = waiting < 1 ? 1 : waiting < cap ? waiting : cap;
+    int room = fan_channel_room(taker->fd, want < FAN_BATCH ? want : FAN_BATCH);
+    if (room < 0)
+        return room;
+    int received = fan_channel_receive_many(taker->fd, room, records, fds);
     if (received <= 0)
         return received;
     int taken = 0, lost = 0;

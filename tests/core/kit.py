@@ -33,7 +33,7 @@ from pyfanout._core import ffi, lib
 from pyfanout.config import Policy
 from pyfanout.core import BATCH, POOL, Core, Event, News, Station, Taker
 
-DEADLINE_S = 3.0
+DEADLINE_S = 10.0
 """Before a test says that something does not happen: far more than it takes on a busy machine of two cores."""
 
 POKE = (1 << 48) - 1
@@ -281,11 +281,11 @@ class House:
         self._generations[slot] += 1
         self.core.begin(slot, self._generations[slot])
 
-    def worker(self, slot: int, size: int = 32, *, pool: bool = False, threads: int = 0) -> Worker:
+    def worker(self, slot: int, size: int = 32, *, pool: bool = False, threads: int = 0, most: int = 0) -> Worker:
         """A new worker, forked and ready. Its slot must be empty."""
         self.begin(slot)
         worker = Worker(self, slot, self.station(slot), pool)
-        worker.size = self.core.enter(slot, pool=pool, threads=threads or pool, size=size)
+        worker.size = self.core.enter(slot, pool=pool, threads=threads or pool, size=size, most=most)
         return worker
 
     def arrived(self, raw: Any, *, keep: bool = True) -> Arrival:
@@ -307,8 +307,10 @@ class House:
 
     def settle(self) -> None:
         """Run the core until it has nothing more to do at once."""
-        quiet = 0
+        quiet = rounds = 0
         while quiet < 2:
+            rounds += 1
+            assert rounds < 1000, f"the core does not come to rest: {self.core.count()}"
             before = self.core.count()
             events = self.core.run(0)
             self.events += events

@@ -53,8 +53,9 @@ class Life:
         empty = [slot for slot in range(self.house.slots) if slot not in self.workers]
         if empty:
             slot, size, pool = self.rng.choice(empty), self.rng.choice([6, 8, 12, 32, 64]), self.rng.random() < 0.3
-            self.log.append(f"enter {slot} size={size} pool={pool}")
-            self.workers[slot] = self.house.worker(slot, size, pool=pool)
+            most = self.rng.choice([0, 0, 0, 7])
+            self.log.append(f"enter {slot} size={size} pool={pool} most={most}")
+            self.workers[slot] = self.house.worker(slot, size, pool=pool, most=most)
             self.live[slot] = 0
 
     def leave(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 from collections import Counter
@@ -14,7 +15,7 @@ from pyfanout._core import ffi
 from pyfanout.config import Policy
 from pyfanout.core import POOL
 
-from .kit import Faults, House, Worker, clients_of, has_ipv6
+from .kit import Faults, House, Worker, clients_of, free_descriptors, has_ipv6
 
 MakeHouse = Callable[..., House]
 
@@ -298,7 +299,7 @@ def test_source_hash_bounds_the_load_of_one_slot(house: MakeHouse) -> None:
         for worker in workers:
             live[worker.slot] += len(worker.take(keep=False))
         assert sum(live.values()) == total
-        assert max(live.values()) <= max(8, -(-total * 5 // (4 * 4))), live
+        assert max(live.values()) <= max(32 // 4 + 1, -(-total * 5 // (4 * 4))), live
     assert len(+live) >= 3
 
 
@@ -344,6 +345,74 @@ def test_source_hash_knows_an_ipv4_client_through_a_dual_stack_listener(house: M
                 worker.done()
     assert mapped == plain
     assert len(set(plain.values())) > 3
+
+
+# ---- max_connections ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", Policy, ids=str)
+def test_a_worker_never_gets_more_than_it_may_hold(house: MakeHouse, policy: Policy) -> None:
+    here = house(2, policy)
+    workers = [here.worker(slot, most=5) for slot in range(2)]
+    here.connect(40)
+    here.settle()
+    assert here.untaken()[:2] == [5, 5]
+    live = [len(worker.take(keep=False)) for worker in workers]
+    here.settle()
+    assert here["passed"] == 10
+    total = 10
+    while total < 40:
+        for worker in workers:
+            worker.done(min(2, live[worker.slot]))
+            live[worker.slot] -= min(2, live[worker.slot])
+        here.settle()
+        for worker in workers:
+            got = len(worker.take(keep=False))
+            total += got
+            live[worker.slot] += got
+            assert live[worker.slot] <= 5
+    here.check()
+
+
+def test_one_that_holds_all_it_may_does_not_keep_others_waiting(house: MakeHouse, faults: Faults) -> None:
+    here = house(2)
+    full, other = here.worker(0, most=3), here.worker(1)
+    here.connect(60)
+    assert len(here.take_until([full, other], 60)) == 60
+    assert here.core.look(0).taken == 3
+    faults.reset()
+    here.connect(5)
+    here.core.run(50_000_000)
+    here.core.run(50_000_000)
+    assert here.core.untaken(1) == 5
+    assert faults.calls("epoll_wait") < 12
+
+
+def test_when_all_hold_what_they_may_the_core_sleeps(house: MakeHouse, faults: Faults) -> None:
+    here = house()
+    worker = here.worker(0, most=3)
+    here.connect(10)
+    here.settle()
+    worker.take()
+    faults.reset()
+    here.core.run(80_000_000)
+    assert faults.calls("epoll_wait") <= 2
+    assert faults.calls("accept4") == 0
+    worker.done(2)  # and the worker says so to the master's Python, which comes back here
+    here.settle()
+    assert here.core.untaken(0) == 2
+
+
+def test_a_lost_connection_takes_no_place_for_ever(house: MakeHouse) -> None:
+    here = house()
+    worker = here.worker(0, most=3)
+    here.connect(10)
+    here.settle()
+    with free_descriptors(0):
+        for _ in range(3):
+            assert worker.taker.take(True) == -errno.ENOBUFS
+    here.settle()
+    assert here.core.untaken(0) == 3, "nobody will ever say done of those that were lost"
 
 
 # ---- pool and slots ------------------------------------------------------------------------------------------------

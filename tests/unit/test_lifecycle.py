@@ -39,7 +39,12 @@ def test_nothing_happens_to_the_dead(happened: Happened) -> None:
 
 
 WHAT_A_WORKER_DOES = [Happened.SAID_READY, Happened.SAID_RETIRING, Happened.DIED]
-WHAT_COMES_TO_ALL = [Happened.CHANNELS_ENDED, Happened.TOLD_TO_STOP, Happened.DRAIN_TIMED_OUT]
+WHAT_COMES_TO_ALL = [
+    Happened.CHANNELS_ENDED,
+    Happened.CHANNEL_BROKEN,
+    Happened.TOLD_TO_STOP,
+    Happened.DRAIN_TIMED_OUT,
+]
 
 
 @pytest.mark.parametrize("happened", WHAT_A_WORKER_DOES + WHAT_COMES_TO_ALL, **names)
@@ -121,6 +126,9 @@ def test_the_ladder_of_a_graceful_stop() -> None:
     state, actions = step(State.READY, Happened.CHANNELS_ENDED)
     assert (state, actions) == (State.DRAINING, ())
     state, actions = step(state, Happened.DRAIN_TIMED_OUT)
-    assert (state, actions) == (State.DRAINING, (Action.TERMINATE,))
-    state, actions = step(state, Happened.TOLD_TO_STOP)
     assert (state, actions) == (State.DRAINING, (Action.QUIT,))
+
+
+def test_a_broken_channel_ends_gently_who_reads_it() -> None:
+    """What it has begun it may finish."""
+    assert step(State.READY, Happened.CHANNEL_BROKEN) == (State.DRAINING, (Action.LEAVE, Action.TERMINATE))
