@@ -24,10 +24,10 @@ void fan_accept_pause(fan_core *core, int error)
     core->pause_until_ns = fan_now_ns() + PAUSE_NS;
 }
 
-/* Whether accepting rests at this moment. After the pause one try decides whether it is over; see fan_accept_batch. */
-bool fan_accept_rests(fan_core *core, int64_t now_ns)
+/* Whether accepting rests. After the pause one try decides whether it is over; see fan_accept_batch. */
+bool fan_accept_rests(const fan_core *core)
 {
-    return core->paused && now_ns < core->pause_until_ns;
+    return core->pause_until_ns != 0;
 }
 
 void fan_listener_close(fan_core *core, int number)
@@ -118,7 +118,8 @@ int fan_accept_batch(fan_core *core, int want, int64_t now_ns)
                 break;
             }
             count++;
-            listener->remaining--;
+            if (core->finishing)
+                listener->remaining--;
             if (core->paused) {
                 core->paused = false;
                 fan_core_notice(core, FAN_EVENT_RESUMED, 0, 0);

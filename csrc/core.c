@@ -246,7 +246,7 @@ out:
 
 static int refill(fan_core *core, int space, int64_t now_ns)
 {
-    if (fan_accept_rests(core, now_ns))
+    if (fan_accept_rests(core))
         return 0;
     int want = space < FAN_BATCH ? space : FAN_BATCH;
     int count = recall_batch(core, want, now_ns);
@@ -385,7 +385,7 @@ static bool dispatch(fan_core *core)
         if (core->finished || now_ns < core->stall_until_ns)
             return false;
         core->stall_until_ns = core->lag_until_ns = 0;
-        if (core->broken_count && !fan_accept_rests(core, now_ns))
+        if (core->broken_count && !fan_accept_rests(core))
             fan_channels_mend(core);
         int space = total_space(core, now_ns);
         if (space == 0)
@@ -445,8 +445,10 @@ static bool look_at(fan_core *core, int number)
 
 static void keep_time(fan_core *core, int64_t now_ns)
 {
-    if (core->paused && now_ns >= core->pause_until_ns)
+    if (core->pause_until_ns && now_ns >= core->pause_until_ns) {
+        core->pause_until_ns = 0;
         listeners_may_have_more(core);
+    }
     if (core->look_at_ns && now_ns >= core->look_at_ns) {
         bool again = false;
         for (int i = 0; i < core->rotation_count; i++)
@@ -459,7 +461,7 @@ static void keep_time(fan_core *core, int64_t now_ns)
 static int patience_ms(const fan_core *core, int64_t now_ns, int64_t deadline_ns)
 {
     int64_t next_ns = deadline_ns;
-    if (core->paused && core->pause_until_ns > now_ns && core->pause_until_ns < next_ns)
+    if (core->pause_until_ns && core->pause_until_ns < next_ns)
         next_ns = core->pause_until_ns;
     if (core->stall_until_ns && core->stall_until_ns < next_ns)
         next_ns = core->stall_until_ns;
@@ -543,7 +545,7 @@ int fan_core_run(fan_core *core, int64_t timeout_ns, fan_event *events, int cap)
             return told;
         }
         int64_t now_ns = fan_now_ns();
-        bool listening = core->held_count == 0 && !core->stall_until_ns && !fan_accept_rests(core, now_ns) &&
+        bool listening = core->held_count == 0 && !core->stall_until_ns && !fan_accept_rests(core) &&
                          anybody_hungry(core);
         int timeout_ms = more ? 0 : patience_ms(core, now_ns, deadline_ns);
         told = wait_for(core, listening ? core->outer : core->inner, timeout_ms, events, cap);

@@ -77,8 +77,8 @@ struct fan_core {
     int message_bytes;
     int accept_flags;
     bool finishing, finished;
-    bool paused;             /* accepting rests until pause_until_ns */
-    int64_t pause_until_ns;
+    bool paused;             /* accepting failed last, and Python knows */
+    int64_t pause_until_ns;  /* accepting rests (EMFILE and its like); 0: it does not */
     int64_t stall_until_ns;  /* passing rests (ETOOMANYREFS, ENOBUFS); 0: it does not */
     bool stall_told;         /* Python knows */
     int64_t look_at_ns;      /* next look whether a wake-up was lost; 0: nothing is untaken */
@@ -111,7 +111,7 @@ void fan_core_notice(fan_core *core, int kind, int error, int64_t token);
 
 /* accept.c */
 int fan_accept_batch(fan_core *core, int want, int64_t now_ns);
-bool fan_accept_rests(fan_core *core, int64_t now_ns);
+bool fan_accept_rests(const fan_core *core);
 void fan_accept_pause(fan_core *core, int error);
 void fan_listener_close(fan_core *core, int number);
 

@@ -41,6 +41,8 @@ static void mend(fan_core *core, int number)
     fan_channel_resize(&fresh, channel->size, core->message_bytes);
     fresh.spill_fd = channel->read_fd;
     fresh.recalling = number < core->slot_count;
+    /* Out of the set by name: a child that has just been forked may still hold the descriptor, and keep it in. */
+    epoll_ctl(core->inner, EPOLL_CTL_DEL, channel->write_fd, NULL);
     fan_close(&channel->write_fd);
     *channel = fresh;
     core->broken_count--;

@@ -1,4 +1,4 @@
-"""Every command of README.md is run, in a copy of the tree, in an environment that has nothing but what README installs.
+"""Every command of README.md is run, in a copy of the tree, where nothing is installed but what README installs.
 
 Servers run in a network namespace of their own, so that the ports of README are free.
 """

@@ -84,6 +84,7 @@ TRANSITIONS: dict[tuple[State, Happened], Step] = {
     (_D, Happened.CHANNELS_ENDED): Step(_D),
     (_D, Happened.TOLD_TO_STOP): Step(_D, (Action.QUIT,)),
     (_D, Happened.CHANNEL_BROKEN): Step(_D),
+    (_D, Happened.BOOT_TIMED_OUT): Step(_D, (Action.KILL,)),  # told to stop while it booted, or drained by its hook
     (_D, Happened.DRAIN_TIMED_OUT): Step(_D, (Action.QUIT,)),
     (_D, Happened.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
 }

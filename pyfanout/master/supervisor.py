@@ -74,6 +74,9 @@ class Supervisor:
         self._finished = False
         self._late = False
         """The drain timeout of a graceful stop is over."""
+        self._short = False
+        """The log says that accepting rests."""
+        self._shortage_told_ns = -1_000_000_000
         self._ladder: deque[tuple[int, Callable[[], None]]] = deque()
         """Deadlines (ns) of a stop, and what is done when one passes."""
         self._first_failure: Failed | None = None
@@ -167,9 +170,11 @@ class Supervisor:
                 if callback is not None:  # else it was unwatched by an event before this one
                     callback()
             case News.PAUSED:
-                log.error("accepting rests: %s; new clients wait in the kernel's queue", os.strerror(event.error))
+                self._on_shortage(event.error)
             case News.RESUMED:
-                log.info("accepting goes on")
+                if self._short:
+                    self._short = False
+                    log.info("accepting goes on")
             case News.LISTENER_FAILED:
                 address = self._endpoints[event.token].address
                 log.critical("lost listener %s: %s", address, os.strerror(event.error))
@@ -180,6 +185,13 @@ class Supervisor:
                 for member in list(self._roster.members):
                     needless = member.state is State.BOOTING and not self._waiting_for(member)
                     self._happened(member, Happened.TOLD_TO_STOP if needless else Happened.CHANNELS_ENDED)
+
+    def _on_shortage(self, error: int) -> None:
+        """Once a second at most: at a limit it comes and goes with each connection."""
+        now_ns = time.monotonic_ns()
+        if now_ns >= self._shortage_told_ns + 1_000_000_000:
+            self._short, self._shortage_told_ns = True, now_ns
+            log.error("accepting rests: %s; new clients wait in the kernel's queue", os.strerror(error))
 
     def _on_broken(self, slot: int) -> None:
         """Its readers see end-of-file and leave by themselves; those that do not are told to."""
@@ -388,6 +400,18 @@ class Supervisor:
         boot_deadline_ns = time.monotonic_ns() + int(self._config.boot_timeout * 1e9)
         member = Member(slot.number, generation, process, ours, boot_deadline_ns)
         self._roster.add(member)
+        try:
+            self._watch_member(member)
+        except OSError:
+            for fd in list(member.tokens):
+                self._unwatch(member, fd)
+            process.send(signal.SIGKILL)
+            process.reap()
+            self._roster.remove(member)
+            raise
+
+    def _watch_member(self, member: Member) -> None:
+        process, ours = member.process, member.control
         for fd, callback in ((process.pidfd, self._on_death), (ours.fileno(), self._on_message)):
             member.tokens[fd] = self._watch(fd, functools.partial(callback, member))
 
