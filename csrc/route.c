@@ -9,9 +9,9 @@
 #include <netinet/in.h>
 
 /* least-connections: how far ahead of the emptiest worker a hungry one may run while the emptiest digests what it was
- * sent. A quarter of an event loop's channel: 8 of 1,000 connections is 0.8 %. */
+ * sent. The size of an event loop's channel: 8 of 1,000 connections is 0.8 %. */
 #define SLACK 8
-/* ... and how long it is waited for. A loop takes 32 connections in some 3 ms; one that needs longer is overloaded. */
+/* ... and how long it is waited for. A loop takes 8 connections in about 1 ms; one that needs 20 is overloaded. */
 #define LAG_NS (20 * FAN_MS)
 /* A cold worker starts on a par with the emptiest of the others and gets its full advantage over this time, so that it is
  * not flooded while its caches are empty. */
