@@ -38,9 +38,9 @@ GRACE_NS = 2_000_000_000
 """From "stop now" to SIGKILL: long enough for an exit hook, short for who presses ^C."""
 
 ASYNCIO_SIZE = 8
-"""Messages in an event loop's channel: refilled at one. With 32, refilled at seven, the master was woken for each of the
-first seven clients, into the loop's work: measured on 2026-11-22, conn/s to SO_REUSEPORT 1.00 and 1.02 (one core, core
-each) with 32, 1.04 and 1.16 with 8, on the machine of bench/README.md."""
+"""Messages in an event loop's channel: refilled at one. With 32, refilled at seven, the master was woken for each of
+the first seven clients, into the loop's work: measured on 2026-11-22, conn/s to SO_REUSEPORT 1.00 and 1.02 (one core,
+core each) with 32, 1.04 and 1.16 with 8, on the machine of bench/README.md."""
 
 SIZE_PER_THREAD = 4
 """Messages per blocking thread in its channel: refilled at one, so nobody waits for the master."""
