@@ -35,7 +35,7 @@ ffibuilder.set_source(
         "-Wall",
         "-Wextra",
         "-fvisibility=hidden",
-        *os.environ.get("PYFANOUT_CFLAGS", "").split(),  # CI: -Werror
+        *os.environ.get("CORE_CFLAGS", "").split(),  # CI: -Werror
     ],
     py_limited_api=True,
 )

@@ -122,7 +122,10 @@ void fan_slot_leave(fan_core *core, int slot)
 
 int fan_slot_untaken(const fan_core *core, int slot)
 {
-    return fan_channel_untaken(&core->channels[slot < 0 ? core->slot_count : slot]);
+    const fan_channel *channel = &core->channels[slot < 0 ? core->slot_count : slot];
+    int spilled = channel->spill_fd < 0 ? 0 : fan_channel_untaken(&(fan_channel){.read_fd = channel->spill_fd});
+    int untaken = fan_channel_untaken(channel);
+    return untaken < 0 ? untaken : untaken + (spilled < 0 ? 0 : spilled);
 }
 
 void fan_slot_look(const fan_core *core, int slot, fan_board_view *out)

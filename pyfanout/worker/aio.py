@@ -89,19 +89,22 @@ class Server:
         elif rc == 0:  # the master has finished, or is gone
             self._worker.drain()
         elif rc in (-errno.EMFILE, -errno.ENFILE):
-            log.error("worker=%d: %s; takes no connection until one is free", self._worker.slot, os.strerror(-rc))
             self._pause()
-            self._loop.call_later(SHORTAGE_S, self._look_for_descriptor)
+            self._loop.call_later(SHORTAGE_S, self._look_for_descriptor, False)
         elif rc not in (-errno.EAGAIN, -errno.EINTR):
             self._fail(OSError(-rc, f"take a connection: {os.strerror(-rc)}"))
 
-    def _look_for_descriptor(self) -> None:
+    def _look_for_descriptor(self, told: bool) -> None:
+        """Goes on when there is one. A shortage that lasts is told, once."""
         try:
             os.close(os.dup(self._fd))
-        except OSError:
-            self._loop.call_later(SHORTAGE_S, self._look_for_descriptor)
+        except OSError as error:
+            if not told:
+                log.error("worker=%d: %s; takes no connection until one is free", self._worker.slot, error.strerror)
+            self._loop.call_later(SHORTAGE_S, self._look_for_descriptor, True)
         else:
-            log.info("worker=%d: descriptors are free again", self._worker.slot)
+            if told:
+                log.info("worker=%d: descriptors are free again", self._worker.slot)
             self._read_on()
 
     # ---- one connection ----------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ class Server:
             elif rc == 0 or (rc in (-errno.ECANCELED, -errno.EINTR) and worker.draining):
                 break
             elif rc in (-errno.EMFILE, -errno.ENFILE):
-                self._wait_for_descriptor(taker, rc)
+                self._wait_for_descriptor()
             elif rc == -errno.ENOBUFS:
                 log.error("worker=%d: a connection was lost, no descriptor was free for it", worker.slot)
             elif rc != -errno.EINTR:
@@ -130,17 +130,21 @@ class Server:
             raise error
         self._worker.drain()
 
-    def _wait_for_descriptor(self, taker: Taker, rc: int) -> None:
-        """Take nothing until a descriptor is free. What waits in the pool is taken by others."""
-        log.error("worker=%d: %s; takes no connection until one is free", self._worker.slot, os.strerror(-rc))
+    def _wait_for_descriptor(self) -> None:
+        """Take nothing until one is free: what waits in the pool is taken by others. A shortage that lasts is told."""
+        told = False
         while not self._worker.draining:
             time.sleep(SHORTAGE_S)
             try:
                 os.close(os.dup(self._fd))
-            except OSError:
-                continue
-            log.info("worker=%d: descriptors are free again", self._worker.slot)
-            return
+            except OSError as error:
+                if not told:
+                    log.error("worker=%d: %s; takes no connection until one is free", self._worker.slot, error.strerror)
+                told = True
+            else:
+                if told:
+                    log.info("worker=%d: descriptors are free again", self._worker.slot)
+                return
 
     def _cancel(self) -> None:
         """Nobody takes any more. Those asleep are woken by the control thread: here a signal handler may be running."""

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / file, copy)
         build = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-        built = {"PYFANOUT_CFLAGS": SANITIZE, "LDFLAGS": "-fsanitize=address,undefined"}
+        built = {"CORE_CFLAGS": SANITIZE, "LDFLAGS": "-fsanitize=address,undefined"}
         subprocess.run(build, cwd=copy, env=os.environ | built, check=True)
         sanitizers = {
             "LD_PRELOAD": f"{library('libasan.so')} {library('libubsan.so')}",
