@@ -516,7 +516,7 @@ static int wait_for(fan_core *core, int set, int timeout_ms, fan_event *events, 
             channel_writable(core, (int)number, ready[i].events);
             break;
         case FAN_LISTENER:
-            core->listeners[number].maybe = core->listeners[number].fd >= 0;
+            core->listeners[number].maybe = core->listeners[number].told = core->listeners[number].fd >= 0;
             break;
         case FAN_INNER:
             look_inside = true;

@@ -65,7 +65,8 @@ typedef struct {
 
 typedef struct {
     int fd;                  /* owned; in the epoll set `outer` */
-    bool maybe;              /* may have connections; false after EAGAIN until epoll says otherwise */
+    bool maybe;              /* may have connections; false when it had none, until epoll says otherwise */
+    bool told;               /* epoll has said so, and none was accepted since */
     int remaining;           /* finishing: how many more to accept */
 } fan_listener;
 
@@ -90,6 +91,8 @@ struct fan_core {
     fan_slot *slots;
     fan_board *board;        /* one page a slot, shared with the workers */
     int listener_count, listener_cursor;
+    int batch_count;         /* accepted by the last batch */
+    int64_t batch_ns;        /* when that was */
     fan_listener listeners[FAN_MAX_LISTENERS];
     int held_count;
     fan_held held[FAN_BATCH];

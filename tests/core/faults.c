@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <link.h>
+#include <poll.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +35,7 @@ static atomic_int longest = -1; /* sendmmsg takes no more messages than this; -1
 #define NAMES(each)                                                                                          \
     each(int, accept4, -1, (int fd, struct sockaddr *address, socklen_t *bytes, int flags),                  \
          (fd, address, bytes, flags))                                                                        \
+    each(int, poll, -1, (struct pollfd *asked, nfds_t count, int timeout_ms), (asked, count, timeout_ms))    \
     each(int, sendmmsg, -1, (int fd, struct mmsghdr *messages, unsigned count, int flags),                   \
          (fd, messages, longest >= 0 && count > (unsigned)longest ? (unsigned)longest : count, flags))       \
     each(ssize_t, sendmsg, -1, (int fd, const struct msghdr *message, int flags), (fd, message, flags))      \

@@ -172,6 +172,17 @@ def test_nothing_is_accepted_while_nobody_is_hungry(house: MakeHouse, faults: Fa
     worker.leave()
     here.core.run(10_000_000)
     assert here["accepted"] == accepted
+
+
+def test_accept_is_not_called_in_vain(house: MakeHouse, faults: Faults) -> None:
+    """A call that finds nobody costs ten times a poll."""
+    here = house()
+    worker = here.worker(0, 8)
+    for _ in range(20):
+        here.connect(3)
+        here.take_until([worker], 3)
+    here.settle()
+    assert faults.calls("accept4") == here["accepted"] == 60
     here.check()
 
 

@@ -295,6 +295,7 @@ CALLS = {
     "sendmsg": errno.ENOBUFS,
     "sendmmsg": errno.ENOBUFS,
     "accept4": errno.ENFILE,
+    "poll": errno.ENOMEM,
     "socketpair": errno.EMFILE,
     "epoll_wait": errno.EINTR,
     "setsockopt": errno.ENOMEM,

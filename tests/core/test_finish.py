@@ -154,6 +154,7 @@ def test_many_failures_at_once_do_not_hide_the_end(house: MakeHouse, faults: Fau
     for _ in range(20):
         here.listen("", socket.AF_UNIX)
     here.worker(0)
+    faults.fail("poll", errno.ENOMEM, times=20)  # so that each is asked, although none has a client
     faults.fail("accept4", errno.EINVAL, times=20)
     here.core.finish(100)
     here.run_until(lambda: finished(here), "it is said")
