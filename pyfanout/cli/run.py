@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.app import check_spec, import_from
 from pyfanout.config import BINDS, SWITCH, Config, Option, options, unknown_variables
 from pyfanout.master.listeners import parse
+from pyfanout.serve import run as serve
 
 if TYPE_CHECKING:
     from pyfanout.cli import Parser
@@ -54,8 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
         for line in unknown_variables(os.environ):
             print(f"pyfanout: {line}", file=sys.stderr)
         return 0
-    from pyfanout.serve import run as serve  # noqa: PLC0415 - the C core is needed from here on only
-
     serve(config, functools.partial(import_from, arguments.app))
     return 0
 

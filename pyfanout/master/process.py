@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from pyfanout import sigmask
+
 
 @dataclass(frozen=True, slots=True)
 class ExitReport:
@@ -76,7 +78,7 @@ def spawn(first_steps: Callable[[], None], entry: Callable[[], int]) -> Process:
     sys.stdout.flush()  # else the child writes what is buffered once more
     sys.stderr.flush()
     # A signal between the fork and the child's first steps would run the master's handler in the child.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    mask = sigmask.block_all()
     try:
         pid = os.fork()
         if pid == 0:
@@ -89,7 +91,7 @@ def spawn(first_steps: Callable[[], None], entry: Callable[[], int]) -> Process:
             raise
         return Process(pid, pidfd)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        sigmask.restore(mask)
 
 
 def _live(first_steps: Callable[[], None], entry: Callable[[], int], mask: Iterable[int]) -> None:
@@ -97,7 +99,7 @@ def _live(first_steps: Callable[[], None], entry: Callable[[], int], mask: Itera
     code = 70  # EX_SOFTWARE of sysexits.h: pyfanout's own bug
     try:
         first_steps()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        sigmask.restore(mask)
         code = entry()
     except SystemExit as stop:
         code = exit_code_of(stop)

@@ -18,6 +18,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from pyfanout import sigmask
 from pyfanout.app import BlockingHandler, Kind
 from pyfanout.core import Taker, interrupt_with
 from pyfanout.worker.connection import Connection, address_of
@@ -158,7 +159,7 @@ class Server:
 
     def _listen(self) -> None:
         """Until the master is gone (end-of-file). The channel says so too, as soon as it is empty."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
+        sigmask.block_all()  # they are the main thread's
         control, wakeup = self._worker.control, self._wakeup
         with selectors.DefaultSelector() as selector:
             selector.register(control, selectors.EVENT_READ)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,11 +21,10 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(option.variable, raising=False)
 
 
-class Server(ModuleType):
+class Server:
     """Stands for pyfanout.serve."""
 
     def __init__(self) -> None:
-        super().__init__("pyfanout.serve")
         self.calls: list[tuple[Config, Callable[[], Any]]] = []
         self.error: Exception | None = None
 
@@ -39,7 +37,7 @@ class Server(ModuleType):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server()
-    monkeypatch.setitem(sys.modules, "pyfanout.serve", server)
+    monkeypatch.setattr("pyfanout.cli.run.serve", server.run)
     return server
 
 
