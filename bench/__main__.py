@@ -1,4 +1,4 @@
-"""`python -m bench dispatch`: measures every row of the table, prints it, keeps all samples."""
+"""`python -m bench dispatch` and `python -m bench life`: measure every row of a table and print it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from bench import procfs, report, run
+from bench import life, procfs, report, run
 from bench.server import ROOT, ServerError
 
 RESULTS = ROOT / "bench" / "results"
@@ -36,11 +36,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--write-readme", action="store_true", help="put the table into bench/README.md (full runs only)"
     )
     dispatch.add_argument("--list", action="store_true", help="print the names of the experiments and leave")
+    lives = verbs.add_parser("life", help="what clients see while workers die, hang, are replaced and scaled")
+    lives.add_argument("--quick", action="store_true", help="one short round: about 2 minutes instead of 25")
+    lives.add_argument("--rounds", type=int, help="default 3, with --quick 1")
+    lives.add_argument("--only", action="append", default=[], metavar="NAME", help="rows whose name begins so")
     options = parser.parse_args(arguments)
-    if options.write_readme and (options.quick or options.only or options.subjects or options.rounds):
-        parser.error("--write-readme is for a full run: not with --quick, --only, --subjects, --rounds")
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds wants 1 or more")
+    if options.verb == "life":
+        return options
+    if options.write_readme and (options.quick or options.only or options.subjects or options.rounds):
+        parser.error("--write-readme is for a full run: not with --quick, --only, --subjects, --rounds")
     return options
 
 
@@ -100,11 +106,21 @@ def dispatch(options: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
+def lives(options: argparse.Namespace, arguments: list[str]) -> int:
+    scale = life.QUICK if options.quick else life.FULL
+    if options.rounds is not None:
+        scale = replace(scale, rounds=options.rounds)
+    lines = life.run(scale, options.only)
+    about = "\n".join(f"- {name}: {value}" for name, value in header(arguments).items())
+    print("\n".join([about, "", *lines]))
+    return 0
+
+
 def main() -> int:
     arguments = sys.argv[1:]
     options = parse(arguments)
     try:
-        return dispatch(options, arguments)
+        return (lives if options.verb == "life" else dispatch)(options, arguments)
     except ServerError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

@@ -86,6 +86,7 @@ struct options {
     double rate; /* arrivals per second, 0: as fast as it goes */
     bool uniform; /* arrivals at equal distances instead of exponential ones */
     int hold; /* connections to hold, 0: ask and close */
+    int requests; /* on each connection, one after the other */
     int64_t duration_ns; /* requests start for this long after the warm-up */
     int64_t warmup_ns; /* requests before this are made but not timed */
     int64_t timeout_ns; /* per request, from its true start */
@@ -162,6 +163,7 @@ struct request {
     enum state state;
     enum request_class class;
     size_t got; /* bytes of the answer */
+    int asked; /* requests sent on this connection */
     int64_t due_ns; /* when the schedule wanted it */
     int64_t deadline_ns;
     struct request *older, *younger; /* all share one timeout, so the list of running ones is sorted by itself */
@@ -274,12 +276,25 @@ static int parse_answer(const struct request *request, uint64_t *id)
     return -1;
 }
 
+static void transmit(struct run *run, struct request *request);
+
+/* Whether the server keeps the connection open after its answer: then the answer's own end tells that it is whole. */
+static bool stays_open(const struct options *o)
+{
+    return o->hold > 0 || o->requests > 1;
+}
+
 static void finish(struct run *run, struct request *request)
 {
     uint64_t id = 0;
     int error = parse_answer(request, &id);
     if (error >= 0) {
         fail(run, request, (enum error)error);
+        return;
+    }
+    if (request->asked < run->options->requests) {
+        request->got = 0;
+        transmit(run, request);
         return;
     }
     int64_t now = now_ns();
@@ -322,14 +337,14 @@ static void receive(struct run *run, struct request *request, bool closed)
         }
         request->got += (size_t)n;
         if (n == 0 || (closed && (size_t)n < room)) {
-            if (run->options->hold == 0)
+            if (!stays_open(run->options))
                 finish(run, request);
             else
                 fail(run, request, SHORT);
             return;
         }
         uint64_t id;
-        if (run->options->hold > 0 && parse_answer(request, &id) != SHORT) {
+        if (stays_open(run->options) && parse_answer(request, &id) != SHORT) {
             finish(run, request);
             return;
         }
@@ -340,8 +355,8 @@ static void receive(struct run *run, struct request *request, bool closed)
 static void transmit(struct run *run, struct request *request)
 {
     ssize_t n = send(request->fd, run->text[request->class], run->text_len[request->class], MSG_NOSIGNAL);
-    bool known = request->state == CONNECTING;
-    uint32_t wanted = run->options->hold ? EPOLLIN | EPOLLRDHUP : EPOLLRDHUP;
+    bool known = request->state == CONNECTING || request->asked > 0;
+    uint32_t wanted = stays_open(run->options) ? EPOLLIN | EPOLLRDHUP : EPOLLRDHUP;
     if (n < 0 && errno == EAGAIN && !known) {
         request->state = CONNECTING; /* the accept queue is full: the kernel tries again in a second */
         wanted = EPOLLOUT;
@@ -353,6 +368,8 @@ static void transmit(struct run *run, struct request *request)
         return;
     } else {
         request->state = WAITING;
+        if (request->asked++ > 0)
+            return; /* it is waited for already */
     }
     struct epoll_event event = {.events = wanted, .data.ptr = request};
     if (epoll_ctl(run->epoll, known ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, request->fd, &event) < 0)
@@ -393,6 +410,7 @@ static void start(struct run *run, int64_t due_ns, int64_t now)
     request->class = class;
     request->state = WAITING;
     request->got = 0;
+    request->asked = 0;
     request->due_ns = due_ns;
     request->deadline_ns = now + run->options->timeout_ns;
     request->older = run->youngest;
@@ -612,11 +630,12 @@ static const char *const USAGE =
     "  --closed C         C connections always in flight (default 1)\n"
     "  --rate R           open loop: R requests per second, exponential distances (--uniform: equal ones)\n"
     "  --hold N           open N connections (at once, or at --rate), hold all until the last has answered\n"
+    "  --requests N       on each connection, one after the other; it is answered when all are (default 1)\n"
     "  --duration S       start requests for S seconds (default 5); --count N: and at most N of them\n"
     "  --warmup S         before that, S seconds whose requests are not timed (default 0)\n"
     "  --timeout S        for one request (default 10)\n"
     "  --max-open N       open loop: in flight at most, beyond is an error 'overflow' (default 10000)\n"
-    "  --path NAME        ask for /NAME (default fast, or hold); --slow-fraction F: and this often for /slow (default 0)\n"
+    "  --path NAME        ask for /NAME (default fast, or hold, or keep); --slow-fraction F: and this often for /slow (default 0)\n"
     "  --seed N           of arrivals and of which are slow (default 1)\n"
     "  --sources N        client addresses to go round in, from 127.64.0.1 on (default 64, 0: the kernel's choice)\n"
     "  --cpu N            run on this core\n"
@@ -624,9 +643,10 @@ static const char *const USAGE =
 
 static struct options parse(int argc, char **argv)
 {
-    enum { CLOSED, RATE, HOLD, DURATION, COUNT, WARMUP, PATIENCE, MAX_OPEN, SLOWS, SEED, SOURCES, CPU, NUMBERS };
+    enum { CLOSED, RATE, HOLD, REQUESTS, DURATION, COUNT, WARMUP, PATIENCE, MAX_OPEN, SLOWS, SEED, SOURCES, CPU, NUMBERS };
     struct { const char *name; double value, least, most; } knobs[NUMBERS] = {
         [CLOSED] = {"closed", 0, 1, 1e5}, [RATE] = {"rate", 0, 0.001, 1e7}, [HOLD] = {"hold", 0, 1, 1e6},
+        [REQUESTS] = {"requests", 1, 1, 1e6},
         [DURATION] = {"duration", 5, 0.001, 3600}, [COUNT] = {"count", 0, 1, 1e15},
         [WARMUP] = {"warmup", 0, 0, 3600}, [PATIENCE] = {"timeout", 10, 0.001, 600},
         [MAX_OPEN] = {"max-open", 10000, 1, 1e6}, [SLOWS] = {"slow-fraction", 0, 0, 1},
@@ -662,6 +682,7 @@ static struct options parse(int argc, char **argv)
     o.closed = (int)knobs[CLOSED].value;
     o.rate = knobs[RATE].value;
     o.hold = (int)knobs[HOLD].value;
+    o.requests = (int)knobs[REQUESTS].value;
     o.duration_ns = ns_of(knobs[DURATION].value);
     o.count = (uint64_t)knobs[COUNT].value;
     o.warmup_ns = ns_of(knobs[WARMUP].value);
@@ -670,10 +691,12 @@ static struct options parse(int argc, char **argv)
     o.seed = (uint64_t)knobs[SEED].value;
     o.sources = (int)knobs[SOURCES].value;
     o.cpu = (int)knobs[CPU].value;
+    if (o.hold > 0 && o.requests > 1)
+        usage_error("--requests does not go with --hold");
     if (o.closed > 0 && (o.rate > 0 || o.hold > 0))
         usage_error("--closed goes neither with --rate nor with --hold");
     if (o.path == NULL)
-        o.path = o.hold > 0 ? "hold" : "fast";
+        o.path = o.hold > 0 ? "hold" : o.requests > 1 ? "keep" : "fast";
     if (strlen(o.path) > 64)
         usage_error("--path wants at most 64 characters");
     if (o.closed == 0 && o.rate == 0 && o.hold == 0)

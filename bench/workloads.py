@@ -1,8 +1,8 @@
 """The handlers that every subject runs: the same functions whoever accepts the connection.
 
 The path of the request says what to do: `/fast` answers at once, `/work` after 1 ms of sleep, `/slow` after
-100 ms, `/hold` (asyncio) at once and then keeps the connection until the client closes it. The answer is this
-worker's pid.
+100 ms, `/hold` (asyncio) at once and then keeps the connection until the client closes it, `/keep` at once and then
+the next request on the same connection. The answer is this worker's pid.
 """
 
 from __future__ import annotations
@@ -38,13 +38,11 @@ def answer() -> bytes:
 
 
 def blocking(conn: socket.socket, _addr: Any) -> None:
-    """Answers one request; the serving loop closes the connection."""
-    request = conn.recv(REQUEST_LIMIT_BYTES)
-    while request and not request.endswith(b"\r\n\r\n"):
-        more = conn.recv(REQUEST_LIMIT_BYTES)
-        if not more:
-            return
-        request += more
+    """Answers one request, or as many as come on `/keep`; the serving loop closes the connection."""
+    request = _request(conn)
+    while request.startswith(b"GET /keep "):
+        conn.sendall(answer())
+        request = _request(conn)
     if request.startswith(b"GET /work "):
         time.sleep(WORK_S)
     elif request.startswith(b"GET /slow "):
@@ -53,10 +51,25 @@ def blocking(conn: socket.socket, _addr: Any) -> None:
         conn.sendall(answer())
 
 
+def _request(conn: socket.socket) -> bytes:
+    """A whole one; empty if the client has left before."""
+    request = conn.recv(REQUEST_LIMIT_BYTES)
+    while request and not request.endswith(b"\r\n\r\n"):
+        more = conn.recv(REQUEST_LIMIT_BYTES)
+        if not more:
+            return b""
+        request += more
+    return request
+
+
 async def streams(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answers one request over asyncio streams and closes, or holds when asked to."""
     try:
         request = await reader.readuntil(b"\r\n\r\n")
+        while request.startswith(b"GET /keep "):
+            writer.write(answer())
+            await writer.drain()
+            request = await reader.readuntil(b"\r\n\r\n")
         if request.startswith(b"GET /work "):
             await asyncio.sleep(WORK_S)
         elif request.startswith(b"GET /slow "):

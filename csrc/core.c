@@ -69,8 +69,8 @@ int fan_core_new(int slots, int policy, fan_core **out)
     if (core->inner < 0 || core->outer < 0)
         goto fail;
     rc = fan_epoll(core->outer, EPOLL_CTL_ADD, core->inner, EPOLLIN, FAN_ABOUT(FAN_INNER, 0));
-    for (int i = 0; i <= slots && rc == 0; i++)
-        rc = fan_channel_birth(core, i, &core->channels[i]);
+    if (rc == 0)
+        rc = fan_channel_birth(core, slots, &core->channels[slots]);
     if (rc < 0)
         goto fail;
     *out = core;
@@ -208,10 +208,14 @@ static int total_space(fan_core *core, int64_t now_ns)
 /* Take back what waits where no worker reads. */
 static int recall_batch(fan_core *core, int want, int64_t now_ns)
 {
-    int count = 0;
-    for (int number = 0; number <= core->slot_count && count < want; number++) {
+    int count = 0, number;
+    if (!core->recall)
+        return 0;
+    for (number = fan_channel_next(core, 0); number <= core->slot_count; number = fan_channel_next(core, number + 1)) {
         fan_channel *channel = &core->channels[number];
-        while ((channel->recalling || channel->spill_fd >= 0) && count < want) {
+        while (channel->recalling || channel->spill_fd >= 0) {
+            if (count == want)
+                goto out;
             fan_held *held = &core->held[count];
             int source = channel->spill_fd >= 0 ? channel->spill_fd : channel->read_fd;
             int rc = fan_channel_room(source, 1);
@@ -235,10 +239,13 @@ static int recall_batch(fan_core *core, int want, int64_t now_ns)
                 goto out;
             } else if (channel->spill_fd >= 0)
                 fan_close(&channel->spill_fd);
-            else
+            else {
                 channel->recalling = false;
+                fan_channel_end_if_empty(core, number);
+            }
         }
     }
+    core->recall = false;
 out:
     core->held_count = count;
     return count;
@@ -366,13 +373,14 @@ static void finish_if_done(fan_core *core)
     for (int i = 0; i < core->listener_count; i++)
         if (core->listeners[i].fd >= 0)
             return;
-    for (int i = 0; i <= core->slot_count; i++) {
+    for (int i = fan_channel_next(core, 0); i <= core->slot_count; i = fan_channel_next(core, i + 1)) {
         const fan_channel *channel = &core->channels[i];
         if (channel->spill_fd >= 0 || (channel->recalling && fan_channel_untaken(channel) > 0))
             return;
     }
-    for (int i = 0; i <= core->slot_count; i++)
-        shutdown(core->channels[i].write_fd, SHUT_WR);
+    for (int i = fan_channel_next(core, 0); i <= core->slot_count; i = fan_channel_next(core, i + 1))
+        if (core->channels[i].write_fd >= 0)
+            shutdown(core->channels[i].write_fd, SHUT_WR);
     core->finished = true;
     fan_core_notice(core, FAN_EVENT_FINISHED, 0, 0);
 }
@@ -427,7 +435,7 @@ static bool look_at(fan_core *core, int number)
         return false;
     uint64_t taken = 0;
     int idle = 0;
-    for (int slot = 0; slot < core->slot_count; slot++) {
+    for (int slot = 0; slot < core->used_count; slot++) {
         if (core->slots[slot].entered && fan_slot_channel(core, slot) == number) {
             taken += fan_board_taken(core->board, slot);
             idle += fan_board_idle(core->board, slot, core->slots[slot].threads);

@@ -47,6 +47,7 @@ typedef struct {
     bool broken;             /* a worker shut it down, and there were no descriptors yet for a new pair */
     int spill_fd;            /* owned; reading end of a pair that was broken, with what waited in it, or -1 */
     bool recalling;          /* no reader of its own any more: take back what waits in it */
+    bool ending;             /* close it when it is empty */
     bool nudgeable;          /* blocking readers, and something was passed since it was last seen empty */
     int nudges;              /* sent since a message was last taken */
     uint64_t taken_seen;     /* sum of the readers' `taken` at the last look */
@@ -56,6 +57,7 @@ typedef struct {
 /* A place for a worker. */
 typedef struct {
     bool entered, pool;
+    int identity;            /* for source-hash */
     int threads;
     int most;                /* connections that it may hold; 0: any number */
     uint64_t passed;         /* to its own channel in this generation, less what was recalled */
@@ -75,6 +77,7 @@ struct fan_core {
     int outer;               /* epoll set: the listeners, and `inner`. Waited for only while somebody is hungry */
     int policy;
     int slot_count;
+    int used_count;          /* the slots from here on were never used; those below may have no channel, either */
     int message_bytes;
     int accept_flags;
     bool finishing, finished;
@@ -99,6 +102,7 @@ struct fan_core {
     int notice_count;
     fan_event *notices;      /* own news for the next return to Python */
     int broken_count;        /* channels to be mended */
+    bool recall;             /* some channel may be recalling, or have a spill_fd */
     fan_counters counters;
 };
 
@@ -120,8 +124,10 @@ void fan_listener_close(fan_core *core, int number);
 
 /* slot.c */
 int fan_slot_channel(const fan_core *core, int slot);
+int fan_channel_next(const fan_core *core, int number);
 int fan_channel_birth(fan_core *core, int number, fan_channel *out);
 void fan_channels_mend(fan_core *core);
+void fan_channel_end_if_empty(fan_core *core, int number);
 void fan_channel_replace(fan_core *core, int number);
 
 /* route.c */

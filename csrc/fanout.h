@@ -13,7 +13,7 @@
 
 /* cdef: begin */
 
-#define FAN_MAX_SLOTS 1024    /* a page of memory and two descriptors each */
+#define FAN_MAX_SLOTS 2048    /* a page of memory each, and two descriptors while it is used */
 #define FAN_MAX_LISTENERS 64
 #define FAN_MAX_THREADS 256   /* what fits on a slot's page of the board */
 #define FAN_BATCH 32          /* the most connections that are in the master's hands at one time */
@@ -88,7 +88,8 @@ typedef struct {
 
 /* ---- the master: birth, death, loop ------------------------------------------------------------------------- */
 
-/* A core for `slots` workers. On failure *out is untouched and nothing stays open. */
+/* A core with room for `slots` workers at once, those that are about to leave included. On failure *out is untouched and
+ * nothing stays open. */
 int fan_core_new(int slots, int policy, fan_core **out);
 
 /* Close everything the core owns, connections in its hands included. */
@@ -117,8 +118,13 @@ int fan_core_message_bytes(const fan_core *core);
 
 /* ---- the master: slots ---------------------------------------------------------------------------------------- */
 
-/* Before each fork: a clean page for generation `generation` of this slot. */
-void fan_slot_begin(fan_core *core, int slot, uint64_t generation);
+/* Before each fork: a channel, and a clean page for `generation`. `identity`: what source-hash knows the worker by; one
+ * that replaces another has the same, so that its clients stay. On failure nothing has changed. */
+int fan_slot_begin(fan_core *core, int slot, uint64_t generation, int identity);
+
+/* The slot is not needed: its channel is closed as soon as what waits in it was passed to others, unless the slot is begun
+ * before. Its worker has left and is dead. */
+void fan_slot_end(fan_core *core, int slot);
 
 /* A worker is ready. `pool`: it reads the pool channel, else the slot's own. `threads`: how many block in
  * fan_take at once, 0 for an event loop. `size`: messages the channel shall take; returns what the kernel grants.
@@ -146,20 +152,25 @@ void fan_core_abandon(fan_core *core, int slot, int *pool_fd, int *slot_fd, fan_
 fan_taker *fan_taker_new(int fd, fan_board *board, int thread);
 void fan_taker_free(fan_taker *taker);
 
-/* Block until a connection is there. 1: *out is filled and out->fd is the caller's. 0: end-of-file, the master is done.
- * -EINTR: a signal came. -ECANCELED: fan_taker_cancel. -EMFILE, -ENFILE: no free descriptor, nothing was taken.
- * -ENOBUFS: the connection was lost for want of one (MSG_CTRUNC; counted).
- * `fd_is_free`: the caller has just closed a descriptor, so the check for a free one can be saved. */
+/* Block until a connection, or end-of-file, may be there. 1: it took a while. 0: it was there. -EINTR: a signal came.
+ * -ECANCELED: fan_taker_cancel. Takes nothing: who waits for a connection without the interpreter's lock might have to
+ * wait for the lock afterwards, with a client in its hands. */
+int fan_take_wait(fan_taker *taker);
+
+/* One that is there. 1: *out is filled and out->fd is the caller's. 0: end-of-file, the master is done. -EAGAIN: none.
+ * -ECANCELED: fan_taker_cancel. -EMFILE, -ENFILE: no free descriptor, nothing was taken. -ENOBUFS: the connection was
+ * lost for want of one (MSG_CTRUNC; counted). `fd_is_free`: the caller has just closed a descriptor, so the check for a
+ * free one can be saved. */
 int fan_take(fan_taker *taker, fan_connection *out, int fd_is_free);
 
-/* The same without waiting, for as many as are there, at most `cap` (and FAN_BATCH). Returns how many, -EAGAIN for none. */
+/* The same for as many as are there, at most `cap` (and FAN_BATCH). Returns how many, -EAGAIN for none. */
 int fan_take_ready(fan_taker *taker, fan_connection *out, int cap);
 
-/* From any thread: fan_take returns -ECANCELED from now on. One that sleeps must be woken by a signal, too. */
+/* From any thread: fan_take and fan_take_wait return -ECANCELED from now on. One that sleeps must be woken by a signal, too. */
 void fan_taker_cancel(fan_taker *taker);
 int fan_taker_sleeps(const fan_taker *taker);
 
-/* Make `signum` interrupt fan_take and do nothing else. */
+/* Make `signum` interrupt fan_take_wait and do nothing else. */
 int fan_interrupt_with(int signum);
 
 /* A taken connection was closed or detached. */

@@ -149,7 +149,8 @@ static int source_hash(fan_core *core, const fan_record *record)
         const fan_channel *channel = &core->channels[number];
         if (channel->space <= 0)
             continue;
-        uint64_t rank = mix(key ^ mix((uint64_t)number + 1));
+        int identity = number < core->slot_count ? core->slots[number].identity : core->slot_count;
+        uint64_t rank = mix(key ^ mix((uint64_t)identity + 1));
         uint64_t live = number < core->slot_count ? fan_slot_live(core, number) : 0;
         /* One more than a quarter of the channel is always allowed: a client of few is not moved for a rounding, or
          * because its last connection is not quite done. */

@@ -11,6 +11,13 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
+/* The number of the next channel that may exist, from `number` on; the pool's is the last. All of them:
+ * for (i = fan_channel_next(core, 0); i <= core->slot_count; i = fan_channel_next(core, i + 1)) */
+int fan_channel_next(const fan_core *core, int number)
+{
+    return number < core->used_count || number > core->slot_count ? number : core->slot_count;
+}
+
 /* EPOLLONESHOT without a wish: armed only when it is full. */
 int fan_channel_birth(fan_core *core, int number, fan_channel *out)
 {
@@ -41,6 +48,7 @@ static void mend(fan_core *core, int number)
     fan_channel_resize(&fresh, channel->size, core->message_bytes);
     fresh.spill_fd = channel->read_fd;
     fresh.recalling = number < core->slot_count;
+    core->recall = true;
     /* Out of the set by name: a child that has just been forked may still hold the descriptor, and keep it in. */
     epoll_ctl(core->inner, EPOLL_CTL_DEL, channel->write_fd, NULL);
     fan_close(&channel->write_fd);
@@ -56,20 +64,33 @@ int fan_slot_channel(const fan_core *core, int slot)
 static void rebuild_rotation(fan_core *core)
 {
     core->rotation_count = 0;
-    for (int i = 0; i <= core->slot_count; i++)
+    for (int i = fan_channel_next(core, 0); i <= core->slot_count; i = fan_channel_next(core, i + 1))
         if (core->channels[i].workers > 0)
             core->rotation[core->rotation_count++] = i;
     core->cursor = core->rotation_count ? core->cursor % core->rotation_count : 0;
 }
 
-void fan_slot_begin(fan_core *core, int slot, uint64_t generation)
+int fan_slot_begin(fan_core *core, int slot, uint64_t generation, int identity)
 {
     assert(slot >= 0 && slot < core->slot_count && !core->slots[slot].entered);
+    fan_channel *channel = &core->channels[slot];
+    if (channel->write_fd < 0) {
+        int rc = fan_channel_birth(core, slot, channel);
+        if (rc < 0)
+            return rc;
+        if (core->finished)
+            shutdown(channel->write_fd, SHUT_WR);
+        if (core->used_count <= slot)
+            core->used_count = slot + 1;
+    }
+    channel->ending = false;
     if (core->broken_count) /* the child shall inherit the new pair */
         fan_channels_mend(core);
-    int left = fan_channel_untaken(&core->channels[slot]);
+    core->slots[slot].identity = identity;
+    int left = fan_channel_untaken(channel);
     core->slots[slot].passed = left > 0 ? (uint64_t)left : 0;
     fan_board_begin(core->board, slot, generation);
+    return 0;
 }
 
 int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size, int most)
@@ -100,6 +121,25 @@ int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size, in
     return rc;
 }
 
+void fan_slot_end(fan_core *core, int slot)
+{
+    assert(slot >= 0 && slot < core->slot_count && !core->slots[slot].entered);
+    core->channels[slot].ending = true;
+    fan_channel_end_if_empty(core, slot);
+}
+
+/* One that is recalling comes back here when it is empty. */
+void fan_channel_end_if_empty(fan_core *core, int number)
+{
+    fan_channel *channel = &core->channels[number];
+    if (!channel->ending || channel->write_fd < 0 || channel->spill_fd >= 0 || fan_channel_untaken(channel) > 0)
+        return;
+    core->broken_count -= channel->broken;
+    epoll_ctl(core->inner, EPOLL_CTL_DEL, channel->write_fd, NULL);
+    fan_channel_close(channel);
+    *channel = (fan_channel){.write_fd = -1, .read_fd = -1, .spill_fd = -1};
+}
+
 void fan_slot_leave(fan_core *core, int slot)
 {
     assert(slot >= 0 && slot < core->slot_count);
@@ -111,7 +151,7 @@ void fan_slot_leave(fan_core *core, int slot)
     channel->workers--;
     channel->threads -= place->threads;
     if (!place->pool)
-        channel->recalling = true;
+        channel->recalling = core->recall = true;
     else if (channel->workers > 0 && fan_channel_untaken(channel) > 0) {
         /* It may have died in the instant it was woken, and its wake-up with it. */
         if (fan_channel_nudge(channel) == 0)
@@ -123,6 +163,8 @@ void fan_slot_leave(fan_core *core, int slot)
 int fan_slot_untaken(const fan_core *core, int slot)
 {
     const fan_channel *channel = &core->channels[slot < 0 ? core->slot_count : slot];
+    if (channel->read_fd < 0)
+        return 0;
     int spilled = channel->spill_fd < 0 ? 0 : fan_channel_untaken(&(fan_channel){.read_fd = channel->spill_fd});
     int untaken = fan_channel_untaken(channel);
     return untaken < 0 ? untaken : untaken + (spilled < 0 ? 0 : spilled);
@@ -136,9 +178,9 @@ void fan_slot_look(const fan_core *core, int slot, fan_board_view *out)
 
 void fan_channels_mend(fan_core *core)
 {
-    for (int number = 0; number <= core->slot_count; number++)
-        if (core->channels[number].broken)
-            mend(core, number);
+    for (int i = fan_channel_next(core, 0); i <= core->slot_count; i = fan_channel_next(core, i + 1))
+        if (core->channels[i].broken)
+            mend(core, i);
 }
 
 /* A worker shut the channel down: its readers see end-of-file and leave. They are out of rotation at once. */
@@ -148,11 +190,11 @@ void fan_channel_replace(fan_core *core, int number)
     if (channel->broken)
         return;
     core->counters.broken_channels++;
-    for (int slot = 0; slot < core->slot_count; slot++)
+    for (int slot = 0; slot < core->used_count; slot++)
         if (core->slots[slot].entered && fan_slot_channel(core, slot) == number)
             core->slots[slot].entered = false;
     channel->workers = channel->threads = channel->space = 0;
-    channel->broken = channel->recalling = true;
+    channel->broken = channel->recalling = core->recall = true;
     core->broken_count++;
     rebuild_rotation(core);
     fan_core_notice(core, FAN_EVENT_CHANNEL_BROKEN, 0, number < core->slot_count ? number : -1);

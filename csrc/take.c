@@ -17,15 +17,14 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#define SLEEP_NS (FAN_MS / 200) /* 5 us: a take that lasts longer has slept; one that has not takes 1 or 2 */
+#define SLEEP_NS (FAN_MS / 200) /* 5 us: a wait that lasts longer has slept; one that has not takes 1 */
 
 struct fan_taker {
     int fd;                 /* the channel; not owned */
     int thread;
     fan_board *board;
-    bool slow;              /* the last connection had to be waited for, so it will be again */
     atomic_bool cancelled;
-    atomic_bool sleeping;   /* in recvmsg, or about to be */
+    atomic_bool sleeping;   /* waits for a message, or is about to */
 };
 
 fan_taker *fan_taker_new(int fd, fan_board *board, int thread)
@@ -119,40 +118,31 @@ static int receive_if_room(const fan_taker *taker, bool sure, fan_record *record
     return rc;
 }
 
-int fan_take(fan_taker *taker, fan_connection *out, int fd_is_free)
+int fan_take_wait(fan_taker *taker)
 {
-    fan_record record;
-    int fd;
-
     fan_board_idle_now(taker->board, taker->thread);
     /* Sleeping first, cancelled second; fan_taker_cancel's caller does it the other way round. So either this call sees
      * the cancellation, or that caller sees a sleeper and goes on signalling it. */
     atomic_store(&taker->sleeping, true);
-    int rc = -EAGAIN;
-    bool look = !taker->slow;
     int64_t begin_ns = fan_now_ns();
-    for (;;) {
-        if (atomic_load(&taker->cancelled)) {
-            rc = -ECANCELED;
-            break;
-        }
-        if (look) {
-            rc = receive_if_room(taker, fd_is_free, &record, &fd);
-            if (rc != -EAGAIN && rc != -ENOMSG)
-                break;
-        }
-        look = true;
-        fd_is_free = 0; /* somebody may have it after a sleep */
-        rc = fan_channel_wait(taker->fd);
-        if (rc < 0)
-            break;
-    }
+    int rc = atomic_load(&taker->cancelled) ? -ECANCELED : fan_channel_wait(taker->fd);
     atomic_store(&taker->sleeping, false);
-    taker->slow = false;
+    return rc < 0 ? rc : fan_now_ns() - begin_ns > SLEEP_NS;
+}
+
+int fan_take(fan_taker *taker, fan_connection *out, int fd_is_free)
+{
+    fan_record record;
+    int fd, rc;
+
+    fan_board_idle_now(taker->board, taker->thread);
+    if (atomic_load(&taker->cancelled))
+        return -ECANCELED;
+    do
+        rc = receive_if_room(taker, fd_is_free, &record, &fd);
+    while (rc == -ENOMSG);
     if (rc == 1) {
-        int64_t now_ns = fan_now_ns();
-        taker->slow = now_ns - begin_ns > SLEEP_NS;
-        fan_board_busy_now(taker->board, taker->thread, now_ns);
+        fan_board_busy_now(taker->board, taker->thread, fan_now_ns());
         describe(&record, fd, out);
     } else if (rc == -ENOBUFS)
         fan_board_lost(taker->board, 1);

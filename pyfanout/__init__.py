@@ -1,12 +1,15 @@
 """pyfanout: the pre-fork runtime for Python on Linux.
 
-`serve(handler)` runs a handler on every core. Read `serve`, then `master.supervisor` (the life of a worker), then
+`serve(handler)` runs a handler on every core. Read `server`, then `master.supervisor` (the life of a worker), then
 `csrc/fanout.h` (the path of a connection).
 """
 
 from pyfanout.config import Config, Policy
-from pyfanout.errors import ConfigError, CoreError, FanoutError, LoadError, WorkerError
+from pyfanout.errors import ConfigError, CoreError, FanoutError, LoadError, ReloadError, WorkerError
+from pyfanout.master.callbacks import Notice
+from pyfanout.master.status import WorkerStatus
 from pyfanout.serve import serve
+from pyfanout.server import Master
 from pyfanout.worker.worker import Worker, current_worker
 
 __all__ = [
@@ -15,9 +18,13 @@ __all__ = [
     "CoreError",
     "FanoutError",
     "LoadError",
+    "Master",
+    "Notice",
     "Policy",
+    "ReloadError",
     "Worker",
     "WorkerError",
+    "WorkerStatus",
     "current_worker",
     "serve",
 ]

@@ -12,10 +12,10 @@ import math
 import operator
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pyfanout import cpus
 from pyfanout.errors import ConfigError
@@ -23,7 +23,7 @@ from pyfanout.errors import ConfigError
 if TYPE_CHECKING:
     from pyfanout.worker.worker import Worker
 
-MAX_WORKERS = 1024  # as many slots as the core has
+MAX_WORKERS = 1024  # half of the places in the core: each may have a successor
 MAX_THREADS = 256  # per worker; more blocking handlers than this belong on an asyncio loop
 MAX_SECONDS = 1_000_000  # eleven days; keeps every deadline far inside 64 bits of nanoseconds
 MAX_COUNT = 2**31 - 1  # a C int
@@ -296,6 +296,54 @@ class Config:
     )
     """Seconds. 30 is gunicorn's timeout, which also bounds its workers' start."""
 
+    timeout: float = field(
+        default=30.0,
+        metadata=_option(
+            _seconds(zero=True), "how long a blocking handler may run before its worker counts as hung; 0: for ever"
+        ),
+    )
+    """Seconds. 30 is gunicorn's timeout. With threads a worker is hung only when all of them are busy."""
+
+    ping_interval: float = field(
+        default=1.0,
+        metadata=_option(_seconds(zero=True), "how often each worker is asked whether it is alive; 0: never"),
+    )
+    """Seconds. One: a hung worker is found `ping_timeout` and at most this long after it hangs."""
+
+    ping_timeout: float = field(
+        default=5.0,
+        metadata=_option(
+            _seconds(zero=False), "a worker that has not answered for so long is hung, unless a blocking handler runs"
+        ),
+    )
+    """Seconds. 5 is uvicorn's timeout_worker_healthcheck: more than a collection of garbage or some swapping takes."""
+
+    min_uptime: float = field(
+        default=1.0,
+        metadata=_option(
+            _seconds(zero=True), "a worker that dies is replaced at once if it was ready for so long; else ever later"
+        ),
+    )
+    """Seconds. 1 is PM2's min_uptime."""
+
+    fail_fast: bool = field(
+        default=False,
+        metadata=_option(SWITCH, "exit with code 3 when a worker dies again and again, instead of trying for ever"),
+    )
+    """Off: the healthy workers keep serving. On where something else restarts us, and should know: a container."""
+
+    reload_batch: int = field(
+        default=1,
+        metadata=_option(_whole(1, MAX_WORKERS), "how many workers a reload replaces at a time"),
+    )
+    """Workers. One: a reload costs the memory of one more worker, and a broken release is noticed by the first."""
+
+    preload: bool = field(
+        default=False,
+        metadata=_option(SWITCH, "load module:attr once, in the master: less memory, but a reload keeps the old code"),
+    )
+    """Off, as in gunicorn: each worker imports the application for itself, and a reload takes up new code."""
+
     nodelay: bool = field(
         default=True,
         metadata=_option(SWITCH, "set TCP_NODELAY, so that a small answer does not wait for an ACK"),
@@ -373,6 +421,34 @@ class Config:
             for name, option in options().items()
             if not option.python_only
         )
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Config` as keyword arguments, with all that each of them takes. None: not given."""
+
+    bind: str | socket.socket | Sequence[str | socket.socket] | None
+    workers: int | str | None
+    threads: int | None
+    policy: str | None
+    backlog: int | None
+    max_connections: int | None
+    max_requests: int | None
+    max_requests_jitter: int | None
+    drain_timeout: float | None
+    boot_timeout: float | None
+    timeout: float | None
+    ping_interval: float | None
+    ping_timeout: float | None
+    min_uptime: float | None
+    fail_fast: bool | None
+    reload_batch: int | None
+    preload: bool | None
+    nodelay: bool | None
+    log_level: str | None
+    ready_fd: int | None
+    pidfile: str | os.PathLike[str] | None
+    on_worker_start: Callable[[Worker], object] | None
+    on_worker_exit: Callable[[Worker], object] | None
 
 
 _OPTIONAL = frozenset(each.name for each in fields(Config) if each.default is None)

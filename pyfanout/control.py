@@ -47,8 +47,13 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """Worker to master: I have had my `max_requests` and serve on until another is there in my place."""
+
+
+@dataclass(frozen=True, slots=True)
 class Retiring:
-    """Worker to master: I take no more connections (max_requests, or a SIGTERM), finish mine and exit with 0."""
+    """Worker to master: I take no more connections (a SIGTERM), finish mine and exit with 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,23 @@ class Roomy:
     """Worker to master: I was at `max_connections`, or near, and one is done."""
 
 
-Message = Ready | Failed | Retiring | Roomy
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Master to worker: are you there?"""
+
+    number: int
+    """From 0 to 2^32 - 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """Worker to master: I am. From the event loop; of a blocking worker, from its control thread."""
+
+    number: int
+    """The ping's."""
+
+
+Message = Ready | Failed | Spent | Retiring | Roomy | Ping | Pong
 
 _SEPARATOR = "\0"
 _STAGES = frozenset(Stage)
@@ -75,10 +96,16 @@ def encode(message: Message) -> bytes:
             head = reason.replace(_SEPARATOR, " ").encode(errors="replace")[:1024] + b"\0"
             tail = details.encode(errors="replace")[-(PACKET_BYTES - len(head) - 2) :]
             return b"F" + bytes([stage]) + head + tail
+        case Spent():
+            return b"S"
         case Retiring():
             return b"T"
         case Roomy():
             return b"O"
+        case Ping(number):
+            return b"I" + number.to_bytes(4, "big")
+        case Pong(number):
+            return b"A" + number.to_bytes(4, "big")
 
 
 def decode(packet: bytes) -> Message:
@@ -91,8 +118,14 @@ def decode(packet: bytes) -> Message:
         case b"F", payload if payload and payload[0] in _STAGES:
             reason, _, details = payload[1:].decode(errors="replace").partition(_SEPARATOR)
             return Failed(Stage(payload[0]), reason, details)
+        case b"S", b"":
+            return Spent()
         case b"T", b"":
             return Retiring()
         case b"O", b"":
             return Roomy()
+        case b"I", payload if len(payload) == 4:
+            return Ping(int.from_bytes(payload, "big"))
+        case b"A", payload if len(payload) == 4:
+            return Pong(int.from_bytes(payload, "big"))
     raise DecodeError(f"not a message: {packet[:16]!r}")

@@ -6,6 +6,7 @@ Used by `master.supervisor` and by `worker`.
 
 from __future__ import annotations
 
+import errno
 import functools
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +20,11 @@ from pyfanout.errors import check
 
 BATCH: int = lib.FAN_BATCH
 """Most connections that the master holds, and that one `Taker.take_ready` returns."""
+
+SLOTS: int = lib.FAN_MAX_SLOTS
+"""The most workers of one core, those that are about to leave included."""
+
+_AGAIN = -errno.EAGAIN
 
 POOL = -1
 """In place of a slot: the channel that blocking workers share."""
@@ -74,7 +80,7 @@ class Core:
     """The master's end: listeners, channels, board. Close it at a known time: `with Core(...) as core`."""
 
     def __init__(self, slots: int, policy: Policy) -> None:
-        """Room for `slots` workers, 1 to 1024. Raises CoreError if the system has no room for it."""
+        """Room for `slots` workers, 1 to SLOTS. Raises CoreError if the system has no room for it."""
         out = ffi.new("fan_core **")
         check(lib.fan_core_new(slots, _POLICIES[policy], out), f"make the core for {slots} workers")
         self._core: Any = out[0]
@@ -129,9 +135,14 @@ class Core:
         """Bytes of SO_SNDBUF that one message takes on this kernel."""
         return int(lib.fan_core_message_bytes(self._core))
 
-    def begin(self, slot: int, generation: int) -> None:
-        """Before each fork: a clean page of the board."""
-        lib.fan_slot_begin(self._core, slot, generation)
+    def begin(self, slot: int, generation: int, identity: int) -> None:
+        """Before each fork: a channel, a clean page of the board. `identity`: what source-hash knows the worker by."""
+        rc = lib.fan_slot_begin(self._core, slot, generation, identity)
+        check(rc, f"make the channel of worker {slot}")
+
+    def end(self, slot: int) -> None:
+        """Close the channel of a slot that is not needed, as soon as it is empty. Its worker is dead."""
+        lib.fan_slot_end(self._core, slot)
 
     def enter(self, slot: int, *, pool: bool, threads: int, size: int, most: int = 0) -> int:
         """Put a ready worker into rotation; `size` in messages, `most` in connections. Returns the size granted."""
@@ -179,7 +190,7 @@ class Station:
 class Taker:
     """One thread's reading end. Not closed: it lives as long as its worker."""
 
-    __slots__ = ("_arrivals", "_taker", "arrival", "take")
+    __slots__ = ("_arrivals", "_slow", "_take", "_taker", "_wait", "arrival")
 
     def __init__(self, fd: int, station: Station, thread: int, batch: int = 1) -> None:
         """Reads from `fd`, which stays the caller's; marks its doings as thread number `thread` of the board."""
@@ -190,9 +201,21 @@ class Taker:
         self._arrivals = ffi.new("fan_connection[]", batch)
         self.arrival: Any = self._arrivals + 0  # a pointer to the first
         """What `take` has filled: a fan_connection of fanout.h."""
-        self.take: Callable[[bool], int] = functools.partial(lib.fan_take, self._taker, self.arrival)
-        """`take(fd_is_free)` blocks until a connection is there; the result is `fan_take`'s (1, 0 at the end, -errno).
-        No frame of Python: it is called for each."""
+        self._take: Callable[[bool], int] = functools.partial(lib.fan_take, self._taker, self.arrival)
+        self._wait: Callable[[], int] = functools.partial(lib.fan_take_wait, self._taker)
+        self._slow = False
+        """The last connection had to be waited for, so the next one will be, too: no look in vain."""
+
+    def take(self, fd_is_free: bool) -> int:
+        """Block until a connection is there, which fills `arrival`; `fan_take`'s result (1, 0 at the end, -errno)."""
+        rc = _AGAIN if self._slow else self._take(fd_is_free)
+        while rc == _AGAIN:
+            slept = self._wait()
+            if slept < 0:
+                return slept
+            self._slow = slept > 0
+            rc = self._take(False)
+        return rc
 
     def take_ready(self, cap: int) -> tuple[int, Iterator[Any]]:
         """The result of `fan_take_ready`, and the arrivals if it is positive."""

@@ -32,6 +32,10 @@ class LoadError(WorkerError):
     exit_code = 4  # gunicorn's "application cannot be loaded"
 
 
+class ReloadError(WorkerError):
+    """A reload has stopped: the first new worker that failed, in one line. The old workers that were left serve on."""
+
+
 class CoreError(FanoutError, OSError):
     """A system call of the C core failed. `errno` is set; the message says what was being done."""
 

@@ -6,6 +6,7 @@ Each answer is one line of JSON, but for `hold`. What is done is the same for bo
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import importlib
 import json
 import os
@@ -113,6 +114,27 @@ def do_fork(end: str) -> dict[str, Any] | None:
     if end == "stay":
         signal.pause()
     return None
+
+
+def do_stick(how: str) -> None:
+    """Never comes back: asleep, in Python, in C with the GIL, in a deadlock; or deaf to SIGABRT, too."""
+    note(f"stuck pid={os.getpid()}")
+    match how:
+        case "sleep" | "deaf":
+            if how == "deaf":
+                faulthandler.disable()
+                signal.signal(signal.SIGABRT, signal.SIG_IGN)
+            while True:
+                time.sleep(60)
+        case "spin":
+            while True:
+                pass
+        case "gil":
+            sum(range(10**15))
+        case "lock":
+            lock = threading.Lock()
+            lock.acquire()
+            lock.acquire()
 
 
 def do_identity() -> dict[str, Any]:
@@ -341,7 +363,7 @@ def main() -> None:
 
     handler, hooks: names in this module. sockets: descriptors to be given as open sockets. nofile: RLIMIT_NOFILE.
     uid: whom to become, after all that needs reading was imported. times: how often to serve. timeout: the default
-    of sockets. no_back_off: however often workers die, they are replaced at once.
+    of sockets.
     """
     asked = json.loads(sys.argv[1])
     config = asked["config"]
@@ -355,8 +377,6 @@ def main() -> None:
             config["bind"] = config["bind"][0]
     if "timeout" in asked:
         socket.setdefaulttimeout(asked["timeout"])
-    if asked.get("no_back_off"):
-        pyfanout.master.policy.MIN_UPTIME_NS = 0
     if "nofile" in asked:
         resource.setrlimit(resource.RLIMIT_NOFILE, (asked["nofile"], asked["nofile"]))
     if "uid" in asked and os.getuid() == 0:

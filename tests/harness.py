@@ -16,9 +16,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -116,6 +117,16 @@ def is_asleep(pid: int) -> bool:
 
 def _task_stat(pid: int, task: str) -> list[str]:
     return _read(f"/proc/{pid}/task/{task}/stat").rpartition(")")[2].split()
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP, and wait until every thread has stopped: one that runs may do something more."""
+    os.kill(pid, signal.SIGSTOP)
+
+    def stopped() -> bool:
+        return all(_task_stat(pid, task)[0] == "T" for task in os.listdir(f"/proc/{pid}/task"))
+
+    wait_until(stopped, f"{pid} has stopped")
 
 
 def fds_of(pid: int) -> dict[int, str]:
@@ -558,6 +569,35 @@ def collect(socks: Sequence[socket.socket], deadline_s: float = 20.0) -> list[by
     close_all(socks)
     assert len(ended) == len(socks), f"{len(socks) - len(ended)} of {len(socks)} clients hang after {deadline_s:g} s"
     return [ended[sock] for sock in socks]
+
+
+@contextlib.contextmanager
+def load(address: str, clients: int = 4, line: str = "identity") -> Iterator[list[bytes]]:
+    """Clients that ask one after the other, all the time. Yields the answers so far; AssertionError at the end if one
+    of them was not whole, or a client was refused or reset."""
+    answers: list[bytes] = []
+    errors: list[BaseException] = []
+    over = threading.Event()
+
+    def ask_on() -> None:
+        try:
+            while not over.is_set():
+                with connect(address, line) as client:
+                    answers.append(read_all(client))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=ask_on) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert not errors, errors
+    assert all(answer.endswith(b"\n") for answer in answers), "a client got less than its answer"
 
 
 def who(answers: Iterable[bytes | None]) -> list[Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.app import check_spec, import_from
 from pyfanout.config import BINDS, SWITCH, Config, Option, options, unknown_variables
 from pyfanout.master.listeners import parse
-from pyfanout.serve import run as serve
+from pyfanout.server import Master
 
 if TYPE_CHECKING:
     from pyfanout.cli import Parser
@@ -55,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
         for line in unknown_variables(os.environ):
             print(f"pyfanout: {line}", file=sys.stderr)
         return 0
-    serve(config, functools.partial(import_from, arguments.app))
+    with Master.of(config, functools.partial(import_from, arguments.app)) as master:
+        master.run()
     return 0
 
 

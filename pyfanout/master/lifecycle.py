@@ -19,6 +19,10 @@ class State(Enum):
     """In rotation."""
     DRAINING = auto()
     """Takes nothing new; finishes what it has begun."""
+    STOPPING = auto()
+    """Told to stop at once."""
+    HUNG = auto()
+    """Does not answer, or has one connection for too long: out of rotation, and told to say where it is and die."""
     GONE = auto()
     """Dead and reaped."""
 
@@ -28,14 +32,18 @@ class Happened(Enum):
 
     SAID_READY = auto()
     SAID_RETIRING = auto()
+    """It takes no more: somebody sent it a SIGTERM, or we did."""
     CHANNELS_ENDED = auto()
     """Graceful stop: it finds what is left in its channel, then end-of-file."""
+    TOLD_TO_DRAIN = auto()
+    """Another has taken its place, or its slot is not wanted any more."""
     TOLD_TO_STOP = auto()
     """Fast stop."""
     CHANNEL_BROKEN = auto()
     """A worker has shut down the channel that this one reads."""
-    BOOT_TIMED_OUT = auto()
-    DRAIN_TIMED_OUT = auto()
+    FOUND_HUNG = auto()
+    TIME_IS_UP = auto()
+    """It was in its state for longer than it may be."""
     DIED = auto()
 
 
@@ -50,6 +58,8 @@ class Action(Enum):
     """SIGTERM: it takes nothing new, finishes, exits."""
     QUIT = auto()
     """SIGQUIT: it stops now."""
+    ABORT = auto()
+    """SIGABRT: it writes down where its threads are, and dies."""
     KILL = auto()
     """SIGKILL."""
     REPLACE = auto()
@@ -61,32 +71,56 @@ class Step(NamedTuple):
     actions: tuple[Action, ...] = ()
 
 
-_B, _R, _D, _G = State.BOOTING, State.READY, State.DRAINING, State.GONE
+_B, _R, _D, _S, _H, _G = (
+    State.BOOTING,
+    State.READY,
+    State.DRAINING,
+    State.STOPPING,
+    State.HUNG,
+    State.GONE,
+)
 
 TRANSITIONS: dict[tuple[State, Happened], Step] = {
     (_B, Happened.SAID_READY): Step(_R, (Action.ENTER,)),
-    (_B, Happened.SAID_RETIRING): Step(_D),
+    (_B, Happened.SAID_RETIRING): Step(_D, (Action.REPLACE,)),
     (_B, Happened.CHANNELS_ENDED): Step(_B),  # it may be wanted: to serve what a dead one left in its channel
-    (_B, Happened.TOLD_TO_STOP): Step(_D, (Action.QUIT,)),
-    (_B, Happened.BOOT_TIMED_OUT): Step(_D, (Action.KILL,)),
+    (_B, Happened.TOLD_TO_DRAIN): Step(_S, (Action.QUIT,)),
+    (_B, Happened.TOLD_TO_STOP): Step(_S, (Action.QUIT,)),
     (_B, Happened.CHANNEL_BROKEN): Step(_B),  # it finds out by itself
-    (_B, Happened.DRAIN_TIMED_OUT): Step(_D, (Action.QUIT,)),
+    (_B, Happened.TIME_IS_UP): Step(_S, (Action.KILL,)),
     (_B, Happened.DIED): Step(_G, (Action.REPLACE,)),
     (_R, Happened.SAID_READY): Step(_R),  # said twice: it harms nobody
-    (_R, Happened.SAID_RETIRING): Step(_D, (Action.LEAVE,)),
+    (_R, Happened.SAID_RETIRING): Step(_D, (Action.LEAVE, Action.REPLACE)),
     (_R, Happened.CHANNELS_ENDED): Step(_D),
-    (_R, Happened.TOLD_TO_STOP): Step(_D, (Action.LEAVE, Action.QUIT)),
-    (_R, Happened.CHANNEL_BROKEN): Step(_D, (Action.LEAVE, Action.TERMINATE)),
-    (_R, Happened.DRAIN_TIMED_OUT): Step(_D, (Action.LEAVE, Action.QUIT)),
+    (_R, Happened.TOLD_TO_DRAIN): Step(_D, (Action.LEAVE, Action.TERMINATE)),
+    (_R, Happened.TOLD_TO_STOP): Step(_S, (Action.LEAVE, Action.QUIT)),
+    (_R, Happened.CHANNEL_BROKEN): Step(_D, (Action.LEAVE, Action.TERMINATE, Action.REPLACE)),
+    (_R, Happened.FOUND_HUNG): Step(_H, (Action.LEAVE, Action.ABORT)),
     (_R, Happened.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
     (_D, Happened.SAID_READY): Step(_D),  # it crossed with what we asked
     (_D, Happened.SAID_RETIRING): Step(_D),
     (_D, Happened.CHANNELS_ENDED): Step(_D),
-    (_D, Happened.TOLD_TO_STOP): Step(_D, (Action.QUIT,)),
+    (_D, Happened.TOLD_TO_DRAIN): Step(_D),
+    (_D, Happened.TOLD_TO_STOP): Step(_S, (Action.QUIT,)),
     (_D, Happened.CHANNEL_BROKEN): Step(_D),
-    (_D, Happened.BOOT_TIMED_OUT): Step(_D, (Action.KILL,)),  # told to stop while it booted, or drained by its hook
-    (_D, Happened.DRAIN_TIMED_OUT): Step(_D, (Action.QUIT,)),
+    (_D, Happened.TIME_IS_UP): Step(_S, (Action.QUIT,)),
     (_D, Happened.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
+    (_S, Happened.SAID_READY): Step(_S),
+    (_S, Happened.SAID_RETIRING): Step(_S),
+    (_S, Happened.CHANNELS_ENDED): Step(_S),
+    (_S, Happened.TOLD_TO_DRAIN): Step(_S),
+    (_S, Happened.TOLD_TO_STOP): Step(_S),
+    (_S, Happened.CHANNEL_BROKEN): Step(_S),
+    (_S, Happened.TIME_IS_UP): Step(_S, (Action.KILL,)),
+    (_S, Happened.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
+    (_H, Happened.SAID_READY): Step(_H),
+    (_H, Happened.SAID_RETIRING): Step(_H),  # too late: it has been judged, and its place is given away
+    (_H, Happened.CHANNELS_ENDED): Step(_H),
+    (_H, Happened.TOLD_TO_DRAIN): Step(_H),
+    (_H, Happened.TOLD_TO_STOP): Step(_H),
+    (_H, Happened.CHANNEL_BROKEN): Step(_H),
+    (_H, Happened.TIME_IS_UP): Step(_H, (Action.KILL,)),
+    (_H, Happened.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
 }
 
 

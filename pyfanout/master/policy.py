@@ -1,9 +1,9 @@
-"""When to start a worker again. Pure: takes times and counts, returns times."""
+"""When a worker is hung, when a slot gets its next worker, when it is said to be broken. Pure: takes times and counts.
+
+All times are CLOCK_MONOTONIC nanoseconds.
+"""
 
 from __future__ import annotations
-
-MIN_UPTIME_NS = 1_000_000_000
-"""A worker that was ready for 1 s (PM2's min_uptime) has had a life: its death is the first of a new row."""
 
 FIRST_DELAY_NS = 100_000_000
 """0.1 s before the second try: a crash loop costs a few percent of one core."""
@@ -11,18 +11,63 @@ FIRST_DELAY_NS = 100_000_000
 LONGEST_DELAY_NS = 15_000_000_000
 """15 s: what a healed application waits at most, and PM2's limit too."""
 
+BROKEN_ROW = 6
+"""Deaths in a row, none of them after `min_uptime`, that make a slot FAILED: after 3 s of trying again."""
 
-def deaths_in_a_row(before: int, ready_for_ns: int | None) -> int:
+BROKEN_WINDOW = 60
+"""Deaths that make it FAILED, too, if they come faster than one in each `min_uptime`: those that always die just after
+it never have a row."""
+
+
+def deaths_in_a_row(before: int, ready_for_ns: int | None, min_uptime_ns: int) -> int:
     """How many deaths this one makes, after `before`. `ready_for_ns` is None if the worker never was ready."""
-    return 1 if ready_for_ns is not None and ready_for_ns >= MIN_UPTIME_NS else before + 1
+    return 1 if ready_for_ns is not None and ready_for_ns >= min_uptime_ns else before + 1
 
 
-def respawn_delay_ns(deaths: int, chance: float) -> int:
-    """Nanoseconds to wait after the `deaths`-th death in a row: none after the first, then doubling.
+def respawn_delay_ns(deaths: int, chance: float, failed: bool = False) -> int:
+    """Nanoseconds to wait after the `deaths`-th death in a row: none after the first, then doubling. The longest at
+    once if the slot has FAILED.
 
     `chance`, from 0 to 1, takes away up to half, so that workers which die together do not come back together.
     """
-    if deaths <= 1:
+    if deaths <= 1 and not failed:
         return 0
-    full = min(FIRST_DELAY_NS << min(deaths - 2, 20), LONGEST_DELAY_NS)
+    full = LONGEST_DELAY_NS if failed else min(FIRST_DELAY_NS << min(deaths - 2, 20), LONGEST_DELAY_NS)
     return int(full * (1 - chance / 2))
+
+
+def is_broken(deaths: int, window_ns: int | None, min_uptime_ns: int) -> bool:
+    """Whether to say that the application is broken, after the `deaths`-th death in a row. `window_ns`: since the death
+    that was BROKEN_WINDOW deaths ago, None if there was none."""
+    return deaths >= BROKEN_ROW or (window_ns is not None and window_ns < BROKEN_WINDOW * min_uptime_ns)
+
+
+def hang(
+    *,
+    now_ns: int,
+    pinged_ns: int | None,
+    ping_timeout_ns: int,
+    threads: int,
+    busy_threads: int,
+    busy_since_ns: int,
+    taken_ns: int,
+    timeout_ns: int,
+) -> str | None:
+    """Why a READY worker is hung, in words; None if it is not.
+
+    `pinged_ns`: since when a ping waits for its pong, None if none does. `threads`: blocking threads, 0 for an event
+    loop. `busy_since_ns`: since when the longest connection is in a handler, 0 if none is; `timeout_ns` 0: it may be
+    there for ever. `taken_ns`: when a connection was last taken.
+
+    A blocking handler may run for `timeout`, and nobody who runs one can be asked to answer meanwhile: it may hold the
+    interpreter's lock. One that is done with all of them has no excuse.
+    """
+    late = pinged_ns is not None and now_ns - pinged_ns >= ping_timeout_ns
+    if late and (threads == 0 or busy_threads == 0):
+        return f"no answer to a ping for {(now_ns - (pinged_ns or 0)) / 1e9:.1f} s"
+    busy_ns = now_ns - busy_since_ns
+    # No thread of it can take a connection, and it is not only that all are busy for a moment.
+    stuck = late or (busy_threads >= threads > 0 and now_ns - taken_ns >= min(ping_timeout_ns, timeout_ns))
+    if stuck and threads and timeout_ns and busy_since_ns and busy_ns >= timeout_ns:
+        return f"a handler has run for {busy_ns / 1e9:.1f} s"
+    return None

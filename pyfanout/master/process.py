@@ -53,6 +53,14 @@ class Process:
         except ProcessLookupError:
             return
 
+    def is_stopped(self) -> bool:
+        """By SIGSTOP or a terminal."""
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as stat:
+                return stat.read().rpartition(b")")[2].split()[0] == b"T"
+        except (OSError, IndexError):
+            return False
+
     def reap(self) -> ExitReport:
         """Wait for its end, which `pidfd` has announced, and close the pidfd. Once only."""
         try:

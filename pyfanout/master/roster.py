@@ -1,57 +1,30 @@
 """Which workers exist: by slot, generation, pid. The only place where one is added or removed.
 
-Owns the master's end of each control socket. Decides nothing.
+Owns the master's end of each control socket, and the file that a dying worker writes its stacks to. Decides nothing.
+
+A slot has one worker, for a moment two: the one that serves, and its successor. Each has a *place* in the core, which
+is its channel and its page of the board, until it is reaped.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
-from collections.abc import Iterator
+from collections import deque
 from dataclasses import dataclass, field
 
 from pyfanout.control import Failed
+from pyfanout.core import SLOTS
+from pyfanout.master import policy
 from pyfanout.master.lifecycle import State
 from pyfanout.master.process import Process
 
 log = logging.getLogger("pyfanout.master")
 
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """One worker: a process of one generation, in one slot."""
-
-    slot: int
-    generation: int
-    process: Process
-    control: socket.socket
-    boot_deadline_ns: int | None
-    """CLOCK_MONOTONIC; None when it is ready."""
-    forked_ns: int = field(default_factory=time.monotonic_ns)
-    state: State = State.BOOTING
-    since_ns: int = field(default_factory=time.monotonic_ns)
-    """When it came into `state`."""
-    ready_ns: int | None = None
-    pool: bool = False
-    """It reads from the pool channel."""
-    threads: int = 0
-    """Of it that take connections; 0: an event loop does."""
-    retiring: bool = False
-    """It announced its exit: no death to worry about."""
-    failure: Failed | None = None
-    tokens: dict[int, int] = field(default_factory=dict)
-    """What is watched of it: token by descriptor."""
-
-    def __str__(self) -> str:
-        return f"worker={self.slot} gen={self.generation} pid={self.process.pid}"
-
-    def become(self, state: State, now_ns: int) -> None:
-        """The one setter of `state`; it logs."""
-        if state is not self.state:
-            took_ms = (now_ns - self.since_ns) / 1e6
-            log.debug("%s %s->%s after %.0fms", self, self.state.name, state.name, took_ms)
-            self.state, self.since_ns = state, now_ns
+STACKS_LIMIT_BYTES = 64 * 1024
+"""As much as the log gets of what a worker wrote while it died; faulthandler itself stops at 100 threads."""
 
 
 @dataclass(slots=True, eq=False)
@@ -62,33 +35,155 @@ class Slot:
     generation: int = 0
     """Of its last worker, from 1."""
     member: Member | None = None
+    """Who serves, or will when it has booted."""
+    successor: Member | None = None
+    """Who takes its place as soon as it has answered a ping."""
+    place: int | None = None
+    """Of its newest worker: what that leaves in its channel waits there for the next one."""
     deaths: int = 0
     """In a row, see policy."""
+    died_ns: deque[int] = field(default_factory=lambda: deque(maxlen=policy.BROKEN_WINDOW))
+    failed: bool = False
+    """Too many deaths: it is tried again, but slowly."""
     respawn_at_ns: int | None = None
     """When it gets its next worker; None: it has one, or shall have none."""
+    retired: bool = False
+    """Scaled away."""
+    restarts: int = 0
+    """Workers after the first."""
+    last_death: str | None = None
+    """In words."""
+    since_ns: int = field(default_factory=time.monotonic_ns)
+    """When it was made, or lost its last worker."""
+
+    def __str__(self) -> str:
+        return f"worker={self.number}"
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One worker: a process of one generation, in one slot."""
+
+    slot: Slot
+    generation: int
+    place: int
+    """Its number in the core."""
+    process: Process
+    control: socket.socket
+    stacks_fd: int
+    """A file in memory: what faulthandler writes when it dies of a signal. Owned."""
+    deadline_ns: int | None
+    """CLOCK_MONOTONIC: until when it may be in its state; None: for ever."""
+    forked_ns: int = field(default_factory=time.monotonic_ns)
+    state: State = State.BOOTING
+    since_ns: int = field(default_factory=time.monotonic_ns)
+    """When it came into `state`."""
+    ready_ns: int | None = None
+    pool: bool = False
+    """It reads from the pool channel."""
+    threads: int = 0
+    """Of it that take connections; 0: an event loop does."""
+    retired: bool = False
+    """It has said by itself that it takes no more: no death to worry about."""
+    spent: bool = False
+    """It has had its max_requests."""
+    failure: Failed | None = None
+    verdict: str | None = None
+    """Why we ended it, in words."""
+    ping_number: int = 0
+    pinged_ns: int | None = None
+    """When the ping was sent that waits for its pong; None: none does."""
+    pong_ns: int | None = None
+    """When the last pong came."""
+    tokens: dict[int, int] = field(default_factory=dict)
+    """What is watched of it: token by descriptor."""
+
+    def __str__(self) -> str:
+        return f"worker={self.slot.number} gen={self.generation} pid={self.process.pid}"
+
+    def become(self, state: State, now_ns: int) -> None:
+        """The one setter of `state`; it logs."""
+        if state is not self.state:
+            took_ms = (now_ns - self.since_ns) / 1e6
+            log.debug("%s %s->%s after %.0fms", self, self.state.name, state.name, took_ms)
+            self.state, self.since_ns = state, now_ns
+
+    def stacks(self) -> str:
+        """What it wrote when it died; empty if nothing."""
+        return os.pread(self.stacks_fd, STACKS_LIMIT_BYTES, 0).decode(errors="replace").rstrip()
+
+    def close(self) -> None:
+        """The master's descriptors of it, but the pidfd; also in a child that has inherited them."""
+        self.control.close()
+        os.close(self.stacks_fd)
 
 
 class Roster:
     """All slots, and who is in them."""
 
-    def __init__(self, slots: int) -> None:
-        self.slots = [Slot(number) for number in range(slots)]
+    def __init__(self) -> None:
+        self.slots: list[Slot] = []
+        """Those that are wanted, by number."""
+        self._by_place: dict[int, Member] = {}
 
     @property
-    def members(self) -> Iterator[Member]:
-        """Who is alive, or not yet reaped."""
-        return (slot.member for slot in self.slots if slot.member is not None)
+    def members(self) -> list[Member]:
+        """Who is alive, or not yet reaped; those that are about to leave included."""
+        return list(self._by_place.values())
 
     def of_state(self, state: State) -> int:
-        return sum(member.state is state for member in self.members)
+        """Slots whose worker is in this state."""
+        return sum(slot.member is not None and slot.member.state is state for slot in self.slots)
 
-    def add(self, member: Member) -> None:
-        slot = self.slots[member.slot]
-        slot.member, slot.generation, slot.respawn_at_ns = member, member.generation, None
+    def free_place(self, preferred: int | None) -> int:
+        """Where in the core the next worker may live. Raises OSError if there are too many."""
+        if preferred is not None and preferred not in self._by_place:
+            return preferred
+        for place in range(SLOTS):
+            if place not in self._by_place:
+                return place
+        raise OSError(0, f"{SLOTS} workers are alive")
 
-    def remove(self, member: Member) -> Slot:
-        """Close its control socket; the slot is empty."""
-        slot = self.slots[member.slot]
-        slot.member = None
-        member.control.close()
+    def grow(self) -> Slot:
+        """One more slot."""
+        self.slots.append(Slot(len(self.slots)))
+        return self.slots[-1]
+
+    def shrink(self) -> Slot:
+        """One less: the newest. Its workers live on."""
+        slot = self.slots.pop()
+        slot.retired, slot.respawn_at_ns = True, None
         return slot
+
+    def add(self, member: Member, *, successor: bool) -> None:
+        slot = member.slot
+        slot.restarts += slot.generation > 0
+        slot.generation, slot.respawn_at_ns, slot.place = member.generation, None, member.place
+        self._by_place[member.place] = member
+        if successor:
+            slot.successor = member
+        else:
+            slot.member = member
+
+    def promote(self, member: Member) -> Member | None:
+        """The successor takes the slot over; who had it before lives on without one."""
+        slot = member.slot
+        old, slot.member, slot.successor = slot.member, member, None
+        return old
+
+    def vacate(self, member: Member) -> bool:
+        """It lives on without a slot. Whether it had one, as its worker or as the successor."""
+        slot = member.slot
+        if slot.member is member:
+            slot.member, slot.since_ns = None, time.monotonic_ns()
+        elif slot.successor is member:
+            slot.successor = None
+        else:
+            return False
+        return True
+
+    def remove(self, member: Member) -> None:
+        """It is dead and reaped."""
+        self.vacate(member)
+        del self._by_place[member.place]
+        member.close()

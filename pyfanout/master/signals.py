@@ -18,12 +18,18 @@ class Request(Enum):
 
     STOP = "graceful stop"
     STOP_NOW = "fast stop"
+    RELOAD = "rolling reload"
+    MORE = "one more worker"
+    FEWER = "one worker less"
 
 
 REQUESTS = {
     signal.SIGTERM: Request.STOP,
     signal.SIGINT: Request.STOP_NOW,
     signal.SIGQUIT: Request.STOP_NOW,
+    signal.SIGHUP: Request.RELOAD,
+    signal.SIGTTIN: Request.MORE,
+    signal.SIGTTOU: Request.FEWER,
 }
 
 _RESET_IN_MASTER = (signal.SIGCHLD,)

@@ -1,10 +1,12 @@
 """The master: one event in, `lifecycle.step`, actions out. Read the life of a server here, top to bottom.
 
-Owns the core, the roster and the deadlines. Sees no connection: those are the core's. One thread.
+Owns the core, the roster and the deadlines. Sees no connection: those are the core's. One thread. `server.Master` is
+its public face.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import logging
@@ -14,25 +16,33 @@ import resource
 import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
 
 from pyfanout import control
-from pyfanout.config import Config
-from pyfanout.control import PACKET_BYTES, DecodeError, Failed, Ready, Retiring, Roomy, Stage
-from pyfanout.core import POOL, BoardView, Core, Event, News, Station
+from pyfanout.config import MAX_WORKERS, Config
+from pyfanout.control import PACKET_BYTES, DecodeError, Failed, Ping, Pong, Ready, Retiring, Roomy, Spent, Stage
+from pyfanout.core import POOL, SLOTS, BoardView, Core, Event, News, Station
 from pyfanout.errors import LoadError, WorkerError
 from pyfanout.master import policy
+from pyfanout.master.callbacks import Callbacks, Notice
+from pyfanout.master.health import Health
 from pyfanout.master.lifecycle import Action, Happened, State, step
 from pyfanout.master.listeners import Endpoint
+from pyfanout.master.oom import OomKills
 from pyfanout.master.process import ExitReport, spawn
+from pyfanout.master.reload import Reload
 from pyfanout.master.roster import Member, Roster, Slot
 from pyfanout.master.signals import Request, Signals
+from pyfanout.master.status import WorkerStatus, status_of
 
 log = logging.getLogger("pyfanout.master")
 
-WorkerMain = Callable[[int, int, Station, socket.socket], int]
-"""What a worker does, given its slot, its generation, its station and its end of the control socket; its exit code."""
+WorkerMain = Callable[[int, int, Station, socket.socket, int], int]
+"""What a worker does, given its slot, its generation, its station, its end of the control socket, and the descriptor to
+write its stacks to if it dies of a signal; its exit code."""
+
+WhenReloaded = Callable[[str], object]
+"""Told of the end of a reload: why it failed, or nothing."""
 
 GRACE_NS = 2_000_000_000
 """From "stop now" to SIGKILL: long enough for an exit hook, short for who presses ^C."""
@@ -58,47 +68,63 @@ def raise_descriptor_limit() -> int:
 
 
 class Supervisor:
-    """Keeps `config.workers` workers alive behind the endpoints until it is asked to stop.
+    """Keeps workers alive behind the endpoints until it is asked to stop.
 
-    `run` blocks. Everything it opens it closes; the endpoints' descriptors are the core's as soon as it runs.
+    `with Supervisor(...) as supervisor: supervisor.run()`. Everything it opens it closes; the endpoints' descriptors
+    are the core's as soon as it is entered.
     """
 
-    def __init__(self, config: Config, endpoints: list[Endpoint], worker_main: WorkerMain) -> None:
+    def __init__(
+        self, config: Config, endpoints: list[Endpoint], worker_main: WorkerMain, callbacks: Callbacks
+    ) -> None:
         self._config = config
         self._endpoints = endpoints
         self._worker_main = worker_main
-        self._roster = Roster(config.workers)
+        self._notify = callbacks
+        self._roster = Roster()
+        self._health = Health(config)
+        self._oom_kills = OomKills()
+        self._min_uptime_ns = int(config.min_uptime * 1e9)
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._next_token = 0
         self._ever_ready = False
         self._told_ready = False
         self._stopping: Request | None = None
+        self._stop_deadline_ns: int | None = None
+        """When what is left of a stop loses patience."""
         self._finished = False
         self._late = False
         """The drain timeout of a graceful stop is over."""
         self._short = False
         """The log says that accepting rests."""
         self._shortage_told_ns = -1_000_000_000
-        self._ladder: deque[tuple[int, Callable[[], None]]] = deque()
-        """Deadlines (ns) of a stop, and what is done when one passes."""
+        self._reload: Reload | None = None
+        self._when_reloaded: list[WhenReloaded] = []
+        self._reload_again: list[WhenReloaded] | None = None
+        """Who asked for one more while one was under way; None: nobody did."""
         self._first_failure: Failed | None = None
         self._shown_details: str | None = None
+        self._broken: WorkerError | None = None
+        """Why a stop is a failure."""
 
-    def run(self) -> None:
-        """Serve until stopped. Raises WorkerError or LoadError if no worker ever becomes ready."""
+    # ---- birth and death ----------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Supervisor:
         limit = raise_descriptor_limit()
         # The kernel bounds the descriptors in flight per user by the same limit (unix(7), ETOOMANYREFS).
-        self._most_in_channel = max(limit // 4 // self._config.workers, 1)
+        self._most_in_flight = limit // 4
         gc.collect()  # what is garbage now would be frozen, and kept, at the first fork
-        try:
-            with Signals() as self._signals, Core(self._config.workers, self._config.policy) as self._core:
-                self._open()
-                try:
-                    self._loop()
-                finally:
-                    self._bury()
-        finally:
-            gc.unfreeze()
+        with contextlib.ExitStack() as undo:
+            undo.callback(gc.unfreeze)
+            self._signals = undo.enter_context(Signals())
+            self._core = undo.enter_context(Core(SLOTS, self._config.policy))
+            undo.callback(self._bury)
+            self._open()
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
 
     def _open(self) -> None:
         for endpoint in self._endpoints:
@@ -113,21 +139,43 @@ class Supervisor:
             "s" if config.workers > 1 else "",
             config.policy,
         )
-        for slot in self._roster.slots:
-            slot.respawn_at_ns = 0
+        for _ in range(config.workers):
+            self._roster.grow().respawn_at_ns = 0
+        self._health.begin(time.monotonic_ns())
 
-    def _loop(self) -> None:
-        while True:
-            now_ns = time.monotonic_ns()
-            self._keep_time(now_ns)
-            if self._over():
-                return
-            deadline_ns = self._next_deadline()
-            for event in self._core.run(None if deadline_ns is None else deadline_ns - time.monotonic_ns()):
-                self._on_event(event)
+    def _bury(self) -> None:
+        """Leave no process behind, whatever happened."""
+        for member in self._roster.members:
+            member.process.send(signal.SIGKILL)
+            member.process.reap()
+            self._roster.remove(member)
+
+    # ---- the loop -----------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until stopped. Raises WorkerError or LoadError if no worker ever becomes ready."""
+        while self.step():
+            pass
+
+    def step(self, timeout_ns: int | None = None) -> bool:
+        """Wait for the next event, at most for `timeout_ns`, and deal with it. False: stopped, and all is over."""
+        now_ns = time.monotonic_ns()
+        self._health.awake(now_ns)
+        self._keep_time(now_ns)
+        self._go_on_reloading()
+        if self._over():
+            if self._broken:
+                raise self._broken
+            return False
+        deadlines = [] if timeout_ns is None else [now_ns + timeout_ns]
+        deadline_ns = min(deadlines + self._deadlines(), default=None)
+        self._health.sleeps_until(deadline_ns)
+        for event in self._core.run(None if deadline_ns is None else deadline_ns - time.monotonic_ns()):
+            self._on_event(event)
+        return True
 
     def _over(self) -> bool:
-        if any(self._roster.members):
+        if self._roster.members:
             return False
         if self._stopping is Request.STOP_NOW:
             return True
@@ -142,16 +190,11 @@ class Supervisor:
         failure = self._first_failure
         reason = failure.reason if failure else "see the log for how they ended"
         kind = LoadError if failure and failure.stage is Stage.LOAD else WorkerError
-        raise kind(f"no worker could start: {reason}")
+        error = kind(f"no worker could start: {reason}")
+        self._tell("give_up", None, str(error))
+        raise error
 
-    def _bury(self) -> None:
-        """Leave no process behind, whatever happened."""
-        for member in list(self._roster.members):
-            member.process.send(signal.SIGKILL)
-            member.process.reap()
-            self._roster.remove(member)
-
-    # ---- events ------------------------------------------------------------------------------------------------
+    # ---- events -------------------------------------------------------------------------------------------------
 
     def _watch(self, fd: int, callback: Callable[[], None]) -> int:
         token, self._next_token = self._next_token, self._next_token + 1
@@ -184,7 +227,10 @@ class Supervisor:
                 self._on_broken(event.token)
             case News.FINISHED:
                 self._finished = True
-                for member in list(self._roster.members):
+                for slot in self._roster.slots:
+                    if slot.respawn_at_ns is not None and not self._wants_another(slot):
+                        slot.respawn_at_ns = None
+                for member in self._roster.members:
                     needless = member.state is State.BOOTING and not self._waiting_for(member)
                     self._happened(member, Happened.TOLD_TO_STOP if needless else Happened.CHANNELS_ENDED)
 
@@ -194,30 +240,43 @@ class Supervisor:
         if now_ns >= self._shortage_told_ns + 1_000_000_000:
             self._short, self._shortage_told_ns = True, now_ns
             log.error("accepting rests: %s; new clients wait in the kernel's queue", os.strerror(error))
+            self._tell("shed", None, os.strerror(error))
 
-    def _on_broken(self, slot: int) -> None:
+    def _on_broken(self, place: int) -> None:
         """Its readers see end-of-file and leave by themselves; those that do not are told to."""
         for member in self._roster.members:
-            if member.state is State.READY and (member.pool if slot == POOL else member.slot == slot):
+            if member.state is State.READY and (member.pool if place == POOL else member.place == place):
                 log.error("%s: its channel was shut down by a worker; it is replaced", member)
                 self._happened(member, Happened.CHANNEL_BROKEN)
 
     def _on_signal(self) -> None:
         for request in self._signals.read():
-            if request is Request.STOP and self._stopping is None and self._ever_ready:
-                self._stop_gracefully()
-            elif request is Request.STOP_NOW and self._stopping is Request.STOP_NOW:
-                self._kill_all()
-            elif request is Request.STOP_NOW or not self._ever_ready:
-                self._stop_now()
+            match request:
+                case Request.STOP if self._ever_ready:
+                    if self._stopping is None:
+                        self._stop_gracefully()
+                case Request.STOP_NOW if self._stopping is Request.STOP_NOW:
+                    self._kill_all()
+                case Request.STOP | Request.STOP_NOW:
+                    self._stop_now()
+                case Request.RELOAD:
+                    self.reload()
+                case Request.MORE:
+                    self.scale(len(self._roster.slots) + 1)
+                case Request.FEWER:
+                    self.scale(len(self._roster.slots) - 1)
 
     def _on_message(self, member: Member) -> None:
         """One message at a time: the core tells again if there are more."""
         try:
             packet = member.control.recv(PACKET_BYTES)
             message = control.decode(packet) if packet else None
+            if isinstance(message, Ping):
+                raise DecodeError("a ping from a worker")
         except BlockingIOError:
             return
+        except ConnectionResetError:  # it closed its end, and had not read all
+            message = None
         except (DecodeError, OSError) as error:
             log.error("%s talks nonsense on its control socket (%s) and is killed", member, error)
             self._unwatch(member, member.control.fileno())
@@ -230,8 +289,12 @@ class Supervisor:
                 self._on_ready(member, pool, threads)
             case Failed():
                 member.failure = message
+            case Pong(number):
+                self._on_pong(member, number)
+            case Spent():
+                self._on_spent(member)
             case Retiring():
-                member.retiring = True
+                member.retired = member.state is State.READY
                 self._happened(member, Happened.SAID_RETIRING)
             case Roomy():
                 pass  # it has woken the core, which looks at the board by itself
@@ -239,12 +302,16 @@ class Supervisor:
     def _on_ready(self, member: Member, pool: bool, threads: int) -> None:
         if member.state is State.BOOTING:
             member.pool, member.threads = pool, threads
-            member.ready_ns, member.boot_deadline_ns = time.monotonic_ns(), None
+            member.ready_ns = time.monotonic_ns()
         self._happened(member, Happened.SAID_READY)
+        if member.state is not State.READY:
+            return
         if not self._ever_ready:
             self._ever_ready = True
             self._respawn_those_that_failed()
-        if not self._told_ready and self._roster.of_state(State.READY) == self._config.workers:
+        if member.slot.successor is member or (self._reload and member in self._reload.trials):
+            self._health.ping(member, time.monotonic_ns())
+        if not self._told_ready and self._roster.of_state(State.READY) == len(self._roster.slots):
             self._told_ready = True
             log.info("all workers are ready")
             self._tell_ready_fd()
@@ -264,15 +331,45 @@ class Supervisor:
         except OSError as error:
             log.warning("ready_fd %d: %s", fd, error.strerror)
 
+    def _on_pong(self, member: Member, number: int) -> None:
+        if not self._health.on_pong(member, number, time.monotonic_ns()) or member.state is not State.READY:
+            return
+        if member.slot.successor is member:
+            old = self._roster.promote(member)
+            if old is not None:
+                self._happened(old, Happened.TOLD_TO_DRAIN)
+        if self._reload:
+            self._reload.passed(member)
+
+    def _on_spent(self, member: Member) -> None:
+        """It has had its max_requests: its successor boots while it serves on."""
+        member.spent = True
+        slot = member.slot
+        if self._stopping is None and slot.member is member and slot.successor is None and not slot.retired:
+            self._spawn(slot)
+
     def _on_death(self, member: Member) -> None:
         for fd in list(member.tokens):
             self._unwatch(member, fd)
         self._read_last_words(member)
-        report, was, view = member.process.reap(), member.state, self._core.look(member.slot)
+        report, was, view = member.process.reap(), member.state, self._core.look(member.place)
+        words = f"{report}{self._cause(member, report)}"
+        stacks = member.stacks() if report.signum is not None else ""
         if member.failure and self._first_failure is None:
             self._first_failure = member.failure
+        member.slot.last_death = words
         self._happened(member, Happened.DIED)  # its replacement is on its way before the log line is written
-        self._log_death(member, was, report, view)
+        if member.slot.retired or member.slot.place != member.place:
+            self._core.end(member.place)
+        self._log_death(member, was, report, words, view)
+        if stacks:
+            log.error("%s was here when it died:\n%s", member, stacks)
+        if self._notify.wanted("exit"):
+            self._notify.call(Notice("exit", status_of(member.slot, member, view, time.monotonic_ns()), words))
+        if self._reload and member in self._reload.trials:
+            self._reload.trials.discard(member)
+            if not member.slot.retired:
+                self._end_reload(member.failure.reason if member.failure else f"{member} {words}")
 
     def _read_last_words(self, member: Member) -> None:
         """Its death may be reported before what it said."""
@@ -283,16 +380,25 @@ class Supervisor:
                 return
             if isinstance(message, Failed):
                 member.failure = message
-            elif isinstance(message, Retiring):
-                member.retiring = True
 
-    def _log_death(self, member: Member, was: State, report: ExitReport, view: BoardView) -> None:
+    def _cause(self, member: Member, report: ExitReport) -> str:
+        """Why it ended, as far as we know more than how."""
+        if member.verdict:
+            return f" ({member.verdict})"
+        if report.signum == signal.SIGKILL and self._oom_kills.happened():
+            return " (out of memory: the kernel's OOM killer was at work)"
+        if member.spent and report.code == 0:
+            return " (max_requests)"
+        return ""
+
+    def _log_death(self, member: Member, was: State, report: ExitReport, words: str, view: BoardView) -> None:
         if member.failure:
             new = member.failure.details if member.failure.details != self._shown_details else ""
             self._shown_details = member.failure.details
             log.error("%s could not start: %s%s", member, member.failure.reason, new and f"\n{new.rstrip()}")
             return
-        if was is State.DRAINING and report.code == 0:
+        # SIGQUIT, too: one that was told to stop before it could listen.
+        if was in (State.DRAINING, State.STOPPING) and (report.code == 0 or report.signum == signal.SIGQUIT):
             log.debug("%s has left", member)
             return
         lost = view.taken - view.done
@@ -300,22 +406,41 @@ class Supervisor:
             logging.WARNING if self._stopping is None else logging.INFO,
             "%s %s after %.1f s, with %d connection%s in its hands",
             member,
-            report,
+            words,
             (member.since_ns - (member.ready_ns or member.forked_ns)) / 1e9,
             lost,
             "" if lost == 1 else "s",
         )
 
+    def _tell(self, event: str, member: Member | None, detail: str = "") -> None:
+        """The callbacks."""
+        if self._notify.wanted(event):
+            self._notify.call(Notice(event, self._status(member) if member else None, detail))
+
     # ---- states and actions -------------------------------------------------------------------------------------
 
     def _happened(self, member: Member, happened: Happened) -> None:
         state, actions = step(member.state, happened)
-        member.become(state, time.monotonic_ns())
+        changed = state is not member.state
+        if changed:
+            now_ns = time.monotonic_ns()
+            member.become(state, now_ns)
+            member.deadline_ns = self._deadline_of(state, now_ns)
         for action in actions:
             self._perform(action, member)
+        if changed and state in _TOLD:
+            self._tell(_TOLD[state], member, member.verdict or "")
+
+    def _deadline_of(self, state: State, now_ns: int) -> int | None:
+        match state:
+            case State.DRAINING:
+                return now_ns + int(self._config.drain_timeout * 1e9)
+            case State.STOPPING | State.HUNG:
+                return now_ns + GRACE_NS
+        return None
 
     def _all(self, happened: Happened) -> None:
-        for member in list(self._roster.members):
+        for member in self._roster.members:
             self._happened(member, happened)
 
     def _perform(self, action: Action, member: Member) -> None:
@@ -323,108 +448,160 @@ class Supervisor:
             case Action.ENTER:
                 self._enter(member)
             case Action.LEAVE:
-                self._core.leave(member.slot)
+                self._core.leave(member.place)
             case Action.TERMINATE:
                 member.process.send(signal.SIGTERM)
             case Action.QUIT:
                 member.process.send(signal.SIGQUIT)
+            case Action.ABORT:
+                # One that is stopped has nothing to say, and must not be woken: it might take a connection first.
+                member.process.send(signal.SIGKILL if member.process.is_stopped() else signal.SIGABRT)
             case Action.KILL:
-                log.error("%s is not ready after %g s and is killed", member, self._config.boot_timeout)
                 member.process.send(signal.SIGKILL)
             case Action.REPLACE:
                 self._replace(member)
 
     def _enter(self, member: Member) -> None:
-        readers = member.threads * (self._config.workers if member.pool else 1)
-        size = min(SIZE_PER_THREAD * readers or ASYNCIO_SIZE, self._most_in_channel)
+        slots = len(self._roster.slots)
+        readers = member.threads * (slots if member.pool else 1)
+        size = min(SIZE_PER_THREAD * readers or ASYNCIO_SIZE, max(self._most_in_flight // max(slots, 1), 1))
         most = 0 if member.threads else self._config.max_connections
-        self._core.enter(member.slot, pool=member.pool, threads=member.threads, size=size, most=most)
+        self._core.enter(member.place, pool=member.pool, threads=member.threads, size=size, most=most)
 
     def _replace(self, member: Member) -> None:
-        slot = self._roster.remove(member)
-        now_ns = time.monotonic_ns()
-        ready_for_ns = None if member.ready_ns is None else now_ns - member.ready_ns
-        slot.deaths = 0 if member.retiring else policy.deaths_in_a_row(slot.deaths, ready_for_ns)
-        if self._wants_another(member):
+        """It has no slot any more. If it had, that gets another worker, now or later."""
+        slot = member.slot
+        if self._stopping and member.state is not State.GONE:
+            return  # it may have found the end of its channel: what is left of it is seen when it is gone
+        held = self._roster.vacate(member)
+        if member.state is State.GONE:
+            self._roster.remove(member)
+        if not held or slot.retired:
+            return
+        if slot.member is not None:
+            self._on_lost_successor(slot)
+            return
+        if slot.successor is not None:  # that one was to take its place anyway
+            self._roster.promote(slot.successor)
+            return
+        if member.retired:
+            slot.deaths = 0
+        else:
+            self._count_death(slot, member)
+        if self._wants_another(slot):
             self._respawn_later(slot)
 
-    def _wants_another(self, dead: Member) -> bool:
+    def _count_death(self, slot: Slot, member: Member) -> None:
+        now_ns = time.monotonic_ns()
+        ready_for_ns = None if member.ready_ns is None else now_ns - member.ready_ns
+        slot.deaths = policy.deaths_in_a_row(slot.deaths, ready_for_ns, self._min_uptime_ns)
+        full_window = len(slot.died_ns) == policy.BROKEN_WINDOW
+        window_ns = now_ns - slot.died_ns[0] if full_window else None
+        slot.died_ns.append(now_ns)
+        failed = policy.is_broken(slot.deaths, window_ns, self._min_uptime_ns)
+        if failed and not slot.failed and self._ever_ready and self._stopping is None:
+            self._fail(slot)
+        slot.failed = failed
+
+    def _on_lost_successor(self, slot: Slot) -> None:
+        """The old worker serves on. One that has had its max_requests still wants a successor; a reload is over."""
+        if slot.member is None:
+            return
+        slot.place = slot.member.place
+        if slot.member.spent and self._stopping is None:
+            slot.deaths += 1
+            slot.respawn_at_ns = time.monotonic_ns() + policy.respawn_delay_ns(max(slot.deaths, 2), random.random())
+
+    def _fail(self, slot: Slot) -> None:
+        """A slot whose workers die again and again."""
+        detail = f"{slot} has died {slot.deaths} times in a row, the last time it {slot.last_death}"
+        log.error("%s: FAILED%s", detail, "" if self._config.fail_fast else "; it is tried again slowly")
+        self._tell("give_up", None, detail)
+        if self._config.fail_fast:
+            self._broken = WorkerError(detail)
+            self._stop_gracefully()
+
+    def _wants_another(self, slot: Slot) -> bool:
+        """Now that it has no worker."""
         if self._stopping is None:
             return self._ever_ready
         if self._stopping is Request.STOP_NOW or self._late:
             return False
         if not self._finished:
             return True
-        # Others read what waits in the pool; what waits in its own channel waits for its slot alone.
+        # Others read what waits in the pool; what waits in its own channel waits for its place alone.
         pooled = any(other.pool or other.state is State.BOOTING for other in self._roster.members)
-        return self._core.untaken(dead.slot) > 0 or (not pooled and self._core.untaken(POOL) > 0)
+        return self._left_in(slot) or (not pooled and self._core.untaken(POOL) > 0)
+
+    def _left_in(self, slot: Slot) -> bool:
+        return slot.place is not None and self._core.untaken(slot.place) > 0
 
     def _waiting_for(self, member: Member) -> bool:
-        return self._core.untaken(member.slot) > 0 or self._core.untaken(POOL) > 0
+        return self._core.untaken(member.place) > 0 or self._core.untaken(POOL) > 0
 
     def _respawn_later(self, slot: Slot) -> None:
         """At once after a first death, else when the delay is over."""
-        delay_ns = policy.respawn_delay_ns(slot.deaths, random.random())
+        delay_ns = policy.respawn_delay_ns(slot.deaths, random.random(), slot.failed)
         if not delay_ns:
             self._spawn(slot)
             return
-        log.info("worker=%d is started again in %.1f s (death %d in a row)", slot.number, delay_ns / 1e9, slot.deaths)
+        log.info("%s is started again in %.1f s (death %d in a row)", slot, delay_ns / 1e9, slot.deaths)
         slot.respawn_at_ns = time.monotonic_ns() + delay_ns
 
-    def _spawn(self, slot: Slot) -> None:
+    def _spawn(self, slot: Slot) -> Member | None:
+        """A new worker for it: its only one, or the successor of the one that serves. None: not now, but later."""
         try:
-            self._fork(slot)
+            member = self._fork(slot)
         except OSError as error:
-            log.error("worker=%d cannot be started: %s", slot.number, error.strerror)
+            log.error("%s cannot be started: %s", slot, error.strerror)
             slot.deaths += 1
             slot.respawn_at_ns = None
-            if not self._ever_ready:  # as one that died before it was ready
-                return
-            delay_ns = policy.respawn_delay_ns(max(slot.deaths, 2), random.random())
-            slot.respawn_at_ns = time.monotonic_ns() + delay_ns
+            if self._ever_ready:  # else as one that died before it was ready
+                delay_ns = policy.respawn_delay_ns(max(slot.deaths, 2), random.random())
+                slot.respawn_at_ns = time.monotonic_ns() + delay_ns
+            return None
+        self._tell("fork", member)
+        return member
 
-    def _fork(self, slot: Slot) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            ours.setblocking(False)
-            generation = slot.generation + 1
-            self._core.begin(slot.number, generation)
-            station: list[Station] = []
-            process = spawn(
-                functools.partial(self._first_steps, slot.number, ours, station),
-                lambda: self._worker_main(slot.number, generation, station[0], theirs),
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        boot_deadline_ns = time.monotonic_ns() + int(self._config.boot_timeout * 1e9)
-        member = Member(slot.number, generation, process, ours, boot_deadline_ns)
-        self._roster.add(member)
-        try:
-            self._watch_member(member)
-        except OSError:
-            for fd in list(member.tokens):
-                self._unwatch(member, fd)
-            process.send(signal.SIGKILL)
-            process.reap()
-            self._roster.remove(member)
-            raise
+    def _fork(self, slot: Slot) -> Member:
+        with contextlib.ExitStack() as undo:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(ours.close)
+            with theirs:
+                ours.setblocking(False)
+                stacks_fd = os.memfd_create("stacks")
+                undo.callback(os.close, stacks_fd)
+                generation = slot.generation + 1
+                place = self._roster.free_place(slot.place)
+                self._core.begin(place, generation, slot.number)
+                station: list[Station] = []
+                process = spawn(
+                    functools.partial(self._first_steps, place, ours, station),
+                    lambda: self._worker_main(slot.number, generation, station[0], theirs, stacks_fd),
+                )
+            boot_deadline_ns = time.monotonic_ns() + int(self._config.boot_timeout * 1e9)
+            member = Member(slot, generation, place, process, ours, stacks_fd, boot_deadline_ns)
+            try:
+                for fd, callback in ((process.pidfd, self._on_death), (ours.fileno(), self._on_message)):
+                    member.tokens[fd] = self._watch(fd, functools.partial(callback, member))
+            except OSError:
+                for fd in list(member.tokens):
+                    self._unwatch(member, fd)
+                process.send(signal.SIGKILL)
+                process.reap()
+                raise
+            self._roster.add(member, successor=slot.member is not None)
+            undo.pop_all()
+            return member
 
-    def _watch_member(self, member: Member) -> None:
-        process, ours = member.process, member.control
-        for fd, callback in ((process.pidfd, self._on_death), (ours.fileno(), self._on_message)):
-            member.tokens[fd] = self._watch(fd, functools.partial(callback, member))
-
-    def _first_steps(self, slot: int, ours: socket.socket, station: list[Station]) -> None:
+    def _first_steps(self, place: int, ours: socket.socket, station: list[Station]) -> None:
         """In the child, signals blocked: let go of all that is the master's, in this order."""
         self._signals.forget()
-        station.append(self._core.abandon(slot))
+        station.append(self._core.abandon(place))
         ours.close()
         for member in self._roster.members:
             os.close(member.process.pidfd)
-            member.control.close()
+            member.close()
         for bind in self._config.bind:
             if isinstance(bind, socket.socket):
                 bind.close()  # the caller's own copy: it would keep the port open when the master is gone
@@ -438,51 +615,165 @@ class Supervisor:
             if slot.respawn_at_ns is not None and slot.respawn_at_ns <= now_ns:
                 self._spawn(slot)
         for member in self._roster.members:
-            deadline_ns = member.boot_deadline_ns
-            if deadline_ns is not None and deadline_ns <= now_ns:
-                member.boot_deadline_ns = None
-                self._happened(member, Happened.BOOT_TIMED_OUT)
-        while self._ladder and self._ladder[0][0] <= now_ns:
-            self._ladder.popleft()[1]()
+            if member.deadline_ns is not None and member.deadline_ns <= now_ns:
+                self._time_is_up(member)
+        if self._stop_deadline_ns is not None and self._stop_deadline_ns <= now_ns:
+            self._stop_deadline_ns = None
+            self._lose_patience()
+        if self._stopping is None and self._health.is_due(now_ns, self._roster.members):
+            self._judge(now_ns)
 
-    def _next_deadline(self) -> int | None:
-        deadlines = [slot.respawn_at_ns for slot in self._roster.slots if slot.respawn_at_ns is not None]
-        deadlines += [m.boot_deadline_ns for m in self._roster.members if m.boot_deadline_ns is not None]
-        if self._ladder:
-            deadlines.append(self._ladder[0][0])
-        return min(deadlines, default=None)
+    def _time_is_up(self, member: Member) -> None:
+        member.deadline_ns = None
+        match member.state:
+            case State.BOOTING:
+                member.verdict = f"not ready after {self._config.boot_timeout:g} s"
+                log.error("%s is %s and is killed", member, member.verdict)
+            case State.DRAINING:
+                log.warning("%s has not finished after %g s and stops now", member, self._config.drain_timeout)
+            case State.STOPPING:
+                log.warning("%s does not stop and is killed", member)
+        self._happened(member, Happened.TIME_IS_UP)
+
+    def _judge(self, now_ns: int) -> None:
+        """Who is hung leaves; the others are pinged."""
+        for member in self._roster.members:
+            if member.state is not State.READY:
+                continue
+            reason = self._health.judge(member, self._core.look(member.place), now_ns)
+            if reason is not None:
+                member.verdict = f"hung: {reason}"
+                log.error("%s is %s", member, member.verdict)
+                self._happened(member, Happened.FOUND_HUNG)
+        self._health.next_round(self._roster.members, now_ns)
+
+    def _deadlines(self) -> list[int]:
+        """All that is to be done by the clock."""
+        deadlines = [slot.respawn_at_ns for slot in self._roster.slots]
+        deadlines += [member.deadline_ns for member in self._roster.members]
+        deadlines.append(self._stop_deadline_ns)
+        if self._stopping is None:
+            deadlines.append(self._health.next_deadline_ns(self._roster.members))
+        return [each for each in deadlines if each is not None]
+
+    # ---- reload and scale ---------------------------------------------------------------------------------------
+
+    def reload(self, when_over: WhenReloaded | None = None) -> None:
+        """Replace every worker, one after the other; `when_over` is called when that is done or has failed. While one
+        reload is under way all further requests together are one more."""
+        told = [] if when_over is None else [when_over]
+        if self._stopping:
+            self._tell_reloaders(told, "the server stops")
+        elif self._reload:
+            self._reload_again = (self._reload_again or []) + told
+        else:
+            log.info("reloading %d workers", len(self._roster.slots))
+            self._reload, self._when_reloaded = Reload(self._roster.slots, self._config.reload_batch), told
+
+    def _go_on_reloading(self) -> None:
+        while self._reload and (slot := self._reload.next()):
+            slot.respawn_at_ns = None
+            member = self._spawn(slot)
+            if member is None:
+                self._end_reload(f"{slot} cannot be started")
+            else:
+                self._reload.trials.add(member)
+        if self._reload and self._reload.over:
+            self._end_reload("")
+
+    def _end_reload(self, error: str) -> None:
+        """`error` is empty if all went well. Else the old workers that are left stay."""
+        reload, told, again = self._reload, self._when_reloaded, self._reload_again
+        assert reload is not None
+        self._reload, self._reload_again = None, None
+        if error:
+            log.error("the reload has stopped, %d of %d workers are new: %s", reload.replaced, reload.total, error)
+            for member in reload.trials:
+                if member.slot.successor is member:
+                    self._happened(member, Happened.TOLD_TO_STOP)
+        else:
+            log.info("reloaded: %d workers are new", reload.replaced)
+        self._tell("reload", None, error)
+        self._tell_reloaders(told, error)
+        if again is not None:
+            self.reload(lambda error: self._tell_reloaders(again, error))
+
+    def _tell_reloaders(self, told: list[WhenReloaded], error: str) -> None:
+        for when_over in told:
+            when_over(error)
+
+    def scale(self, workers: int) -> None:
+        """From now on so many workers, at least 1 and at most `config.MAX_WORKERS`. No-op while stopping."""
+        workers = min(max(workers, 1), MAX_WORKERS)
+        if self._stopping or workers == len(self._roster.slots):
+            return
+        log.info("scaling from %d to %d workers", len(self._roster.slots), workers)
+        while len(self._roster.slots) < workers:
+            self._spawn(self._roster.grow())
+        while len(self._roster.slots) > workers:
+            slot = self._roster.shrink()
+            for member in (slot.successor, slot.member):
+                if member is not None:
+                    self._happened(member, Happened.TOLD_TO_DRAIN)
+
+    @property
+    def settled(self) -> bool:
+        """Every slot has a worker that is ready, and nobody is on the way in or out."""
+        return len(self._roster.members) == len(self._roster.slots) == self._roster.of_state(State.READY)
+
+    # ---- looking ------------------------------------------------------------------------------------------------
+
+    def workers(self) -> list[WorkerStatus]:
+        """All workers, also those that are about to leave, and the slots without one; by slot, then generation."""
+        now_ns = time.monotonic_ns()
+        found = [status_of(m.slot, m, self._core.look(m.place), now_ns) for m in self._roster.members]
+        found += [status_of(slot, None, None, now_ns) for slot in self._roster.slots if slot.member is None]
+        return sorted(found, key=lambda status: (status.slot, status.generation))
+
+    def _status(self, member: Member) -> WorkerStatus:
+        return status_of(member.slot, member, self._core.look(member.place), time.monotonic_ns())
 
     # ---- stopping -----------------------------------------------------------------------------------------------
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """As SIGTERM; `at_once`: as SIGINT."""
+        if at_once or not self._ever_ready:
+            if self._stopping is not Request.STOP_NOW:
+                self._stop_now()
+        elif self._stopping is None:
+            self._stop_gracefully()
 
     def _stop_gracefully(self) -> None:
         """Pass on what is queued, end the channels, wait for the workers; then less and less patience."""
         log.info("stopping: what was begun may take %g s more", self._config.drain_timeout)
-        self._stopping = Request.STOP
-        self._unlink()
+        self._begin_stop(Request.STOP)
         self._core.finish(self._config.backlog + 1)
-        late_ns = time.monotonic_ns() + int(self._config.drain_timeout * 1e9)
-        self._ladder.append((late_ns, self._quit_all))
-        self._ladder.append((late_ns + GRACE_NS, self._kill_all))
+        self._stop_deadline_ns = time.monotonic_ns() + int(self._config.drain_timeout * 1e9)
 
-    def _quit_all(self) -> None:
+    def _lose_patience(self) -> None:
         log.warning("%g s are over: workers that are left stop now", self._config.drain_timeout)
         self._late = True
         self._forget_respawns()
-        self._all(Happened.DRAIN_TIMED_OUT)
+        self._all(Happened.TOLD_TO_STOP)
 
     def _stop_now(self) -> None:
         log.info("stopping now")
-        self._stopping = Request.STOP_NOW
-        self._unlink()
+        self._begin_stop(Request.STOP_NOW)
         self._forget_respawns()
-        self._ladder.clear()
-        self._ladder.append((time.monotonic_ns() + GRACE_NS, self._kill_all))
+        self._stop_deadline_ns = None
         self._all(Happened.TOLD_TO_STOP)
 
-    def _unlink(self) -> None:
-        """Socket files go first: while the socket is open, its inode cannot be another file's."""
+    def _begin_stop(self, request: Request) -> None:
+        self._stopping = request
+        for slot in self._roster.slots:
+            if slot.member is not None:  # no successor any more
+                slot.respawn_at_ns = None
+        # Socket files go first: while the socket is open, its inode cannot be another file's.
         for endpoint in self._endpoints:
             endpoint.unlink()
+        if self._reload:
+            self._reload_again = None
+            self._end_reload("the server stops")
 
     def _kill_all(self) -> None:
         for member in self._roster.members:
@@ -492,3 +783,7 @@ class Supervisor:
     def _forget_respawns(self) -> None:
         for slot in self._roster.slots:
             slot.respawn_at_ns = None
+
+
+_TOLD = {State.READY: "ready", State.DRAINING: "drain", State.HUNG: "hang"}
+"""Which callbacks hear of a new state. The end is told with its cause, see `_on_death`."""

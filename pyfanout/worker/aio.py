@@ -22,6 +22,7 @@ from pyfanout.app import AsyncHandler, Kind
 from pyfanout.control import Roomy
 from pyfanout.core import BATCH, Taker
 from pyfanout.worker.connection import Connection, address_of
+from pyfanout.worker.idle import LOOK_S, IdleWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,8 +49,9 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._most = worker.config.max_connections or 1 << 30
         self._live = 0
-        self._tasks: set[asyncio.Task[Any]] = set()
-        """The loop itself holds them by weak references only."""
+        self._tasks: dict[asyncio.Task[Any], tuple[asyncio.StreamReader, asyncio.StreamWriter] | None] = {}
+        """The handlers' streams, and None for what only makes some. The loop itself holds tasks by weak references."""
+        self._idle = IdleWatch()
         self._reading = False
         self._over = self._loop.create_future()
         """Done when the worker drains and nothing is left to finish."""
@@ -117,8 +119,8 @@ class Server:
         protocol = asyncio.StreamReaderProtocol(reader, self._serve, loop=self._loop)
         if self._make_transport is None:
             task = self._loop.create_task(self._connect(protocol, conn))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks[task] = None
+            task.add_done_callback(lambda task: self._tasks.pop(task, None))
         else:
             try:
                 self._make_transport(conn, protocol, extra={"peername": address_of(arrival)})
@@ -139,14 +141,14 @@ class Server:
 
     def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task: asyncio.Task[Any] = self._loop.create_task(self._handler(reader, writer))  # type: ignore[arg-type]
-        self._tasks.add(task)
+        self._tasks[task] = reader, writer
         task.add_done_callback(functools.partial(self._finish, writer, writer.transport.get_protocol()))
 
     def _finish(self, writer: asyncio.StreamWriter, protocol: asyncio.BaseProtocol, task: asyncio.Task[Any]) -> None:
         """A handler is over."""
         if self._worker.forked:  # its copy in a child that it forked
             self._exit(task)
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             if isinstance(error, Exception):
                 log.error("worker=%d: the handler failed", self._worker.slot, exc_info=error)
@@ -185,6 +187,18 @@ class Server:
             return
         self._pause()
         self._leave_if_done()
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        """Again and again until all are closed: a connection that only waits for its client's next request ends as if
+        the client had gone, which is an end that its handler knows."""
+        if self._over.done():
+            return
+        for reader, writer in filter(None, self._tasks.values()):
+            if not reader.at_eof() and self._idle.is_idle(reader, writer, self._loop.time()):
+                writer.transport.pause_reading()  # type: ignore[attr-defined]  # a byte after the end would be an error
+                reader.feed_eof()
+        self._loop.call_later(LOOK_S, self._close_idle)
 
     def _let_go(self) -> None:
         """In a child that a handler forked: the loop's epoll set is the worker's too, and is left as it is."""
@@ -214,8 +228,9 @@ class Server:
             self._over.set_exception(error)
 
     def _on_control(self) -> None:
-        """The master says nothing; end-of-file is its death, and the channel says so too, when it is empty."""
-        if not self._worker.control.recv(4096):
+        """A pong from here proves that the loop comes round. End-of-file is the master's death, and the channel says so
+        too, when it is empty."""
+        if not self._worker.hear():
             self._loop.remove_reader(self._worker.control.fileno())
             self._loop.call_later(self._worker.config.drain_timeout, self._give_up)
 

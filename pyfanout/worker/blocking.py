@@ -169,7 +169,7 @@ class Server:
                 if wakeup in ready:
                     wakeup.recv(4096)
                     self._wake_sleepers()
-                if control in ready and not control.recv(4096):
+                if control in ready and not self._worker.hear():
                     break
         patience_s = self._worker.config.drain_timeout
         time.sleep(patience_s)

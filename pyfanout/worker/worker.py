@@ -6,6 +6,7 @@ Owns the worker's two descriptors, its channel and its control socket. How conne
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import inspect
 import itertools
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.app import Handler, Kind, kind_of
 from pyfanout.config import Config, Policy
-from pyfanout.control import Failed, Message, Ready, Retiring, Stage, encode
+from pyfanout.control import PACKET_BYTES, Failed, Message, Ping, Pong, Ready, Retiring, Spent, Stage, decode, encode
 from pyfanout.core import Station
 from pyfanout.errors import ConfigError, FanoutError, LoadError
 
@@ -77,10 +78,11 @@ class Worker:
         self.say(Ready(pool, threads))
 
     def count(self) -> None:
-        """One more connection was taken. After the last of `max_requests` the worker drains."""
+        """One more connection was taken. After the last of `max_requests` it asks for a successor, and serves on until
+        the master has one that is ready."""
         if self._last is not None and next(self._served) == self._last:
-            log.info("worker=%d has served %d connections and retires", self.slot, self._last)
-            self.drain()
+            log.info("worker=%d has served %d connections and wants to retire", self.slot, self._last)
+            self.say(Spent())
 
     def drain(self) -> None:
         """Take no more connections, finish what was begun, leave. May be called again, and from a signal handler."""
@@ -96,6 +98,20 @@ class Worker:
             self.control.send(encode(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError as error:  # the master is gone, which the channel says too
             log.debug("worker=%d: %s", self.slot, error)
+
+    def hear(self) -> bool:
+        """One message of the master is there: do what it asks. False: the master is gone."""
+        try:
+            packet = self.control.recv(PACKET_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if packet:
+            match decode(packet):
+                case Ping(number):
+                    self.say(Pong(number))
+        return bool(packet)
 
     def call_hook(self, hook: Callable[[Worker], object] | None) -> Any:
         return None if hook is None or self.forked else hook(self)
@@ -123,11 +139,16 @@ def main(
     generation: int,
     station: Station,
     control: socket.socket,
+    stacks_fd: int,
 ) -> int:
-    """The whole life of a worker; its exit code. SystemExit from the application passes through."""
+    """The whole life of a worker; its exit code. SystemExit from the application passes through.
+
+    `stacks_fd`: where to write what all threads are doing when a signal kills it, SIGABRT from the master included.
+    """
     global _current  # noqa: PLW0603 - one process is one worker
     worker = _current = Worker(config, slot, generation, station, control)
     os.register_at_fork(after_in_child=lambda: _forget(worker))
+    faulthandler.enable(stacks_fd)
     _install_signals(worker)
     try:
         handler = load()
@@ -148,7 +169,7 @@ def main(
 
 
 def _install_signals(worker: Worker) -> None:
-    """SIGTERM drains; a second one, and SIGQUIT, stop now. ^C goes to the whole terminal: the master decides."""
+    """SIGTERM drains; a second one, and SIGQUIT, stop now. ^C and a hangup reach all in a terminal: the master's."""
 
     def stop(_signum: int, _frame: FrameType | None) -> None:
         if worker.on_drain is None:  # it boots: there is nothing to finish, and an import would not know what to do
@@ -161,6 +182,7 @@ def _install_signals(worker: Worker) -> None:
         worker.drain()
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGQUIT, stop)
 

@@ -325,6 +325,39 @@ def test_a_held_connection_that_is_dropped_is_an_error(load: Load) -> None:
     assert result["answered"] <= 1
 
 
+# ---- several requests on a connection --------------------------------------------------------------------
+
+
+def test_requests_follow_each_other_on_a_connection(load: Load) -> None:
+    """One answered connection for all of them; the first request is the server's, the others are counted here."""
+    more: list[bytes] = []
+
+    def keep(conn: socket.socket, _request: bytes) -> None:
+        conn.sendall(ANSWER)
+        while request := conn.recv(4096):
+            more.append(request)
+            conn.sendall(ANSWER)
+
+    with Server(keep) as server:
+        result = load(server.port, "--closed", 3, "--count", 10, "--requests", 5)
+        assert errors(result) == {}
+        assert (result["started"], result["answered"]) == (10, 10)
+        assert len(server.requests) == 10
+        assert more == [b"GET /keep HTTP/1.0\r\n\r\n"] * 40
+
+
+def test_a_connection_that_ends_before_its_last_request_is_an_error(load: Load) -> None:
+    def twice(conn: socket.socket, _request: bytes) -> None:
+        conn.sendall(ANSWER)
+        if conn.recv(4096):
+            conn.sendall(ANSWER)
+
+    with Server(twice) as server:
+        result = load(server.port, "--closed", 2, "--count", 6, "--requests", 3)
+    assert result["answered"] == 0
+    assert sum(errors(result).values()) == 6
+
+
 # ---- a second opinion ------------------------------------------------------------------------------------
 
 

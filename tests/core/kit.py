@@ -204,6 +204,8 @@ class House:
         self._generations = [0] * slots
         self._stations: list[Station] = []
         self._arrivals: list[Arrival] = []
+        for slot in range(slots):
+            self.core.begin(slot, 0, slot)
 
     def __enter__(self) -> House:
         return self
@@ -277,13 +279,22 @@ class House:
         self.begin(slot)
         return self.core.enter(slot, pool=pool, threads=threads or pool, size=size)
 
-    def begin(self, slot: int) -> None:
+    def begin(self, slot: int, identity: int | None = None) -> None:
         self._generations[slot] += 1
-        self.core.begin(slot, self._generations[slot])
+        self.core.begin(slot, self._generations[slot], slot if identity is None else identity)
 
-    def worker(self, slot: int, size: int = 32, *, pool: bool = False, threads: int = 0, most: int = 0) -> Worker:
+    def worker(
+        self,
+        slot: int,
+        size: int = 32,
+        *,
+        pool: bool = False,
+        threads: int = 0,
+        most: int = 0,
+        identity: int | None = None,
+    ) -> Worker:
         """A new worker, forked and ready. Its slot must be empty."""
-        self.begin(slot)
+        self.begin(slot, identity)
         worker = Worker(self, slot, self.station(slot), pool)
         worker.size = self.core.enter(slot, pool=pool, threads=threads or pool, size=size, most=most)
         return worker

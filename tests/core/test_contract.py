@@ -17,7 +17,7 @@ from pyfanout._core import lib
 
 from pyfanout import config, core
 from pyfanout.config import Policy
-from pyfanout.core import BATCH, Core, News
+from pyfanout.core import BATCH, SLOTS, Core, News
 
 from .kit import Faults, House, descriptors, free_descriptors, in_child, is_open
 
@@ -69,15 +69,17 @@ def test_a_message_takes_what_was_measured(house: MakeHouse) -> None:
 
 
 def errno_of_birth() -> int:
-    """Of a core that is made and closed; 0 if it is."""
+    """Of a core that is made, gets the channels of three workers, and is closed; 0 if it is."""
     try:
-        Core(3, Policy.ROUND_ROBIN).close()
+        with Core(3, Policy.ROUND_ROBIN) as core:
+            for slot in range(3):
+                core.begin(slot, 1, slot)
     except OSError as error:
         return error.errno or 0
     return 0
 
 
-@pytest.mark.parametrize("slots", [0, -1, 1025])
+@pytest.mark.parametrize("slots", [0, -1, SLOTS + 1])
 def test_a_number_of_slots_that_is_out_of_range(slots: int) -> None:
     with pytest.raises(OSError, match="make the core") as caught:
         Core(slots, Policy.ROUND_ROBIN)
@@ -124,6 +126,18 @@ def test_a_birth_without_descriptors(free: int) -> None:
     assert descriptors() == before
 
 
+def test_a_channel_that_cannot_be_made_is_made_later() -> None:
+    with Core(3, Policy.ROUND_ROBIN) as core:
+        before = descriptors()
+        with free_descriptors(1), pytest.raises(OSError, match="make the channel of worker 2") as caught:
+            core.begin(2, 1, 2)
+        assert caught.value.errno == errno.EMFILE
+        assert descriptors() == before
+        assert core.untaken(2) == 0
+        core.begin(2, 1, 2)
+        assert len(descriptors() - before) == 2
+
+
 def test_closed_twice(house: MakeHouse) -> None:
     before = descriptors()
     core = Core(2, Policy.ROUND_ROBIN)
@@ -134,9 +148,16 @@ def test_closed_twice(house: MakeHouse) -> None:
 
 def test_the_largest_core() -> None:
     before = descriptors()
-    with Core(1024, Policy.LEAST_CONNECTIONS) as core:
+    with Core(SLOTS, Policy.LEAST_CONNECTIONS) as core:
+        assert len(descriptors() - before) == 4, "a channel is made when it is needed"
+        assert core.run(0) == []
+        for slot in range(1024):
+            core.begin(slot, 1, slot)
         assert len(descriptors() - before) == 2 * 1025 + 2
         assert core.run(0) == []
+        for slot in range(1024):
+            core.end(slot)
+        assert len(descriptors() - before) == 4
     assert descriptors() == before
 
 

@@ -281,6 +281,18 @@ def test_source_hash_moves_only_those_of_a_slot_that_leaves(house: MakeHouse) ->
     assert slots_of(here, workers, sources) == where
 
 
+def test_source_hash_keeps_the_clients_of_one_that_is_replaced(house: MakeHouse) -> None:
+    """Its successor is in another place, and both are in rotation for a moment; to their clients they are one."""
+    here = house(5, Policy.SOURCE_HASH)
+    workers = [here.worker(slot) for slot in range(4)]
+    sources = list(range(60))
+    where = slots_of(here, workers, sources)
+    successor = here.worker(4, identity=2)
+    workers[2].leave()
+    after = slots_of(here, [*workers[:2], workers[3], successor], sources)
+    assert after == {source: 4 if slot == 2 else slot for source, slot in where.items()}
+
+
 def test_source_hash_spreads(house: MakeHouse) -> None:
     here = house(4, Policy.SOURCE_HASH)
     workers = [here.worker(slot) for slot in range(4)]

@@ -154,3 +154,36 @@ def test_nothing_grows_with_generations(house: MakeHouse, generations: int) -> N
         assert len(survivor.take()) == 4
     here.check()
     assert here["recalled"] == generations
+
+
+def test_the_channel_of_a_slot_that_ends_is_closed_when_it_is_empty(house: MakeHouse) -> None:
+    """What waits in it goes to others first; a slot that begins again before that keeps it."""
+    here = house(2)
+    before = len(here.own_descriptors())
+    first = here.worker(0)
+    here.connect(10)
+    here.settle()
+    first.leave()
+    here.core.end(0)
+    assert here.core.untaken(0) == 10
+    second = here.worker(1)
+    assert sorted(here.take_until([second], 10)) == list(range(10))
+    here.settle()
+    assert here.core.untaken(0) == 0
+    assert len(here.own_descriptors()) == before - 2
+    here.check()
+    third = here.worker(0)
+    here.connect(4)
+    assert sorted(here.take_until([second, third], 4)) == list(range(10, 14))
+
+
+def test_a_slot_that_begins_again_before_its_end(house: MakeHouse) -> None:
+    here = house(1)
+    first = here.worker(0)
+    here.connect(5)
+    here.settle()
+    first.leave()
+    here.core.end(0)
+    again = here.worker(0)
+    assert sorted(here.take_until([again], 5)) == list(range(5))
+    assert here.core.untaken(0) == 0

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
-from harness import NOBODY, Effort, Server, ask, collect, connect, crowd, fds_of, hold, read_line, release, who
+from harness import NOBODY, Effort, Server, ask, collect, connect, crowd, fds_of, freeze, hold, read_line, release, who
 
 MakeServer = Callable[[], Server]
 
@@ -223,7 +223,7 @@ def test_the_master_alone_never_has_too_many_in_flight(server: MakeServer, handl
     one = server().start(handler, script={"uid": NOBODY, "nofile": 150}, workers=4, **options)
     workers = one.workers
     for pid in workers:
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
     queued = crowd(one.address, 300, "identity")
     one.wait_idle_master()
     for pid in workers:

@@ -19,6 +19,7 @@ from harness import (
     collect,
     connect,
     crowd,
+    freeze,
     hold,
     is_over,
     kill,
@@ -52,7 +53,7 @@ def test_term_finishes_what_is_there(server: MakeServer, handler: str, options: 
     busy = 1 if policy == "source-hash" and handler == "act" else 2
     held = [hold(address) for _ in range(busy)]
     for pid in one.workers:
-        os.kill(pid, signal.SIGSTOP)  # so that channels and accept queue fill
+        freeze(pid)  # so that channels and accept queue fill
     queued = crowd(address, 100, "identity")
     one.send(signal.SIGTERM)
     one.wait_log("stopping: what was begun")
@@ -91,7 +92,7 @@ def test_a_worker_killed_while_it_drains(server: MakeServer, handler: str, optio
     """What was queued behind it is answered all the same."""
     one = server().start(f"apps:{handler}", workers=1, **options)
     pid = one.workers[0]
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     queued = crowd(one.address, 40, "identity")
     one.send(signal.SIGTERM)
     one.wait_log("stopping: what was begun")
@@ -138,7 +139,7 @@ def test_the_ladders_end(server: MakeServer, handler: str, options: dict) -> Non
     """A worker that hears nothing is killed, 2 s after it was told to stop."""
     one = server().start(f"apps:{handler}", workers=2, drain_timeout=0.2, **options)
     stopped = one.workers[0]
-    os.kill(stopped, signal.SIGSTOP)
+    freeze(stopped)
     start = time.monotonic()
     assert one.stop() == 0
     assert 2.2 <= time.monotonic() - start < 6
@@ -185,7 +186,7 @@ def test_fast_stop(server: MakeServer, handler: str, options: dict, signum: int,
 def test_a_second_int_kills(server: MakeServer, handler: str, options: dict) -> None:
     one = server().start(f"apps:{handler}", workers=2, **options)
     for pid in one.workers:
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
     one.send(signal.SIGINT)
     one.wait_log("stopping now")
     start = time.monotonic()
@@ -304,7 +305,7 @@ def test_the_master_is_killed_while_connections_wait(server: MakeServer, handler
     """What was in the channels is answered by the workers; nobody waits for ever."""
     one = server().start(f"apps:{handler}", workers=2, **options)
     for pid in one.workers:
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
     queued = crowd(one.address, 20, "identity")
     workers = one.workers
     one.wait_idle_master()
@@ -321,10 +322,11 @@ def test_the_master_is_killed_while_connections_wait(server: MakeServer, handler
 
 
 def test_an_idle_server_does_nothing(server: MakeServer) -> None:
-    """Nothing polls: over 2 s, no process of it is woken or uses any CPU, also after traffic, deaths and drains."""
+    """Beside the pings nothing polls: over 2 s, no process of it is woken or uses any CPU, also after traffic, deaths
+    and drains."""
     servers = []
     for handler, options in (("act", {}), ("act", {"threads": 3}), ("act_async", {})):
-        one = server().start(f"apps:{handler}", workers=2, **options)
+        one = server().start(f"apps:{handler}", workers=2, ping_interval=0, **options)
         collect(crowd(one.address, 50))
         close_all([hold(one.address)])
         victim = one.workers[0]

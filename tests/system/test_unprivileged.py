@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from harness import NOBODY, Server, ask, collect, crowd, hold, kill, release, who
+from harness import NOBODY, Server, ask, collect, crowd, freeze, hold, kill, release, who
 
 MakeServer = Callable[[], Server]
 
@@ -26,7 +26,7 @@ def test_the_life_of_a_server(server: MakeServer, handler: str, options: dict) -
     # killed with a queue behind it
     before = one.workers
     for pid in before:
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
     queued = crowd(one.address, 50, "identity")
     for pid in before:
         kill(pid)

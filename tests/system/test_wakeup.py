@@ -31,7 +31,7 @@ def start(server: MakeServer, case: str, workers: int) -> Server:
     """No back-off: a worker that is killed ten times a second must be there again for the next turn."""
     handler, policy = CASES[case]
     return server().start(
-        handler, script={"no_back_off": True}, workers=workers, policy=policy, log_level="info", drain_timeout=1
+        handler, script={}, min_uptime=0, workers=workers, policy=policy, log_level="info", drain_timeout=1
     )
 
 

@@ -18,6 +18,7 @@ from harness import (
     collect,
     connect,
     crowd,
+    freeze,
     hold,
     is_over,
     kill,
@@ -87,7 +88,7 @@ def test_what_a_killed_event_loop_had_not_taken_is_answered(server: MakeServer, 
     one = server().start("apps:act_async", workers=2, policy=policy)
     before = one.workers
     for pid in before:
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
     queued = crowd(one.address, 50, "identity")
     kill(before[0])
     replacement = one.wait_workers(2, gone=before[:1])[1]
@@ -149,7 +150,7 @@ def test_a_handler_that_raises(server: MakeServer, handler: str, options: dict) 
 def test_a_handler_that_ends_its_worker(server: MakeServer, handler: str, options: dict, line: str) -> None:
     """The client sees the end at once, the slot gets a new worker, the log says how the old one ended."""
     one = server()
-    one.expect("^Traceback ", "^Fatal Python error", "the handler failed")
+    one.expect("^Traceback ", "^Fatal Python error", "was here when it died", "the handler failed")
     one.start(f"apps:{handler}", workers=1, **options)
     before = one.workers
     client = connect(one.address, line)
@@ -274,10 +275,9 @@ def test_max_requests_recycles_and_loses_nothing(server: MakeServer, handler: st
     answers += who(collect(crowd(one.address, 200)))
     assert None not in answers
     served = Counter((answer["slot"], answer["generation"]) for answer in answers)
-    slack = 31  # an event loop takes up to 32 at once, a thread finishes what it has
-    assert max(served.values()) <= 30 + slack
-    retired = [int(count) for count in re.findall(r"has served (\d+) connections and retires", one.log)]
-    assert len(retired) >= 4
+    assert len(served) >= 4, "it serves on until its successor is there, but no longer"
+    retired = [int(count) for count in re.findall(r"has served (\d+) connections and wants to retire", one.log)]
+    assert len(retired) >= 2
     assert set(retired) <= set(range(20, 31))
     assert "WARNING" not in one.log  # a retirement is no death
     assert "is started again in" not in one.log
@@ -381,8 +381,7 @@ def test_hooks(server: MakeServer, kind: str, handler: str, options: dict, hook:
 def test_hooks_run_when_a_worker_is_recycled(server: MakeServer, handler: str, options: dict) -> None:
     script = {"on_worker_start": "started", "on_worker_exit": "exited"}
     one = server().start(handler, script=script, workers=1, max_requests=2, max_requests_jitter=0, **options)
-    for _ in range(6):
-        ask(one.address)
+    one.wait_until(lambda: ask(one.address)["generation"] == 3, "the third generation serves")
     one.wait_log("app: exited slot=0 gen=2")
     one.wait_log("app: started slot=0 gen=3")
 

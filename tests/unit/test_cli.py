@@ -22,14 +22,23 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Server:
-    """Stands for pyfanout.serve."""
+    """Stands for pyfanout.server.Master."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Config, Callable[[], Any]]] = []
         self.error: Exception | None = None
 
-    def run(self, config: Config, load: Callable[[], Any]) -> None:
+    def of(self, config: Config, load: Callable[[], Any]) -> Server:
         self.calls.append((config, load))
+        return self
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self) -> None:
         if self.error:
             raise self.error
 
@@ -37,7 +46,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server()
-    monkeypatch.setattr("pyfanout.cli.run.serve", server.run)
+    monkeypatch.setattr("pyfanout.cli.run.Master", server)
     return server
 
 

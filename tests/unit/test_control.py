@@ -10,7 +10,21 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pyfanout.config import MAX_THREADS
-from pyfanout.control import PACKET_BYTES, DecodeError, Failed, Message, Ready, Retiring, Roomy, Stage, decode, encode
+from pyfanout.control import (
+    PACKET_BYTES,
+    DecodeError,
+    Failed,
+    Message,
+    Ping,
+    Pong,
+    Ready,
+    Retiring,
+    Roomy,
+    Spent,
+    Stage,
+    decode,
+    encode,
+)
 
 REASON_BYTES = 1024
 
@@ -26,7 +40,14 @@ failed = st.builds(
     plain.filter(lambda text: "\0" not in text and len(text.encode()) <= REASON_BYTES),
     plain,
 )
-messages: st.SearchStrategy[Message] = ready | failed | st.just(Retiring()) | st.just(Roomy())
+numbers = st.integers(0, 2**32 - 1)
+messages: st.SearchStrategy[Message] = (
+    ready
+    | failed
+    | st.builds(Ping, numbers)
+    | st.builds(Pong, numbers)
+    | st.sampled_from([Retiring(), Roomy(), Spent()])
+)
 
 
 @given(messages)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import socket
-from typing import Any
 
 import pytest
 
 from pyfanout.master.lifecycle import TRANSITIONS, Action, Happened, State, Step, step
-from pyfanout.master.roster import Member
 
 PAIRS = list(itertools.product(State, Happened))
 KNOWN = [pair for pair in PAIRS if pair in TRANSITIONS]
@@ -42,35 +39,16 @@ WHAT_A_WORKER_DOES = [Happened.SAID_READY, Happened.SAID_RETIRING, Happened.DIED
 WHAT_COMES_TO_ALL = [
     Happened.CHANNELS_ENDED,
     Happened.CHANNEL_BROKEN,
+    Happened.TOLD_TO_DRAIN,
     Happened.TOLD_TO_STOP,
-    Happened.DRAIN_TIMED_OUT,
 ]
 
 
 @pytest.mark.parametrize("happened", WHAT_A_WORKER_DOES + WHAT_COMES_TO_ALL, **names)
-@pytest.mark.parametrize("state", [State.BOOTING, State.READY, State.DRAINING], **names)
+@pytest.mark.parametrize("state", [state for state in State if state is not State.GONE], **names)
 def test_what_may_come_at_any_time_is_in_the_table(state: State, happened: Happened) -> None:
     """No worker can stop the master by saying something, or dying, when it is not expected."""
     assert (state, happened) in KNOWN
-
-
-def test_a_boot_deadline_harms_nobody_who_boots_no_more() -> None:
-    """A worker may drain without ever having been ready: then its deadline is off, or its passing is in the table."""
-    ours, theirs = socket.socketpair()
-    process: Any = None
-    with ours, theirs:
-        member = Member(0, 1, process, ours, boot_deadline_ns=1)
-        for state in (State.DRAINING, State.READY):
-            member.state = State.BOOTING
-            member.boot_deadline_ns = 1
-            member.become(state, 0)
-            assert (
-                member.boot_deadline_ns is None
-                or (state, Happened.BOOT_TIMED_OUT) in TRANSITIONS
-                or (
-                    state is State.READY  # `Supervisor._on_ready` clears it
-                )
-            )
 
 
 @pytest.mark.parametrize(("state", "happened"), KNOWN, **names)
@@ -82,7 +60,18 @@ def test_nobody_goes_back(state: State, happened: Happened) -> None:
 def test_who_dies_is_gone_and_its_slot_is_looked_after(state: State, happened: Happened) -> None:
     result = step(state, happened)
     assert (result.state is State.GONE) == (happened is Happened.DIED)
-    assert (Action.REPLACE in result.actions) == (happened is Happened.DIED)
+    if happened is Happened.DIED:
+        assert result.actions[-1] is Action.REPLACE
+
+
+@pytest.mark.parametrize("state", [State.BOOTING, State.DRAINING, State.STOPPING, State.HUNG], **names)
+def test_whose_time_is_up_is_pressed_harder(state: State) -> None:
+    """Each state that must not last has a way out that needs nothing from the worker, in two steps at most."""
+    pressed = [step(state, Happened.TIME_IS_UP)]
+    while Action.KILL not in pressed[-1].actions:
+        pressed.append(step(pressed[-1].state, Happened.TIME_IS_UP))
+    assert len(pressed) <= 2
+    assert (State.READY, Happened.TIME_IS_UP) in ABSENT
 
 
 @pytest.mark.parametrize(("state", "happened"), KNOWN, **names)
@@ -110,25 +99,44 @@ def test_no_way_leads_back_into_rotation() -> None:
                 assert Action.ENTER not in result.actions
                 if result.state not in seen:
                     todo.append(result.state)
-    assert seen == {State.DRAINING, State.GONE}
+    assert seen == {State.DRAINING, State.STOPPING, State.GONE}
 
 
 def test_the_ordinary_life() -> None:
+    """A SIGTERM to it: another is there at once, not when it is gone."""
     state, actions = State.BOOTING, []
     for happened in (Happened.SAID_READY, Happened.SAID_RETIRING, Happened.DIED):
         state, more = step(state, happened)
         actions += more
     assert state is State.GONE
-    assert actions == [Action.ENTER, Action.LEAVE, Action.LEAVE, Action.REPLACE]
+    assert actions == [Action.ENTER, Action.LEAVE, Action.REPLACE, Action.LEAVE, Action.REPLACE]
+
+
+def test_the_life_of_one_whose_successor_is_there() -> None:
+    state, actions = step(State.READY, Happened.TOLD_TO_DRAIN)
+    assert (state, actions) == (State.DRAINING, (Action.LEAVE, Action.TERMINATE))
+    assert step(state, Happened.SAID_RETIRING) == (State.DRAINING, ())
 
 
 def test_the_ladder_of_a_graceful_stop() -> None:
     state, actions = step(State.READY, Happened.CHANNELS_ENDED)
     assert (state, actions) == (State.DRAINING, ())
-    state, actions = step(state, Happened.DRAIN_TIMED_OUT)
-    assert (state, actions) == (State.DRAINING, (Action.QUIT,))
+    state, actions = step(state, Happened.TIME_IS_UP)
+    assert (state, actions) == (State.STOPPING, (Action.QUIT,))
+    assert step(state, Happened.TIME_IS_UP) == (State.STOPPING, (Action.KILL,))
+
+
+def test_the_ladder_of_one_that_hangs() -> None:
+    """Out of rotation first; then it may say where it is; then it ends, whatever it says."""
+    state, actions = step(State.READY, Happened.FOUND_HUNG)
+    assert (state, actions) == (State.HUNG, (Action.LEAVE, Action.ABORT))
+    for happened in (Happened.SAID_READY, Happened.SAID_RETIRING):
+        assert step(state, happened) == (State.HUNG, ())
+    assert step(state, Happened.TIME_IS_UP) == (State.HUNG, (Action.KILL,))
+    assert step(state, Happened.DIED) == (State.GONE, (Action.LEAVE, Action.REPLACE))
 
 
 def test_a_broken_channel_ends_gently_who_reads_it() -> None:
     """What it has begun it may finish."""
-    assert step(State.READY, Happened.CHANNEL_BROKEN) == (State.DRAINING, (Action.LEAVE, Action.TERMINATE))
+    left = (Action.LEAVE, Action.TERMINATE, Action.REPLACE)
+    assert step(State.READY, Happened.CHANNEL_BROKEN) == (State.DRAINING, left)

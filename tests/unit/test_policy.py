@@ -1,4 +1,4 @@
-"""policy: when a worker is started again. Made-up numbers, no clock."""
+"""policy: when a worker is started again, when it is hung. Made-up numbers, no clock."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyfanout.master.policy import (
+    BROKEN_ROW,
+    BROKEN_WINDOW,
     FIRST_DELAY_NS,
     LONGEST_DELAY_NS,
-    MIN_UPTIME_NS,
     deaths_in_a_row,
+    hang,
+    is_broken,
     respawn_delay_ns,
 )
 
 MS = 1_000_000
+S = 1000 * MS
+MIN_UPTIME_NS = S
 counts = st.integers(min_value=0, max_value=10**6)
 chances = st.floats(min_value=0, max_value=1)
 
@@ -34,12 +39,12 @@ chances = st.floats(min_value=0, max_value=1)
     ],
 )
 def test_deaths_in_a_row(before: int, ready_for_ns: int | None, deaths: int) -> None:
-    assert deaths_in_a_row(before, ready_for_ns) == deaths
+    assert deaths_in_a_row(before, ready_for_ns, MIN_UPTIME_NS) == deaths
 
 
 @given(counts, st.none() | st.integers(min_value=0, max_value=MIN_UPTIME_NS - 1))
 def test_a_short_life_adds_one(before: int, ready_for_ns: int | None) -> None:
-    assert deaths_in_a_row(before, ready_for_ns) == before + 1
+    assert deaths_in_a_row(before, ready_for_ns, MIN_UPTIME_NS) == before + 1
 
 
 @pytest.mark.parametrize(
@@ -71,3 +76,93 @@ def test_delays_grow(chance: float) -> None:
 def test_chance_spreads_those_that_die_together(deaths: int, one: float, other: float) -> None:
     first, second = respawn_delay_ns(deaths, one), respawn_delay_ns(deaths, other)
     assert (first <= second) == (one >= other) or first == second
+
+
+@given(chances)
+def test_who_has_failed_is_tried_slowly(chance: float) -> None:
+    assert LONGEST_DELAY_NS // 2 <= respawn_delay_ns(1, chance, failed=True) <= LONGEST_DELAY_NS
+
+
+@pytest.mark.parametrize(
+    ("deaths", "window_ns", "broken"),
+    [
+        (1, None, False),
+        (BROKEN_ROW - 1, None, False),
+        (BROKEN_ROW, None, True),
+        (1, BROKEN_WINDOW * MIN_UPTIME_NS, False),
+        (1, BROKEN_WINDOW * MIN_UPTIME_NS - 1, True),
+    ],
+)
+def test_when_a_slot_is_broken(deaths: int, window_ns: int | None, broken: bool) -> None:
+    assert is_broken(deaths, window_ns, MIN_UPTIME_NS) == broken
+
+
+def test_without_a_least_uptime_no_death_counts() -> None:
+    assert deaths_in_a_row(9, 0, 0) == 1
+    assert not is_broken(1, 0, 0)
+
+
+# ---- hung? ---------------------------------------------------------------------------------------------------------
+
+NOW = 1000 * S
+IDLE = {"busy_threads": 0, "busy_since_ns": 0, "taken_ns": 0}
+
+
+def verdict(**facts: int | None) -> str | None:
+    given = {"pinged_ns": None, "threads": 1, **IDLE, **facts}
+    return hang(now_ns=NOW, ping_timeout_ns=5 * S, timeout_ns=30 * S, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4])
+def test_who_answers_and_has_nothing_to_do_is_well(threads: int) -> None:
+    assert verdict(threads=threads) is None
+    assert verdict(threads=threads, pinged_ns=NOW - 5 * S + 1) is None
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4])
+def test_who_is_idle_and_does_not_answer_is_hung(threads: int) -> None:
+    assert verdict(threads=threads, pinged_ns=NOW - 5 * S) == "no answer to a ping for 5.0 s"
+
+
+def test_a_blocking_handler_may_run_and_need_not_answer() -> None:
+    busy = {"busy_threads": 1, "busy_since_ns": NOW - 29 * S, "pinged_ns": NOW - 28 * S}
+    assert verdict(**busy) is None
+    assert verdict(**busy | {"busy_since_ns": NOW - 30 * S}) == "a handler has run for 30.0 s"
+
+
+def test_an_event_loop_has_no_such_excuse() -> None:
+    assert verdict(threads=0, pinged_ns=NOW - 5 * S, busy_threads=1, busy_since_ns=NOW)
+    assert verdict(threads=0, busy_threads=1, busy_since_ns=NOW - 99 * S) is None
+
+
+def test_of_several_threads_all_must_be_stuck() -> None:
+    """As long as one can take work, and the worker answers, the others may take their time."""
+    old = NOW - 99 * S
+    assert verdict(threads=4, busy_threads=3, busy_since_ns=old) is None
+    assert verdict(threads=4, busy_threads=4, busy_since_ns=old) is not None
+    assert verdict(threads=4, busy_threads=4, busy_since_ns=NOW - 29 * S) is None
+    assert verdict(threads=4, busy_threads=1, busy_since_ns=old, pinged_ns=NOW - 5 * S) is not None
+    assert verdict(threads=4, busy_threads=1, busy_since_ns=NOW - S, pinged_ns=NOW - 5 * S) is None
+
+
+def test_threads_that_take_turns_beside_one_that_is_stuck_are_well() -> None:
+    """All are busy at the moment, but one has just taken something, so it will again."""
+    busy = {"threads": 2, "busy_threads": 2, "busy_since_ns": NOW - 99 * S}
+    assert verdict(**busy, taken_ns=NOW - S) is None
+    assert verdict(**busy, taken_ns=NOW - 5 * S) is not None
+
+
+def test_without_a_timeout_a_handler_may_run_for_ever() -> None:
+    facts = {"pinged_ns": NOW - 99 * S, "threads": 1, "busy_threads": 1, "busy_since_ns": 1, "taken_ns": 1}
+    assert hang(now_ns=NOW, ping_timeout_ns=5 * S, timeout_ns=0, **facts) is None
+
+
+@given(
+    st.none() | st.integers(0, 2 * NOW),
+    st.integers(0, 256),
+    st.integers(-(2**31), 2**31 - 1),
+    st.integers(-(2**63), 2**63 - 1),
+)
+def test_lies_on_the_board_stop_nobody(pinged_ns: int | None, threads: int, busy: int, since_ns: int) -> None:
+    reason = verdict(pinged_ns=pinged_ns, threads=threads, busy_threads=busy, busy_since_ns=since_ns)
+    assert reason is None or reason

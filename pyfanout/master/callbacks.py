@@ -1,0 +1,61 @@
+"""Who wants to be told what happens to the workers. A callback that raises is logged and changes nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pyfanout.errors import ConfigError
+from pyfanout.master.status import WorkerStatus
+
+log = logging.getLogger("pyfanout.master")
+
+EVENTS = {
+    "fork": "a worker was forked",
+    "ready": "it can take connections",
+    "drain": "it takes no more, and finishes what it has begun",
+    "exit": "it is dead; `detail` says how it ended",
+    "hang": "it is hung; `detail` says why",
+    "reload": "a reload is over; `detail` says why it failed, and is empty if it did not",
+    "give_up": "a slot's workers died so often that it is FAILED, or nothing could start; `detail` says why",
+    "shed": "dispatching rests for a shortage, new clients wait in the kernel's queue; `detail` names it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a callback is given."""
+
+    event: str
+    """One of EVENTS."""
+    worker: WorkerStatus | None
+    """Whom it is about; None: the whole server."""
+    detail: str
+    """In words; may be empty."""
+
+
+Callback = Callable[[Notice], object]
+
+
+class Callbacks:
+    """By event, in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, list[Callback]] = {event: [] for event in EVENTS}
+
+    def add(self, event: str, callback: Callback) -> None:
+        """Raises ConfigError if there is no such event."""
+        if event not in EVENTS:
+            raise ConfigError(f"no event is named {event!r}: {', '.join(EVENTS)}")
+        self._of[event].append(callback)
+
+    def wanted(self, event: str) -> bool:
+        return bool(self._of[event])
+
+    def call(self, notice: Notice) -> None:
+        for callback in self._of[notice.event]:
+            try:
+                callback(notice)
+            except Exception:
+                log.exception("a callback for %r failed", notice.event)

@@ -1,0 +1,108 @@
+"""Pings, and the verdict on each worker. Sends pings; never touches a worker otherwise.
+
+Asynchronous: a ping is sent every `ping_interval` to those that owe none, and nobody waits for its pong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterable
+
+from pyfanout.config import Config
+from pyfanout.control import Ping, encode
+from pyfanout.core import BoardView
+from pyfanout.master import policy
+from pyfanout.master.lifecycle import State
+from pyfanout.master.roster import Member
+
+PAUSE_NS = 1_000_000_000
+"""A loop that comes round this much later than it wanted to was not running, or had no CPU: nor had the others."""
+
+
+class Health:
+    """Of the workers that are READY."""
+
+    def __init__(self, config: Config) -> None:
+        self._interval_ns = int(config.ping_interval * 1e9)
+        self._ping_timeout_ns = int(config.ping_timeout * 1e9)
+        self._timeout_ns = int(config.timeout * 1e9)
+        self._round_ns: int | None = None
+        """When the next round of pings is due; None: there are none."""
+        self._resumed_ns = 0
+        """When the master came back from a pause, of itself or of the whole machine."""
+        self._expected_ns: int | None = None
+        self._judged_ns = 0
+
+    def begin(self, now_ns: int) -> None:
+        """From now on there are workers."""
+        self._round_ns = now_ns + self._interval_ns if self._interval_ns else None
+
+    # ---- time ---------------------------------------------------------------------------------------------------
+
+    def sleeps_until(self, wake_ns: int | None) -> None:
+        """The master wants to be awake at `wake_ns`."""
+        self._expected_ns = wake_ns
+
+    def awake(self, now_ns: int) -> None:
+        """It is. What was silent or busy while we were not there is forgiven: patience begins anew."""
+        if self._expected_ns is not None and now_ns > self._expected_ns + PAUSE_NS:
+            self._resumed_ns = now_ns
+
+    def next_deadline_ns(self, members: Iterable[Member]) -> int | None:
+        """When to call `judge` next: when a pong is late, unless that was judged already, and at each round."""
+        late = [self._since(m.pinged_ns) + self._ping_timeout_ns for m in members if self._owes(m)]
+        deadlines = [each for each in late if each > self._judged_ns]
+        if self._round_ns is not None:
+            deadlines.append(self._round_ns)
+        return min(deadlines, default=None)
+
+    # ---- pings and verdicts -------------------------------------------------------------------------------------
+
+    def ping(self, member: Member, now_ns: int) -> None:
+        """Now; unless it owes a pong."""
+        if member.pinged_ns is not None:
+            return
+        member.ping_number = (member.ping_number + 1) % 2**32
+        member.pinged_ns = now_ns
+        with contextlib.suppress(OSError):  # it has stopped reading, or is dead: no pong will come
+            member.control.send(encode(Ping(member.ping_number)), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+    def on_pong(self, member: Member, number: int, now_ns: int) -> bool:
+        """Whether it answers the ping that is out; one that was asked before, or never, counts for nothing."""
+        if member.pinged_ns is None or number != member.ping_number:
+            return False
+        member.pinged_ns, member.pong_ns = None, now_ns
+        return True
+
+    def is_due(self, now_ns: int, members: Iterable[Member]) -> bool:
+        deadline_ns = self.next_deadline_ns(members)
+        return deadline_ns is not None and deadline_ns <= now_ns
+
+    def judge(self, member: Member, view: BoardView, now_ns: int) -> str | None:
+        """Why it is hung, or None."""
+        return policy.hang(
+            now_ns=now_ns,
+            pinged_ns=None if member.pinged_ns is None else self._since(member.pinged_ns),
+            ping_timeout_ns=self._ping_timeout_ns,
+            threads=member.threads,
+            busy_threads=view.busy_threads,
+            busy_since_ns=self._since(view.busy_since_ns) if view.busy_since_ns else 0,
+            taken_ns=view.beat_ns,
+            timeout_ns=self._timeout_ns,
+        )
+
+    def next_round(self, members: Iterable[Member], now_ns: int) -> None:
+        """After the verdicts: those that are left are pinged if it is time."""
+        self._judged_ns = now_ns
+        if self._round_ns is not None and self._round_ns <= now_ns:
+            self._round_ns = now_ns + self._interval_ns
+            for member in members:
+                if member.state is State.READY:
+                    self.ping(member, now_ns)
+
+    def _owes(self, member: Member) -> bool:
+        return member.state is State.READY and member.pinged_ns is not None
+
+    def _since(self, then_ns: int | None) -> int:
+        return max(then_ns or 0, self._resumed_ns)

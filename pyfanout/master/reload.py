@@ -1,0 +1,42 @@
+"""A rolling reload: which slots still wait for a new worker, and which new workers are on trial. Starts and stops none.
+
+A new worker is on trial from its fork until it has answered a ping; the old one is not touched before.
+"""
+
+from __future__ import annotations
+
+from pyfanout.master.lifecycle import State
+from pyfanout.master.roster import Member, Slot
+
+
+class Reload:
+    """One of them, from the request until all slots have new workers, or the first new worker failed."""
+
+    def __init__(self, slots: list[Slot], batch: int) -> None:
+        self.total = len(slots)
+        self.replaced = 0
+        self.waiting = list(slots)
+        self.trials: set[Member] = set()
+        self._batch = batch
+
+    def next(self) -> Slot | None:
+        """The slot that shall get a new worker now, if any. It does not wait any longer."""
+        self.waiting = [slot for slot in self.waiting if not slot.retired]
+        if len(self.trials) < self._batch:
+            for slot in self.waiting:
+                # One that boots, or is about to die, was forked before we were asked: wait what becomes of it.
+                settled = slot.member is None or slot.member.state is State.READY
+                if settled and slot.successor is None:
+                    self.waiting.remove(slot)
+                    return slot
+        return None
+
+    @property
+    def over(self) -> bool:
+        return not self.waiting and not self.trials
+
+    def passed(self, member: Member) -> None:
+        """It has answered; no-op if it is not on trial."""
+        if member in self.trials:
+            self.trials.remove(member)
+            self.replaced += 1

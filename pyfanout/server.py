@@ -1,0 +1,177 @@
+"""Master: a server as an object. Opens what it needs, forks, and is asked to reload, scale and stop.
+
+The few lines between the public calls and `master.supervisor`; never decides what happens to a worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from typing import Unpack
+
+from pyfanout.app import Handler, Kind, check_spec, import_from, kind_of
+from pyfanout.config import MAX_WORKERS, Config, Options
+from pyfanout.errors import ConfigError, ReloadError
+from pyfanout.master.callbacks import Callback, Callbacks
+from pyfanout.master.listeners import open_listeners
+from pyfanout.master.pidfile import PidFile
+from pyfanout.master.status import WorkerStatus
+from pyfanout.master.supervisor import Supervisor
+from pyfanout.worker.worker import main, server_module
+
+log = logging.getLogger("pyfanout.master")
+
+LOG_FORMAT = "%(asctime)s [%(process)d] %(levelname)s %(message)s"
+
+
+class Master:
+    """Keeps workers alive behind listening sockets: `with Master(handler, workers=4) as master: master.run()`.
+
+    Entering it opens the sockets; the workers are forked by the first `step`, which `run` calls until the server is
+    stopped. Leaving it stops what still runs, at once. One thread, the main one, uses it: it forks and handles signals.
+    """
+
+    def __init__(self, app: Handler | str, **options: Unpack[Options]) -> None:
+        """`app` is a handler as for `serve`, or "module:attr", which each worker imports for itself: then a reload
+        takes up new code. Options as for `serve`. Raises ConfigError."""
+        config = Config.resolve(options, os.environ)
+        if isinstance(app, str):
+            check_spec(app)
+            self._prepare(config, functools.partial(import_from, app), Kind)
+        else:
+            self._prepare(config, lambda: app, [kind_of(app)])
+
+    @classmethod
+    def of(cls, config: Config, load: Callable[[], Handler], kinds: Iterable[Kind] = Kind) -> Master:
+        """From a finished Config; `load`, called in each worker, returns the handler, which is of one of `kinds`."""
+        self = cls.__new__(cls)
+        self._prepare(config, load, kinds)
+        return self
+
+    def _prepare(self, config: Config, load: Callable[[], Handler], kinds: Iterable[Kind]) -> None:
+        self.config = config
+        self._load = load
+        self._kinds = kinds
+        self._callbacks = Callbacks()
+        self._running = False
+        self._stepping = False
+
+    # ---- birth and death ----------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Master:
+        """Raises ConfigError (an address cannot be used, this is not the main thread), CoreError, and LoadError if
+        the application is to be preloaded and cannot."""
+        config = self.config
+        if threading.current_thread() is not threading.main_thread():
+            raise ConfigError("serve must be called in the main thread: it handles signals and forks")
+        if config.ready_fd is not None:
+            try:
+                os.fstat(config.ready_fd)
+            except OSError as error:  # later the number would be one of our own descriptors
+                raise ConfigError(f"ready_fd: {config.ready_fd} is not an open descriptor") from error
+        _set_up_logging(config.log_level)
+        if config.preload:
+            handler = self._load()
+            self._load, self._kinds = lambda: handler, [kind_of(handler)]
+            log.info("the application is loaded in the master: a reload keeps its code")
+        for kind in self._kinds:
+            server_module(kind)  # imported once, here, and not after each fork
+        pidfile = PidFile(config.pidfile) if config.pidfile else None
+        with contextlib.ExitStack() as undo:
+            endpoints = open_listeners(config.bind, backlog=config.backlog, nodelay=config.nodelay)
+            for endpoint in endpoints:
+                undo.callback(endpoint.close)
+            if pidfile:
+                undo.callback(pidfile.remove)
+                pidfile.create()
+            worker_main = functools.partial(main, config, self._load)
+            self._supervisor = undo.enter_context(Supervisor(config, endpoints, worker_main, self._callbacks))
+            self.addresses = [endpoint.address for endpoint in endpoints]
+            self._undo = undo.pop_all()
+        self._running = True
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._undo:  # also what is killed then is gone before the sockets
+            if kind is None and self._running:
+                self.stop(at_once=True)
+                self.run()
+
+    # ---- running ------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until stopped. Raises WorkerError or LoadError if no worker ever becomes ready, and WorkerError if
+        `fail_fast` ends it."""
+        while self.step():
+            pass
+
+    def step(self, timeout: float | None = None) -> bool:
+        """Wait for the next event, at most `timeout` seconds, and deal with it. False: it is over. Raises as `run`."""
+        if self._stepping:
+            raise RuntimeError("called in a callback of itself: there, reload and scale take wait=False")
+        self._stepping = True
+        try:
+            self._running = self._running and self._supervisor.step(None if timeout is None else int(timeout * 1e9))
+        except BaseException:
+            self._running = False
+            raise
+        finally:
+            self._stepping = False
+        return self._running
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Have `run` return: what was begun may finish within `drain_timeout`, or not if `at_once`. Does not wait."""
+        self._supervisor.stop(at_once=at_once)
+
+    # ---- while it runs ------------------------------------------------------------------------------------------
+
+    def reload(self, *, wait: bool = True) -> None:
+        """Replace each worker by a new one, `reload_batch` at a time: a new one must be ready and answer a ping before
+        its old one is told to drain. Serves on meanwhile, and returns when all are replaced.
+
+        Raises ReloadError, with the reason of the first new worker that failed; the old ones that were left stay.
+        A reload asked for while one is under way follows it. `wait=False`: only ask for it, as SIGHUP does.
+        """
+        outcome: list[str] = []
+        self._supervisor.reload(outcome.append)
+        if not wait:
+            return
+        while not outcome and self.step():
+            pass
+        if outcome != [""]:
+            raise ReloadError(f"reload failed: {outcome[0] if outcome else 'the server has stopped'}")
+
+    def scale(self, workers: int, *, wait: bool = True) -> None:
+        """From now on `workers` workers, 1 to 1024. New ones are forked at once; of the old ones the newest slots
+        drain. Serves on meanwhile, and returns when all are ready or gone, or the server was stopped. `wait=False`:
+        only ask for it, as SIGTTIN and SIGTTOU do. Raises ConfigError."""
+        if not 1 <= workers <= MAX_WORKERS:
+            raise ConfigError(f"workers: {workers} is not a number from 1 to {MAX_WORKERS}")
+        self._supervisor.scale(workers)
+        while wait and not self._supervisor.settled and self.step():
+            pass
+
+    @property
+    def workers(self) -> list[WorkerStatus]:
+        """All workers at this moment, those that are about to leave included, and the slots without one."""
+        return self._supervisor.workers()
+
+    def on(self, event: str, callback: Callback) -> None:
+        """Have `callback(notice)` called at each `event`: "fork", "ready", "drain", "exit", "hang", "reload",
+        "give_up", "shed" (see `master.callbacks.EVENTS`). It runs in the master, between two events, so it should be
+        short; if it raises, that is logged and changes nothing. Raises ConfigError if there is no such event."""
+        self._callbacks.add(event, callback)
+
+
+def _set_up_logging(level: str) -> None:
+    """To stderr, unless the application has said where log lines go."""
+    log = logging.getLogger("pyfanout")
+    log.setLevel(level.upper())
+    if not log.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(LOG_FORMAT))
+        log.addHandler(handler)

@@ -1,0 +1,183 @@
+"""Workers that hang, each in its way: found, out of rotation, made to say where they are, replaced. And those that
+only look like it, who are left in peace."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from harness import Server, ask, collect, connect, crowd, freeze, hold, is_over, read_line, release, who
+
+MakeServer = Callable[..., Server]
+
+QUICK = {"ping_interval": 0.1, "ping_timeout": 0.5, "timeout": 1}
+"""A verdict within a second."""
+
+HUNG = r"is hung: "
+
+
+def hangs(one: Server, pid: int, reason: str) -> None:
+    """It is found out, for this reason, and replaced."""
+    one.expect(HUNG, "was here when it died", "Fatal Python error: Aborted")
+    one.wait_log(rf"pid={pid} is hung: {reason}")
+    one.wait_until(lambda: is_over(pid), "it is gone")
+    one.wait_log(rf"pid={pid} was killed by .* \(hung: {reason}")
+
+
+@contextmanager
+def stuck(one: Server, line: str) -> Iterator[int]:
+    """A client whose handler does not come back; the pid of its worker."""
+    before = one.log.count("app: stuck")
+    with connect(one.address, line):
+        last = one.wait_log("app: stuck", before + 1)[-1]
+        yield int(last.partition("pid=")[2])
+
+
+# ---- hung ------------------------------------------------------------------------------------------------------------
+
+
+def test_one_that_is_stopped_while_idle(server: MakeServer, handler: str, options: dict) -> None:
+    """Also the connections that were passed to it are answered: nobody has read a byte of them."""
+    one = server().start(f"apps:{handler}", workers=2, **QUICK, **options)
+    pid = one.workers[0]
+    freeze(pid)
+    answers = who(collect(crowd(one.address, 40)))
+    assert None not in answers
+    assert pid not in {answer["pid"] for answer in answers}
+    hangs(one, pid, "no answer to a ping")
+    one.wait_workers(2, gone=[pid])
+    one.wait_ready_workers(3)
+
+
+def test_the_only_one_is_stopped(server: MakeServer, handler: str, options: dict) -> None:
+    """Its clients wait for the replacement."""
+    one = server().start(f"apps:{handler}", workers=1, **QUICK, **options)
+    pid = one.workers[0]
+    freeze(pid)
+    answers = who(collect(crowd(one.address, 40)))
+    assert None not in answers
+    assert {answer["generation"] for answer in answers} == {2}
+    hangs(one, pid, "no answer to a ping")
+
+
+@pytest.mark.parametrize("line", ["stick sleep", "stick spin", "stick gil", "stick lock"])
+def test_a_blocking_handler_that_does_not_come_back(server: MakeServer, line: str) -> None:
+    one = server().start("apps:act", workers=2, **QUICK)
+    with stuck(one, line) as pid:
+        hangs(one, pid, "a handler has run for")
+    assert "in do_stick" in one.log, "the log says where it was"
+    assert None not in who(collect(crowd(one.address, 20)))
+
+
+@pytest.mark.parametrize("line", ["stick sleep", "stick spin", "stick gil", "stick lock"])
+def test_an_event_loop_that_is_blocked(server: MakeServer, line: str) -> None:
+    """Its process is fine, and its other threads are; its loop is not. What it had not taken is answered by others."""
+    one = server().start("apps:act_async", workers=2, **QUICK)
+    with stuck(one, line) as pid:
+        answers = who(collect(crowd(one.address, 40)))
+        assert None not in answers
+        assert pid not in {answer["pid"] for answer in answers}
+        hangs(one, pid, "no answer to a ping")
+    assert "in do_stick" in one.log
+
+
+def test_threads_that_are_all_stuck(server: MakeServer) -> None:
+    one = server().start("apps:act", workers=1, threads=2, **QUICK)
+    with stuck(one, "stick sleep") as pid:
+        assert None not in who(collect(crowd(one.address, 5, "sleep 0.3"))), "the other thread serves"
+        assert "is hung" not in one.log
+        with stuck(one, "stick sleep"):
+            hangs(one, pid, "a handler has run for")
+    assert None not in who(collect(crowd(one.address, 5)))
+
+
+def test_one_that_does_not_die_of_sigabrt(server: MakeServer) -> None:
+    one = server().start("apps:act", workers=1, **QUICK)
+    one.expect(HUNG, "does not stop")
+    with stuck(one, "stick deaf") as pid:
+        one.wait_log(rf"pid={pid} was killed by SIGKILL \(hung: a handler has run for")
+    assert ask(one.address)["generation"] == 2
+
+
+# ---- not hung --------------------------------------------------------------------------------------------------------
+
+
+def test_a_busy_worker_is_not_hung(server: MakeServer) -> None:
+    """A long handler, which keeps the GIL for a while: far longer than a ping may take, but shorter than `timeout`."""
+    one = server().start("apps:act", workers=1, ping_interval=0.05, ping_timeout=0.1, timeout=60)
+    pid = one.workers[0]
+    answer = ask(one.address, "spin 60")
+    assert answer["pid"] == pid
+    assert ask(one.address, "sleep 0.5")["pid"] == pid
+    assert "is hung" not in one.log
+
+
+def test_without_timeout_a_handler_may_run_for_ever(server: MakeServer) -> None:
+    one = server().start("apps:act", workers=1, **{**QUICK, "timeout": 0, "ping_timeout": 0.1})
+    with hold(one.address) as held:
+        pid = one.workers[0]
+        assert ask_other_side(one, pid)
+        assert release(held) == b"released\n"
+    assert "is hung" not in one.log
+
+
+def ask_other_side(one: Server, pid: int) -> bool:
+    """Ten pings' time goes by; the worker is still there."""
+    with connect(one.address, "identity") as waiting:
+        waiting.settimeout(1.0)
+        with pytest.raises(TimeoutError):
+            waiting.recv(1)
+    return not is_over(pid)
+
+
+def test_one_that_wakes_up_in_time(server: MakeServer, handler: str, options: dict) -> None:
+    """Stopped and continued, again and again, each time for a little less than it may be."""
+    one = server().start(f"apps:{handler}", workers=1, ping_interval=0.1, ping_timeout=3, **options)
+    pid = one.workers[0]
+    for _ in range(3):
+        freeze(pid)
+        with connect(one.address, "identity") as waiting:
+            waiting.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                waiting.recv(1)
+            os.kill(pid, signal.SIGCONT)
+            waiting.settimeout(20)
+            assert who([read_line(waiting)])[0]["pid"] == pid
+    assert "is hung" not in one.log
+
+
+def test_after_a_pause_of_everything_nobody_is_killed(server: MakeServer, handler: str, options: dict) -> None:
+    """As if the machine had been suspended: master and workers stop, and go on long after each deadline."""
+    one = server().start(f"apps:{handler}", workers=2, **{**QUICK, "ping_timeout": 1.2}, **options)
+    everybody = [*one.workers, one.pid]
+    one.wait_idle()
+    for pid in everybody:
+        freeze(pid)
+    waiting = crowd(one.address, 1)
+    waiting[0].settimeout(2.5)
+    with pytest.raises(TimeoutError):
+        waiting[0].recv(1)
+    waiting[0].settimeout(20)
+    os.kill(one.pid, signal.SIGCONT)  # the master first: its workers owe pongs
+    for pid in everybody[:2]:
+        os.kill(pid, signal.SIGCONT)
+    assert None not in who(collect(waiting))
+    assert None not in who(collect(crowd(one.address, 20)))
+    assert "is hung" not in one.log
+    assert one.workers == everybody[:2]
+
+
+def test_pings_can_be_switched_off(server: MakeServer, handler: str, options: dict) -> None:
+    one = server().start(f"apps:{handler}", workers=2, **{**QUICK, "ping_interval": 0}, **options)
+    pid = one.workers[0]
+    freeze(pid)
+    waiting = crowd(one.address, 2, "sleep 1.5")
+    assert select.select(waiting, [], [], 20)[0], "one of them went to the other worker"
+    os.kill(pid, signal.SIGCONT)
+    assert None not in who(collect(waiting))
+    assert "is hung" not in one.log
+    assert one.workers[0] == pid
