@@ -165,14 +165,16 @@ int fan_take_ready(fan_taker *taker, fan_connection *out, int cap)
         return received;
     int taken = 0, lost = 0;
     for (int i = 0; i < received; i++) {
-        if (fds[i] >= 0)
-            describe(&records[i], fds[i], &out[taken++]);
-        else
-            lost += records[i].listener != FAN_NUDGE;
+        taken += fds[i] >= 0;
+        lost += fds[i] < 0 && records[i].listener != FAN_NUDGE;
     }
+    /* First of all: if we are killed now, this is how the master knows what was lost. */
     if (taken)
         fan_board_took(taker->board, taken);
     if (lost)
         fan_board_lost(taker->board, lost);
+    for (int i = 0, at = 0; i < received; i++)
+        if (fds[i] >= 0)
+            describe(&records[i], fds[i], &out[at++]);
     return taken ? taken : -EAGAIN;
 }

@@ -397,11 +397,12 @@ class Supervisor:
             self._shown_details = member.failure.details
             log.error("%s could not start: %s%s", member, member.failure.reason, new and f"\n{new.rstrip()}")
             return
+        lost = view.taken - view.done
         # SIGQUIT, too: one that was told to stop before it could listen.
-        if was in (State.DRAINING, State.STOPPING) and (report.code == 0 or report.signum == signal.SIGQUIT):
+        as_told = was in (State.DRAINING, State.STOPPING) and (report.code == 0 or report.signum == signal.SIGQUIT)
+        if as_told and not lost:
             log.debug("%s has left", member)
             return
-        lost = view.taken - view.done
         log.log(
             logging.WARNING if self._stopping is None else logging.INFO,
             "%s %s after %.1f s, with %d connection%s in its hands",

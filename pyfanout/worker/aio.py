@@ -220,6 +220,7 @@ class Server:
     def _stop(self) -> None:
         """At once: asyncio.Runner cancels the handlers that still run."""
         if not self._over.done():
+            self._worker.stopped_with(self._live)
             self._over.set_result(None)
 
     def _fail(self, error: BaseException) -> None:

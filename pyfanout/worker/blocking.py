@@ -22,6 +22,7 @@ from pyfanout import sigmask
 from pyfanout.app import BlockingHandler, Kind
 from pyfanout.core import Taker, interrupt_with
 from pyfanout.worker.connection import Connection, address_of
+from pyfanout.worker.worker import Stopped
 
 if TYPE_CHECKING:
     from pyfanout.worker.worker import Worker
@@ -105,6 +106,7 @@ class Server:
                 except Exception:
                     log.exception("worker=%d: the handler failed", worker.slot)
                 except BaseException as error:
+                    worker.stopped_with(isinstance(error, Stopped))
                     self._leave(error)
                 finally:
                     # Then the next take need not ask for a descriptor: this one is free, and no other thread is here.

@@ -38,6 +38,10 @@ def current_worker() -> Worker | None:
     return _current
 
 
+class Stopped(SystemExit):
+    """A signal says: stop now, whatever you are doing."""
+
+
 class Worker:
     """This process, as hooks and handlers see it: `slot`, `pid` and `generation` are for them, the rest is ours."""
 
@@ -113,6 +117,12 @@ class Worker:
                     self.say(Pong(number))
         return bool(packet)
 
+    def stopped_with(self, connections: int) -> None:
+        """It stops now: their clients get no whole answer."""
+        if connections:
+            many = "" if connections == 1 else "s"
+            log.warning("worker=%d stops, with %d connection%s in its hands", self.slot, connections, many)
+
     def call_hook(self, hook: Callable[[Worker], object] | None) -> Any:
         return None if hook is None or self.forked else hook(self)
 
@@ -174,7 +184,7 @@ def _install_signals(worker: Worker) -> None:
     def stop(_signum: int, _frame: FrameType | None) -> None:
         if worker.on_drain is None:  # it boots: there is nothing to finish, and an import would not know what to do
             os._exit(0)
-        raise SystemExit(0)
+        raise Stopped(0)
 
     def terminate(signum: int, frame: FrameType | None) -> None:
         if worker.draining or worker.on_drain is None:
