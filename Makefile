@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH_ARGS ?=
 
-.PHONY: run test lint asan bench tools
+.PHONY: run test lint asan bench chaos tools
 
 run: .venv/ready
 	$(BIN)/python examples/hello.py
@@ -22,6 +22,10 @@ asan: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m bench dispatch $(BENCH_ARGS)
+
+# Ten minutes of chaos for each kind of worker; a short one is in `make test`.
+chaos: .venv/ready
+	CHAOS_S=600 $(BIN)/python -m pytest tests/system/test_chaos.py $(TEST_ARGS)
 
 # An editable install: the C core is built again when a source of it has changed.
 .venv/ready: pyproject.toml setup.py $(wildcard csrc/*)

@@ -130,7 +130,6 @@ void fan_board_busy_now(fan_board *page, int thread, int64_t now_ns)
 {
     store(page->busy_since_ns[thread], now_ns);
     store(page->beat_ns, now_ns);
-    add(page->taken, 1);
 }
 
 void fan_board_took(fan_board *page, int count)

@@ -69,6 +69,7 @@ typedef struct {
     int64_t busy_since_ns; /* when the oldest connection in a handler was taken; 0: all threads idle */
     int32_t busy_threads;
     int32_t threads;
+    uint64_t in_hands;     /* connections that are lost if it is dead; what it was just taking included */
 } fan_board_view;
 
 /* A connection that has arrived in a worker. */

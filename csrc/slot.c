@@ -174,6 +174,14 @@ void fan_slot_look(const fan_core *core, int slot, fan_board_view *out)
 {
     assert(slot >= 0 && slot < core->slot_count);
     fan_board_look(core->board, slot, out);
+    out->in_hands = out->taken - out->done;
+    if (out->in_hands < (uint64_t)out->busy_threads)
+        out->in_hands = (uint64_t)out->busy_threads;
+    /* What was passed to its own channel, is not there, and was not done: also what it had received, but not counted. */
+    int untaken = fan_slot_untaken(core, slot);
+    uint64_t passed = core->slots[slot].passed, accounted = out->done + (untaken > 0 ? (uint64_t)untaken : 0);
+    if (!core->slots[slot].pool && passed > accounted + out->in_hands)
+        out->in_hands = passed - accounted;
 }
 
 void fan_channels_mend(fan_core *core)

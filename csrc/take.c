@@ -135,16 +135,22 @@ int fan_take(fan_taker *taker, fan_connection *out, int fd_is_free)
     fan_record record;
     int fd, rc;
 
-    fan_board_idle_now(taker->board, taker->thread);
-    if (atomic_load(&taker->cancelled))
+    if (atomic_load(&taker->cancelled)) {
+        fan_board_idle_now(taker->board, taker->thread);
         return -ECANCELED;
+    }
+    /* Busy before it has anything: if we are killed inside the call, this is how the master knows what was lost. */
+    fan_board_busy_now(taker->board, taker->thread, fan_now_ns());
     do
         rc = receive_if_room(taker, fd_is_free, &record, &fd);
     while (rc == -ENOMSG);
     if (rc == 1) {
-        fan_board_busy_now(taker->board, taker->thread, fan_now_ns());
+        fan_board_took(taker->board, 1);
         describe(&record, fd, out);
-    } else if (rc == -ENOBUFS)
+        return rc;
+    }
+    fan_board_idle_now(taker->board, taker->thread);
+    if (rc == -ENOBUFS)
         fan_board_lost(taker->board, 1);
     return rc;
 }

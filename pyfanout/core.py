@@ -74,6 +74,8 @@ class BoardView:
     """When the oldest connection that is in a blocking handler was taken; 0: none is."""
     busy_threads: int
     threads: int
+    in_hands: int
+    """Connections that are lost if it is dead."""
 
 
 class Core:

@@ -397,7 +397,7 @@ class Supervisor:
             self._shown_details = member.failure.details
             log.error("%s could not start: %s%s", member, member.failure.reason, new and f"\n{new.rstrip()}")
             return
-        lost = view.taken - view.done
+        lost = view.in_hands
         # SIGQUIT, too: one that was told to stop before it could listen.
         as_told = was in (State.DRAINING, State.STOPPING) and (report.code == 0 or report.signum == signal.SIGQUIT)
         if as_told and not lost:
@@ -691,7 +691,7 @@ class Supervisor:
             log.error("the reload has stopped, %d of %d workers are new: %s", reload.replaced, reload.total, error)
             for member in reload.trials:
                 if member.slot.successor is member:
-                    self._happened(member, Happened.TOLD_TO_STOP)
+                    self._happened(member, Happened.TOLD_TO_DRAIN)
         else:
             log.info("reloaded: %d workers are new", reload.replaced)
         self._tell("reload", None, error)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -187,3 +189,22 @@ def test_a_slot_that_begins_again_before_its_end(house: MakeHouse) -> None:
     again = here.worker(0)
     assert sorted(here.take_until([again], 5)) == list(range(5))
     assert here.core.untaken(0) == 0
+
+
+def test_what_a_worker_had_received_but_not_counted_is_in_its_hands(house: MakeHouse) -> None:
+    """One that is killed inside its receive call cannot say so; that it is neither in the channel nor done does."""
+    here = house(1)
+    worker = here.worker(0)
+    here.connect(6)
+    here.settle()
+    assert here.core.look(0).in_hands == 0
+    worker.take(2)
+    with socket.socket(fileno=os.dup(worker.fd)) as channel:
+        _, fds, _, _ = socket.recv_fds(channel, 4096, 1)
+    for fd in fds:
+        os.close(fd)
+    view = here.core.look(0)
+    assert (view.taken, view.done, view.in_hands) == (2, 0, 3)
+    worker.done(1)
+    worker.leave()
+    assert here.core.look(0).in_hands == 2
