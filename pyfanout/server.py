@@ -15,7 +15,7 @@ from typing import Unpack
 
 from pyfanout.app import Handler, Kind, check_spec, import_from, kind_of
 from pyfanout.config import MAX_WORKERS, Config, Options
-from pyfanout.errors import ConfigError, ReloadError
+from pyfanout.errors import ConfigError, ReloadError, WorkerError
 from pyfanout.master.callbacks import Callback, Callbacks
 from pyfanout.master.listeners import open_listeners
 from pyfanout.master.pidfile import PidFile
@@ -148,12 +148,16 @@ class Master:
     def scale(self, workers: int, *, wait: bool = True) -> None:
         """From now on `workers` workers, 1 to 1024. New ones are forked at once; of the old ones the newest slots
         drain. Serves on meanwhile, and returns when all are ready or gone, or the server was stopped. `wait=False`:
-        only ask for it, as SIGTTIN and SIGTTOU do. Raises ConfigError."""
+        only ask for it, as SIGTTIN and SIGTTOU do.
+
+        Raises ConfigError, and WorkerError when a slot has no worker because they die; it is tried again all the same.
+        """
         if not 1 <= workers <= MAX_WORKERS:
             raise ConfigError(f"workers: {workers} is not a number from 1 to {MAX_WORKERS}")
         self._supervisor.scale(workers)
         while wait and not self._supervisor.settled and self.step():
-            pass
+            if reason := self._supervisor.held_back:
+                raise WorkerError(f"scaling to {workers} workers: {reason}")
 
     @property
     def workers(self) -> list[WorkerStatus]:

@@ -137,6 +137,25 @@ def do_stick(how: str) -> None:
             lock.acquire()
 
 
+def do_later(how: str, when: str = "idle") -> dict[str, Any]:
+    """A thread of the application does it to the worker: as soon as no handler runs, or when it drains."""
+    worker = pyfanout.current_worker()
+
+    def act_later() -> None:
+        while when == "draining" and worker is not None and not worker.draining:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        note(f"later {how} pid={os.getpid()}")
+        if how == "exit":
+            os._exit(7)
+        if how == "raise":
+            raise RuntimeError("in a thread, as asked")
+        sum(range(10**15))
+
+    threading.Thread(target=act_later, daemon=True).start()
+    return identity()
+
+
 def do_identity() -> dict[str, Any]:
     return identity()
 

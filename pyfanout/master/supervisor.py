@@ -722,6 +722,14 @@ class Supervisor:
         """Every slot has a worker that is ready, and nobody is on the way in or out."""
         return len(self._roster.members) == len(self._roster.slots) == self._roster.of_state(State.READY)
 
+    @property
+    def held_back(self) -> str | None:
+        """A slot whose workers die, and which waits for its next one, in words; None if there is none."""
+        for slot in self._roster.slots:
+            if slot.member is None and slot.respawn_at_ns is not None:
+                return f"{slot}: its last worker {slot.last_death or 'could not be forked'}"
+        return None
+
     # ---- looking ------------------------------------------------------------------------------------------------
 
     def workers(self) -> list[WorkerStatus]:

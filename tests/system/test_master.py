@@ -138,6 +138,26 @@ def test_scale_returns_when_all_are_there_or_gone(tmp_path: Path) -> None:
     )
 
 
+def test_scaling_up_with_a_broken_release_raises_and_the_others_serve(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+        with pyfanout.Master("app:handler", workers=1, **options) as master:
+            until(master, lambda: states(master) == ["READY"], "ready")
+            release("raise SystemExit(5)")
+            try:
+                master.scale(2)
+            except pyfanout.WorkerError as error:
+                assert "worker=1: its last worker exited with code" in str(error), error
+            else:
+                raise AssertionError("it did not raise")
+            assert ask(master) == master.workers[0].pid
+            release()
+            until(master, lambda: states(master) == ["READY", "READY"], "it heals")
+        """,
+    )
+
+
 def test_callbacks_are_told_and_may_fail(tmp_path: Path) -> None:
     out = run(
         tmp_path,
