@@ -321,7 +321,8 @@ class Config:
     min_uptime: float = field(
         default=1.0,
         metadata=_option(
-            _seconds(zero=True), "a worker that dies is replaced at once if it was ready for so long; else ever later"
+            _seconds(zero=True),
+            "a worker that dies is replaced at once if it was ready for so long, or has served; else ever later",
         ),
     )
     """Seconds. 1 is PM2's min_uptime."""

@@ -12,16 +12,23 @@ LONGEST_DELAY_NS = 15_000_000_000
 """15 s: what a healed application waits at most, and PM2's limit too."""
 
 BROKEN_ROW = 6
-"""Deaths in a row, none of them after `min_uptime`, that make a slot FAILED: after 3 s of trying again."""
+"""Deaths in a row, none of them after `min_uptime` or a connection served, that make a slot FAILED: after 3 s of trying
+again."""
 
 BROKEN_WINDOW = 60
 """Deaths that make it FAILED, too, if they come faster than one in each `min_uptime`: those that always die just after
 it never have a row."""
 
 
-def deaths_in_a_row(before: int, ready_for_ns: int | None, min_uptime_ns: int) -> int:
-    """How many deaths this one makes, after `before`. `ready_for_ns` is None if the worker never was ready."""
-    return 1 if ready_for_ns is not None and ready_for_ns >= min_uptime_ns else before + 1
+def deaths_in_a_row(before: int, ready_for_ns: int | None, served: bool, min_uptime_ns: int) -> int:
+    """How many deaths this one makes, after `before`. `ready_for_ns` is None if the worker never was ready.
+
+    One that has `served`, a connection or more from its beginning to its end, is not what a row is about: an application
+    that cannot start. If such deaths were held back, workers that somebody kills again and again would soon all be,
+    although each of them works.
+    """
+    lived = ready_for_ns is not None and (served or ready_for_ns >= min_uptime_ns)
+    return 1 if lived else before + 1
 
 
 def respawn_delay_ns(deaths: int, chance: float, failed: bool = False) -> int:

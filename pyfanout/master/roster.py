@@ -85,6 +85,8 @@ class Member:
     """Of it that take connections; 0: an event loop does."""
     retired: bool = False
     """It has said by itself that it takes no more: no death to worry about."""
+    served: bool = False
+    """It is dead, and had done with a connection or more; by its own word."""
     spent: bool = False
     """It has had its max_requests."""
     failure: Failed | None = None

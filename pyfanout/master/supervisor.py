@@ -357,7 +357,7 @@ class Supervisor:
         stacks = member.stacks() if report.signum is not None else ""
         if member.failure and self._first_failure is None:
             self._first_failure = member.failure
-        member.slot.last_death = words
+        member.slot.last_death, member.served = words, view.done > 0
         self._happened(member, Happened.DIED)  # its replacement is on its way before the log line is written
         if member.slot.retired or member.slot.place != member.place:
             self._core.end(member.place)
@@ -495,7 +495,7 @@ class Supervisor:
     def _count_death(self, slot: Slot, member: Member) -> None:
         now_ns = time.monotonic_ns()
         ready_for_ns = None if member.ready_ns is None else now_ns - member.ready_ns
-        slot.deaths = policy.deaths_in_a_row(slot.deaths, ready_for_ns, self._min_uptime_ns)
+        slot.deaths = policy.deaths_in_a_row(slot.deaths, ready_for_ns, member.served, self._min_uptime_ns)
         full_window = len(slot.died_ns) == policy.BROKEN_WINDOW
         window_ns = now_ns - slot.died_ns[0] if full_window else None
         slot.died_ns.append(now_ns)

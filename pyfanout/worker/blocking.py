@@ -60,14 +60,14 @@ class Server:
 
     def run(self) -> None:
         """Until drained, or the channel's end. Raises SystemExit if a handler did."""
-        # READY first: the master needs as long to send something as we need to be there.
-        self._worker.ready(pool=self._pool, threads=self._threads)
         interrupt_with(INTERRUPT)
         self._wakeup, self._poke_end = socket.socketpair()
         self._poke_end.setblocking(False)
         signal.set_wakeup_fd(self._poke_end.fileno(), warn_on_full_buffer=False)
         self._leaving.acquire()
         self._worker.on_drain = self._cancel
+        # READY before the thread: the master needs as long to send something as we need to be there.
+        self._worker.ready(pool=self._pool, threads=self._threads)
         # Not threading.Thread: its start() would wait for the new thread, and the first connection for that.
         _thread.start_new_thread(self._listen, ())
         if self._threads == 1:

@@ -266,6 +266,21 @@ def test_an_application_may_reap_its_own_children(server: MakeServer, tmp_path: 
     assert read_all(connect(one.address)) == b"42\n"
 
 
+def test_workers_that_serve_and_are_killed_are_replaced_at_once(
+    server: MakeServer, handler: str, options: dict
+) -> None:
+    """Each of them again and again, sooner than `min_uptime`: if that were held back, soon nobody would serve."""
+    one = server().start(f"apps:{handler}", workers=2, min_uptime=60, **options)
+    for _ in range(12):
+        answers = who(collect(crowd(one.address, 10, "identity")))
+        assert None not in answers
+        victim = answers[0]["pid"]
+        one.wait_idle()
+        kill(victim)
+        one.wait_workers(2, gone=[victim])
+    assert "is started again in" not in one.log
+
+
 # ---- leaving ---------------------------------------------------------------------------------------------------------
 
 
