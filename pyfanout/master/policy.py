@@ -23,9 +23,9 @@ it never have a row."""
 def deaths_in_a_row(before: int, ready_for_ns: int | None, served: bool, min_uptime_ns: int) -> int:
     """How many deaths this one makes, after `before`. `ready_for_ns` is None if the worker never was ready.
 
-    One that has `served`, a connection or more from its beginning to its end, is not what a row is about: an application
-    that cannot start. If such deaths were held back, workers that somebody kills again and again would soon all be,
-    although each of them works.
+    One that has `served`, a connection or more from its beginning to its end, is not what a row is about, which is an
+    application that cannot start. If such deaths were held back, workers that somebody kills again and again would soon
+    all be, although each of them works.
     """
     lived = ready_for_ns is not None and (served or ready_for_ns >= min_uptime_ns)
     return 1 if lived else before + 1
