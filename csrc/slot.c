@@ -38,15 +38,18 @@ int fan_channel_birth(fan_core *core, int number, fan_channel *out)
 static void mend(fan_core *core, int number)
 {
     fan_channel *channel = &core->channels[number], fresh;
-    if (channel->spill_fd >= 0)
-        return; /* broken again before that was emptied */
+    bool spilled = channel->spill_fd >= 0; /* broken again before that was emptied */
+    if (spilled && fan_channel_untaken(channel) > 0)
+        return;
     int rc = fan_channel_birth(core, number, &fresh);
     if (rc < 0) {
         fan_accept_pause(core, -rc);
         return;
     }
     fan_channel_resize(&fresh, channel->size, core->message_bytes);
-    fresh.spill_fd = channel->read_fd;
+    fresh.spill_fd = spilled ? channel->spill_fd : channel->read_fd;
+    if (spilled)
+        fan_close(&channel->read_fd);
     fresh.recalling = number < core->slot_count;
     core->recall = true;
     /* Out of the set by name: a child that has just been forked may still hold the descriptor, and keep it in. */

@@ -154,7 +154,27 @@ def test_no_command_is_forgotten():
 
 
 def test_the_code_shown_is_the_code_of_the_examples():
-    hello, echo = PYTHON
+    hello, echo, _ = PYTHON
     example = (ROOT / "examples/hello.py").read_text()
     assert hello.removeprefix("# hello.py\n") in example
     assert echo in (ROOT / "examples/echo.py").read_text()
+
+
+def test_the_master_shown_runs(tmp_path):
+    """Until it has printed its workers once; then it is told to stop."""
+    (tmp_path / "app.py").write_text("def handler(conn, addr):\n    pass\n")
+    code = PYTHON[2].replace("127.0.0.1:8000", "127.0.0.1:0")
+    command = [sys.executable, "-u", "-c", code]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as shown:
+        try:
+            assert shown.stdout is not None
+            line = shown.stdout.readline()
+            while line and line.count("READY") < 4:
+                line = shown.stdout.readline()
+            assert line.count("READY") == 4
+            shown.terminate()
+            out, error = shown.communicate(timeout=20)
+        finally:
+            shown.kill()
+    assert shown.returncode == 0, error
+    assert "Traceback" not in out + error

@@ -544,3 +544,19 @@ def test_many_channels_that_break_at_once_are_all_reported(house: MakeHouse) -> 
     here.run_until(lambda: here["broken_channels"] == 12, "all are found")
     here.settle()
     assert sorted(event.token for event in here.said(News.CHANNEL_BROKEN)) == list(range(12))
+
+
+def test_a_channel_that_is_broken_again_before_it_was_emptied(house: MakeHouse) -> None:
+    """The only worker breaks it, and so does its replacement, before anybody could take what waited: the third can."""
+    here = house(1)
+    first = here.worker(0, 12)
+    here.connect(6)
+    here.settle()
+    first.shut_down(socket.SHUT_RDWR)
+    here.settle()
+    second = here.worker(0, 12)
+    second.shut_down(socket.SHUT_RDWR)
+    here.settle()
+    third = here.worker(0, 12)
+    here.connect(2)
+    assert sorted(here.take_until([third], 8)) == list(range(8))
