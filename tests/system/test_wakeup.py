@@ -30,9 +30,7 @@ CASES = {"pool": ("act", "round-robin"), "loops": ("act_async", "round-robin"), 
 def start(server: MakeServer, case: str, workers: int) -> Server:
     """No back-off: a worker that is killed ten times a second must be there again for the next turn."""
     handler, policy = CASES[case]
-    return server().start(
-        handler, script={}, min_uptime=0, workers=workers, policy=policy, log_level="info", drain_timeout=1
-    )
+    return server().start(handler, script={}, min_uptime=0, workers=workers, policy=policy, drain_timeout=1)
 
 
 def next_in_turn(one: Server, case: str, rng: random.Random) -> int:
@@ -95,6 +93,7 @@ def test_killed(server: MakeServer, rng: random.Random, case: str, turns: int) -
     one = start(server, case, 2)
     ended = 0
     for turn in range(turns):
+        one.wait_ready_workers(2 + turn)  # one that dies while it boots is held back
         one.wait_until(lambda: len(one.workers) == 2, "two workers")
         victim = next_in_turn(one, case, rng)
         delay = rng.choice(STEPS)
@@ -112,7 +111,8 @@ def test_stopped_then_killed(server: MakeServer, rng: random.Random, case: str) 
     """While clients keep coming; whoever the dead ones had not begun is answered."""
     one = start(server, case, 3)
     turns = {"pool": 13, "loops": 6, "hash": 6}[case]
-    for _ in range(turns):
+    for turn in range(turns):
+        one.wait_ready_workers(3 + 2 * turn)
         victims = rng.sample(one.wait_workers(3), 2)
         clients = [connect(one.address, "identity") for _ in range(4)]
         for pid in victims:
