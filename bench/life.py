@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,9 @@ BROKEN = {
     "never becomes ready": "import time\ntime.sleep(600)\n",
 }
 LIMIT_S = 60.0
+
+BOOT_S = 0.02
+"""Longer than a worker takes to be ready, of which nothing tells at this log level. If too short, it is slower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,10 @@ class Life:
             if time.monotonic() > end_s:
                 raise ServerError(f"{what}: not within {LIMIT_S:g} s; the log:\n{self.log[-4000:]}")
             time.sleep(0.005)
+
+    def wait_workers(self, count: int, without: Collection[int] = ()) -> None:
+        """Until there are so many, those that are known aside."""
+        self.wait(lambda: len(set(self.workers).difference(without)) == count, f"{count} workers")
 
     def lost_in_handlers(self) -> int:
         """Connections that workers had in their hands when they were killed, as the log names them."""
@@ -270,7 +277,7 @@ def scaling(scale: Scale, seed: int) -> Outcome:
                 ):
                     for count in steps:
                         life.send(signum)
-                        life.wait(lambda count=count: len(life.workers) == count, f"{count} workers")  # type: ignore[misc]
+                        life.wait_workers(count)
             spare_s = end_s - time.monotonic()
         answers = found[0]
     failed = answers["errors_total"]
@@ -287,9 +294,8 @@ def deaths(scale: Scale, _seed: int) -> Outcome:
                 old = set(life.workers)
                 for pid in old:
                     os.kill(pid, signal.SIGKILL)
-                life.wait(lambda old=old: len(set(life.workers) - old) == 4, "4 new workers")  # type: ignore[misc]
-                time.sleep(0.015)
-            time.sleep(0.2)
+                life.wait_workers(4, without=old)
+                time.sleep(BOOT_S)
 
         die(1000)  # now what is remembered of the last deaths is full, and the heap has its holes
         before = _holdings(life.pid)

@@ -126,6 +126,7 @@ void fan_board_idle_now(fan_board *page, int thread)
     store(page->busy_since_ns[thread], 0);
 }
 
+/* It asks for a connection: from here on until it is idle one may be in its hands. */
 void fan_board_busy_now(fan_board *page, int thread, int64_t now_ns)
 {
     store(page->busy_since_ns[thread], now_ns);

@@ -65,8 +65,8 @@ typedef struct {
     uint64_t taken;        /* connections */
     uint64_t done;         /* connections closed or detached; never more than taken */
     uint64_t truncated;    /* connections lost in the worker for want of a descriptor */
-    int64_t beat_ns;       /* when the serving loop last took something, or looked for it; 0: never */
-    int64_t busy_since_ns; /* when the oldest connection in a handler was taken; 0: all threads idle */
+    int64_t beat_ns;       /* when the serving loop last asked for a connection; 0: never */
+    int64_t busy_since_ns; /* when the oldest connection in a handler was asked for; 0: all threads idle */
     int32_t busy_threads;
     int32_t threads;
     uint64_t in_hands;     /* connections that are lost if it is dead; what it was just taking included */
@@ -167,7 +167,8 @@ int fan_take(fan_taker *taker, fan_connection *out, int fd_is_free);
 /* The same for as many as are there, at most `cap` (and FAN_BATCH). Returns how many, -EAGAIN for none. */
 int fan_take_ready(fan_taker *taker, fan_connection *out, int cap);
 
-/* From any thread: fan_take and fan_take_wait return -ECANCELED from now on. One that sleeps must be woken by a signal, too. */
+/* From any thread: fan_take and fan_take_wait return -ECANCELED from now on. One that sleeps must be woken by a signal,
+ * too. */
 void fan_taker_cancel(fan_taker *taker);
 int fan_taker_sleeps(const fan_taker *taker);
 

@@ -88,7 +88,7 @@ class Health:
             threads=member.threads,
             busy_threads=view.busy_threads,
             busy_since_ns=self._since(view.busy_since_ns) if view.busy_since_ns else 0,
-            taken_ns=view.beat_ns,
+            asked_ns=view.beat_ns,
             timeout_ns=self._timeout_ns,
         )
 

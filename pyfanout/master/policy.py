@@ -57,14 +57,14 @@ def hang(
     threads: int,
     busy_threads: int,
     busy_since_ns: int,
-    taken_ns: int,
+    asked_ns: int,
     timeout_ns: int,
 ) -> str | None:
     """Why a READY worker is hung, in words; None if it is not.
 
     `pinged_ns`: since when a ping waits for its pong, None if none does. `threads`: blocking threads, 0 for an event
     loop. `busy_since_ns`: since when the longest connection is in a handler, 0 if none is; `timeout_ns` 0: it may be
-    there for ever. `taken_ns`: when a connection was last taken.
+    there for ever. `asked_ns`: when a thread of it last asked for one.
 
     A blocking handler may run for `timeout`, and nobody who runs one can be asked to answer meanwhile: it may hold the
     interpreter's lock. One that is done with all of them has no excuse.
@@ -74,7 +74,7 @@ def hang(
         return f"no answer to a ping for {(now_ns - (pinged_ns or 0)) / 1e9:.1f} s"
     busy_ns = now_ns - busy_since_ns
     # No thread of it can take a connection, and it is not only that all are busy for a moment.
-    stuck = late or (busy_threads >= threads > 0 and now_ns - taken_ns >= min(ping_timeout_ns, timeout_ns))
+    stuck = late or (busy_threads >= threads > 0 and now_ns - asked_ns >= min(ping_timeout_ns, timeout_ns))
     if stuck and threads and timeout_ns and busy_since_ns and busy_ns >= timeout_ns:
         return f"a handler has run for {busy_ns / 1e9:.1f} s"
     return None

@@ -29,7 +29,7 @@ STACKS_LIMIT_BYTES = 64 * 1024
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A place for a worker; outlives it."""
+    """One of the N of `workers=N`: has a worker, or waits for its next one."""
 
     number: int
     generation: int = 0
@@ -37,7 +37,7 @@ class Slot:
     member: Member | None = None
     """Who serves, or will when it has booted."""
     successor: Member | None = None
-    """Who takes its place as soon as it has answered a ping."""
+    """Who is to serve instead, as soon as it has answered a ping."""
     place: int | None = None
     """Of its newest worker: what that leaves in its channel waits there for the next one."""
     deaths: int = 0
@@ -83,7 +83,7 @@ class Member:
     """It reads from the pool channel."""
     threads: int = 0
     """Of it that take connections; 0: an event loop does."""
-    retired: bool = False
+    resigned: bool = False
     """It has said by itself that it takes no more: no death to worry about."""
     served: bool = False
     """It is dead, and had done with a connection or more; by its own word."""

@@ -252,13 +252,12 @@ class Supervisor:
     def _on_signal(self) -> None:
         for request in self._signals.read():
             match request:
-                case Request.STOP if self._ever_ready:
-                    if self._stopping is None:
-                        self._stop_gracefully()
+                case Request.STOP:
+                    self.stop()
                 case Request.STOP_NOW if self._stopping is Request.STOP_NOW:
                     self._kill_all()
-                case Request.STOP | Request.STOP_NOW:
-                    self._stop_now()
+                case Request.STOP_NOW:
+                    self.stop(at_once=True)
                 case Request.RELOAD:
                     self.reload()
                 case Request.MORE:
@@ -294,7 +293,7 @@ class Supervisor:
             case Spent():
                 self._on_spent(member)
             case Retiring():
-                member.retired = member.state is State.READY
+                member.resigned = member.state is State.READY
                 self._happened(member, Happened.SAID_RETIRING)
             case Roomy():
                 pass  # it has woken the core, which looks at the board by itself
@@ -480,12 +479,12 @@ class Supervisor:
         if not held or slot.retired:
             return
         if slot.member is not None:
-            self._on_lost_successor(slot)
+            self._on_lost_successor(slot.member)
             return
         if slot.successor is not None:  # that one was to take its place anyway
             self._roster.promote(slot.successor)
             return
-        if member.retired:
+        if member.resigned:
             slot.deaths = 0
         else:
             self._count_death(slot, member)
@@ -504,12 +503,11 @@ class Supervisor:
             self._fail(slot)
         slot.failed = failed
 
-    def _on_lost_successor(self, slot: Slot) -> None:
+    def _on_lost_successor(self, old: Member) -> None:
         """The old worker serves on. One that has had its max_requests still wants a successor; a reload is over."""
-        if slot.member is None:
-            return
-        slot.place = slot.member.place
-        if slot.member.spent and self._stopping is None:
+        slot = old.slot
+        slot.place = old.place
+        if old.spent and self._stopping is None:
             slot.deaths += 1
             slot.respawn_at_ns = time.monotonic_ns() + policy.respawn_delay_ns(max(slot.deaths, 2), random.random())
 

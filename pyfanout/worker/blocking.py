@@ -106,7 +106,8 @@ class Server:
                 except Exception:
                     log.exception("worker=%d: the handler failed", worker.slot)
                 except BaseException as error:
-                    worker.stopped_with(isinstance(error, Stopped))
+                    if isinstance(error, Stopped):
+                        worker.stopped_with(1)
                     self._leave(error)
                 finally:
                     # Then the next take need not ask for a descriptor: this one is free, and no other thread is here.

@@ -120,8 +120,8 @@ class Worker:
     def stopped_with(self, connections: int) -> None:
         """It stops now: their clients get no whole answer."""
         if connections:
-            many = "" if connections == 1 else "s"
-            log.warning("worker=%d stops, with %d connection%s in its hands", self.slot, connections, many)
+            plural = "" if connections == 1 else "s"
+            log.warning("worker=%d stops, with %d connection%s in its hands", self.slot, connections, plural)
 
     def call_hook(self, hook: Callable[[Worker], object] | None) -> Any:
         return None if hook is None or self.forked else hook(self)

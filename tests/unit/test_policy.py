@@ -111,7 +111,7 @@ def test_without_a_least_uptime_no_death_counts() -> None:
 # ---- hung? ---------------------------------------------------------------------------------------------------------
 
 NOW = 1000 * S
-IDLE = {"busy_threads": 0, "busy_since_ns": 0, "taken_ns": 0}
+IDLE = {"busy_threads": 0, "busy_since_ns": 0, "asked_ns": 0}
 
 
 def verdict(**facts: int | None) -> str | None:
@@ -154,12 +154,12 @@ def test_of_several_threads_all_must_be_stuck() -> None:
 def test_threads_that_take_turns_beside_one_that_is_stuck_are_well() -> None:
     """All are busy at the moment, but one has just taken something, so it will again."""
     busy = {"threads": 2, "busy_threads": 2, "busy_since_ns": NOW - 99 * S}
-    assert verdict(**busy, taken_ns=NOW - S) is None
-    assert verdict(**busy, taken_ns=NOW - 5 * S) is not None
+    assert verdict(**busy, asked_ns=NOW - S) is None
+    assert verdict(**busy, asked_ns=NOW - 5 * S) is not None
 
 
 def test_without_a_timeout_a_handler_may_run_for_ever() -> None:
-    facts = {"pinged_ns": NOW - 99 * S, "threads": 1, "busy_threads": 1, "busy_since_ns": 1, "taken_ns": 1}
+    facts = {"pinged_ns": NOW - 99 * S, "threads": 1, "busy_threads": 1, "busy_since_ns": 1, "asked_ns": 1}
     assert hang(now_ns=NOW, ping_timeout_ns=5 * S, timeout_ns=0, **facts) is None
 
 
