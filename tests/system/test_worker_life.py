@@ -299,9 +299,9 @@ def test_max_requests_recycles_and_loses_nothing(server: MakeServer, handler: st
 
 
 def test_jitter_differs_between_workers(server: MakeServer) -> None:
-    one = server().start("apps:act", workers=4, max_requests=1, max_requests_jitter=1_000)
+    one = server().start("apps:act", workers=4, max_requests=1, max_requests_jitter=100)
     limits: set[int] = set()
-    for _ in range(3000):
+    for _ in range(4 * 101):  # by then all four have retired
         ask(one.address, "identity")
         limits |= {int(count) for count in re.findall(r"has served (\d+) connections", one.log)}
         if len(limits) >= 2:
