@@ -129,6 +129,16 @@ static int accept_one(fan_core *core, int number, int64_t now_ns, fan_held *held
     return -1;
 }
 
+/* Finishing while nobody is hungry: a listener that has no client now is done. */
+void fan_accept_finish_empty(fan_core *core)
+{
+    for (int number = 0; number < core->listener_count; number++) {
+        fan_listener *listener = &core->listeners[number];
+        if (listener->fd >= 0 && (listener->remaining <= 0 || !has_client(listener)))
+            fan_listener_close(core, number);
+    }
+}
+
 /* Take up to `want` connections into the (empty) hands of the core, from one listener after the other. */
 int fan_accept_batch(fan_core *core, int want, int64_t now_ns)
 {

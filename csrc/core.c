@@ -396,8 +396,11 @@ static bool dispatch(fan_core *core)
         if (core->broken_count && !fan_accept_rests(core))
             fan_channels_mend(core);
         int space = total_space(core, now_ns);
-        if (space == 0)
+        if (space == 0) {
+            if (core->finishing)
+                fan_accept_finish_empty(core);
             return false;
+        }
         if (core->held_count == 0 && refill(core, space, now_ns) == 0)
             return false;
         if (pass_held(core, now_ns) == 0)

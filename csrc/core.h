@@ -118,6 +118,7 @@ void fan_core_notice(fan_core *core, int kind, int error, int64_t token);
 
 /* accept.c */
 int fan_accept_batch(fan_core *core, int want, int64_t now_ns);
+void fan_accept_finish_empty(fan_core *core);
 bool fan_accept_rests(const fan_core *core);
 void fan_accept_pause(fan_core *core, int error);
 void fan_listener_close(fan_core *core, int number);

@@ -109,7 +109,8 @@ int fan_core_unwatch(fan_core *core, int fd);
 int fan_core_run(fan_core *core, int64_t timeout_ns, fan_event *events, int cap);
 
 /* The clean end: pass on what the accept queues hold now (at most `limit` a listener), close the listeners, then end
- * the channels: readers find what is left in them, then end-of-file. Then FAN_EVENT_FINISHED, once. */
+ * the channels: readers find what is left in them, then end-of-file. Then FAN_EVENT_FINISHED, once. While nobody can take
+ * them, clients wait; a listener without any is closed all the same. */
 void fan_core_finish(fan_core *core, int limit);
 
 void fan_core_count(const fan_core *core, fan_counters *out);

@@ -62,6 +62,12 @@ class Roomy:
 
 
 @dataclass(frozen=True, slots=True)
+class Closing:
+    """Master to worker: the server stops. Serve what still comes, until your channel ends; have idle connections end,
+    for they may take the room of those that wait."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Master to worker: are you there?"""
 
@@ -77,7 +83,7 @@ class Pong:
     """The ping's."""
 
 
-Message = Ready | Failed | Spent | Retiring | Roomy | Ping | Pong
+Message = Ready | Failed | Spent | Retiring | Roomy | Closing | Ping | Pong
 
 _SEPARATOR = "\0"
 _STAGES = frozenset(Stage)
@@ -102,6 +108,8 @@ def encode(message: Message) -> bytes:
             return b"T"
         case Roomy():
             return b"O"
+        case Closing():
+            return b"C"
         case Ping(number):
             return b"I" + number.to_bytes(4, "big")
         case Pong(number):
@@ -124,6 +132,8 @@ def decode(packet: bytes) -> Message:
             return Retiring()
         case b"O", b"":
             return Roomy()
+        case b"C", b"":
+            return Closing()
         case b"I", payload if len(payload) == 4:
             return Ping(int.from_bytes(payload, "big"))
         case b"A", payload if len(payload) == 4:

@@ -5,19 +5,18 @@ Asynchronous: a ping is sent every `ping_interval` to those that owe none, and n
 
 from __future__ import annotations
 
-import contextlib
-import socket
 from collections.abc import Iterable
 
 from pyfanout.config import Config
-from pyfanout.control import Ping, encode
+from pyfanout.control import Ping
 from pyfanout.core import BoardView
 from pyfanout.master import policy
 from pyfanout.master.lifecycle import State
 from pyfanout.master.roster import Member
 
 PAUSE_NS = 1_000_000_000
-"""A loop that comes round this much later than it wanted to was not running, or had no CPU: nor had the others."""
+"""A loop that comes round this much later than it wanted to was not running, or had no CPU: nor had the others. Half of
+`ping_timeout` if that is less, so that no verdict comes from a pause."""
 
 
 class Health:
@@ -27,6 +26,7 @@ class Health:
         self._interval_ns = int(config.ping_interval * 1e9)
         self._ping_timeout_ns = int(config.ping_timeout * 1e9)
         self._timeout_ns = int(config.timeout * 1e9)
+        self._pause_ns = min(PAUSE_NS, self._ping_timeout_ns // 2)
         self._round_ns: int | None = None
         """When the next round of pings is due; None: there are none."""
         self._resumed_ns = 0
@@ -46,13 +46,13 @@ class Health:
 
     def awake(self, now_ns: int) -> None:
         """It is. What was silent or busy while we were not there is forgiven: patience begins anew."""
-        if self._expected_ns is not None and now_ns > self._expected_ns + PAUSE_NS:
+        if self._expected_ns is not None and now_ns > self._expected_ns + self._pause_ns:
             self._resumed_ns = now_ns
 
     def next_deadline_ns(self, members: Iterable[Member]) -> int | None:
-        """When to call `judge` next: when a pong is late, unless that was judged already, and at each round."""
+        """When to call `judge` next: when a pong is late, and then again while it is, and at each round."""
         late = [self._since(m.pinged_ns) + self._ping_timeout_ns for m in members if self._owes(m)]
-        deadlines = [each for each in late if each > self._judged_ns]
+        deadlines = [each if each > self._judged_ns else self._judged_ns + self._ping_timeout_ns for each in late]
         if self._round_ns is not None:
             deadlines.append(self._round_ns)
         return min(deadlines, default=None)
@@ -65,8 +65,7 @@ class Health:
             return
         member.ping_number = (member.ping_number + 1) % 2**32
         member.pinged_ns = now_ns
-        with contextlib.suppress(OSError):  # it has stopped reading, or is dead: no pong will come
-            member.control.send(encode(Ping(member.ping_number)), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        member.say(Ping(member.ping_number))
 
     def on_pong(self, member: Member, number: int, now_ns: int) -> bool:
         """Whether it answers the ping that is out; one that was asked before, or never, counts for nothing."""

@@ -38,7 +38,7 @@ class Happened(Enum):
     TOLD_TO_DRAIN = auto()
     """Another has taken its place, or its slot is not wanted any more."""
     TOLD_TO_STOP = auto()
-    """Fast stop."""
+    """Fast stop; or patience is over; or it boots and is not needed any more."""
     CHANNEL_BROKEN = auto()
     """A worker has shut down the channel that this one reads."""
     FOUND_HUNG = auto()

@@ -19,17 +19,32 @@ def _kills(path: Path) -> int | None:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
+RECENT_NS = 2_000_000_000
+"""How long after a kill a death is taken for its work: a large process needs that long to be gone."""
+
+
 class OomKills:
-    """Remembers how many there were."""
+    """Looked at in each round of pings, so that a kill of long ago explains no death of today."""
 
     def __init__(self, paths: tuple[Path, ...] = (_CGROUP_EVENTS, _VMSTAT)) -> None:
         self._path = next((path for path in paths if _kills(path) is not None), None)
         self._seen = self._count()
+        self._looked_ns: int | None = None
+        self._last_ns: int | None = None
+        """When one was noticed that came between two looks not far apart."""
 
-    def happened(self) -> bool:
-        """Whether there were more since this was asked last, or since birth."""
+    def look(self, now_ns: int) -> None:
+        """Whether there are more by now."""
         before, self._seen = self._seen, self._count()
-        return self._seen > before
+        fresh = self._looked_ns is not None and now_ns - self._looked_ns <= RECENT_NS
+        self._looked_ns = now_ns
+        if self._seen > before and fresh:
+            self._last_ns = now_ns
+
+    def happened(self, now_ns: int) -> bool:
+        """Whether there was one just now."""
+        self.look(now_ns)
+        return self._last_ns is not None and now_ns - self._last_ns <= RECENT_NS
 
     def _count(self) -> int:
         return (_kills(self._path) or 0) if self._path else 0

@@ -20,15 +20,20 @@ BROKEN_WINDOW = 60
 it never have a row."""
 
 
-def deaths_in_a_row(before: int, ready_for_ns: int | None, served: bool, min_uptime_ns: int) -> int:
-    """How many deaths this one makes, after `before`. `ready_for_ns` is None if the worker never was ready.
+def has_lived(ready_for_ns: int | None, served: bool, min_uptime_ns: int) -> bool:
+    """Whether a worker has shown that the application can start. `ready_for_ns` is None if it never was ready.
 
-    One that has `served`, a connection or more from its beginning to its end, is not what a row is about, which is an
-    application that cannot start. If such deaths were held back, workers that somebody kills again and again would soon
-    all be, although each of them works.
+    Also one that has `served`, a connection or more from its beginning to its end: if the deaths of such were held
+    back, workers that somebody kills again and again would soon all be, although each of them works.
     """
-    lived = ready_for_ns is not None and (served or ready_for_ns >= min_uptime_ns)
-    return 1 if lived else before + 1
+    return ready_for_ns is not None and (served or ready_for_ns >= min_uptime_ns)
+
+
+def deaths_in_a_row(before: int, lived: bool, resigned: bool) -> int:
+    """How many deaths this one makes, after `before`; one that has lived and left by itself is no death."""
+    if lived:
+        return 0 if resigned else 1
+    return before + 1
 
 
 def respawn_delay_ns(deaths: int, chance: float, failed: bool = False) -> int:

@@ -8,6 +8,7 @@ is its channel and its page of the board, until it is reaped.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -15,7 +16,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from pyfanout.control import Failed
+from pyfanout.control import Failed, Message, encode
 from pyfanout.core import SLOTS
 from pyfanout.master import policy
 from pyfanout.master.lifecycle import State
@@ -110,6 +111,11 @@ class Member:
             log.debug("%s %s->%s after %.0fms", self, self.state.name, state.name, took_ms)
             self.state, self.since_ns = state, now_ns
 
+    def say(self, message: Message) -> None:
+        """Without waiting: one that has stopped reading, or is dead, does not hear it."""
+        with contextlib.suppress(OSError):
+            self.control.send(encode(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
     def stacks(self) -> str:
         """What it wrote when it died; empty if nothing."""
         return os.pread(self.stacks_fd, STACKS_LIMIT_BYTES, 0).decode(errors="replace").rstrip()
@@ -132,6 +138,10 @@ class Roster:
     def members(self) -> list[Member]:
         """Who is alive, or not yet reaped; those that are about to leave included."""
         return list(self._by_place.values())
+
+    def lives_in(self, place: int | None) -> Member | None:
+        """Who has this place."""
+        return None if place is None else self._by_place.get(place)
 
     def of_state(self, state: State) -> int:
         """Slots whose worker is in this state."""

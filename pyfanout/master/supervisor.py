@@ -20,7 +20,19 @@ from collections.abc import Callable
 
 from pyfanout import control
 from pyfanout.config import MAX_WORKERS, Config
-from pyfanout.control import PACKET_BYTES, DecodeError, Failed, Ping, Pong, Ready, Retiring, Roomy, Spent, Stage
+from pyfanout.control import (
+    PACKET_BYTES,
+    Closing,
+    DecodeError,
+    Failed,
+    Ping,
+    Pong,
+    Ready,
+    Retiring,
+    Roomy,
+    Spent,
+    Stage,
+)
 from pyfanout.core import POOL, SLOTS, BoardView, Core, Event, News, Station
 from pyfanout.errors import LoadError, WorkerError
 from pyfanout.master import policy
@@ -54,6 +66,10 @@ core each) with 32, 1.04 and 1.16 with 8, on the machine of bench/README.md."""
 
 SIZE_PER_THREAD = 4
 """Messages per blocking thread in its channel: refilled at one, so nobody waits for the master."""
+
+
+MESSAGES = 16
+"""Read of one worker before the others have their turn: a socket that is full would swallow a pong."""
 
 
 def raise_descriptor_limit() -> int:
@@ -266,24 +282,32 @@ class Supervisor:
                     self.scale(len(self._roster.slots) - 1)
 
     def _on_message(self, member: Member) -> None:
-        """One message at a time: the core tells again if there are more."""
+        """A few messages at a time: the core tells again if there are more."""
+        for _ in range(MESSAGES):
+            if not self._read_message(member):
+                break
+
+    def _read_message(self, member: Member) -> bool:
+        """Whether there may be another one."""
         try:
             packet = member.control.recv(PACKET_BYTES)
             message = control.decode(packet) if packet else None
             if isinstance(message, Ping):
                 raise DecodeError("a ping from a worker")
         except BlockingIOError:
-            return
+            return False
         except ConnectionResetError:  # it closed its end, and had not read all
             message = None
         except (DecodeError, OSError) as error:
+            member.verdict = f"nonsense on its control socket: {error}"
             log.error("%s talks nonsense on its control socket (%s) and is killed", member, error)
             self._unwatch(member, member.control.fileno())
             member.process.send(signal.SIGKILL)
-            return
+            return False
         match message:
             case None:  # it closed its end; most likely it is about to die
                 self._unwatch(member, member.control.fileno())
+                return False
             case Ready(pool, threads):
                 self._on_ready(member, pool, threads)
             case Failed():
@@ -297,6 +321,7 @@ class Supervisor:
                 self._happened(member, Happened.SAID_RETIRING)
             case Roomy():
                 pass  # it has woken the core, which looks at the board by itself
+        return True
 
     def _on_ready(self, member: Member, pool: bool, threads: int) -> None:
         if member.state is State.BOOTING:
@@ -308,8 +333,14 @@ class Supervisor:
         if not self._ever_ready:
             self._ever_ready = True
             self._respawn_those_that_failed()
+        if self._stopping:
+            member.say(Closing())
         if member.slot.successor is member or (self._reload and member in self._reload.trials):
             self._health.ping(member, time.monotonic_ns())
+        self._tell_if_all_are_ready()
+
+    def _tell_if_all_are_ready(self) -> None:
+        """Once."""
         if not self._told_ready and self._roster.of_state(State.READY) == len(self._roster.slots):
             self._told_ready = True
             log.info("all workers are ready")
@@ -318,7 +349,7 @@ class Supervisor:
     def _respawn_those_that_failed(self) -> None:
         """Until the first worker was ready nobody was replaced: it might have been for ever."""
         for slot in self._roster.slots:
-            if slot.member is None and slot.respawn_at_ns is None:
+            if slot.member is None and slot.respawn_at_ns is None and self._stopping is None:
                 self._respawn_later(slot)
 
     def _tell_ready_fd(self) -> None:
@@ -358,7 +389,8 @@ class Supervisor:
             self._first_failure = member.failure
         member.slot.last_death, member.served = words, view.done > 0
         self._happened(member, Happened.DIED)  # its replacement is on its way before the log line is written
-        if member.slot.retired or member.slot.place != member.place:
+        unwanted = member.slot.retired or member.slot.place != member.place
+        if unwanted and self._roster.lives_in(member.place) is None:  # a callback may have had it taken
             self._core.end(member.place)
         self._log_death(member, was, report, words, view)
         if stacks:
@@ -372,19 +404,24 @@ class Supervisor:
 
     def _read_last_words(self, member: Member) -> None:
         """Its death may be reported before what it said."""
-        while member.failure is None:
+        while True:
             try:
                 message = control.decode(member.control.recv(PACKET_BYTES))
             except (DecodeError, OSError):
                 return
-            if isinstance(message, Failed):
-                member.failure = message
+            match message:
+                case Failed():
+                    member.failure = message
+                case Retiring():
+                    member.resigned = member.resigned or member.state is State.READY
+                case Spent():
+                    member.spent = True
 
     def _cause(self, member: Member, report: ExitReport) -> str:
         """Why it ended, as far as we know more than how."""
         if member.verdict:
             return f" ({member.verdict})"
-        if report.signum == signal.SIGKILL and self._oom_kills.happened():
+        if report.signum == signal.SIGKILL and self._oom_kills.happened(time.monotonic_ns()):
             return " (out of memory: the kernel's OOM killer was at work)"
         if member.spent and report.code == 0:
             return " (max_requests)"
@@ -481,27 +518,31 @@ class Supervisor:
         if slot.member is not None:
             self._on_lost_successor(slot.member)
             return
-        if slot.successor is not None:  # that one was to take its place anyway
-            self._roster.promote(slot.successor)
+        successor = slot.successor
+        if successor is not None and successor.state in (State.BOOTING, State.READY):
+            self._roster.promote(successor)  # it was to take its place anyway
             return
-        if member.resigned:
-            slot.deaths = 0
-        else:
-            self._count_death(slot, member)
+        if successor is not None:  # told to leave
+            self._roster.vacate(successor)
+        self._count_death(slot, member)
         if self._wants_another(slot):
             self._respawn_later(slot)
 
     def _count_death(self, slot: Slot, member: Member) -> None:
         now_ns = time.monotonic_ns()
         ready_for_ns = None if member.ready_ns is None else now_ns - member.ready_ns
-        slot.deaths = policy.deaths_in_a_row(slot.deaths, ready_for_ns, member.served, self._min_uptime_ns)
+        served = member.served or (member.resigned and self._core.look(member.place).done > 0)
+        lived = policy.has_lived(ready_for_ns, served, self._min_uptime_ns)
+        slot.deaths = policy.deaths_in_a_row(slot.deaths, lived, member.resigned)
+        if not slot.deaths:
+            return
         full_window = len(slot.died_ns) == policy.BROKEN_WINDOW
         window_ns = now_ns - slot.died_ns[0] if full_window else None
         slot.died_ns.append(now_ns)
         failed = policy.is_broken(slot.deaths, window_ns, self._min_uptime_ns)
-        if failed and not slot.failed and self._ever_ready and self._stopping is None:
+        before, slot.failed = slot.failed, failed
+        if failed and not before and self._ever_ready and self._stopping is None:
             self._fail(slot)
-        slot.failed = failed
 
     def _on_lost_successor(self, old: Member) -> None:
         """The old worker serves on. One that has had its max_requests still wants a successor; a reload is over."""
@@ -518,7 +559,7 @@ class Supervisor:
         self._tell("give_up", None, detail)
         if self._config.fail_fast:
             self._broken = WorkerError(detail)
-            self._stop_gracefully()
+            self.stop()
 
     def _wants_another(self, slot: Slot) -> bool:
         """Now that it has no worker."""
@@ -529,7 +570,10 @@ class Supervisor:
         if not self._finished:
             return True
         # Others read what waits in the pool; what waits in its own channel waits for its place alone.
-        pooled = any(other.pool or other.state is State.BOOTING for other in self._roster.members)
+        pooled = any(
+            other.state is State.BOOTING or (other.pool and other.slot.member is other and other.state in _READING)
+            for other in self._roster.members
+        )
         return self._left_in(slot) or (not pooled and self._core.untaken(POOL) > 0)
 
     def _left_in(self, slot: Slot) -> bool:
@@ -553,8 +597,10 @@ class Supervisor:
             member = self._fork(slot)
         except OSError as error:
             log.error("%s cannot be started: %s", slot, error.strerror)
-            slot.deaths += 1
             slot.respawn_at_ns = None
+            if slot.member is not None and not slot.member.spent:
+                return None  # of a reload: who serves stays
+            slot.deaths += 1
             if self._ever_ready:  # else as one that died before it was ready
                 delay_ns = policy.respawn_delay_ns(max(slot.deaths, 2), random.random())
                 slot.respawn_at_ns = time.monotonic_ns() + delay_ns
@@ -573,6 +619,8 @@ class Supervisor:
                 generation = slot.generation + 1
                 place = self._roster.free_place(slot.place)
                 self._core.begin(place, generation, slot.number)
+                if place != slot.place:  # else what waits in it waits for the next one
+                    undo.callback(self._core.end, place)
                 station: list[Station] = []
                 process = spawn(
                     functools.partial(self._first_steps, place, ours, station),
@@ -631,6 +679,7 @@ class Supervisor:
             case State.DRAINING:
                 log.warning("%s has not finished after %g s and stops now", member, self._config.drain_timeout)
             case State.STOPPING:
+                member.verdict = member.verdict or "it did not stop"
                 log.warning("%s does not stop and is killed", member)
         self._happened(member, Happened.TIME_IS_UP)
 
@@ -645,6 +694,7 @@ class Supervisor:
                 log.error("%s is %s", member, member.verdict)
                 self._happened(member, Happened.FOUND_HUNG)
         self._health.next_round(self._roster.members, now_ns)
+        self._oom_kills.look(now_ns)
 
     def _deadlines(self) -> list[int]:
         """All that is to be done by the clock."""
@@ -670,13 +720,13 @@ class Supervisor:
             self._reload, self._when_reloaded = Reload(self._roster.slots, self._config.reload_batch), told
 
     def _go_on_reloading(self) -> None:
-        while self._reload and (slot := self._reload.next()):
+        while (reload := self._reload) and (slot := reload.next()):
             slot.respawn_at_ns = None
-            member = self._spawn(slot)
-            if member is None:
+            member = self._spawn(slot)  # a callback may have ended the reload, and everything
+            if member is not None:
+                reload.trials.add(member)
+            elif self._reload is reload:
                 self._end_reload(f"{slot} cannot be started")
-            else:
-                self._reload.trials.add(member)
         if self._reload and self._reload.over:
             self._end_reload("")
 
@@ -707,18 +757,22 @@ class Supervisor:
         if self._stopping or workers == len(self._roster.slots):
             return
         log.info("scaling from %d to %d workers", len(self._roster.slots), workers)
-        while len(self._roster.slots) < workers:
+        while len(self._roster.slots) < workers and not self._stopping:
             self._spawn(self._roster.grow())
-        while len(self._roster.slots) > workers:
+        while len(self._roster.slots) > workers and not self._stopping:
             slot = self._roster.shrink()
             for member in (slot.successor, slot.member):
                 if member is not None:
                     self._happened(member, Happened.TOLD_TO_DRAIN)
+            if slot.place is not None and self._roster.lives_in(slot.place) is None:
+                self._core.end(slot.place)
+        self._tell_if_all_are_ready()
 
     @property
     def settled(self) -> bool:
-        """Every slot has a worker that is ready, and nobody is on the way in or out."""
-        return len(self._roster.members) == len(self._roster.slots) == self._roster.of_state(State.READY)
+        """Every slot has a worker that is ready, and those of slots that are not wanted any more are gone."""
+        all_ready = self._roster.of_state(State.READY) == len(self._roster.slots)
+        return all_ready and not any(member.slot.retired for member in self._roster.members)
 
     @property
     def held_back(self) -> str | None:
@@ -754,6 +808,9 @@ class Supervisor:
         """Pass on what is queued, end the channels, wait for the workers; then less and less patience."""
         log.info("stopping: what was begun may take %g s more", self._config.drain_timeout)
         self._begin_stop(Request.STOP)
+        for member in self._roster.members:
+            if member.state is State.READY:
+                member.say(Closing())
         self._core.finish(self._config.backlog + 1)
         self._stop_deadline_ns = time.monotonic_ns() + int(self._config.drain_timeout * 1e9)
 
@@ -779,11 +836,11 @@ class Supervisor:
         for endpoint in self._endpoints:
             endpoint.unlink()
         if self._reload:
-            self._reload_again = None
-            self._end_reload("the server stops")
+            self._end_reload("the server stops")  # and whoever asked for one more is told that, too
 
     def _kill_all(self) -> None:
         for member in self._roster.members:
+            member.verdict = member.verdict or "it did not stop"
             log.warning("%s does not stop and is killed", member)
             member.process.send(signal.SIGKILL)
 
@@ -791,6 +848,9 @@ class Supervisor:
         for slot in self._roster.slots:
             slot.respawn_at_ns = None
 
+
+_READING = (State.READY, State.DRAINING)
+"""In a graceful stop, of one that has its slot: it reads until the end of its channel."""
 
 _TOLD = {State.READY: "ready", State.DRAINING: "drain", State.HUNG: "hang"}
 """Which callbacks hear of a new state. The end is told with its cause, see `_on_death`."""

@@ -52,6 +52,8 @@ class Server:
         self._tasks: dict[asyncio.Task[Any], tuple[asyncio.StreamReader, asyncio.StreamWriter] | None] = {}
         """The handlers' streams, and None for what only makes some. The loop itself holds tasks by weak references."""
         self._idle = IdleWatch()
+        self._closing = False
+        """Idle connections are closed."""
         self._reading = False
         self._over = self._loop.create_future()
         """Done when the worker drains and nothing is left to finish."""
@@ -60,7 +62,7 @@ class Server:
     async def run(self) -> None:
         """Until drained, or the channel's end."""
         worker, loop = self._worker, self._loop
-        worker.on_drain = self._drain
+        worker.on_drain, worker.on_closing = self._drain, self._close_idle
         loop.add_signal_handler(signal.SIGTERM, self._terminate)
         loop.add_signal_handler(signal.SIGQUIT, self._stop)
         loop.add_reader(worker.control.fileno(), self._on_control)
@@ -190,15 +192,21 @@ class Server:
         self._close_idle()
 
     def _close_idle(self) -> None:
-        """Again and again until all are closed: a connection that only waits for its client's next request ends as if
-        the client had gone, which is an end that its handler knows."""
+        """From now on a connection that only waits for its client's next request ends as if the client had gone, which
+        is an end that its handler knows."""
+        if not self._closing:
+            self._closing = True
+            self._close_those_idle()
+
+    def _close_those_idle(self) -> None:
+        """Again and again, until the end."""
         if self._over.done():
             return
         for reader, writer in filter(None, self._tasks.values()):
             if not reader.at_eof() and self._idle.is_idle(reader, writer, self._loop.time()):
                 writer.transport.pause_reading()  # type: ignore[attr-defined]  # a byte after the end would be an error
                 reader.feed_eof()
-        self._loop.call_later(LOOK_S, self._close_idle)
+        self._loop.call_later(LOOK_S, self._close_those_idle)
 
     def _let_go(self) -> None:
         """In a child that a handler forked: the loop's epoll set is the worker's too, and is left as it is."""
@@ -230,8 +238,9 @@ class Server:
 
     def _on_control(self) -> None:
         """A pong from here proves that the loop comes round. End-of-file is the master's death, and the channel says so
-        too, when it is empty."""
+        too, when it is empty; which one at `max_connections` does not read."""
         if not self._worker.hear():
+            self._close_idle()
             self._loop.remove_reader(self._worker.control.fileno())
             self._loop.call_later(self._worker.config.drain_timeout, self._give_up)
 

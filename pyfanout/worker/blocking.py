@@ -123,7 +123,7 @@ class Server:
             elif rc != -errno.EINTR:
                 self._leave(OSError(-rc, f"take a connection: {os.strerror(-rc)}"))
         del self._idents[taker]
-        if self._leaving.locked():
+        with contextlib.suppress(RuntimeError):  # another was the first
             self._leaving.release()
 
     def _leave(self, error: BaseException) -> None:

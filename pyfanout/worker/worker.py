@@ -21,7 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.app import Handler, Kind, kind_of
 from pyfanout.config import Config, Policy
-from pyfanout.control import PACKET_BYTES, Failed, Message, Ping, Pong, Ready, Retiring, Spent, Stage, decode, encode
+from pyfanout.control import (
+    PACKET_BYTES,
+    Closing,
+    Failed,
+    Message,
+    Ping,
+    Pong,
+    Ready,
+    Retiring,
+    Spent,
+    Stage,
+    decode,
+    encode,
+)
 from pyfanout.core import Station
 from pyfanout.errors import ConfigError, FanoutError, LoadError
 
@@ -57,6 +70,8 @@ class Worker:
         self.draining = False
         self.on_drain: Callable[[], None] | None = None
         """Makes what serves take no more; set by it as soon as it may take."""
+        self.on_closing: Callable[[], None] = lambda: None
+        """Has idle connections end, since the server stops; set by what serves, if there is something to do."""
         self.forked = False
         """This is a child that the application forked: no worker any more."""
         self._served = itertools.count(1)  # next() is one step, also among threads
@@ -115,6 +130,8 @@ class Worker:
             match decode(packet):
                 case Ping(number):
                     self.say(Pong(number))
+                case Closing():
+                    self.on_closing()
         return bool(packet)
 
     def stopped_with(self, connections: int) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pyfanout.config import MAX_THREADS
 from pyfanout.control import (
     PACKET_BYTES,
+    Closing,
     DecodeError,
     Failed,
     Message,
@@ -46,7 +47,7 @@ messages: st.SearchStrategy[Message] = (
     | failed
     | st.builds(Ping, numbers)
     | st.builds(Pong, numbers)
-    | st.sampled_from([Retiring(), Roomy(), Spent()])
+    | st.sampled_from([Closing(), Retiring(), Roomy(), Spent()])
 )
 
 

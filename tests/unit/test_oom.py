@@ -6,22 +6,39 @@ from pathlib import Path
 
 from pyfanout.master.oom import OomKills
 
+S = 1_000_000_000
 
-def test_it_counts_from_birth_and_each_kill_once(tmp_path: Path) -> None:
+
+def test_a_kill_explains_the_deaths_just_after_it(tmp_path: Path) -> None:
+    """All of them, and none later."""
     events = tmp_path / "memory.events"
     events.write_text("low 0\nhigh 0\nmax 9\noom 3\noom_kill 2\n")
     kills = OomKills((tmp_path / "missing", events))
-    assert not kills.happened()
+    kills.look(10 * S)
+    assert not kills.happened(11 * S)
     events.write_text("oom 4\noom_kill 3\n")
-    assert kills.happened()
-    assert not kills.happened()
+    assert kills.happened(12 * S)
+    assert kills.happened(13 * S)
+    assert not kills.happened(15 * S)
+
+
+def test_a_kill_that_nobody_looked_for_explains_nothing(tmp_path: Path) -> None:
+    """It may have been hours ago: without pings the counter is read at deaths alone."""
+    events = tmp_path / "memory.events"
+    events.write_text("oom_kill 2\n")
+    kills = OomKills((events,))
+    kills.look(10 * S)
+    events.write_text("oom_kill 3\n")
+    assert not kills.happened(5000 * S)
+    assert not kills.happened(5001 * S)
 
 
 def test_without_counters_it_never_says_so(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("nothing of interest\n")
     kills = OomKills((tmp_path / "missing", tmp_path / "other"))
-    assert not kills.happened()
+    kills.look(0)
+    assert not kills.happened(S)
 
 
 def test_this_kernel_has_one() -> None:
-    assert not OomKills().happened()
+    assert not OomKills().happened(S)

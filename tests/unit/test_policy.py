@@ -15,6 +15,7 @@ from pyfanout.master.policy import (
     LONGEST_DELAY_NS,
     deaths_in_a_row,
     hang,
+    has_lived,
     is_broken,
     respawn_delay_ns,
 )
@@ -39,18 +40,23 @@ chances = st.floats(min_value=0, max_value=1)
     ],
 )
 def test_deaths_in_a_row(before: int, ready_for_ns: int | None, deaths: int) -> None:
-    assert deaths_in_a_row(before, ready_for_ns, False, MIN_UPTIME_NS) == deaths
+    assert deaths_in_a_row(before, has_lived(ready_for_ns, False, MIN_UPTIME_NS), False) == deaths
 
 
 @given(counts, st.none() | st.integers(min_value=0, max_value=MIN_UPTIME_NS - 1))
 def test_a_short_life_adds_one(before: int, ready_for_ns: int | None) -> None:
-    assert deaths_in_a_row(before, ready_for_ns, False, MIN_UPTIME_NS) == before + 1
+    assert not has_lived(ready_for_ns, False, MIN_UPTIME_NS)
+    for resigned in (False, True):
+        assert deaths_in_a_row(before, False, resigned) == before + 1
 
 
 @given(counts, st.none() | st.integers(min_value=0))
 def test_one_that_has_served_begins_a_new_row(before: int, ready_for_ns: int | None) -> None:
     """Else workers that somebody kills twice a second would all be held back, and nobody would serve."""
-    assert deaths_in_a_row(before, ready_for_ns, True, MIN_UPTIME_NS) == (before + 1 if ready_for_ns is None else 1)
+    lived = has_lived(ready_for_ns, True, MIN_UPTIME_NS)
+    assert lived == (ready_for_ns is not None)
+    assert deaths_in_a_row(before, lived, False) == (1 if lived else before + 1)
+    assert deaths_in_a_row(before, lived, True) == (0 if lived else before + 1)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +110,7 @@ def test_when_a_slot_is_broken(deaths: int, window_ns: int | None, broken: bool)
 
 
 def test_without_a_least_uptime_no_death_counts() -> None:
-    assert deaths_in_a_row(9, 0, False, 0) == 1
+    assert has_lived(0, False, 0)
     assert not is_broken(1, 0, 0)
 
 
