@@ -3,10 +3,10 @@ worker, and the server ends as it should."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,7 +53,7 @@ def strike(pid: int, way: str) -> None:
     os.kill(pid, signal.SIGKILL if way == "kill" else signal.SIGSTOP)
 
 
-@contextmanager
+@contextlib.contextmanager
 def booting(one: Server, way: str, folder: Path) -> Iterator[int]:
     (folder / "release.py").write_text(APP + AT_BOOT[way] + "\n")
     one.send(signal.SIGHUP)
@@ -66,7 +66,7 @@ def booting(one: Server, way: str, folder: Path) -> Iterator[int]:
         yield 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def idle(one: Server, way: str) -> Iterator[int]:
     if way in ("kill", "stop"):
         pid = one.workers[0]
@@ -77,10 +77,13 @@ def idle(one: Server, way: str) -> Iterator[int]:
     yield pid
 
 
-@contextmanager
-def busy(one: Server, way: str) -> Iterator[int]:
+@contextlib.contextmanager
+def busy(one: Server, way: str, enough: int) -> Iterator[int]:
+    """`enough` connections to make both workers busy."""
     if way in ("kill", "stop"):
-        with hold(one.address), hold(one.address):  # of one worker each, but for threads
+        with contextlib.ExitStack() as held:
+            for _ in range(enough):
+                held.enter_context(hold(one.address))
             pid = one.workers[0]
             strike(pid, way)
             yield pid
@@ -90,10 +93,12 @@ def busy(one: Server, way: str) -> Iterator[int]:
         yield 0
 
 
-@contextmanager
-def draining(one: Server, way: str) -> Iterator[int]:
+@contextlib.contextmanager
+def draining(one: Server, way: str, enough: int) -> Iterator[int]:
     if way in ("kill", "stop"):
-        with hold(one.address), hold(one.address):
+        with contextlib.ExitStack() as held:
+            for _ in range(enough):
+                held.enter_context(hold(one.address))
             pid = one.workers[0]
             os.kill(pid, signal.SIGTERM)
             one.wait_log(f"pid={pid} READY->DRAINING")
@@ -113,7 +118,8 @@ def test_kill_matrix(server: MakeServer, handler: str, options: dict, state: str
     one = server().start(f"release:{handler}", cwd=tmp_path, environ=environ, workers=2, **QUICK, **options)
     one.expect(*EXPECTED)
     how = {"booting": lambda: booting(one, way, tmp_path), "idle": lambda: idle(one, way)}
-    how |= {"busy": lambda: busy(one, way), "draining": lambda: draining(one, way)}
+    enough = options.get("threads", 1) + 1
+    how |= {"busy": lambda: busy(one, way, enough), "draining": lambda: draining(one, way, enough)}
     with how[state]() as pid:
         answers = who(collect(crowd(one.address, 30)))
     (tmp_path / "release.py").write_text(APP)  # so that whoever boots from now on can

@@ -329,7 +329,7 @@ def test_sigterm_to_a_worker_drains_it(server: MakeServer, handler: str, options
 
 def test_sigterm_to_idle_workers_many_times(server: MakeServer, kind: str, handler: str, options: dict) -> None:
     """One that sleeps on its channel has to wake up for it, whichever thread got the signal."""
-    one = server().start(f"apps:{handler}", workers=1, **options)
+    one = server().start(f"apps:{handler}", workers=1, min_uptime=0, **options)  # else it would be held back
     for generation in range(1, 8):
         pid = one.wait_workers(1)[0]
         one.wait_ready_workers(generation)
