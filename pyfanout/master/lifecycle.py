@@ -36,9 +36,9 @@ class Happened(Enum):
     CHANNELS_ENDED = auto()
     """Graceful stop: it finds what is left in its channel, then end-of-file."""
     TOLD_TO_DRAIN = auto()
-    """Another has taken its place, or its slot is not wanted any more."""
+    """Another has taken its place, or its slot is not wanted any more, or it boots and nothing is left to serve."""
     TOLD_TO_STOP = auto()
-    """Fast stop; or patience is over; or it boots and is not needed any more."""
+    """Fast stop; or patience is over."""
     CHANNEL_BROKEN = auto()
     """A worker has shut down the channel that this one reads."""
     FOUND_HUNG = auto()
@@ -84,7 +84,8 @@ TRANSITIONS: dict[tuple[State, Happened], Step] = {
     (_B, Happened.SAID_READY): Step(_R, (Action.ENTER,)),
     (_B, Happened.SAID_RETIRING): Step(_D, (Action.REPLACE,)),
     (_B, Happened.CHANNELS_ENDED): Step(_B),  # it may be wanted: to serve what a dead one left in its channel
-    (_B, Happened.TOLD_TO_DRAIN): Step(_S, (Action.QUIT,)),
+    # It may be ready by now, and have a client from the pool, although we have not read that yet.
+    (_B, Happened.TOLD_TO_DRAIN): Step(_D, (Action.TERMINATE,)),
     (_B, Happened.TOLD_TO_STOP): Step(_S, (Action.QUIT,)),
     (_B, Happened.CHANNEL_BROKEN): Step(_B),  # it finds out by itself
     (_B, Happened.TIME_IS_UP): Step(_S, (Action.KILL,)),

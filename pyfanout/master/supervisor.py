@@ -248,7 +248,7 @@ class Supervisor:
                         slot.respawn_at_ns = None
                 for member in self._roster.members:
                     needless = member.state is State.BOOTING and not self._waiting_for(member)
-                    self._happened(member, Happened.TOLD_TO_STOP if needless else Happened.CHANNELS_ENDED)
+                    self._happened(member, Happened.TOLD_TO_DRAIN if needless else Happened.CHANNELS_ENDED)
 
     def _on_shortage(self, error: int) -> None:
         """Once a second at most: at a limit it comes and goes with each connection."""
@@ -434,8 +434,9 @@ class Supervisor:
             log.error("%s could not start: %s%s", member, member.failure.reason, new and f"\n{new.rstrip()}")
             return
         lost = view.in_hands
-        # SIGQUIT, too: one that was told to stop before it could listen.
-        as_told = was in (State.DRAINING, State.STOPPING) and (report.code == 0 or report.signum == signal.SIGQUIT)
+        # By the signal itself: one that was told to leave before it could listen.
+        told = report.code == 0 or report.signum in (signal.SIGTERM, signal.SIGQUIT)
+        as_told = was in (State.DRAINING, State.STOPPING) and told
         if as_told and not lost:
             log.debug("%s has left", member)
             return

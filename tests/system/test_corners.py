@@ -259,6 +259,42 @@ def test_scale_does_not_wait_for_workers_that_others_replaced(tmp_path: Path) ->
     )
 
 
+def test_a_worker_that_is_ready_before_the_master_knows_is_not_cut_off(tmp_path: Path) -> None:
+    """It reads from the pool as soon as it can; one reset in 150,000 while scaling up and down."""
+    run(
+        tmp_path,
+        f"""
+        import logging
+        {ASYNCIO}
+        def handler(conn, addr):
+            conn.recv(99)
+            conn.sendall(b"held")
+            conn.recv(99)
+            conn.sendall(b"%d" % os.getpid())
+
+        with pyfanout.Master(handler, workers=1, drain_timeout=60, **options) as master:
+            until(master, lambda: states(master) == ["READY"], "ready")
+            first = client(master)
+            assert answer(master, first) == b"held"
+            second = client(master)  # waits in the pool
+            for _ in range(5):
+                master.step(0.05)
+            master.scale(2, wait=False)
+            second.setblocking(True)
+            assert second.recv(4) == b"held"  # by the new one, while the master has not come round
+            assert states(master) == ["READY", "BOOTING"]
+            master.scale(1, wait=False)
+            for _ in range(5):
+                master.step(0.05)
+            second.sendall(b"on")
+            assert second.recv(99).isdigit()
+            first.sendall(b"on")
+            master.stop()
+            master.run()
+        """,
+    )
+
+
 def test_one_reload_more_is_told_that_the_server_stops(tmp_path: Path) -> None:
     run(
         tmp_path,
