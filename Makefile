@@ -9,8 +9,10 @@ BENCH_ARGS ?=
 run: .venv/ready
 	$(BIN)/python examples/hello.py
 
+# Those of tests/embed mostly wait for servers that start, and so do not wait for each other.
 test: .venv/ready tools
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest --ignore=tests/embed $(TEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=3 tests/embed
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -30,12 +32,12 @@ chaos: .venv/ready
 # An editable install: the C core is built again when a source of it has changed.
 .venv/ready: pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[test,bench,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,embed-test,bench,dev]'
 	touch $@
 
 # What the tests drive servers with, and the bench is checked against.
 tools:
-	@missing=; for tool in ab:apache2-utils wrk:wrk curl:curl unshare:util-linux pkill:procps ip:iproute2; do \
+	@missing=; for tool in ab:apache2-utils wrk:wrk curl:curl openssl:openssl unshare:util-linux pkill:procps ip:iproute2; do \
 	    command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool#*:}"; done; \
 	if [ -n "$$missing" ]; then \
 	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

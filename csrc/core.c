@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 
 #define STALL_NS (10 * FAN_MS) /* after ETOOMANYREFS, ENOBUFS: no event tells when it is over */
 #define LOOK_NS (10 * FAN_MS)  /* how long a message may wait beside an idle reader before somebody is nudged */
@@ -47,7 +48,7 @@ int fan_core_new(int slots, int policy, fan_core **out)
     fan_core *core = calloc(1, sizeof *core);
     if (!core)
         return rc;
-    core->inner = core->outer = -1;
+    core->inner = core->outer = core->front = core->timer = -1;
     core->slot_count = slots;
     core->policy = policy;
     core->accept_flags = SOCK_CLOEXEC;
@@ -94,6 +95,8 @@ static void close_most(fan_core *core)
     }
     fan_close(&core->inner);
     fan_close(&core->outer);
+    fan_close(&core->front);
+    fan_close(&core->timer);
 }
 
 static void free_memory(fan_core *core)
@@ -469,7 +472,7 @@ static void keep_time(fan_core *core, int64_t now_ns)
 }
 
 /* Milliseconds until the next thing to do by the clock, rounded up; -1: nothing. `deadline_ns` is Python's. */
-static int patience_ms(const fan_core *core, int64_t now_ns, int64_t deadline_ns)
+static int64_t next_deadline_ns(const fan_core *core, int64_t deadline_ns)
 {
     int64_t next_ns = deadline_ns;
     if (core->pause_until_ns && core->pause_until_ns < next_ns)
@@ -480,6 +483,12 @@ static int patience_ms(const fan_core *core, int64_t now_ns, int64_t deadline_ns
         next_ns = core->lag_until_ns;
     if (core->look_at_ns && core->look_at_ns < next_ns)
         next_ns = core->look_at_ns;
+    return next_ns;
+}
+
+static int patience_ms(const fan_core *core, int64_t now_ns, int64_t deadline_ns)
+{
+    int64_t next_ns = next_deadline_ns(core, deadline_ns);
     if (next_ns == INT64_MAX)
         return -1;
     int64_t ms = (next_ns - now_ns + FAN_MS - 1) / FAN_MS;
@@ -492,6 +501,11 @@ static bool anybody_hungry(const fan_core *core)
         if (core->channels[core->rotation[i]].space > 0)
             return true;
     return false;
+}
+
+static bool is_listening(const fan_core *core)
+{
+    return core->held_count == 0 && !core->stall_until_ns && !fan_accept_rests(core) && anybody_hungry(core);
 }
 
 static void channel_writable(fan_core *core, int number, uint32_t events)
@@ -539,14 +553,18 @@ static int wait_for(fan_core *core, int set, int timeout_ms, fan_event *events, 
     return rc == -EINTR ? told : rc;
 }
 
+static int64_t deadline_after(int64_t timeout_ns, int64_t now_ns)
+{
+    return timeout_ns < 0 || timeout_ns > INT64_MAX - now_ns ? INT64_MAX : now_ns + timeout_ns;
+}
+
 int fan_core_run(fan_core *core, int64_t timeout_ns, fan_event *events, int cap)
 {
     assert(cap > 0);
-    int64_t start_ns = fan_now_ns();
-    int64_t deadline_ns = timeout_ns < 0 || timeout_ns > INT64_MAX - start_ns ? INT64_MAX : start_ns + timeout_ns;
+    int64_t deadline_ns = deadline_after(timeout_ns, fan_now_ns());
     for (;;) {
         keep_time(core, fan_now_ns());
-        bool more = dispatch(core);
+        core->more = dispatch(core);
         finish_if_done(core);
         int told = core->notice_count < cap ? core->notice_count : cap;
         if (told) {
@@ -556,10 +574,8 @@ int fan_core_run(fan_core *core, int64_t timeout_ns, fan_event *events, int cap)
             return told;
         }
         int64_t now_ns = fan_now_ns();
-        bool listening = core->held_count == 0 && !core->stall_until_ns && !fan_accept_rests(core) &&
-                         anybody_hungry(core);
-        int timeout_ms = more ? 0 : patience_ms(core, now_ns, deadline_ns);
-        told = wait_for(core, listening ? core->outer : core->inner, timeout_ms, events, cap);
+        int timeout_ms = core->more ? 0 : patience_ms(core, now_ns, deadline_ns);
+        told = wait_for(core, is_listening(core) ? core->outer : core->inner, timeout_ms, events, cap);
         if (told == -EINTR) {
             core->counters.interrupts++;
             return 0;
@@ -569,4 +585,43 @@ int fan_core_run(fan_core *core, int64_t timeout_ns, fan_event *events, int cap)
         if (fan_now_ns() >= deadline_ns)
             return 0;
     }
+}
+
+/* ---- for a program that has a loop of its own ---------------------------------------------------------------------- */
+
+int fan_core_front(fan_core *core)
+{
+    if (core->front >= 0)
+        return core->front;
+    int front = epoll_create1(EPOLL_CLOEXEC), timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    int rc = front < 0 || timer < 0 ? -errno : 0;
+    if (rc == 0)
+        rc = fan_epoll(front, EPOLL_CTL_ADD, timer, EPOLLIN, 0);
+    if (rc == 0)
+        rc = fan_epoll(front, EPOLL_CTL_ADD, core->inner, EPOLLIN, 0);
+    if (rc == 0)
+        rc = fan_epoll(front, EPOLL_CTL_ADD, core->outer, 0, 0); /* asked for only while somebody is hungry, see arm */
+    if (rc < 0) {
+        fan_close(&front);
+        fan_close(&timer);
+        return rc;
+    }
+    core->front = front;
+    core->timer = timer;
+    return front;
+}
+
+int fan_core_arm(fan_core *core, int64_t timeout_ns)
+{
+    assert(core->front >= 0);
+    int64_t now_ns = fan_now_ns();
+    int64_t next_ns = next_deadline_ns(core, deadline_after(timeout_ns, now_ns));
+    if (core->notice_count > 0 || core->more)
+        next_ns = now_ns;
+    struct itimerspec at = {0}; /* all zero: never */
+    if (next_ns != INT64_MAX)
+        at.it_value = (struct timespec){.tv_sec = next_ns / 1000000000, .tv_nsec = next_ns % 1000000000};
+    if (timerfd_settime(core->timer, TFD_TIMER_ABSTIME, &at, NULL) < 0)
+        return -errno;
+    return fan_epoll(core->front, EPOLL_CTL_MOD, core->outer, is_listening(core) ? EPOLLIN : 0, 0);
 }

@@ -75,6 +75,7 @@ typedef struct {
 struct fan_core {
     int inner;               /* epoll set: channels and watched descriptors */
     int outer;               /* epoll set: the listeners, and `inner`. Waited for only while somebody is hungry */
+    int front, timer;        /* for a program with a loop of its own: all of that, and a timerfd; -1: it has none */
     int policy;
     int slot_count;
     int used_count;          /* the slots from here on were never used; those below may have no channel, either */
@@ -99,6 +100,7 @@ struct fan_core {
     fan_listener listeners[FAN_MAX_LISTENERS];
     int held_count;
     fan_held held[FAN_BATCH];
+    bool more;               /* dispatching stopped only to let others have a turn */
     int notice_count;
     fan_event *notices;      /* own news for the next return to Python */
     int broken_count;        /* channels to be mended */

@@ -108,6 +108,11 @@ int fan_core_unwatch(fan_core *core, int fd);
  * Fills at most `cap` events; returns how many, 0 on timeout and on EINTR, so that Python can run its handlers. */
 int fan_core_run(fan_core *core, int64_t timeout_ns, fan_event *events, int cap);
 
+/* For a program that has a loop of its own. A descriptor, the core's, that is readable when fan_core_run has something to do
+ * or to say; after each fan_core_run, fan_core_arm tells it for how long (as the timeout there) it may stay silent. */
+int fan_core_front(fan_core *core);
+int fan_core_arm(fan_core *core, int64_t timeout_ns);
+
 /* The clean end: pass on what the accept queues hold now (at most `limit` a listener), close the listeners, then end
  * the channels: readers find what is left in them, then end-of-file. Then FAN_EVENT_FINISHED, once. While nobody can take
  * them, clients wait; a listener without any is closed all the same. */

@@ -161,7 +161,7 @@ int fan_take_ready(fan_taker *taker, fan_connection *out, int cap)
     int fds[FAN_BATCH];
 
     fan_board_beat(taker->board, fan_now_ns());
-    int waiting = fan_channel_untaken(&(fan_channel){.read_fd = taker->fd});
+    int waiting = cap == 1 ? 1 : fan_channel_untaken(&(fan_channel){.read_fd = taker->fd});
     int want = waiting < 1 ? 1 : waiting < cap ? waiting : cap;
     int room = fan_channel_room(taker->fd, want < FAN_BATCH ? want : FAN_BATCH);
     if (room < 0)

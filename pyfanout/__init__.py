@@ -10,6 +10,7 @@ from pyfanout.master.callbacks import Notice
 from pyfanout.master.status import WorkerStatus
 from pyfanout.serve import serve
 from pyfanout.server import Master
+from pyfanout.worker.listener import Listener
 from pyfanout.worker.worker import Worker, current_worker
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ConfigError",
     "CoreError",
     "FanoutError",
+    "Listener",
     "LoadError",
     "Master",
     "Notice",

@@ -1,61 +1,19 @@
-"""How a worker gets its handler: the import of `module:attr`, and whether it is blocking or asyncio.
+"""How a worker gets its application: the import of `module:attr`.
 
-Owns the form of the spec and the words for what can go wrong with it. Never calls the handler. `import_from`
-runs in the worker after the fork, so that a reload sees new code; `check_spec` runs before anything is
-opened.
+Owns the form of the spec and the words for what can go wrong with it. `import_from` runs in the worker after the fork,
+so that a reload sees new code; `check_spec` runs before anything is opened.
 """
 
 from __future__ import annotations
 
 import difflib
-import functools
 import importlib
-import inspect
 import os
 import sys
-from enum import Enum
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import Any, cast
 
 from pyfanout.errors import ConfigError, LoadError
-
-if TYPE_CHECKING:  # asyncio is the asyncio workers' affair
-    import asyncio
-    import socket
-    from collections.abc import Awaitable, Callable
-    from typing import Any
-
-BlockingHandler: TypeAlias = "Callable[[socket.socket, Any], object]"
-AsyncHandler: TypeAlias = "Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[object]]"
-Handler: TypeAlias = "BlockingHandler | AsyncHandler"
-
-
-class Kind(Enum):
-    """How a handler is run."""
-
-    BLOCKING = "blocking"
-    """`handler(conn, addr)`, one at a time on each thread."""
-    ASYNCIO = "asyncio"
-    """`async def handler(reader, writer)`, many at once on a loop."""
-
-
-def kind_of(handler: object) -> Kind:
-    """ASYNCIO for what `async def` made, BLOCKING for all else that can be called.
-
-    It may be a function, a method, an object whose class has `__call__`, or a `functools.partial` of these.
-    Raises ConfigError if it cannot be called, or if it is a generator: a call would run nothing of it.
-    """
-    if not callable(handler):
-        raise ConfigError(f"the handler must be a function, not {type(handler).__name__}")
-    inner: object = handler
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    # `__call__` of its class, not its own: to call a class is to make an object, whatever the object can do.
-    bodies = (inner, getattr(type(inner), "__call__", None))  # noqa: B004 - wanted is the function
-    if any(inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body) for body in bodies):
-        raise ConfigError(
-            f"the handler {_name(inner)} is a generator, which does not run when called: remove its yield"
-        )
-    return Kind.ASYNCIO if any(map(inspect.iscoroutinefunction, bodies)) else Kind.BLOCKING
+from pyfanout.kind import App, known_class, name_of
 
 
 def check_spec(spec: str) -> tuple[str, str]:
@@ -70,12 +28,13 @@ def check_spec(spec: str) -> tuple[str, str]:
     raise ConfigError(f"the application {spec!r} cannot be found by that name: {hint}")
 
 
-def import_from(spec: str) -> Handler:
-    """Import what `module:attr` names; `attr` may have dots. The current folder is searched first.
+def import_from(spec: str, *, factory: bool = False) -> App:
+    """Import what `module:attr` names; `attr` may have dots. The current folder is searched first. `factory`: it is
+    a function without arguments that returns the application.
 
-    Raises ConfigError if the spec is malformed, and LoadError if there is no such module, if its import fails
-    (then the exception is the `__cause__`, for its traceback), if it has no such attribute, or if that cannot
-    be called.
+    Raises ConfigError if the spec is malformed, and LoadError if there is no such module, if its import or the factory
+    fails (then the exception is the `__cause__`, for its traceback), if it has no such attribute, or if that cannot be
+    called.
     """
     module, attribute = check_spec(spec)
     folder = _search_current_folder()
@@ -94,9 +53,12 @@ def import_from(spec: str) -> Handler:
         except AttributeError:
             raise LoadError(f"{path!r} has no attribute {name!r}{_suggest(found, name)}") from None
         path += f".{name}"
-    if not callable(found):
-        raise LoadError(f"{spec!r} is not a function: it is of type {type(found).__name__}")
-    return cast("Handler", found)
+    if factory:
+        found = _call(found, spec)
+    if not callable(found) and known_class(found) is None:
+        what = f"what {spec!r} returns" if factory else repr(spec)
+        raise LoadError(f"{what} is not a function: it is of type {type(found).__name__}")
+    return cast("App", found)
 
 
 def _search_current_folder() -> str:
@@ -111,8 +73,12 @@ def _search_current_folder() -> str:
 
 
 def _failed_import(module: str, error: BaseException) -> LoadError:
+    return LoadError(f"the import of {module!r} failed: {_in_words(error)}")
+
+
+def _in_words(error: BaseException) -> str:
     reason = (str(error).splitlines() or [""])[0]
-    return LoadError(f"the import of {module!r} failed: {type(error).__name__}" + (f": {reason}" if reason else ""))
+    return type(error).__name__ + (f": {reason}" if reason else "")
 
 
 def _suggest(owner: object, missing: str) -> str:
@@ -132,5 +98,8 @@ def _module_of(file: str) -> str:
     return os.path.normpath(file).removesuffix(".py").lstrip("./").replace("/", ".") or "app"
 
 
-def _name(value: object) -> str:
-    return getattr(value, "__qualname__", type(value).__qualname__)
+def _call(factory: Any, spec: str) -> object:
+    try:
+        return factory()
+    except (Exception, SystemExit) as error:
+        raise LoadError(f"the factory {name_of(factory)} of {spec!r} failed: {_in_words(error)}") from error

@@ -8,6 +8,7 @@ forks anything. `serve()` and `pyfanout run` call `Config.resolve`; `pyfanout.cl
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
 import operator
 import os
@@ -15,13 +16,18 @@ import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from pyfanout import cpus
 from pyfanout.errors import ConfigError
+from pyfanout.kind import SERVERS, Kind
 
 if TYPE_CHECKING:
+    import ssl
+
     from pyfanout.worker.worker import Worker
+
+Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 
 MAX_WORKERS = 1024  # half of the places in the core: each may have a successor
 MAX_THREADS = 256  # per worker; more blocking handlers than this belong on an asyncio loop
@@ -64,10 +70,12 @@ class Option:
     """The default in words."""
     python_only: bool
     """It cannot be written as text: it is neither a flag nor a variable."""
+    word: str
+    """What its flag is called."""
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return f"--{self.word}"
 
     @property
     def variable(self) -> str:
@@ -199,9 +207,29 @@ def _read_callable(value: object) -> object:
     return value
 
 
+def _read_tls(value: object) -> object:
+    if not callable(value) and type(value).__module__ != "ssl":  # ssl takes 10 ms to import, for who has no context
+        raise TypeError("neither a context nor a function")
+    return value
+
+
 BINDS = Values("an address, an open socket, or a list of these", "ADDRESS", _read_binds)
 SWITCH = Values("one of true, false, yes, no, on, off, 1, 0", "SWITCH", _read_switch)
 _PATH = Values("the path of a file", "PATH", _read_path)
+
+
+def _read_networks(value: object) -> tuple[Network, ...]:
+    parts = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    if not isinstance(parts, Iterable) or isinstance(parts, bytes):
+        raise TypeError("not networks")
+    networks = tuple(ipaddress.ip_network(str(part).strip()) for part in parts)
+    if not networks:
+        raise ValueError("no network")
+    return networks
+
+
+_NETWORKS = Values("a network such as 10.0.0.0/8, or a list of these", "NETWORKS", _read_networks)
+_TLS = Values("an ssl.SSLContext, or a function that returns one", "CONTEXT", _read_tls)
 _HOOK = Values("a function of one argument, the worker", "FUNCTION", _read_callable)
 
 
@@ -212,9 +240,18 @@ def _option(
     short: str | None = None,
     default: str | None = None,
     python_only: bool = False,
+    word: str | None = None,
 ) -> dict[str, object]:
-    """The metadata of a field. `default` is for one whose default does not speak for itself."""
-    return {"values": values, "help": help, "short": short, "default": default, "python_only": python_only}
+    """The metadata of a field. `default` is for one whose default does not speak for itself, `word` for one whose flag
+    cannot be the name of an argument."""
+    return {
+        "values": values,
+        "help": help,
+        "short": short,
+        "default": default,
+        "python_only": python_only,
+        "word": word,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +282,30 @@ class Config:
         ),
     )
     """Processes. One for each CPU: more only take turns."""
+
+    interface: str = field(
+        default="auto",
+        metadata=_option(
+            _one_of(("auto", *(kind.value for kind in Kind))),
+            "what kind of application it is, if its shape does not tell",
+            word="as",
+        ),
+    )
+    """See `Kind`. Auto: told by its shape. The name is uvicorn's, the flag is `--as`."""
+
+    server: str = field(
+        default="auto",
+        metadata=_option(
+            _one_of(("auto", *SERVERS)), "which server speaks HTTP for it; auto: waitress for WSGI, uvicorn for ASGI"
+        ),
+    )
+    """Each is an extra of its own kind: `pip install 'pyfanout[asgi]'`, `'pyfanout[wsgi]'`."""
+
+    factory: bool = field(
+        default=False,
+        metadata=_option(SWITCH, "module:attr is a function without arguments that returns the application"),
+    )
+    """Off. uvicorn's option."""
 
     threads: int = field(
         default=1, metadata=_option(_whole(1, MAX_THREADS), "threads per worker that run a blocking handler")
@@ -351,6 +412,42 @@ class Config:
     )
     """On, as in asyncio and Go. A connection inherits it from its listener, so it costs no system call."""
 
+    certfile: str | None = field(
+        default=None, metadata=_option(_PATH, "speak TLS with this certificate (chain), a PEM file", default="none")
+    )
+    """A path. Read in each worker, so that a reload takes up a new certificate. gunicorn's name."""
+
+    keyfile: str | None = field(
+        default=None,
+        metadata=_option(_PATH, "the key of the certificate, a PEM file, if it is not in the same", default="none"),
+    )
+    """A path. gunicorn's name."""
+
+    ssl: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = field(
+        default=None,
+        metadata=_option(_TLS, "speak TLS with this context", default="none", python_only=True),
+    )
+    """Instead of `certfile`, for all that an ssl.SSLContext can be told. A function that returns one is called in each
+    worker, so that a reload takes up new certificates; a context stays what it is."""
+
+    handshake_timeout: float = field(
+        default=10.0,
+        metadata=_option(_seconds(zero=False), "how long a client may take for its TLS handshake and PROXY header"),
+    )
+    """Seconds. 10 is what Go's net/http has: a client on a bad line needs a few, and a blocking worker waits for it."""
+
+    proxy_protocol: bool = field(
+        default=False,
+        metadata=_option(SWITCH, "each connection begins with a PROXY header, version 1 or 2, that names the client"),
+    )
+    """Off. gunicorn's name. On, a connection without one is closed: who may come directly could lie about himself."""
+
+    trusted: tuple[Network, ...] = field(
+        default=(ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1")),
+        metadata=_option(_NETWORKS, "the proxies that may send a PROXY header; others are closed"),
+    )
+    """Networks. This machine, like gunicorn's proxy_allow_ips and uvicorn's forwarded_allow_ips."""
+
     log_level: str = field(default="info", metadata=_option(_one_of(LOG_LEVELS), "the least important line to log"))
     """Info: where we listen, and every start and end of a worker; nothing per connection."""
 
@@ -382,6 +479,10 @@ class Config:
             value = getattr(self, option.name)
             if value is not None or option.name not in _OPTIONAL:
                 object.__setattr__(self, option.name, option.read(value))  # frozen from here on
+        if self.ssl is not None and self.certfile is not None:
+            raise ConfigError("ssl: certfile is given, too; say it in one of the two")
+        if self.keyfile is not None and self.certfile is None:
+            raise ConfigError("keyfile: a key is of no use without its certificate; give certfile, too")
 
     @classmethod
     def resolve(
@@ -411,6 +512,11 @@ class Config:
         return cls(**values)
 
     @property
+    def tls(self) -> bool:
+        """Whether the workers speak TLS."""
+        return self.ssl is not None or self.certfile is not None
+
+    @property
     def jitter(self) -> int:
         """Most connections that may be added to `max_requests`, at random."""
         return self.max_requests // 10 if self.max_requests_jitter is None else self.max_requests_jitter
@@ -429,6 +535,9 @@ class Options(TypedDict, total=False):
 
     bind: str | socket.socket | Sequence[str | socket.socket] | None
     workers: int | str | None
+    interface: str | None
+    server: str | None
+    factory: bool | None
     threads: int | None
     policy: str | None
     backlog: int | None
@@ -445,6 +554,12 @@ class Options(TypedDict, total=False):
     reload_batch: int | None
     preload: bool | None
     nodelay: bool | None
+    certfile: str | os.PathLike[str] | None
+    keyfile: str | os.PathLike[str] | None
+    ssl: ssl.SSLContext | Callable[[], ssl.SSLContext] | None
+    handshake_timeout: float | None
+    proxy_protocol: bool | None
+    trusted: str | Iterable[str] | None
     log_level: str | None
     ready_fd: int | None
     pidfile: str | os.PathLike[str] | None
@@ -463,7 +578,8 @@ def options() -> dict[str, Option]:
 def _describe(each: Field[Any]) -> Option:
     meta = each.metadata
     default = meta["default"] or (_text(each.default) if each.default is not MISSING else "")
-    return Option(each.name, meta["values"], meta["help"], meta["short"], default, meta["python_only"])
+    word = meta["word"] or each.name.replace("_", "-")
+    return Option(each.name, meta["values"], meta["help"], meta["short"], default, meta["python_only"], word)
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:

@@ -122,6 +122,14 @@ class Core:
         count = check(lib.fan_core_run(self._core, timeout, self._events, len(self._events)), "dispatch")
         return [Event(News(e.kind), e.error, e.token) for e in self._events[0:count]] if count else []
 
+    def front(self) -> int:
+        """A descriptor that is readable when `run` has something to do; it stays the core's."""
+        return check(lib.fan_core_front(self._core), "make a descriptor for a loop of the program's own")
+
+    def arm(self, timeout_ns: int | None) -> None:
+        """After each `run`: for how long `front` may stay silent."""
+        check(lib.fan_core_arm(self._core, -1 if timeout_ns is None else max(timeout_ns, 0)), "set a timer")
+
     def finish(self, limit: int) -> None:
         """Pass on what is queued (at most `limit` a listener), close the listeners, end the channels; see fanout.h."""
         lib.fan_core_finish(self._core, limit)
@@ -192,7 +200,7 @@ class Station:
 class Taker:
     """One thread's reading end. Not closed: it lives as long as its worker."""
 
-    __slots__ = ("_arrivals", "_slow", "_take", "_taker", "_wait", "arrival")
+    __slots__ = ("_arrivals", "_slow", "_take", "_taker", "_wait", "arrival", "conn")
 
     def __init__(self, fd: int, station: Station, thread: int, batch: int = 1) -> None:
         """Reads from `fd`, which stays the caller's; marks its doings as thread number `thread` of the board."""
@@ -203,6 +211,8 @@ class Taker:
         self._arrivals = ffi.new("fan_connection[]", batch)
         self.arrival: Any = self._arrivals + 0  # a pointer to the first
         """What `take` has filled: a fan_connection of fanout.h."""
+        self.conn: Any = None
+        """For whoever takes: the connection that was made of it last."""
         self._take: Callable[[bool], int] = functools.partial(lib.fan_take, self._taker, self.arrival)
         self._wait: Callable[[], int] = functools.partial(lib.fan_take_wait, self._taker)
         self._slow = False

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from typing import Unpack
 
-from pyfanout.app import Handler
 from pyfanout.config import Options
 from pyfanout.errors import FanoutError
+from pyfanout.kind import App
 from pyfanout.server import Master
 
 
-def serve(handler: Handler, **options: Unpack[Options]) -> None:
+def serve(app: App, **options: Unpack[Options]) -> None:
     """Serve until stopped, with one worker process per CPU unless told otherwise. Blocks; call it in the main thread.
 
     `handler(conn, addr)` is called in a worker for each connection: `conn` a connected, blocking `socket.socket`,
@@ -28,7 +28,7 @@ def serve(handler: Handler, **options: Unpack[Options]) -> None:
     application cannot be loaded. `Master` raises the exceptions themselves.
     """
     try:
-        with Master(handler, **options) as master:
+        with Master(app, **options) as master:
             master.run()
     except FanoutError as error:
         print(f"pyfanout: {error}", file=sys.stderr)

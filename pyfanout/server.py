@@ -9,18 +9,21 @@ import contextlib
 import functools
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from typing import Unpack
 
-from pyfanout.app import Handler, Kind, check_spec, import_from, kind_of
+from pyfanout.app import check_spec, import_from
 from pyfanout.config import MAX_WORKERS, Config, Options
 from pyfanout.errors import ConfigError, ReloadError, WorkerError
+from pyfanout.kind import App, Kind, kind_of
 from pyfanout.master.callbacks import Callback, Callbacks
-from pyfanout.master.listeners import open_listeners
+from pyfanout.master.listeners import Endpoint, open_listeners
 from pyfanout.master.pidfile import PidFile
 from pyfanout.master.status import WorkerStatus
 from pyfanout.master.supervisor import Supervisor
+from pyfanout.worker.listener import Public
 from pyfanout.worker.worker import main, server_module
 
 log = logging.getLogger("pyfanout.master")
@@ -35,24 +38,24 @@ class Master:
     stopped. Leaving it stops what still runs, at once. One thread, the main one, uses it: it forks and handles signals.
     """
 
-    def __init__(self, app: Handler | str, **options: Unpack[Options]) -> None:
+    def __init__(self, app: App | str, **options: Unpack[Options]) -> None:
         """`app` is a handler as for `serve`, or "module:attr", which each worker imports for itself: then a reload
         takes up new code. Options as for `serve`. Raises ConfigError."""
         config = Config.resolve(options, os.environ)
         if isinstance(app, str):
             check_spec(app)
-            self._prepare(config, functools.partial(import_from, app), Kind)
+            self._prepare(config, functools.partial(import_from, app, factory=config.factory), Kind)
         else:
             self._prepare(config, lambda: app, [kind_of(app)])
 
     @classmethod
-    def of(cls, config: Config, load: Callable[[], Handler], kinds: Iterable[Kind] = Kind) -> Master:
+    def of(cls, config: Config, load: Callable[[], App], kinds: Iterable[Kind] = Kind) -> Master:
         """From a finished Config; `load`, called in each worker, returns the handler, which is of one of `kinds`."""
         self = cls.__new__(cls)
         self._prepare(config, load, kinds)
         return self
 
-    def _prepare(self, config: Config, load: Callable[[], Handler], kinds: Iterable[Kind]) -> None:
+    def _prepare(self, config: Config, load: Callable[[], App], kinds: Iterable[Kind]) -> None:
         self.config = config
         self._load = load
         self._kinds = kinds
@@ -73,6 +76,10 @@ class Master:
                 os.fstat(config.ready_fd)
             except OSError as error:  # later the number would be one of our own descriptors
                 raise ConfigError(f"ready_fd: {config.ready_fd} is not an open descriptor") from error
+        if config.tls:
+            from pyfanout.worker.tls import context_of  # noqa: PLC0415 - ssl takes 10 ms to import
+
+            context_of(config)  # each worker makes its own; here it is tried before anything is opened
         _set_up_logging(config.log_level)
         if config.preload:
             handler = self._load()
@@ -88,7 +95,7 @@ class Master:
             if pidfile:
                 undo.callback(pidfile.remove)
                 pidfile.create()
-            worker_main = functools.partial(main, config, self._load)
+            worker_main = functools.partial(main, config, self._load, _public(endpoints))
             self._supervisor = undo.enter_context(Supervisor(config, endpoints, worker_main, self._callbacks))
             self.addresses = [endpoint.address for endpoint in endpoints]
             self._undo = undo.pop_all()
@@ -122,6 +129,11 @@ class Master:
         finally:
             self._stepping = False
         return self._running
+
+    def fileno(self) -> int:
+        """For a program that has a loop of its own: a descriptor that is readable when `step(0)` has something to do,
+        by the clock, too. It stays the master's."""
+        return self._supervisor.fileno()
 
     def stop(self, *, at_once: bool = False) -> None:
         """Have `run` return: what was begun may finish within `drain_timeout`, or not if `at_once`. Does not wait."""
@@ -169,6 +181,14 @@ class Master:
         "give_up", "shed" (see `master.callbacks.EVENTS`). It runs in the master, between two events, so it should be
         short; if it raises, that is logged and changes nothing. Raises ConfigError if there is no such event."""
         self._callbacks.add(event, callback)
+
+
+def _public(endpoints: list[Endpoint]) -> Public:
+    """What a server is told that it listens on. A TCP address if there is any: some servers take clients for nameless
+    when they listen on a UNIX socket."""
+    socks = [endpoint.sock for endpoint in endpoints]
+    sock = next((sock for sock in socks if sock.family != socket.AF_UNIX), socks[0])
+    return Public(sock.family, sock.proto, sock.getsockname())
 
 
 def _set_up_logging(level: str) -> None:

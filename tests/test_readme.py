@@ -112,6 +112,23 @@ def test_echo(session, clone, environment):
     assert not (clone / "echo.sock").exists()
 
 
+@pytest.mark.parametrize(
+    ("install", "command"),
+    [
+        ("pip install '.[wsgi]' flask", "pyfanout run flaskapp:app --workers 4"),
+        ("pip install '.[asgi]' fastapi", "pyfanout run fastapiapp:app --workers 4"),
+    ],
+)
+def test_applications(session, clone, environment, install, command):
+    assert install in SHELL
+    assert command in SHELL
+    subprocess.run(["bash", "-c", f"{install} --quiet"], cwd=clone, env=environment, check=True)
+    answer = serve_and_ask(
+        session, clone / "examples", environment, command, "curl --silent --fail http://127.0.0.1:8000"
+    )
+    assert answer.startswith('{"process":')
+
+
 def test_check_config_and_help(clone, environment):
     command = "pyfanout run hello:handler --workers 2 --policy least-connections --check-config"
     assert command in SHELL
@@ -148,6 +165,10 @@ def test_no_command_is_forgotten():
         "pyfanout run hello:handler --bind 127.0.0.1:8000 --workers auto",
         "pyfanout run hello:handler --workers 2 --policy least-connections --check-config",
         "pyfanout run echo:handler --bind unix:/tmp/echo.sock --bind 127.0.0.1:8001",
+        "pip install '.[wsgi]' flask",
+        "pyfanout run flaskapp:app --workers 4",
+        "pip install '.[asgi]' fastapi",
+        "pyfanout run fastapiapp:app --workers 4",
     }
     assert set(SHELL) == known
     assert set(re.findall(r"`(make \w+)`", README)) == {"make run", "make test", "make bench"}

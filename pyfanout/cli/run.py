@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         for line in unknown_variables(os.environ):
             print(f"pyfanout: {line}", file=sys.stderr)
         return 0
-    with Master.of(config, functools.partial(import_from, arguments.app)) as master:
+    with Master.of(config, functools.partial(import_from, arguments.app, factory=config.factory)) as master:
         master.run()
     return 0
 

@@ -111,6 +111,8 @@ class Supervisor:
         self._finished = False
         self._late = False
         """The drain timeout of a graceful stop is over."""
+        self._has_front = False
+        """Somebody else's loop calls `step`."""
         self._short = False
         """The log says that accepting rests."""
         self._shortage_told_ns = -1_000_000_000
@@ -186,9 +188,28 @@ class Supervisor:
         deadlines = [] if timeout_ns is None else [now_ns + timeout_ns]
         deadline_ns = min(deadlines + self._deadlines(), default=None)
         self._health.sleeps_until(deadline_ns)
-        for event in self._core.run(None if deadline_ns is None else deadline_ns - time.monotonic_ns()):
+        events = self._core.run(None if deadline_ns is None else deadline_ns - time.monotonic_ns())
+        for event in events:
             self._on_event(event)
+        if self._has_front:
+            self._arm(at_once=bool(events))
         return True
+
+    def fileno(self) -> int:
+        """Readable when `step` has something to do."""
+        fd = self._core.front()
+        if not self._has_front:
+            self._has_front = True
+            self._arm(at_once=True)
+        return fd
+
+    def _arm(self, *, at_once: bool) -> None:
+        """After news there may be something to do that no descriptor tells."""
+        deadline_ns = min(self._deadlines(), default=None)
+        if at_once:
+            self._core.arm(0)
+        else:
+            self._core.arm(None if deadline_ns is None else deadline_ns - time.monotonic_ns())
 
     def _over(self) -> bool:
         if self._roster.members:

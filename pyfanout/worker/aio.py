@@ -18,11 +18,13 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.app import AsyncHandler, Kind
 from pyfanout.control import Roomy
 from pyfanout.core import BATCH, Taker
+from pyfanout.kind import AsyncHandler
 from pyfanout.worker.connection import Connection, address_of
 from pyfanout.worker.idle import LOOK_S, IdleWatch
+from pyfanout.worker.proxy import LOOK_S as HEADER_S
+from pyfanout.worker.proxy import Gate, ProxyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +59,9 @@ class Server:
         self._reading = False
         self._over = self._loop.create_future()
         """Done when the worker drains and nothing is left to finish."""
+        self._greets = worker.config.tls or worker.config.proxy_protocol
+        self._context = worker.tls_context()
+        self._gate = Gate(worker.config.trusted) if worker.config.proxy_protocol else None
         self._make_transport: Callable[..., Any] | None = getattr(self._loop, "_make_socket_transport", None)
 
     async def run(self) -> None:
@@ -119,8 +124,8 @@ class Server:
         conn = Connection.arrived(arrival, False, self._ended)
         reader = asyncio.StreamReader(limit=STREAM_LIMIT, loop=self._loop)
         protocol = asyncio.StreamReaderProtocol(reader, self._serve, loop=self._loop)
-        if self._make_transport is None:
-            task = self._loop.create_task(self._connect(protocol, conn))
+        if self._make_transport is None or self._greets:
+            task = self._loop.create_task(self._connect(protocol, conn, address_of(arrival)))
             self._tasks[task] = None
             task.add_done_callback(lambda task: self._tasks.pop(task, None))
         else:
@@ -130,12 +135,38 @@ class Server:
                 self._lose(conn)
         self._worker.count()
 
-    async def _connect(self, protocol: asyncio.StreamReaderProtocol, conn: Connection) -> None:
-        """The public way to a transport."""
+    async def _connect(self, protocol: asyncio.StreamReaderProtocol, conn: Connection, address: Any) -> None:
+        """The public way to a transport, by way of a PROXY header and a TLS handshake."""
+        timeout_s = self._worker.config.handshake_timeout
         try:
-            await self._loop.connect_accepted_socket(lambda: protocol, conn)
+            if self._gate is not None:
+                conn.peer = await self._true_client(self._gate, conn, address)
+            await self._loop.connect_accepted_socket(
+                lambda: protocol,
+                conn,
+                ssl=self._context,
+                ssl_handshake_timeout=None if self._context is None else timeout_s,
+            )
+        except ProxyError as error:
+            log.warning("worker=%d: %s is closed: %s", self._worker.slot, address, error)
+            conn.finish()
+        except OSError as error:  # ssl.SSLError is one, too
+            log.info("worker=%d: no connection with %s: %s", self._worker.slot, address, error)
+            conn.finish()
         except Exception:
             self._lose(conn)
+
+    async def _true_client(self, gate: Gate, conn: Connection, address: Any) -> Any:
+        """See `Gate.wait`."""
+        timeout_s = self._worker.config.handshake_timeout
+        gate.check(address)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (header := gate.take(conn)) is None:
+                    await asyncio.sleep(HEADER_S)
+        except TimeoutError:
+            raise ProxyError(f"no PROXY header within {timeout_s:g} s") from None
+        return address if header.address is None else header.address
 
     def _lose(self, conn: Connection) -> None:
         log.exception("worker=%d: no transport for a connection, which is closed", self._worker.slot)
@@ -242,24 +273,19 @@ class Server:
         if not self._worker.hear():
             self._close_idle()
             self._loop.remove_reader(self._worker.control.fileno())
-            self._loop.call_later(self._worker.config.drain_timeout, self._give_up)
-
-    def _give_up(self) -> None:
-        patience_s = self._worker.config.drain_timeout
-        log.error("worker=%d: the master is gone and %g s are over", self._worker.slot, patience_s)
-        os._exit(1)
+            self._loop.call_later(self._worker.config.drain_timeout, self._worker.give_up)
 
 
 def serve(worker: Worker, handler: AsyncHandler) -> None:
     """Start hook, READY, connections, exit hook. A hook may be a coroutine function: it runs on the loop."""
-    fd, _ = worker.channel(Kind.ASYNCIO)
+    fd = worker.channel(pool=False)
 
     async def live() -> None:
-        await _call_hook(worker, worker.config.on_worker_start)
+        await call_hook(worker, worker.config.on_worker_start)
         try:
             await Server(worker, handler, fd).run()
         finally:
-            await _call_hook(worker, worker.config.on_worker_exit)
+            await call_hook(worker, worker.config.on_worker_exit)
             signal.set_wakeup_fd(-1)  # the loop closes its end before it takes its signal handlers back
 
     runner = asyncio.Runner()
@@ -270,7 +296,8 @@ def serve(worker: Worker, handler: AsyncHandler) -> None:
             runner.close()
 
 
-async def _call_hook(worker: Worker, hook: Callable[[Worker], object] | None) -> None:
+async def call_hook(worker: Worker, hook: Callable[[Worker], object] | None) -> None:
+    """On the loop, if it is a coroutine function."""
     result = worker.call_hook(hook)
     if inspect.isawaitable(result):
         await result

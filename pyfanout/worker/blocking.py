@@ -19,9 +19,12 @@ import time
 from typing import TYPE_CHECKING
 
 from pyfanout import sigmask
-from pyfanout.app import BlockingHandler, Kind
+from pyfanout.config import Policy
 from pyfanout.core import Taker, interrupt_with
+from pyfanout.kind import BlockingHandler
 from pyfanout.worker.connection import Connection, address_of
+from pyfanout.worker.greeting import greeted
+from pyfanout.worker.idle import LOOK_S, end_if_idle
 from pyfanout.worker.worker import Stopped
 
 if TYPE_CHECKING:
@@ -48,13 +51,16 @@ class Server:
     def __init__(self, worker: Worker, handler: BlockingHandler) -> None:
         self._worker = worker
         self._handler = handler
-        self._fd, self._pool = worker.channel(Kind.BLOCKING)
+        self._pool = worker.config.policy is not Policy.SOURCE_HASH
+        self._fd = worker.channel(pool=self._pool)
         self._threads = worker.config.threads
         self._takers = [Taker(self._fd, worker.station, number) for number in range(self._threads)]
         self._idents: dict[Taker, int] = {}
         """Which thread a taker is on; those that have left are not in it."""
         self._leaving = threading.Lock()
         """Released when the first thread leaves. Not an Event, whose own lock a signal handler could find taken."""
+        self._closing = False
+        """Idle connections are ended."""
         self._exit: BaseException | None = None
         """SystemExit (or its like) of a handler: the worker leaves."""
 
@@ -65,7 +71,7 @@ class Server:
         self._poke_end.setblocking(False)
         signal.set_wakeup_fd(self._poke_end.fileno(), warn_on_full_buffer=False)
         self._leaving.acquire()
-        self._worker.on_drain = self._cancel
+        self._worker.on_drain, self._worker.on_closing = self._cancel, self._close_idle
         # READY before the thread: the master needs as long to send something as we need to be there.
         self._worker.ready(pool=self._pool, threads=self._threads)
         # Not threading.Thread: its start() would wait for the new thread, and the first connection for that.
@@ -100,7 +106,7 @@ class Server:
             rc = taker.take(fd_is_free)
             fd_is_free = False
             if rc == 1:
-                conn = Connection.arrived(arrival, True, done)
+                taker.conn = conn = Connection.arrived(arrival, True, done)
                 try:
                     handler(conn, address_of(arrival))
                 except Exception:
@@ -168,16 +174,15 @@ class Server:
             selector.register(control, selectors.EVENT_READ)
             selector.register(wakeup, selectors.EVENT_READ)
             while True:
-                ready = [key.fileobj for key, _ in selector.select()]
+                ready = [key.fileobj for key, _ in selector.select(LOOK_S if self._closing else None)]
+                if self._closing:
+                    self._end_idle()
                 if wakeup in ready:
                     wakeup.recv(4096)
                     self._wake_sleepers()
                 if control in ready and not self._worker.hear():
                     break
-        patience_s = self._worker.config.drain_timeout
-        time.sleep(patience_s)
-        log.error("worker=%d: the master is gone and %g s are over", self._worker.slot, patience_s)
-        os._exit(1)
+        self._worker.outlive_master()
 
     def _wake_sleepers(self) -> None:
         """A signal came, or the worker drains: have its handler run, have the threads leave.
@@ -186,6 +191,7 @@ class Server:
         interrupted again and again: until all have left, or, if the signal was another, until it was surely handled.
         """
         rounds = 0
+        look_every = int(LOOK_S / NUDGE_S)
         while self._idents and (self._worker.draining or rounds < ROUNDS):
             if self._threads > 1 and not self._worker.draining:
                 signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
@@ -194,11 +200,22 @@ class Server:
                     signal.pthread_kill(ident, INTERRUPT)
             time.sleep(NUDGE_S)
             rounds += 1
+            if self._worker.draining and rounds % look_every == 0:
+                self._end_idle()
+
+    def _close_idle(self) -> None:
+        """The server stops: from now on connections that only wait for their client's next request are ended."""
+        self._closing = True
+
+    def _end_idle(self) -> None:
+        for taker in list(self._idents):
+            if taker.conn is not None:
+                end_if_idle(taker.conn)
 
 
 def serve(worker: Worker, handler: BlockingHandler) -> None:
     """Start hook, READY, connections, exit hook."""
-    server = Server(worker, handler)
+    server = Server(worker, greeted(worker, handler))
     worker.call_hook(worker.config.on_worker_start)
     try:
         server.run()

@@ -27,7 +27,9 @@ class Connection(socket.socket):
     A blocking one has no timeout, whatever `socket.setdefaulttimeout` says, unless the handler sets one.
     """
 
-    __slots__ = ("_on_done",)
+    __slots__ = ("_on_done", "peer")
+    peer: Address | None
+    """Who it is according to a proxy, if that has said so."""
     _io_refs: int
     _closed: bool
 
@@ -35,6 +37,7 @@ class Connection(socket.socket):
         """As `socket.socket`; `dup` calls it. A duplicate reports nothing."""
         super().__init__(*arguments, **keywords)
         self._on_done: Callable[[], None] | None = None
+        self.peer = None
 
     @classmethod
     def arrived(cls, arrival: Any, blocking: bool, on_done: Callable[[], None]) -> Connection:
@@ -46,11 +49,16 @@ class Connection(socket.socket):
         self._io_refs = 0
         self._closed = False
         self._on_done = on_done
+        self.peer = None
         if nonblocking == blocking:  # accepted for the other kind of worker, and recalled
             self.setblocking(blocking)
         elif blocking and self.gettimeout() is not None:
             self.settimeout(None)
         return self
+
+    def getpeername(self) -> Any:
+        """The client's address; through a proxy that says so, the true one."""
+        return super().getpeername() if self.peer is None else self.peer
 
     def _real_close(self) -> None:
         on_done, self._on_done = self._on_done, None
@@ -63,6 +71,11 @@ class Connection(socket.socket):
         if on_done is not None:
             on_done()
         return super().detach()
+
+    def hand_over(self) -> Callable[[], None] | None:
+        """What reports its end, for a socket of another class that is about to take its descriptor."""
+        on_done, self._on_done = self._on_done, None
+        return on_done
 
     def finish(self) -> bool:
         """Close it if it still is open, also if a `makefile` object was left. Whether this call closed it."""

@@ -1,14 +1,19 @@
-"""Which connections only wait for their client's next request: those a draining worker may close. asyncio streams.
+"""Which connections only wait for their client's next request: those a draining worker may close.
 
 Nobody says so: a handler waits for bytes alike in the middle of a request and between two. What tells is who spoke
-last.
+last, and how long ago. Of asyncio's streams we know, besides, that the handler waits for bytes at all.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import math
 import socket
 import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
 
 IDLE_S = 1.0
 """Seconds without a byte, after an answer. A client that has its next request ready sends it sooner, and one that only
@@ -40,14 +45,53 @@ class IdleWatch:
         return now_s - since_s >= IDLE_S and _we_spoke_last(writer)
 
 
+def is_silent(fd: int) -> bool:
+    """Whether nothing came or went for IDLE_S on a TCP connection, whoever's turn it is. True for all that is none: the
+    kernel knows nothing of them."""
+    try:
+        with _Borrowed(fd) as sock:
+            return min(_silences_ms(sock)) >= IDLE_S * 1000
+    except OSError:  # no socket any more
+        return True
+
+
+def end_if_idle(conn: socket.socket) -> None:
+    """The reader of a connection that is silent, after we spoke last, finds the end. It can still be written to."""
+    with contextlib.suppress(OSError):  # closed meanwhile
+        sent_ms_ago, received_ms_ago = _silences_ms(conn)
+        if IDLE_S * 1000 <= sent_ms_ago <= received_ms_ago < math.inf:
+            conn.shutdown(socket.SHUT_RD)
+
+
+def end_input(fd: int) -> None:
+    """Who reads from this connection finds what has come so far, then the end. It can still be written to."""
+    with contextlib.suppress(OSError), _Borrowed(fd) as sock:
+        sock.shutdown(socket.SHUT_RD)
+
+
+class _Borrowed(socket.socket):
+    """Somebody else's descriptor, which is not closed here."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(socket.AF_INET, socket.SOCK_STREAM, fileno=fd)
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+
 def _we_spoke_last(writer: asyncio.StreamWriter) -> bool:
-    """Or nobody ever spoke. The kernel knows; of a UNIX socket it does not, and then the silence must do."""
+    """Or nobody ever spoke. Of a UNIX socket the kernel does not know, and then the silence must do."""
     sock = writer.get_extra_info("socket")
     if sock is None or sock.family == socket.AF_UNIX:
         return True
+    sent_ms_ago, received_ms_ago = _silences_ms(sock)
+    return sent_ms_ago <= received_ms_ago
+
+
+def _silences_ms(sock: socket.socket) -> tuple[float, float]:
+    """Milliseconds since something was sent, and since something came; endless if it is no TCP connection."""
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
     except OSError:
-        return True
-    sent_ms_ago, received_ms_ago = _TCP_INFO.unpack(info)
-    return bool(sent_ms_ago <= received_ms_ago)
+        return math.inf, math.inf
+    return _TCP_INFO.unpack(info)

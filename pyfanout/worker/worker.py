@@ -15,12 +15,12 @@ import os
 import random
 import signal
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.app import Handler, Kind, kind_of
-from pyfanout.config import Config, Policy
+from pyfanout.config import Config
 from pyfanout.control import (
     PACKET_BYTES,
     Closing,
@@ -37,8 +37,11 @@ from pyfanout.control import (
 )
 from pyfanout.core import Station
 from pyfanout.errors import ConfigError, FanoutError, LoadError
+from pyfanout.kind import App, Kind, kind_of
+from pyfanout.worker.listener import Listener, Public
 
 if TYPE_CHECKING:
+    import ssl
     from types import FrameType
 
 log = logging.getLogger("pyfanout.worker")
@@ -58,13 +61,22 @@ class Stopped(SystemExit):
 class Worker:
     """This process, as hooks and handlers see it: `slot`, `pid` and `generation` are for them, the rest is ours."""
 
-    def __init__(self, config: Config, slot: int, generation: int, station: Station, control: socket.socket) -> None:
+    def __init__(
+        self,
+        config: Config,
+        public: Public,
+        slot: int,
+        generation: int,
+        station: Station,
+        control: socket.socket,
+    ) -> None:
         self.slot = slot
         """From 0 to workers - 1; its replacement has the same."""
         self.generation = generation
         """Counts the workers of this slot, from 1."""
         self.pid = os.getpid()
         self.config = config
+        self.public = public
         self.station = station
         self.control = control
         self.draining = False
@@ -84,13 +96,23 @@ class Worker:
 
     # ---- what serves calls -----------------------------------------------------------------------------------
 
-    def channel(self, kind: Kind) -> tuple[int, bool]:
-        """The descriptor to take connections from, and whether it is the pool's; the other one is closed."""
-        pool = kind is Kind.BLOCKING and self.config.policy is not Policy.SOURCE_HASH
+    def channel(self, *, pool: bool) -> int:
+        """The descriptor to take connections from: the pool's or our own. The other one is closed."""
         station = self.station
         keep, other = (station.pool_fd, station.slot_fd) if pool else (station.slot_fd, station.pool_fd)
         os.close(other)
-        return keep, pool
+        return keep
+
+    def listener(self, *, blocking: bool = True, control: bool = True) -> Listener:
+        """What a server accepts from, once. `blocking`: whether the connections shall be. `control`: pings are answered
+        when the server accepts; else it has `hear` called when `control` is readable, which a server needs that stops
+        accepting at times."""
+        kind = Listener
+        if self.config.proxy_protocol:
+            from pyfanout.worker.proxied import ProxiedListener  # noqa: PLC0415
+
+            kind = ProxiedListener
+        return kind(self, self.channel(pool=False), blocking=blocking, control=control)
 
     def ready(self, *, pool: bool, threads: int) -> None:
         """Connections may come."""
@@ -134,11 +156,36 @@ class Worker:
                     self.on_closing()
         return bool(packet)
 
+    def tls_context(self) -> ssl.SSLContext | None:
+        """What TLS is spoken with; None: it is not. Raises ConfigError."""
+        if not self.config.tls:
+            return None
+        from pyfanout.worker.tls import context_of  # noqa: PLC0415 - ssl takes 10 ms to import
+
+        return context_of(self.config)
+
+    def outlive_master(self) -> None:
+        """It is gone: what was begun may take `drain_timeout`. Sleeps, then ends the process."""
+        time.sleep(self.config.drain_timeout)
+        self.give_up()
+
+    def give_up(self) -> None:
+        """The time of one without a master is over."""
+        log.error("worker=%d: the master is gone and %g s are over", self.slot, self.config.drain_timeout)
+        os._exit(1)
+
     def stopped_with(self, connections: int) -> None:
         """It stops now: their clients get no whole answer."""
         if connections:
             plural = "" if connections == 1 else "s"
             log.warning("worker=%d stops, with %d connection%s in its hands", self.slot, connections, plural)
+
+    def adopt_logger(self, name: str) -> None:
+        """The lines of a server go where ours go, unless the application has said where."""
+        logger, ours = logging.getLogger(name), logging.getLogger("pyfanout")
+        if not logger.hasHandlers():
+            logger.handlers, logger.propagate = list(ours.handlers), False
+            logger.setLevel(max(ours.level, logging.WARNING))
 
     def call_hook(self, hook: Callable[[Worker], object] | None) -> Any:
         return None if hook is None or self.forked else hook(self)
@@ -154,14 +201,31 @@ class Worker:
         return LoadError.exit_code if stage is Stage.LOAD else 3
 
 
+_MODULES = {Kind.HANDLER: "pyfanout.worker.blocking", Kind.COROUTINE: "pyfanout.worker.aio"}
+
+
 def server_module(kind: Kind) -> Any:
-    """What serves connections: its `serve(worker, handler)`. Imported by name, for asyncio is not small."""
-    return importlib.import_module("pyfanout.worker." + ("blocking" if kind is Kind.BLOCKING else "aio"))
+    """What serves connections. Imported by name, for asyncio is not small."""
+    return importlib.import_module(_MODULES.get(kind, "pyfanout.embed"))
+
+
+def server_of(app: App, config: Config) -> Callable[[Worker], None]:
+    """What serves an application in a worker. Raises ConfigError and LoadError."""
+    kind = kind_of(app) if config.interface == "auto" else Kind(config.interface)
+    hooks = (config.on_worker_start, config.on_worker_exit)
+    if kind is Kind.HANDLER and any(map(inspect.iscoroutinefunction, hooks)):
+        raise ConfigError("a hook may be a coroutine function only beside a coroutine handler")
+    module = server_module(kind)
+    if kind in _MODULES:
+        return lambda worker: module.serve(worker, app)
+    serve: Callable[[Worker], None] = module.runner_of(app, kind, config.server).serve
+    return serve
 
 
 def main(
     config: Config,
-    load: Callable[[], Handler],
+    load: Callable[[], App],
+    public: Public,
     slot: int,
     generation: int,
     station: Station,
@@ -173,20 +237,18 @@ def main(
     `stacks_fd`: where to write what all threads are doing when a signal kills it, SIGABRT from the master included.
     """
     global _current  # noqa: PLW0603 - one process is one worker
-    worker = _current = Worker(config, slot, generation, station, control)
+    worker = _current = Worker(config, public, slot, generation, station, control)
     os.register_at_fork(after_in_child=lambda: _forget(worker))
     faulthandler.enable(stacks_fd)
     _install_signals(worker)
     try:
-        handler = load()
-        kind = kind_of(handler)
-        hooks = (config.on_worker_start, config.on_worker_exit)
-        if kind is Kind.BLOCKING and any(map(inspect.iscoroutinefunction, hooks)):
-            raise ConfigError("a hook may be a coroutine function only beside a coroutine handler")
+        if config.server == "gevent":
+            importlib.import_module("pyfanout.embed.gevent").patch()  # before the application is imported
+        serve = server_of(load(), config)
     except (Exception, SystemExit) as error:
         return worker.fail(Stage.LOAD, error)
     try:
-        server_module(kind).serve(worker, handler)
+        serve(worker)
     except Exception as error:
         if worker.on_drain is not None:
             log.exception("worker=%d: its serving loop failed", slot)

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from pyfanout.app import Kind, check_spec, import_from, kind_of
+from pyfanout.app import check_spec, import_from
 from pyfanout.errors import ConfigError, LoadError
+from pyfanout.kind import Kind, kind_of
 
 
 def blocking(conn: Any, addr: Any) -> None: ...
@@ -49,21 +50,21 @@ class Coroutine:
 @pytest.mark.parametrize(
     ("handler", "kind"),
     [
-        (blocking, Kind.BLOCKING),
-        (lambda conn, addr: None, Kind.BLOCKING),
-        (functools.partial(blocking, addr=1), Kind.BLOCKING),
-        (Blocking(), Kind.BLOCKING),
-        (Coroutine().serve, Kind.BLOCKING),
-        (Coroutine, Kind.BLOCKING),  # a call makes an object and awaits nothing
-        (print, Kind.BLOCKING),
-        (coroutine, Kind.ASYNCIO),
-        (functools.partial(coroutine, writer=1), Kind.ASYNCIO),
-        (functools.partial(functools.partial(coroutine), writer=1), Kind.ASYNCIO),
-        (Coroutine(), Kind.ASYNCIO),
-        (functools.partial(Coroutine(), writer=1), Kind.ASYNCIO),
-        (Blocking().serve, Kind.ASYNCIO),
-        (Blocking.static, Kind.ASYNCIO),
-        (functools.partial(Blocking().serve, writer=1), Kind.ASYNCIO),
+        (blocking, Kind.HANDLER),
+        (lambda conn, addr: None, Kind.HANDLER),
+        (functools.partial(blocking, addr=1), Kind.HANDLER),
+        (Blocking(), Kind.HANDLER),
+        (Coroutine().serve, Kind.HANDLER),
+        (Coroutine, Kind.HANDLER),  # a call makes an object and awaits nothing
+        (print, Kind.HANDLER),
+        (coroutine, Kind.COROUTINE),
+        (functools.partial(coroutine, writer=1), Kind.COROUTINE),
+        (functools.partial(functools.partial(coroutine), writer=1), Kind.COROUTINE),
+        (Coroutine(), Kind.COROUTINE),
+        (functools.partial(Coroutine(), writer=1), Kind.COROUTINE),
+        (Blocking().serve, Kind.COROUTINE),
+        (Blocking.static, Kind.COROUTINE),
+        (functools.partial(Blocking().serve, writer=1), Kind.COROUTINE),
     ],
 )
 def test_kind(handler: Any, kind: Kind) -> None:

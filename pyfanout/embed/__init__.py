@@ -1,0 +1,45 @@
+"""Servers as workers: one module each, which imports its server when it is used. Read `runner` first.
+
+`pyfanout.serve(app)` finds the module by the kind of the application and `--server`. To give a server its own options,
+make its runner yourself:
+
+    from pyfanout.embed import uvicorn
+    pyfanout.serve(uvicorn.Runner(app, http="h11", ws_ping_interval=5))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, cast
+
+from pyfanout.embed.runner import Runner
+from pyfanout.errors import ConfigError
+from pyfanout.kind import SERVERS, Kind
+
+if TYPE_CHECKING:
+    from pyfanout.kind import App
+
+__all__ = ["Runner", "runner_of"]
+
+
+def runner_of(app: App, kind: Kind, server: str) -> Runner:
+    """The runner for an application of this kind; `server` is an option's value. Raises ConfigError if that server does
+    not speak for this kind, and LoadError if the server is not installed."""
+    if kind is Kind.RUNNER:
+        runner = cast("Runner", app)
+    else:
+        module: Any = importlib.import_module(f"pyfanout.embed.{_name(kind, server)}")
+        runner = module.Runner(app)
+    runner.check()
+    return runner
+
+
+def _name(kind: Kind, server: str) -> str:
+    able = [name for name, serves in SERVERS.items() if serves is kind]
+    if not able:
+        return kind.value
+    if server == "auto":
+        return able[0]
+    if server not in able:
+        raise ConfigError(f"server: {server} does not serve {kind.value} applications; {' and '.join(able)} do")
+    return server

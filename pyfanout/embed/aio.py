@@ -1,0 +1,107 @@
+"""The base of servers on an asyncio loop: hooks, READY, signals, drain. One coroutine is left to each server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pyfanout.embed.loop import new_asyncio_loop
+from pyfanout.embed.runner import GRACE_S, LOOK_S, Runner
+from pyfanout.worker.aio import call_hook
+
+if TYPE_CHECKING:
+    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.worker import Worker
+
+
+class AsyncioRunner(Runner):
+    """A server on asyncio, or on a loop that behaves like it."""
+
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] = staticmethod(new_asyncio_loop)
+    """Makes the loop."""
+
+    @abstractmethod
+    async def run(
+        self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
+    ) -> None:
+        """Serve from `listener`, calling `started` once when connections may come; when `stopping` is set, stop
+        gracefully and return. By then each connection was silent for a while, or the time is nearly up."""
+
+    def busy(self) -> bool:
+        """While it drains: whether the server knows of a request that is not done."""
+        return False
+
+    def drains(self) -> None:
+        """Called once, when it begins to drain: have the answers from now on say that the connection ends."""
+
+    def hurry(self) -> None:
+        """Called, before `stopping` is set or after it, when the worker shall stop at once: wait for nobody. What
+        still runs a second later is cancelled."""
+
+    def serve(self, worker: Worker) -> None:
+        runner = asyncio.Runner(loop_factory=self.loop_factory)
+        try:
+            runner.run(self._live(worker))
+        finally:
+            if not worker.forked:
+                runner.close()
+
+    async def _live(self, worker: Worker) -> None:
+        await call_hook(worker, worker.config.on_worker_start)
+        try:
+            await self._serve(worker)
+        finally:
+            await call_hook(worker, worker.config.on_worker_exit)
+            signal.set_wakeup_fd(-1)  # the loop closes its end before it takes its signal handlers back
+
+    async def _serve(self, worker: Worker) -> None:
+        loop = asyncio.get_running_loop()
+        listener = worker.listener(blocking=False)
+        stopping = asyncio.Event()
+        settling: list[asyncio.Task[Any]] = []  # a loop holds its tasks by weak references
+
+        def drain() -> None:
+            if not worker.forked:
+                listener.quiet()
+                self.drains()
+                settling.append(loop.create_task(self._settle(worker, listener, stopping)))
+
+        def started() -> None:
+            worker.on_drain, worker.on_closing = drain, self.drains
+            loop.add_signal_handler(signal.SIGTERM, terminate)
+            loop.add_signal_handler(signal.SIGQUIT, stop)
+            worker.ready(pool=False, threads=0)
+
+        def terminate() -> None:
+            stop() if worker.draining else worker.drain()
+
+        def stop() -> None:
+            worker.stopped_with(listener.live)
+            listener.quiet()
+            self.hurry()
+            stopping.set()
+            loop.call_later(GRACE_S, serving.cancel)
+
+        serving = loop.create_task(self.run(worker, listener, started, stopping))
+        await asyncio.wait([serving])
+        for task in settling:
+            task.cancel()
+        with contextlib.suppress(OSError):  # the server has closed it, by its number
+            listener.close()
+        if not serving.cancelled():
+            serving.result()
+            if not worker.draining:  # it left by itself; a worker says so
+                worker.drain()
+
+    async def _settle(self, worker: Worker, listener: Listener, stopping: asyncio.Event) -> None:
+        """A server's graceful stop closes at once whoever has no request running, also the client that has just
+        connected, and the one whose next request is on its way. So that waits until nobody is."""
+        loop = asyncio.get_running_loop()
+        patience_s = loop.time() + max(worker.config.drain_timeout - GRACE_S, 0)
+        while (self.busy() or not listener.settled) and loop.time() < patience_s:
+            await asyncio.sleep(LOOK_S)
+        stopping.set()

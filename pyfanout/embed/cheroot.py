@@ -1,0 +1,75 @@
+"""cheroot: WSGI, on a pool of threads; CherryPy's server. It speaks TLS."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pyfanout.embed.threaded import ThreadedRunner
+
+if TYPE_CHECKING:
+    from pyfanout.kind import WSGIApp
+    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.worker import Worker
+
+
+class Runner(ThreadedRunner):
+    """`options` are cheroot.wsgi.Server's, such as `numthreads` (pyfanout's `threads` if that is more than 1, else
+    cheroot's 10), `timeout` or `server_name`."""
+
+    needs = ("cheroot",)
+
+    def __init__(self, app: WSGIApp, **options: Any) -> None:
+        self._app = app
+        self._options = options
+        self._server: Any = None
+
+    def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
+        from cheroot import wsgi  # noqa: PLC0415
+        from cheroot.server import HTTPConnection  # noqa: PLC0415
+
+        class Server(wsgi.Server):
+            def bind(self, *_: Any) -> None:
+                self.socket = listener
+                self.bind_addr = listener.getsockname()[:2]
+
+        class Connection(HTTPConnection):
+            def close(self) -> None:
+                super().close()
+                if not self.linger and not self.wfile.closed:  # else the socket would be open until it is collected
+                    with contextlib.suppress(OSError):
+                        self.wfile.close()
+
+        if worker.config.threads > 1:
+            self._options.setdefault("numthreads", worker.config.threads)
+        self._server = server = Server(("127.0.0.1", 0), self._app, **self._options)
+        server.ConnectionClass = Connection
+        if context := worker.tls_context():
+            server.ssl_adapter = _adapter(context, worker.config.handshake_timeout)
+        server.prepare()
+        started()
+        server.serve()
+
+    def drains(self) -> None:
+        self._server.keep_alive_conn_limit = 0
+
+    def stop(self) -> None:
+        self._server.bind_addr = ""  # else it connects to its own address, to wake an accept that does not sleep here
+        self._server.stop()
+
+
+def _adapter(context: Any, timeout_s: float) -> Any:
+    """cheroot's own one makes its context from files."""
+    from cheroot.ssl.builtin import BuiltinSSLAdapter  # noqa: PLC0415
+
+    class Adapter(BuiltinSSLAdapter):
+        def __init__(self) -> None:
+            self.context = context
+            self._server_env: dict[str, Any] = {}
+
+        def wrap(self, sock: Any) -> Any:
+            sock.settimeout(timeout_s)
+            return super().wrap(sock)  # type: ignore[no-untyped-call]
+
+    return Adapter()

@@ -1,0 +1,164 @@
+"""gevent: WSGI through `gevent.pywsgi`, or a handler through StreamServer.
+
+The application is patched before it is imported if `--server gevent` asks for it; one that is given to `Runner` has to
+see to that itself (`gevent.monkey.patch_all()` in the first line).
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pyfanout.embed import runner
+from pyfanout.embed.runner import GRACE_S, LOOK_S
+
+if TYPE_CHECKING:
+    from pyfanout.kind import BlockingHandler, WSGIApp
+    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.worker import Worker
+
+
+def patch() -> None:
+    """Before the application is imported."""
+    from gevent import monkey  # noqa: PLC0415
+
+    monkey.patch_all()
+
+
+class Runner(runner.Runner):
+    """`options` are those of gevent.pywsgi.WSGIServer, such as `spawn` (a pool's size) and `log`; there is no access
+    log unless `log` says where. With `handler=True` the application is `handler(conn, addr)`, and the options are
+    StreamServer's."""
+
+    needs = ("gevent",)
+
+    def __init__(self, app: WSGIApp | BlockingHandler, *, handler: bool = False, **options: Any) -> None:
+        self._app = app
+        self._is_handler = handler
+        self._options = options
+
+    def serve(self, worker: Worker) -> None:
+        import gevent  # noqa: PLC0415
+        from gevent.event import Event  # noqa: PLC0415
+
+        worker.call_hook(worker.config.on_worker_start)
+        listener = worker.listener(control=False)  # it stops accepting when its pool is full
+        leaving = Event()
+        try:
+            server = _server(worker, listener, self._app, self._is_handler, self._options)
+        except BaseException:
+            listener.close()
+            raise
+
+        def drain() -> None:
+            if not worker.forked:
+                listener.quiet()
+                gevent.spawn(_settle, worker, listener, leaving)
+
+        def stop() -> None:
+            worker.stopped_with(listener.live)
+            leaving.set()
+
+        gevent.signal_handler(signal.SIGTERM, lambda: stop() if worker.draining else worker.drain())
+        gevent.signal_handler(signal.SIGQUIT, stop)
+        hearing = gevent.spawn(_hear, worker)
+        try:
+            server.start()
+            worker.on_drain = drain
+            worker.ready(pool=False, threads=0)
+            leaving.wait()
+        finally:
+            server.stop(timeout=GRACE_S)
+            hearing.kill()
+            worker.call_hook(worker.config.on_worker_exit)
+
+
+def _settle(worker: Worker, listener: Listener, leaving: Any) -> None:
+    """Until each connection is over, or silent, or the time is nearly up."""
+    import gevent  # noqa: PLC0415
+
+    with gevent.Timeout(max(worker.config.drain_timeout - GRACE_S, 0.001), False):
+        while listener.live:
+            listener.end_silent()
+            gevent.sleep(LOOK_S)
+    leaving.set()
+
+
+def _hear(worker: Worker) -> None:
+    """Answers pings from the hub that serves."""
+    import gevent  # noqa: PLC0415
+    from gevent.socket import wait_read  # noqa: PLC0415
+
+    fd = worker.control.fileno()
+    while True:
+        wait_read(fd)
+        if not worker.hear():
+            break
+    gevent.sleep(worker.config.drain_timeout)
+    worker.give_up()
+
+
+def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, options: dict[str, Any]) -> Any:
+    from gevent import pywsgi, server, socket  # noqa: PLC0415
+
+    class Connection(socket.socket):
+        """A gevent socket that reports its end."""
+
+        __slots__ = ("on_done",)
+        on_done: Callable[[], None] | None
+
+        def take_over(self) -> Callable[[], None] | None:
+            on_done, self.on_done = getattr(self, "on_done", None), None
+            return on_done
+
+        def _tell(self) -> None:
+            on_done = self.take_over()
+            if on_done is not None:
+                on_done()
+
+        def _real_close(self, *arguments: Any, **keywords: Any) -> None:
+            self._tell()
+            super()._real_close(*arguments, **keywords)
+
+        def detach(self) -> int:
+            self._tell()
+            return int(super().detach())
+
+    class Accepting(server.StreamServer):
+        def do_read(self) -> Any:
+            try:
+                plain, address = listener.accept()
+            except BlockingIOError:
+                return None
+            on_done = plain.hand_over()
+            conn = Connection(plain.family, plain.type, plain.proto, fileno=plain.detach())
+            conn.on_done = on_done
+            return conn, address
+
+        def wrap_socket_and_handle(self, conn: Any, address: Any) -> Any:
+            """With TLS: the plain socket is detached, which is not the end."""
+            on_done = conn.take_over()
+            try:
+                return super().wrap_socket_and_handle(conn, address)
+            finally:
+                if on_done is not None:
+                    on_done()
+
+    class Handler(pywsgi.WSGIHandler):
+        def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            if worker.draining:
+                headers = [*headers, ("Connection", "close")]  # it closes then, too
+            return super().start_response(status, headers, exc_info)
+
+    class WSGIServer(Accepting, pywsgi.WSGIServer):
+        handler_class = Handler
+
+    if context := worker.tls_context():
+        from gevent.ssl import SSLSocket  # noqa: PLC0415
+
+        context.sslsocket_class = SSLSocket
+        options = {"ssl_context": context, **options}
+    if is_handler:
+        return Accepting(listener, app, **options)
+    return WSGIServer(listener, app, **{"log": None, **options})

@@ -1,0 +1,85 @@
+"""hypercorn: ASGI over HTTP/1 and HTTP/2. On asyncio or uvloop; not on trio, which takes no socket but its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pyfanout.embed.aio import AsyncioRunner
+from pyfanout.embed.asgi import Application
+from pyfanout.embed.loop import loop_factory
+
+if TYPE_CHECKING:
+    import ssl
+
+    from pyfanout.kind import ASGIApp
+    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.worker import Worker
+
+HURRY_S = 0.5
+"""For handlers that see the end of their connection; what is cancelled instead makes asyncio complain."""
+
+
+class Runner(AsyncioRunner):
+    """`options` are attributes of hypercorn's Config: `keep_alive_timeout`, `h2_max_concurrent_streams`, `accesslog`.
+    `loop`: "asyncio", as hypercorn has it, "uvloop", or "auto" (uvloop if it is installed)."""
+
+    needs = ("hypercorn",)
+
+    def __init__(self, app: ASGIApp, *, loop: str = "asyncio", **options: Any) -> None:
+        self._app = Application(app)
+        self._loop = loop
+        self._options = options
+        self._config: Any = None
+        self._listener: Any = None
+
+    def serve(self, worker: Worker) -> None:
+        self.loop_factory = loop_factory(self._loop, worker.config)
+        super().serve(worker)
+
+    async def run(
+        self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
+    ) -> None:
+        from hypercorn.asyncio import serve  # noqa: PLC0415
+        from hypercorn.config import Config, Sockets  # noqa: PLC0415
+
+        self._listener = listener
+        context = worker.tls_context()
+
+        async def stop() -> None:
+            await stopping.wait()
+            listener.end_silent()  # which it would wait for otherwise, until its own keep_alive_timeout
+
+        class Ours(Config):
+            def create_sockets(self) -> Sockets:
+                """Called after the application's startup, just before they are served from."""
+                started()
+                return Sockets([listener], [], []) if context else Sockets([], [listener], [])
+
+            @property
+            def ssl_enabled(self) -> bool:
+                return context is not None
+
+            def create_ssl_context(self) -> ssl.SSLContext | None:
+                if context is not None:
+                    context.set_alpn_protocols(self.alpn_protocols)
+                return context
+
+        self._config = config = Ours()
+        config.loglevel = "WARNING"
+        config.graceful_timeout = worker.config.drain_timeout
+        config.ssl_handshake_timeout = worker.config.handshake_timeout
+        for name, value in self._options.items():
+            setattr(config, name, value)
+        await serve(self._app, config, shutdown_trigger=stop, mode="asgi")
+
+    def busy(self) -> bool:
+        return self._app.calls > 0
+
+    def hurry(self) -> None:
+        self._listener.end_all()
+        self._config.graceful_timeout = HURRY_S
+
+    def drains(self) -> None:
+        self._app.draining = True

@@ -1,0 +1,153 @@
+"""asyncio and uvloop loops whose `create_server` serves our Listener.
+
+uvloop's own takes the descriptor, and never accepts. asyncio's own works, but makes a task, a future and a coroutine
+for each connection, where here its transport is made at once: on 2026-11-22 uvicorn on asyncio went from 0.91 to 0.95
+and 1.04 (two rounds of `python -m bench embed`) of its own conn/s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from pyfanout.config import Config
+from pyfanout.errors import ConfigError
+from pyfanout.worker.listener import Listener
+
+log = logging.getLogger("pyfanout.worker")
+
+SHORTAGE_S = 1.0
+"""Seconds for which nothing is accepted when there is no descriptor; asyncio's ACCEPT_RETRY_DELAY."""
+
+
+def loop_factory(name: str, config: Config) -> Callable[[], asyncio.AbstractEventLoop]:
+    """For "asyncio", "uvloop", or "auto": uvloop if it is installed. Raises ConfigError."""
+    if name not in ("auto", "asyncio", "uvloop"):
+        raise ConfigError(f"loop: {name!r} is not one of auto, asyncio, uvloop")
+    if name == "uvloop" and config.proxy_protocol:
+        raise ConfigError("loop: uvloop asks the kernel who the client is, and so finds the proxy; use asyncio")
+    wanted = name == "uvloop" or (name == "auto" and not config.proxy_protocol)
+    if not wanted or (name == "auto" and importlib.util.find_spec("uvloop") is None):
+        return new_asyncio_loop
+    return new_uvloop
+
+
+def new_asyncio_loop() -> asyncio.AbstractEventLoop:
+    """asyncio's, with our `create_server`."""
+    return _new_loop(asyncio.SelectorEventLoop)
+
+
+def new_uvloop() -> asyncio.AbstractEventLoop:
+    """uvloop's, with our `create_server`; `uvicorn --loop pyfanout.embed.loop:new_uvloop` takes it, too."""
+    return _new_loop(importlib.import_module("uvloop").Loop)
+
+
+def _new_loop(base: Any) -> asyncio.AbstractEventLoop:
+    class Loop(base):
+        async def create_server(self, protocol_factory: Any, *args: Any, sock: Any = None, **options: Any) -> Any:
+            if not isinstance(sock, Listener):
+                return await super().create_server(protocol_factory, *args, sock=sock, **options)
+            server = Server(self, protocol_factory, sock, options)
+            if options.get("start_serving", True):
+                await server.start_serving()
+            return server
+
+    return Loop()
+
+
+class Server(asyncio.AbstractServer):
+    """Accepts from a Listener as a loop's own server would."""
+
+    def __init__(self, loop: Any, protocol_factory: Any, listener: Listener, options: dict[str, Any]) -> None:
+        self._loop = loop
+        self._protocol_factory = protocol_factory
+        self._listener: Listener | None = listener
+        self._serving = False
+        names = ("ssl", "ssl_handshake_timeout", "ssl_shutdown_timeout")
+        self._options = {name: options[name] for name in names if options.get(name) is not None}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        make = getattr(loop, "_make_socket_transport", None)
+        self._make_transport: Callable[..., Any] | None = None if self._options.get("ssl") else make
+        self._closed = loop.create_future()
+
+    @property
+    def sockets(self) -> tuple[Listener, ...]:
+        return () if self._listener is None else (self._listener,)
+
+    def get_loop(self) -> Any:
+        return self._loop
+
+    def is_serving(self) -> bool:
+        return self._serving
+
+    async def start_serving(self) -> None:
+        if not self._serving and self._listener is not None:
+            self._serving = True
+            self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    async def serve_forever(self) -> None:
+        await self.start_serving()
+        try:
+            await self._closed
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        if self._listener is None:
+            return
+        listener, self._listener = self._listener, None
+        self._pause(listener)
+        listener.close()
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+    async def wait_closed(self) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _pause(self, listener: Listener) -> None:
+        if self._serving:
+            self._serving = False
+            self._loop.remove_reader(listener.fileno())
+
+    def _accept(self) -> None:
+        """All that is there."""
+        while (listener := self._listener) is not None:
+            try:
+                conn, address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log.error("%s; nothing is accepted for %g s", error.strerror, SHORTAGE_S)
+                self._pause(listener)
+                self._loop.call_later(SHORTAGE_S, self._go_on)
+                return
+            if self._make_transport is not None:
+                try:
+                    self._make_transport(conn, self._protocol_factory(), extra={"peername": address})
+                except Exception:
+                    log.exception("no transport for a connection, which is closed")
+                    conn.close()
+                continue
+            task = self._loop.create_task(self._connect(conn))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _go_on(self) -> None:
+        if self._listener is not None:
+            self._serving = True
+            self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    async def _connect(self, conn: Any) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._protocol_factory, conn, **self._options)
+        except OSError as error:  # a handshake that failed, included: ssl.SSLError is one
+            log.debug("no connection: %s", error)
+            conn.close()
+        except BaseException:
+            conn.close()
+            raise

@@ -1,0 +1,54 @@
+"""Runner: how one server runs in a worker. The base of every module here, and of your own.
+
+A runner is made where `serve` is called, before the fork, or in the worker from an application; so it holds no more
+than its arguments until `serve`, and imports its server only then.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from pyfanout.errors import LoadError
+
+if TYPE_CHECKING:
+    from pyfanout.worker.worker import Worker
+
+GRACE_S = 1.0
+"""Of `drain_timeout`, what is left to the server's own graceful stop, which ends what has not ended by itself."""
+
+LOOK_S = 0.05
+"""Seconds between two looks whether the connections of a draining worker are done."""
+
+
+class Runner(ABC):
+    """Give an instance to `pyfanout.serve`, or a class with `needs` and `serve` to the world."""
+
+    needs: tuple[str, ...] = ()
+    """Modules that must be installed."""
+    extra: str = ""
+    """The extra of pyfanout that installs them."""
+
+    def check(self) -> None:
+        """Import what it needs. Raises LoadError, one line that says what to install."""
+        for name in self.needs:
+            try:
+                importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if error.name != name.partition(".")[0]:
+                    raise
+                hint = f"pip install 'pyfanout[{self.extra}]'" if self.extra else f"pip install {name}"
+                raise LoadError(f"{name} is not installed: {hint}") from None
+
+    @abstractmethod
+    def serve(self, worker: Worker) -> None:
+        """The whole life of the server in this worker. It
+
+        - calls the hooks `on_worker_start` and `on_worker_exit` by `worker.call_hook`;
+        - accepts from `worker.listener()`, whose connections tell their end by themselves;
+        - sets `worker.on_drain`, a function that must not block and may run in a signal handler: the server shall stop
+          gracefully (`Listener.quiet` comes first);
+        - calls `worker.ready(pool=False, threads=0)` when its loop can take work;
+        - returns when all that was begun is done. After `drain_timeout` comes SIGQUIT.
+        """

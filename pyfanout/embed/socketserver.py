@@ -1,0 +1,157 @@
+"""The standard library's socketserver, http.server, xmlrpc.server and what is made of them.
+
+A server that handles one request at a time is run as a blocking handler: it shares the pool with the other workers', so
+that nobody waits behind a busy one. One with ThreadingMixIn or ForkingMixIn, whose accept loop is always free, has its
+own loop and a listener.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import inspect
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pyfanout.embed.runner import LOOK_S
+from pyfanout.embed.threaded import ThreadedRunner
+from pyfanout.errors import ConfigError
+from pyfanout.worker import blocking
+from pyfanout.worker.greeting import greeted
+
+if TYPE_CHECKING:
+    from pyfanout.kind import SocketServer
+    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.worker import Worker
+
+POLL_S = 0.5
+"""Seconds between two calls of `service_actions`; serve_forever's own."""
+
+
+class Runner(ThreadedRunner):
+    """`server` is a class of servers, with its class of request handlers: `Runner(ThreadingHTTPServer, MyHandler)`.
+    That may also be an attribute `RequestHandlerClass` of the server's class. Or it is a class of request handlers
+    alone, which gets a TCPServer, or an HTTPServer if it speaks HTTP; or a function that is called with the address
+    and `bind_and_activate=False` and returns a server."""
+
+    def __init__(self, server: SocketServer, handler: type[socketserver.BaseRequestHandler] | None = None) -> None:
+        self._make = _factory(server, handler)
+        self._server: Any = None
+
+    def serve(self, worker: Worker) -> None:
+        self._server = server = self._make(worker.public.address, bind_and_activate=False)
+        server.socket.close()
+        if isinstance(server, socketserver.ThreadingMixIn | socketserver.ForkingMixIn):
+            super().serve(worker)
+        else:
+            blocking.serve(worker, _Single(server, worker))
+
+    def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
+        server = self._server
+        server.socket = listener
+        _activate(server)
+        if issubclass(server.RequestHandlerClass, http.server.BaseHTTPRequestHandler):
+            server.RequestHandlerClass = _goodbye(server.RequestHandlerClass, worker)
+        server.finish_request = greeted(worker, server.finish_request, proxied=False)
+        started()
+        server.serve_forever(POLL_S)
+        patience_s = time.monotonic() + worker.config.drain_timeout
+        while listener.live and time.monotonic() < patience_s:  # in threads that server_close need not wait for
+            listener.end_silent()
+            time.sleep(LOOK_S)
+        server.server_close()
+
+    def _settle(self, worker: Worker, listener: Listener) -> None:
+        """Its handlers go on without its loop, which is only for accepting."""
+        self.stop()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+
+
+class _Single:
+    """A server that handles one request at a time, as a blocking handler."""
+
+    def __init__(self, server: Any, worker: Worker) -> None:
+        self._server = server
+        self._pending = threading.local()
+        server.socket = self
+        server.shutdown = worker.drain  # there is no loop of its own to wait for
+        self._address = worker.public.address
+        _activate(server)
+
+    def __call__(self, conn: socket.socket, addr: Any) -> None:
+        """What BaseServer does for one request, with the methods that are there to be overridden."""
+        server = self._server
+        self._pending.pair = conn, addr
+        try:
+            request, addr = server.get_request()
+        except OSError:
+            return
+        if not server.verify_request(request, addr):
+            server.shutdown_request(request)
+            return
+        try:
+            server.process_request(request, addr)
+        except Exception:
+            server.handle_error(request, addr)
+            server.shutdown_request(request)
+        except BaseException:
+            server.shutdown_request(request)
+            raise
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """For `get_request`, which may wrap what it gets."""
+        return self._pending.pair
+
+    def getsockname(self) -> Any:
+        return self._address
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name in ("bind", "listen", "setsockopt", "close", "settimeout", "setblocking"):
+            return lambda *_: None
+        raise AttributeError(name)
+
+
+def _activate(server: Any) -> None:
+    """It sets its names, and may do what its class wants at that point."""
+    server.server_bind()
+    server.server_activate()
+
+
+def _goodbye(handler: Any, worker: Worker) -> Any:
+    """A class of handlers whose answers say that the connection ends, when the worker drains."""
+
+    class Handler(handler):
+        def end_headers(self) -> None:
+            if worker.draining:
+                self.send_header("Connection", "close")  # which sets close_connection
+            super().end_headers()
+
+    return functools.wraps(handler, updated=())(Handler)
+
+
+def _factory(server: Any, handler: Any) -> Callable[..., Any]:
+    if isinstance(server, type) and issubclass(server, socketserver.BaseRequestHandler):
+        speaks_http = issubclass(server, http.server.BaseHTTPRequestHandler)
+        base = http.server.HTTPServer if speaks_http else socketserver.TCPServer
+        return functools.partial(base, RequestHandlerClass=server)
+    if not (isinstance(server, type) and issubclass(server, socketserver.BaseServer)):
+        return server
+    if issubclass(server, socketserver.UDPServer):
+        raise ConfigError(f"{server.__name__} serves datagrams; pyfanout passes connections")
+    handler = handler or getattr(server, "RequestHandlerClass", None)
+    with contextlib.suppress(ValueError, TypeError):
+        if "RequestHandlerClass" not in inspect.signature(server).parameters:
+            return server
+    if handler is None:
+        raise ConfigError(
+            f"{server.__name__} needs its class of request handlers: "
+            f"pyfanout.embed.socketserver.Runner({server.__name__}, MyHandler), or an attribute RequestHandlerClass"
+        )
+    return functools.partial(server, RequestHandlerClass=handler)

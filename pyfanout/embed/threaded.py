@@ -1,0 +1,73 @@
+"""The base of servers whose accept loop has the main thread, and whose requests have threads: hooks, READY, drain."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pyfanout.embed.runner import GRACE_S, LOOK_S, Runner
+from pyfanout.worker.worker import Stopped
+
+if TYPE_CHECKING:
+    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.worker import Worker
+
+
+class ThreadedRunner(Runner):
+    """SIGTERM and SIGQUIT have the worker's own handlers, which run on the main thread between two bytecodes."""
+
+    control = True
+    """The server always accepts, so the listener hears the master. Else `run` must."""
+
+    @abstractmethod
+    def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
+        """Serve from `listener`, calling `started` once when connections may come, until `stop` was called and all is
+        done."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Have `run` return. Called once, from another thread, when each connection was silent for a while, or the time
+        is nearly up."""
+
+    def drains(self) -> None:
+        """Called when it begins to drain: have the answers from now on say that the connection ends."""
+
+    def serve(self, worker: Worker) -> None:
+        worker.call_hook(worker.config.on_worker_start)
+        listener = worker.listener(control=self.control)
+
+        settling: list[threading.Thread] = []
+
+        def drain() -> None:
+            if not worker.forked:
+                listener.quiet()
+                self.drains()
+                settling.append(threading.Thread(target=self._settle, args=(worker, listener), daemon=True))
+                settling[0].start()
+
+        def started() -> None:
+            worker.on_drain, worker.on_closing = drain, self.drains
+            worker.ready(pool=False, threads=0)
+
+        try:
+            self.run(worker, listener, started)
+            for thread in settling:  # `stop` may have more to do than to have `run` return
+                thread.join()
+        except Stopped:
+            worker.stopped_with(listener.live)
+            raise
+        finally:
+            with contextlib.suppress(OSError):
+                listener.close()
+            worker.call_hook(worker.config.on_worker_exit)
+
+    def _settle(self, worker: Worker, listener: Listener) -> None:
+        """See `aio.AsyncioRunner`."""
+        patience_s = time.monotonic() + max(worker.config.drain_timeout - GRACE_S, 0)
+        while not listener.settled and time.monotonic() < patience_s:
+            time.sleep(LOOK_S)
+        self.stop()

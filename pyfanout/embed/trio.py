@@ -1,0 +1,174 @@
+"""trio: a handler `async def handler(stream)` for `trio.serve_listeners`."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from pyfanout.embed import runner
+from pyfanout.embed.runner import GRACE_S, LOOK_S
+
+if TYPE_CHECKING:
+    import trio
+
+    from pyfanout.worker.connection import Address
+    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.worker import Worker
+
+log = logging.getLogger("pyfanout.worker")
+
+
+class Runner(runner.Runner):
+    """`handler` gets a stream, or a `trio.SSLStream` with TLS; `stream.peer`, or
+    `stream.transport_stream.peer`, is the client's address, also behind a proxy. `start`, if given, is a coroutine
+    function that is called with the nursery before the first connection, to start what runs beside."""
+
+    needs = ("trio",)
+
+    def __init__(
+        self,
+        handler: Callable[[trio.abc.Stream], Awaitable[object]],
+        *,
+        start: Callable[[trio.Nursery], Awaitable[object]] | None = None,
+    ) -> None:
+        self._handler = handler
+        self._start = start
+
+    def serve(self, worker: Worker) -> None:
+        import trio  # noqa: PLC0415
+
+        worker.call_hook(worker.config.on_worker_start)
+        try:
+            trio.run(self._live, worker)
+        finally:
+            worker.call_hook(worker.config.on_worker_exit)
+
+    async def _live(self, worker: Worker) -> None:
+        import trio  # noqa: PLC0415
+
+        listener = worker.listener()
+        draining, context = trio.Event(), worker.tls_context()
+
+        def drain() -> None:
+            if not worker.forked:
+                listener.quiet()
+                draining.set()
+
+        accepting: Any = _listener(listener)
+        if context is not None:
+            accepting = trio.SSLListener(accepting, context, https_compatible=True)
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGQUIT) as signals:
+            async with trio.open_nursery() as outer, trio.open_nursery() as handlers:
+                if self._start is not None:
+                    await self._start(outer)
+                handle = functools.partial(_handle, worker, self._handler)
+                serving = await handlers.start(_accept, accepting, handlers, handle)
+                outer.start_soon(_mind, signals, worker, listener, outer)
+                worker.on_drain = drain
+                worker.ready(pool=False, threads=0)
+                await draining.wait()
+                serving.cancel()
+                await _settle(worker, listener, handlers)
+                outer.cancel_scope.cancel()
+
+
+async def _accept(listener: Any, nursery: Any, handler: Any, *, task_status: Any) -> None:
+    import trio  # noqa: PLC0415
+
+    with trio.CancelScope() as scope:
+        task_status.started(scope)
+        await trio.serve_listeners(handler, [listener], handler_nursery=nursery)
+
+
+async def _handle(worker: Worker, handler: Any, stream: Any) -> None:
+    """One connection. What goes wrong with it is its own affair: in trio it would end the server."""
+    import trio  # noqa: PLC0415
+
+    if isinstance(stream, trio.SSLStream):
+        try:
+            with trio.fail_after(worker.config.handshake_timeout):
+                await stream.do_handshake()
+        except (trio.BrokenResourceError, trio.TooSlowError) as error:
+            log.info("worker=%d: no TLS with a client: %s", worker.slot, error.__cause__ or error)
+            return
+    try:
+        await handler(stream)
+    except Exception:
+        log.exception("worker=%d: the handler failed", worker.slot)
+
+
+async def _mind(signals: Any, worker: Worker, listener: Listener, everything: Any) -> None:
+    """SIGTERM drains; a second one, and SIGQUIT, stop now."""
+    async for signum in signals:
+        if signum == signal.SIGQUIT or worker.draining:
+            worker.stopped_with(listener.live)
+            everything.cancel_scope.cancel()
+        else:
+            worker.drain()
+
+
+async def _settle(worker: Worker, listener: Listener, handlers: Any) -> None:
+    """Until all handlers have returned, or the time is nearly up; those that only wait for a client find the end."""
+    import trio  # noqa: PLC0415
+
+    with trio.move_on_after(max(worker.config.drain_timeout - GRACE_S, 0)):
+        while listener.live:
+            listener.end_silent()
+            await trio.sleep(LOOK_S)
+        return
+    handlers.cancel_scope.cancel()
+
+
+def _listener(listener: Listener) -> Any:
+    """trio's own SocketListener takes nothing but trio's own sockets."""
+    import trio  # noqa: PLC0415
+
+    class PassedStream(trio.abc.HalfCloseableStream):
+        """A SocketStream that reports its end and knows the true client; trio's own cannot be subclassed, and takes no
+        socket that could."""
+
+        def __init__(self, plain: socket.socket, peer: Address, on_done: Callable[[], None] | None) -> None:
+            self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(plain))
+            self.socket = self._stream.socket
+            self.peer = peer
+            self._on_done = on_done
+
+        async def wait_send_all_might_not_block(self) -> None:
+            await self._stream.wait_send_all_might_not_block()
+
+        async def send_eof(self) -> None:
+            await self._stream.send_eof()
+
+        async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+            await self._stream.send_all(data)
+
+        async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+            return await self._stream.receive_some(max_bytes)
+
+        async def aclose(self) -> None:
+            on_done, self._on_done = self._on_done, None
+            if on_done is not None:
+                on_done()
+            await self._stream.aclose()
+
+    class PassedListener(trio.abc.Listener[PassedStream]):
+        async def accept(self) -> PassedStream:
+            while True:
+                try:
+                    passed, peer = listener.accept()
+                except BlockingIOError:
+                    await trio.lowlevel.wait_readable(listener)
+                else:
+                    on_done = passed.hand_over()
+                    conn = socket.socket(passed.family, passed.type, passed.proto, fileno=passed.detach())
+                    return PassedStream(conn, peer, on_done)
+
+        async def aclose(self) -> None:
+            listener.quiet()
+            await trio.lowlevel.checkpoint()
+
+    return PassedListener()

@@ -1,0 +1,101 @@
+"""twisted: any protocol factory, such as `twisted.web.server.Site`."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+from pyfanout.embed import runner
+from pyfanout.embed.runner import GRACE_S, LOOK_S
+from pyfanout.errors import ConfigError
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IProtocolFactory
+
+    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.worker import Worker
+
+
+class Runner(runner.Runner):
+    """`factory` makes a protocol for each connection. TLS is its own affair, see `TLSMemoryBIOFactory`."""
+
+    needs = ("twisted",)
+
+    def __init__(self, factory: IProtocolFactory) -> None:
+        self._factory = factory
+
+    def serve(self, worker: Worker) -> None:
+        from twisted.internet import reactor as found  # noqa: PLC0415 - it is made by its import, and must be ours
+
+        if worker.config.tls:
+            raise ConfigError("certfile: twisted has TLS in its factory; wrap it in TLSMemoryBIOFactory")
+        reactor: Any = found
+        worker.call_hook(worker.config.on_worker_start)
+        listener = worker.listener()
+        port = _port(listener, self._factory, reactor)
+
+        def drain() -> None:
+            if not worker.forked:
+                listener.quiet()
+                reactor.callFromThread(_settle, worker, listener, port, reactor)
+
+        def terminate(*_: object) -> None:
+            reactor.callFromThread(lambda: stop() if worker.draining else worker.drain())
+
+        def stop(*_: object) -> None:
+            worker.stopped_with(listener.live)
+            reactor.callFromThread(reactor.stop)
+
+        def started() -> None:
+            signal.signal(signal.SIGTERM, terminate)
+            signal.signal(signal.SIGQUIT, stop)
+            worker.on_drain = drain
+            worker.ready(pool=False, threads=0)
+
+        port.startListening()
+        reactor.callWhenRunning(started)
+        try:
+            reactor.run(installSignalHandlers=False)
+        finally:
+            worker.call_hook(worker.config.on_worker_exit)
+
+
+def _settle(worker: Worker, listener: Listener, port: Any, reactor: Any) -> None:
+    """Ends connections that wait for a request, until all are over or the time is nearly up."""
+    end_s = reactor.seconds() + max(worker.config.drain_timeout - GRACE_S, 0)
+
+    def look() -> None:
+        if listener.settled:
+            for protocol in list(port.protocols):
+                channel = getattr(protocol, "_channel", protocol)  # twisted.web: HTTP/1 or /2, as negotiated
+                if getattr(channel, "requests", None) == []:
+                    channel.transport.loseConnection()
+        if listener.live and reactor.seconds() < end_s:
+            reactor.callLater(LOOK_S, look)
+        else:
+            reactor.stop()
+
+    look()
+
+
+def _port(listener: Listener, factory: Any, reactor: Any) -> Any:
+    """A port that accepts from our listener, and knows its protocols."""
+    from twisted.internet import tcp  # noqa: PLC0415
+
+    protocols: set[Any] = set()
+
+    class Transport(tcp.Server):
+        def __init__(self, sock: Any, protocol: Any, *arguments: Any) -> None:
+            super().__init__(sock, protocol, *arguments)
+            protocols.add(protocol)
+
+        def connectionLost(self, reason: Any) -> None:
+            protocols.discard(self.protocol)
+            super().connectionLost(reason)
+
+    port: Any = tcp.Port(0, factory, reactor=reactor)
+    port.transport = Transport
+    port._preexistingSocket = listener  # as `adoptStreamPort` sets it, but not a copy of the descriptor
+    port.addressFamily = listener.family
+    port.protocols = protocols
+    return port

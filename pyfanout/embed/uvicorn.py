@@ -1,0 +1,84 @@
+"""uvicorn: ASGI. With uvloop if it is installed, as uvicorn has it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from pyfanout.embed.aio import AsyncioRunner
+from pyfanout.embed.asgi import Application
+from pyfanout.embed.loop import loop_factory
+from pyfanout.errors import WorkerError
+
+if TYPE_CHECKING:
+    from pyfanout.kind import ASGIApp
+    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.worker import Worker
+
+
+class Runner(AsyncioRunner):
+    """`options` are uvicorn.Config's: `http`, `ws`, `lifespan`, `root_path`, `ssl_certfile`, ... Those about processes
+    and sockets (`workers`, `host`, `fd`, `reload`) mean nothing here. `loop`: "auto" (uvloop if installed), "uvloop",
+    "asyncio". No access log, unless `access_log=True`: pyfanout logs nothing per connection either."""
+
+    needs = ("uvicorn",)
+    extra = "asgi"
+
+    def __init__(self, app: ASGIApp, *, loop: str = "auto", **options: Any) -> None:
+        self._app = app
+        self._loop = loop
+        self._options = {"log_config": None, "access_log": False, **options}
+        self._wrapped = Application(app)
+        self._server: Any = None
+
+    def serve(self, worker: Worker) -> None:
+        self.loop_factory = loop_factory(self._loop, worker.config)
+        super().serve(worker)
+
+    async def run(
+        self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
+    ) -> None:
+        import uvicorn  # noqa: PLC0415 - only where it is used
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: Any = None) -> None:
+                try:
+                    await super().startup(sockets)
+                except SystemExit:  # which would end the loop at once
+                    raise WorkerError("the application's startup failed (lifespan), see the log") from None
+                started()
+
+            @contextlib.contextmanager
+            def capture_signals(self) -> Iterator[None]:
+                yield  # they are the worker's
+
+        worker.adopt_logger("uvicorn")
+        config = uvicorn.Config(self._app, **self._options)
+        config.load()
+        if context := worker.tls_context():
+            config.ssl = context
+        self._wrapped = Application(config.loaded_app)
+        config.loaded_app = self._wrapped
+        self._server = server = Server(config)
+        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        trigger = asyncio.ensure_future(stopping.wait())
+        try:
+            await asyncio.wait([serving, trigger], return_when=asyncio.FIRST_COMPLETED)
+            server.should_exit = True
+            await serving
+            if server.force_exit:  # then it has left this out
+                await server.lifespan.shutdown()
+        finally:
+            trigger.cancel()
+            serving.cancel()
+
+    def busy(self) -> bool:
+        return self._wrapped.calls > 0
+
+    def hurry(self) -> None:
+        self._server.force_exit = True
+
+    def drains(self) -> None:
+        self._wrapped.draining = True

@@ -1,0 +1,79 @@
+"""waitress: WSGI, on a pool of threads behind one loop that reads and writes for them. It speaks no TLS."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pyfanout.embed.threaded import ThreadedRunner
+from pyfanout.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pyfanout.kind import WSGIApp
+    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.worker import Worker
+
+DRAIN_S = 0.1
+"""Seconds between two looks for channels that are done, while it stops."""
+
+
+class Runner(ThreadedRunner):
+    """`options` are waitress.serve's, such as `threads` (pyfanout's own if that is more than 1, else waitress's 4) or
+    `trusted_proxy`; those about sockets mean nothing here."""
+
+    needs = ("waitress",)
+    extra = "wsgi"
+    control = False  # at `connection_limit` it stops accepting
+
+    def __init__(self, app: WSGIApp, **options: Any) -> None:
+        self._app = app
+        self._options = options
+        self._server: Any = None
+        self._stopping = False
+
+    def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
+        from waitress import channel, create_server, task, wasyncore  # noqa: PLC0415
+
+        class Task(task.WSGITask):
+            def build_response_header(self) -> bytes:
+                if worker.draining:
+                    self.set_close_on_finish()
+                return super().build_response_header()
+
+        class Channel(channel.HTTPChannel):
+            task_class = Task
+
+        class Control(wasyncore.dispatcher):
+            """Answers pings from the loop that serves."""
+
+            def writable(self) -> bool:
+                return False
+
+            def handle_read(self) -> None:
+                if not worker.hear():
+                    self.del_channel()
+                    threading.Thread(target=worker.outlive_master, daemon=True).start()
+
+        if worker.config.tls:
+            raise ConfigError("server: waitress speaks no TLS; cheroot does: --server cheroot")
+        worker.adopt_logger("waitress")
+        if worker.config.threads > 1:
+            self._options.setdefault("threads", worker.config.threads)
+        loop: dict[int, Any] = {}
+        self._server = server = create_server(self._app, map=loop, sockets=[listener], **self._options)
+        server.channel_class = Channel
+        Control(worker.control, map=loop)
+        started()
+        while not (self._stopping and not server.active_channels):
+            if self._stopping:
+                server.adj.channel_timeout = 0
+                server.maintenance(time.time() + 1)  # marks those without a request to be closed
+            timeout_s = DRAIN_S if self._stopping else server.adj.asyncore_loop_timeout
+            wasyncore.loop(timeout=timeout_s, use_poll=server.adj.asyncore_use_poll, map=loop, count=1)
+        server.task_dispatcher.shutdown()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._server.pull_trigger()

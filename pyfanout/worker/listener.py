@@ -1,0 +1,261 @@
+"""Listener: the `socket.socket` that any server can accept from. Connections come out of the worker's channel.
+
+Its descriptor is an epoll set, which is readable when there is something for `accept`: a connection in the channel, or
+a word of the master, which `accept` answers on the way. So a pong proves that the server's accept loop comes round. And
+a server that keeps the descriptor after the end finds it silent: what an epoll set watches can be taken out of it,
+whereas a loop that has registered the channel itself would be told of its end for ever (epoll(7), Q6: the master has
+the channel open, too).
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import errno
+import functools
+import os
+import socket
+import threading
+
+# By name: gevent takes these out of their modules, or puts in others. Its greenlets are one thread, with one lock.
+from _thread import RLock
+from select import EPOLLET, EPOLLIN, epoll
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyfanout.core import BATCH, Taker
+from pyfanout.worker.connection import Address, Connection, address_of
+from pyfanout.worker.idle import end_input, is_silent
+
+if TYPE_CHECKING:
+    from pyfanout.worker.worker import Worker
+
+
+__all__ = ["EPOLLET", "EPOLLIN", "Listener", "Public", "epoll"]
+
+UNHEARD = 16
+"""A server that finds a connection each time it is woken hears the master at least each so many times: a look costs
+1 us."""
+
+
+class Public(NamedTuple):
+    """What clients connect to: the first of the addresses, a TCP one if there is any."""
+
+    family: int
+    proto: int
+    address: Any
+    """As `getsockname` gives it."""
+
+
+class Accepted(Connection):
+    """One whose server may forget to close it: then it reports its end when nobody has it any more."""
+
+    __slots__ = ()
+
+    def setblocking(self, flag: bool) -> None:
+        """Most servers say what is so already."""
+        if self.gettimeout() != (None if flag else 0.0):
+            super().setblocking(flag)
+
+    def __del__(self) -> None:
+        if (on_done := getattr(self, "_on_done", None)) is not None:
+            on_done()
+
+
+class Listener(socket.socket):
+    """Accepts what the master passes to this worker. Made by `Worker.listener`.
+
+    To a server it is a bound, listening, non-blocking socket with the public address: `accept` raises BlockingIOError
+    when there is nothing now, and always after the worker was told to drain. `bind`, `listen` and `setsockopt` do
+    nothing, since the master has done all that. What `accept` returns reports its own end when it is closed or
+    detached, so that the policy, a drain and `max_requests` know of it.
+    """
+
+    __slots__ = (
+        "_arrivals",
+        "_blocking",
+        "_channel_fd",
+        "_control_fd",
+        "_count",
+        "_epoll",
+        "_greedy",
+        "_live",
+        "_lock",
+        "_taker",
+        "_took",
+        "_unheard",
+        "_worker",
+    )
+
+    def __init__(self, worker: Worker, channel_fd: int, *, blocking: bool, control: bool) -> None:
+        """See `Worker.listener`."""
+        # A socket object, so that its family and type are right; then another file takes its descriptor.
+        super().__init__(worker.public.family, socket.SOCK_STREAM, worker.public.proto)
+        self._epoll = epoll()
+        self._epoll.register(channel_fd, EPOLLIN)
+        os.dup2(self._epoll.fileno(), self.fileno(), inheritable=False)
+        self._worker = worker
+        self._channel_fd: int | None = channel_fd
+        self._blocking = blocking
+        self._greedy = not blocking
+        self._taker = Taker(channel_fd, worker.station, 0, BATCH)
+        self._arrivals: list[Any] = []
+        """Taken and not accepted yet, last first: of a loop that accepts until there is nothing, so never for long."""
+        self._count = worker.count if worker.config.max_requests else None
+        self._lock = RLock()  # a connection may be collected, and report its end, in the middle of anything
+        self._live: set[int] = set()
+        self._control_fd = worker.control.fileno() if control else None
+        if self._control_fd is not None:
+            self._epoll.register(self._control_fd, EPOLLIN)
+        self._took = False
+        """Something, since there was nothing."""
+        self._unheard = 0
+        """Times in a row that there was nothing more, and the control socket was not looked at."""
+
+    # ---- what a server calls -----------------------------------------------------------------------------------
+
+    def accept(self) -> tuple[Connection, Address]:
+        """A connection and its client's address. Raises BlockingIOError if none is there, and OSError (EMFILE, ENFILE)
+        if there is no descriptor for it: then it waits in the channel."""
+        with self._lock:
+            arrival = self._arrivals.pop() if self._arrivals else self._take()
+            fd: int = arrival.fd
+            conn = Accepted.arrived(arrival, self._blocking, functools.partial(self._ended, fd))
+            self._live.add(fd)
+            address = address_of(arrival)
+        if self._count is not None:
+            self._count()
+        return conn, address
+
+    def _accept(self) -> tuple[int, Address]:
+        """What `socket.socket.accept` is made of; some servers call it. The descriptor is the caller's, who need not
+        tell when it is closed: it counts as closed now."""
+        conn, address = self.accept()
+        return conn.detach(), address
+
+    def getsockname(self) -> Any:
+        """The address that clients connect to; the first, if there are several."""
+        return self._worker.public.address
+
+    def getsockopt(self, level: int, option: int, size: int = 0) -> Any:
+        """What a listening socket would say of itself, 0 for all else."""
+        if size:
+            return bytes(size)
+        if level != socket.SOL_SOCKET:
+            return 0
+        match option:
+            case socket.SO_ACCEPTCONN:
+                return 1
+            case socket.SO_TYPE:
+                return int(self.type)
+            case socket.SO_DOMAIN:
+                return int(self.family)
+            case socket.SO_PROTOCOL:
+                return self.proto
+        return 0
+
+    def setsockopt(self, *_: Any) -> None:
+        """Done by the master, where it concerns a listener."""
+
+    def bind(self, _address: Any) -> None:
+        """Done by the master."""
+
+    def listen(self, _backlog: int = 0) -> None:
+        """Done by the master."""
+
+    def shutdown(self, _how: int) -> None:
+        """The master's listener serves other workers, too."""
+
+    def setblocking(self, _flag: bool) -> None:
+        """It never blocks."""
+
+    def settimeout(self, _seconds: float | None) -> None:
+        """It never blocks."""
+
+    def gettimeout(self) -> float:
+        return 0.0
+
+    @property
+    def timeout(self) -> float:
+        return 0.0
+
+    @property
+    def _io_refs(self) -> int:
+        return 0
+
+    @_io_refs.setter
+    def _io_refs(self, count: int) -> None:
+        """uvloop counts here when it takes the descriptor for itself: which it would never accept from."""
+        if count > 0:
+            raise RuntimeError("uvloop cannot accept from a pyfanout.Listener: use pyfanout.embed.loop")
+
+    def _real_close(self) -> None:
+        self._channel_fd = None
+        self._epoll.close()
+        _socket.socket.close(self)
+
+    # ---- what a runner calls -----------------------------------------------------------------------------------
+
+    def quiet(self) -> None:
+        """From now on there is nothing to accept. May be called again, and from a signal handler."""
+        fd, self._channel_fd = self._channel_fd, None
+        if fd is not None and not self._worker.forked:  # in a child the set is still the worker's
+            with contextlib.suppress(OSError, ValueError):  # it was closed
+                self._epoll.unregister(fd)
+
+    @property
+    def live(self) -> int:
+        """Connections that were accepted, and neither closed nor detached."""
+        return len(self._live)
+
+    @property
+    def settled(self) -> bool:
+        """Whether each of them is between two requests, as far as one can tell from outside: nothing came or went for
+        a second. TCP only; any other counts as settled."""
+        return not self._arrivals and all(map(is_silent, list(self._live)))
+
+    def end_silent(self) -> None:
+        """Have the readers of those that are silent find the end, as if the client had said that it is done. What the
+        server still has to say reaches the client."""
+        with self._lock:  # none of them is closed meanwhile, and its number given to another
+            for fd in filter(is_silent, self._live):
+                end_input(fd)
+
+    def end_all(self) -> None:
+        """The same of all of them."""
+        with self._lock:
+            for fd in self._live:
+                end_input(fd)
+
+    # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _take(self) -> Any:
+        rc = -errno.EAGAIN
+        if self._channel_fd is not None:
+            rc, arrivals = self._taker.take_ready(BATCH if self._greedy else 1)
+        if rc > 0:
+            self._took = True
+            self._arrivals = list(arrivals)[::-1]
+            return self._arrivals.pop()
+        if rc == 0:  # the master has finished, or is gone
+            self._worker.drain()
+        elif rc not in (-errno.EAGAIN, -errno.EINTR):
+            raise OSError(-rc, f"take a connection: {os.strerror(-rc)}")
+        if self._took and self._unheard < UNHEARD:  # it was woken for that; what else there is wakes it again
+            self._unheard += 1
+        else:
+            self._hear()
+        self._took = False
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    def _hear(self) -> None:
+        self._unheard = 0
+        if self._control_fd is not None and not self._worker.forked and not self._worker.hear():
+            with contextlib.suppress(OSError, ValueError):
+                self._epoll.unregister(self._control_fd)
+            self._control_fd = None
+            threading.Thread(target=self._worker.outlive_master, daemon=True).start()
+
+    def _ended(self, fd: int) -> None:
+        with self._lock:
+            self._live.discard(fd)
+        self._worker.station.done()

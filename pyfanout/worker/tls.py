@@ -1,0 +1,117 @@
+"""TLS for connections: the context, and the handshake of a blocking worker. Never in the master.
+
+An asyncio worker leaves the handshake to its loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import ssl
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pyfanout.errors import ConfigError
+from pyfanout.worker.connection import Connection
+
+if TYPE_CHECKING:
+    from pyfanout.config import Config
+
+
+def context_of(config: Config) -> ssl.SSLContext | None:
+    """The context that the options ask for; None: no TLS. Made in each worker, so that a reload takes up new
+    certificates; but an `ssl` that is a context was made before, and stays. Raises ConfigError, one line."""
+    given = config.ssl() if callable(config.ssl) else config.ssl
+    if given is not None:
+        if not isinstance(given, ssl.SSLContext):
+            raise ConfigError(f"ssl: the function returned {type(given).__name__}, not an ssl.SSLContext")
+        context = given
+    elif config.certfile is None:
+        return None
+    else:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(config.certfile, config.keyfile, password=_no_password)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            files = config.certfile if config.keyfile is None else f"{config.certfile}, {config.keyfile}"
+            reason = error.strerror if isinstance(error, FileNotFoundError) else str(error)
+            raise ConfigError(f"certfile: {files} cannot be used: {reason}") from error
+    context.sslsocket_class = SecureConnection
+    return context
+
+
+def _no_password() -> str:
+    """A key that wants one would ask on the terminal, in each worker."""
+    raise ValueError("the key has a password; write it without, or give `ssl` a context")
+
+
+class SecureConnection(ssl.SSLSocket):
+    """A TLS connection that tells its worker, once, when it is closed or detached; see `connection.Connection`."""
+
+    _on_done: Callable[[], None] | None = None
+
+    @classmethod
+    def _create(cls, sock: Any, *arguments: Any, **keywords: Any) -> SecureConnection:
+        """What `wrap_socket` calls. It detaches the plain socket, which is not its end."""
+        on_done = sock.hand_over() if isinstance(sock, Connection) else None
+        try:
+            self: SecureConnection = super()._create(sock, *arguments, **keywords)  # type: ignore[misc]
+        except BaseException:
+            if on_done is not None:
+                on_done()
+            raise
+        self._on_done = on_done
+        return self
+
+    def _real_close(self) -> None:
+        on_done, self._on_done = self._on_done, None
+        if on_done is not None:
+            on_done()
+        super()._real_close()  # type: ignore[misc]
+
+    def detach(self) -> int:
+        on_done, self._on_done = self._on_done, None
+        if on_done is not None:
+            on_done()
+        return super().detach()
+
+    def finish(self) -> bool:
+        """Say goodbye (close_notify) without waiting for an answer, and close it if it still is open. Whether this call
+        closed it."""
+        if self.fileno() < 0:
+            return False
+        with contextlib.suppress(OSError, ValueError):
+            self.settimeout(0)
+            self.unwrap()
+        if self.fileno() >= 0:
+            self._closed = True
+            self._real_close()
+        return True
+
+
+def shake_hands(conn: Connection, context: ssl.SSLContext, timeout_s: float) -> SecureConnection:
+    """The secure connection in the place of `conn`. Raises OSError (ssl.SSLError and TimeoutError are), having closed
+    it, if there is none within `timeout_s`, however slowly the client trickles."""
+    end_s = time.monotonic() + timeout_s
+    conn.settimeout(0)
+    secure: Any = context.wrap_socket(conn, server_side=True, do_handshake_on_connect=False)
+    try:
+        poll = select.poll()
+        while True:
+            try:
+                secure.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                wanted = select.POLLIN
+            except ssl.SSLWantWriteError:
+                wanted = select.POLLOUT
+            poll.register(secure, wanted)
+            if not poll.poll(max(end_s - time.monotonic(), 0) * 1000):
+                raise TimeoutError(f"no handshake within {timeout_s:g} s")
+        secure.settimeout(None)
+    except BaseException:
+        secure._closed = True
+        secure._real_close()
+        raise
+    return secure  # type: ignore[no-any-return]

@@ -1,0 +1,323 @@
+"""One application for each server: `GET /` says who answers whom, `/slow` takes a while, `/pid` is short."""
+
+from __future__ import annotations
+
+import json
+import os
+import socketserver
+import time
+import xmlrpc.server
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from typing import Any
+
+import pyfanout
+
+SLOW_S = 0.6
+
+
+WORKER = pyfanout.current_worker()
+"""Who has imported this; a child that it forks is none."""
+
+
+def facts(client: Any) -> bytes:
+    assert WORKER is not None
+    client = list(client)[:2] if isinstance(client, tuple | list) else client
+    known = {"pid": WORKER.pid, "slot": WORKER.slot, "generation": WORKER.generation, "client": client}
+    return json.dumps(known).encode()
+
+
+# ---- the standard library -------------------------------------------------------------------------------------------
+
+
+class Web(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        if self.path == "/slow":
+            time.sleep(SLOW_S)
+        body = facts(self.client_address)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Not to the log of the test."""
+
+
+class Raw(socketserver.StreamRequestHandler):
+    """HTTP by hand, as old as it gets."""
+
+    def handle(self) -> None:
+        path = self.rfile.readline().split()[1]
+        while self.rfile.readline() not in (b"\r\n", b""):
+            pass
+        if path == b"/slow":
+            time.sleep(SLOW_S)
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + facts(self.client_address))
+
+
+class TcpServer(socketserver.TCPServer):
+    RequestHandlerClass = Raw
+
+
+class ForkingServer(socketserver.ForkingTCPServer):
+    RequestHandlerClass = Raw
+
+
+class OneByOne(HTTPServer):
+    RequestHandlerClass = Web
+
+
+class Threading(ThreadingHTTPServer):
+    RequestHandlerClass = Web
+
+
+class Remote(xmlrpc.server.SimpleXMLRPCServer):
+    def __init__(self, address: Any, bind_and_activate: bool = True) -> None:
+        super().__init__(address, logRequests=False, bind_and_activate=bind_and_activate)
+        self.register_function(lambda: json.loads(facts("")), "who")
+
+
+# ---- WSGI and ASGI ---------------------------------------------------------------------------------------------------
+
+
+def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    if environ["PATH_INFO"] == "/slow":
+        time.sleep(SLOW_S)
+    body = facts([environ["REMOTE_ADDR"], int(environ.get("REMOTE_PORT") or 0)])
+    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+async def asgi(scope: Any, receive: Any, send: Any) -> None:
+    import asyncio  # noqa: PLC0415
+
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            print(f"app: {message['type']}", flush=True)
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+    if scope["type"] == "websocket":
+        await echo(receive, send)
+        return
+    if scope["path"] == "/slow":
+        await asyncio.sleep(SLOW_S)
+    body = facts(scope["client"])
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def echo(receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": f"{os.getpid()} {message['text']}"})
+
+
+async def broken_lifespan(scope: Any, receive: Any, send: Any) -> None:
+    assert scope["type"] == "lifespan"
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+
+def make_wsgi() -> Any:
+    return wsgi
+
+
+def make_broken() -> Any:
+    raise RuntimeError("not today")
+
+
+def flask() -> Any:
+    from flask import Flask, request  # noqa: PLC0415
+
+    app = Flask(__name__)
+
+    @app.get("/")
+    @app.get("/slow")
+    def root() -> Any:
+        if request.path == "/slow":
+            time.sleep(SLOW_S)
+        return app.response_class(facts([request.remote_addr, int(request.environ["REMOTE_PORT"])]))
+
+    return app
+
+
+def fastapi() -> Any:
+    import asyncio  # noqa: PLC0415
+
+    from fastapi import FastAPI, Request, Response  # noqa: PLC0415
+
+    app = FastAPI()
+
+    async def root(request: Request) -> Response:
+        if request.url.path == "/slow":
+            await asyncio.sleep(SLOW_S)
+        return Response(facts(tuple(request.client or ())), media_type="application/json")
+
+    app.add_route("/", root)
+    app.add_route("/slow", root)
+    return app
+
+
+# ---- servers with applications of their own --------------------------------------------------------------------------
+
+
+def aiohttp() -> Any:
+    import asyncio  # noqa: PLC0415
+
+    from aiohttp import web  # noqa: PLC0415
+
+    async def root(request: web.Request) -> web.Response:
+        if request.path == "/slow":
+            await asyncio.sleep(SLOW_S)
+        return web.Response(body=facts(request.transport.get_extra_info("peername")))
+
+    app = web.Application()
+    app.add_routes([web.get("/", root), web.get("/slow", root)])
+    return app
+
+
+def tornado() -> Any:
+    import asyncio  # noqa: PLC0415
+
+    from tornado import web  # noqa: PLC0415
+
+    class Root(web.RequestHandler):
+        async def get(self) -> None:
+            if self.request.path == "/slow":
+                await asyncio.sleep(SLOW_S)
+            self.write(facts(self.request.connection.context.address))
+
+    return web.Application([("/.*", Root)])
+
+
+def gevent_handler() -> Any:
+    from pyfanout.embed import gevent  # noqa: PLC0415
+
+    def handle(conn: Any, addr: Any) -> None:
+        import gevent as green  # noqa: PLC0415
+
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += conn.recv(4096)
+        if b"/slow" in head:
+            green.sleep(SLOW_S)
+        conn.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + facts(addr))
+
+    return gevent.Runner(handle, handler=True)
+
+
+def trio() -> Any:
+    from pyfanout.embed import trio as embedded  # noqa: PLC0415
+
+    async def handle(stream: Any) -> None:
+        import trio  # noqa: PLC0415
+
+        head = b""
+        while b"\r\n\r\n" not in head:
+            if not (more := await stream.receive_some()):
+                return
+            head += more
+        if b"/slow" in head:
+            await trio.sleep(SLOW_S)
+        await stream.send_all(b"HTTP/1.0 200 OK\r\n\r\n" + facts(getattr(stream, "transport_stream", stream).peer))
+
+    return embedded.Runner(handle)
+
+
+def anyio() -> Any:
+    from pyfanout.embed import anyio as embedded  # noqa: PLC0415
+
+    async def handle(stream: Any) -> None:
+        import anyio  # noqa: PLC0415
+        from anyio.abc import SocketAttribute  # noqa: PLC0415
+
+        head = b""
+        while b"\r\n\r\n" not in head:
+            try:
+                head += await stream.receive()
+            except anyio.EndOfStream:
+                return
+        if b"/slow" in head:
+            await anyio.sleep(SLOW_S)
+        await stream.send(b"HTTP/1.0 200 OK\r\n\r\n" + facts(stream.extra(SocketAttribute.remote_address)))
+
+    return embedded.Runner(handle)
+
+
+def twisted() -> Any:
+    from twisted.web import resource, server  # noqa: PLC0415
+
+    from pyfanout.embed import twisted as embedded  # noqa: PLC0415
+
+    class Root(resource.Resource):
+        isLeaf = True
+
+        def render_GET(self, request: Any) -> Any:
+            peer = request.getClientAddress()
+            body = facts([peer.host, peer.port])
+            if request.path != b"/slow":
+                return body
+            from twisted.internet import reactor  # noqa: PLC0415
+
+            def answer() -> None:
+                request.write(body)
+                request.finish()
+
+            reactor.callLater(SLOW_S, answer)
+            return server.NOT_DONE_YET
+
+    site = server.Site(Root())
+    site.noisy = False
+    return embedded.Runner(site)
+
+
+# ---- on uvloop, or not -----------------------------------------------------------------------------------------------
+
+
+def uvicorn_on_asyncio() -> Any:
+    from pyfanout.embed import uvicorn  # noqa: PLC0415
+
+    return uvicorn.Runner(asgi, loop="asyncio", http="h11")
+
+
+def hypercorn_on_uvloop() -> Any:
+    from pyfanout.embed import hypercorn  # noqa: PLC0415
+
+    return hypercorn.Runner(asgi, loop="uvloop")
+
+
+def aiohttp_on_uvloop() -> Any:
+    from pyfanout.embed import aiohttp as embedded  # noqa: PLC0415
+
+    return embedded.Runner(aiohttp(), loop="uvloop")
+
+
+def tornado_on_uvloop() -> Any:
+    from pyfanout.embed import tornado as embedded  # noqa: PLC0415
+
+    return embedded.Runner(tornado(), loop="uvloop")
+
+
+# ---- handlers, for TLS and PROXY headers -----------------------------------------------------------------------------
+
+
+def tls_handler(conn: Any, addr: Any) -> None:
+    head = b""
+    while b"\r\n\r\n" not in head:
+        if not (more := conn.recv(4096)):
+            return
+        head += more
+    conn.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + facts(addr))
+
+
+async def tls_coroutine(reader: Any, writer: Any) -> None:
+    while (await reader.readline()).strip():
+        pass
+    writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + facts(writer.get_extra_info("peername")))
+    await writer.drain()

@@ -1,0 +1,130 @@
+"""The servers under test, and real HTTP clients."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import Server
+
+FOLDER = Path(__file__).parent
+"""The application of each is here, in `apps`."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One server, with an application that it serves."""
+
+    app: str
+    options: dict[str, object] = field(default_factory=dict)
+    keeps_alive: bool = True
+    knows_port: bool = True
+
+
+FACTORY = {"factory": True}
+ONE_SHOT = {"keeps_alive": False}
+SUBJECTS = {
+    "socketserver": Subject("apps:TcpServer", **ONE_SHOT),
+    "socketserver-handler": Subject("apps:Raw", **ONE_SHOT),
+    "socketserver-forking": Subject("apps:ForkingServer", **ONE_SHOT),
+    "http.server": Subject("apps:OneByOne"),
+    "http.server-handler": Subject("apps:Web"),
+    "http.server-threading": Subject("apps:Threading"),
+    "wsgiref": Subject("apps:wsgi", {"server": "wsgiref"}, keeps_alive=False, knows_port=False),
+    "waitress": Subject("apps:wsgi"),
+    "waitress-flask": Subject("apps:flask", FACTORY),
+    "cheroot": Subject("apps:wsgi", {"server": "cheroot"}),
+    "gevent": Subject("apps:wsgi", {"server": "gevent"}),
+    "gevent-handler": Subject("apps:gevent_handler", FACTORY, **ONE_SHOT),
+    "uvicorn": Subject("apps:asgi"),
+    "uvicorn-fastapi": Subject("apps:fastapi", FACTORY),
+    "uvicorn-asyncio": Subject("apps:uvicorn_on_asyncio", FACTORY),
+    "hypercorn": Subject("apps:asgi", {"server": "hypercorn"}),
+    "hypercorn-uvloop": Subject("apps:hypercorn_on_uvloop", FACTORY),
+    "aiohttp": Subject("apps:aiohttp", FACTORY),
+    "aiohttp-uvloop": Subject("apps:aiohttp_on_uvloop", FACTORY),
+    "tornado": Subject("apps:tornado", FACTORY),
+    "tornado-uvloop": Subject("apps:tornado_on_uvloop", FACTORY),
+    "trio": Subject("apps:trio", FACTORY, **ONE_SHOT),
+    "anyio": Subject("apps:anyio", FACTORY, **ONE_SHOT),
+    "twisted": Subject("apps:twisted", FACTORY),
+}
+POOLED = ("socketserver", "socketserver-handler", "http.server", "http.server-handler", "wsgiref")
+"""One request at a time: these share the pool channel."""
+
+
+def start(server: Server, subject: Subject, **options: object) -> Server:
+    return server.start(subject.app, cwd=FOLDER, **{**subject.options, **options})
+
+
+class Client:
+    """A real client that keeps its connection if the server does."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._http = http.client.HTTPConnection(host, int(port), timeout=20)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def ask(self, path: str = "/", *, close: bool = False) -> tuple[dict[str, Any], Any]:
+        """The decoded answer, and our own address as the server should see it."""
+        if self._http.sock is None:
+            self._http.connect()
+        ours = self._http.sock.getsockname()
+        self._http.request("GET", path, headers={"Connection": "close"} if close else {})
+        answer = self._http.getresponse()
+        body = answer.read()
+        assert answer.status == 200, (answer.status, body)
+        if answer.will_close or close:
+            self._http.close()
+        return json.loads(body), ours
+
+    @property
+    def socket(self) -> socket.socket | None:
+        return self._http.sock
+
+
+def ask(address: str, path: str = "/") -> dict[str, Any]:
+    """On a connection of its own."""
+    with Client(address) as client:
+        return client.ask(path, close=True)[0]
+
+
+@contextlib.contextmanager
+def load(address: str, clients: int = 4, *, keep_alive: bool = False) -> Iterator[list[dict[str, Any]]]:
+    """Clients that ask one after the other, all the time; with `keep_alive` 20 times on each connection. Yields the
+    answers so far; AssertionError at the end if there was one that did not come."""
+    answers: list[dict[str, Any]] = []
+    failures: list[BaseException] = []
+    over = threading.Event()
+
+    def ask_on() -> None:
+        try:
+            while not over.is_set():
+                with Client(address) as client:
+                    for _ in range(20 if keep_alive else 1):
+                        answers.append(client.ask(close=not keep_alive)[0])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=ask_on) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert not failures, failures

@@ -1,0 +1,179 @@
+"""What is particular to a server: lifespan, websockets, forks, missing pieces, and how wrong applications are told."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import Server, wait_until
+from websockets.sync.client import connect as open_websocket
+
+from .kit import FOLDER, SUBJECTS, Client, ask, start
+
+MakeServer = Callable[[], Server]
+
+
+# ---- told apart, or told ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("app", "options", "words"),
+    [
+        ("apps:wsgi", {"server": "uvicorn"}, "server: uvicorn does not serve wsgi applications; waitress and .* do"),
+        ("apps:asgi", {"as": "wsgi", "server": "hypercorn"}, "server: hypercorn does not serve wsgi applications"),
+        (
+            "apps:make_broken",
+            {"factory": True},
+            "the factory make_broken of 'apps:make_broken' failed: RuntimeError: not today",
+        ),
+        ("apps:SLOW_S", {}, "'apps:SLOW_S' is not a function: it is of type float"),
+        ("apps:wsgi", {"as": "nonsense"}, "interface: 'nonsense' .* is not one of auto, handler, coroutine, "),
+        ("apps:broken_lifespan", {"as": "asgi"}, "the application's startup failed"),
+        ("socketserver:TCPServer", {}, "TCPServer needs its class of request handlers: "),
+        ("socketserver:UDPServer", {}, "UDPServer serves datagrams"),
+    ],
+)
+def test_a_wrong_application_is_one_line(server: MakeServer, app: str, options: dict[str, object], words: str) -> None:
+    one = server().start(app, cwd=FOLDER, workers=1, wait=False, **options)
+    one.expect("could not start", "Traceback", "RuntimeError", "ERROR", "pyfanout: ")
+    assert one.wait_exit() in (1, 3, 4)
+    import re  # noqa: PLC0415
+
+    (line,) = [line for line in one.log.splitlines() if line.startswith("pyfanout: ")]
+    assert re.search(words, line), one.log
+
+
+def test_the_kind_said_outright(server: MakeServer) -> None:
+    one = server().start("apps:make_wsgi", cwd=FOLDER, workers=1, factory=True, **{"as": "wsgi"})
+    assert ask(one.address)["generation"] == 1
+
+
+def test_missing_server(tmp_path: Path) -> None:
+    """As if the extra was not installed: with the line that helps."""
+    code = """
+        import sys
+        sys.modules["waitress"] = None
+        import pyfanout
+        def app(environ, start_response): ...
+        pyfanout.serve(app, bind="127.0.0.1:0", workers=1)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 4
+    assert "waitress is not installed: pip install 'pyfanout[wsgi]'" in done.stderr
+
+
+def test_stock_uvloop_does_not_take_the_listener_in_silence(server: MakeServer, tmp_path: Path) -> None:
+    """Its create_server would take the descriptor and never accept."""
+    (tmp_path / "app.py").write_text(
+        textwrap.dedent(
+            """
+            import asyncio, uvloop
+            from pyfanout.embed.aio import AsyncioRunner
+
+            class Stock(AsyncioRunner):
+                loop_factory = staticmethod(uvloop.new_event_loop)
+
+                async def run(self, worker, listener, started, stopping):
+                    await asyncio.get_running_loop().create_server(asyncio.Protocol, sock=listener)
+                    started()
+                    await stopping.wait()
+
+            app = Stock()
+            """
+        )
+    )
+    one = server().start("app:app", cwd=tmp_path, workers=1, wait=False)
+    one.expect("could not start", "Traceback", "RuntimeError", "pyfanout: ", "ResourceWarning: .*TCPServer")
+    assert one.wait_exit() == 3
+    assert "uvloop cannot accept from a pyfanout.Listener: use pyfanout.embed.loop" in one.log
+
+
+# ---- ASGI ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["uvicorn", "uvicorn-asyncio", "hypercorn", "hypercorn-uvloop"])
+def test_lifespan(server: MakeServer, name: str) -> None:
+    one = start(server(), SUBJECTS[name], workers=1)
+    assert one.out.splitlines().count("app: lifespan.startup") == 1
+    ask(one.address)
+    one.stop()
+    assert one.out.splitlines().count("app: lifespan.shutdown") == 1
+
+
+@pytest.mark.parametrize("name", ["uvicorn", "uvicorn-asyncio", "hypercorn"])
+def test_a_websocket_outlives_ten_reloads(server: MakeServer, name: str) -> None:
+    """Its worker drains, and stays as long as it does."""
+    one = start(server(), SUBJECTS[name], workers=2, drain_timeout=60)
+    with open_websocket(f"ws://{one.address}/ws") as socket:
+        socket.send("hello")
+        pid, _, text = str(socket.recv()).partition(" ")
+        assert text == "hello"
+        for count in range(1, 11):
+            one.send(signal.SIGHUP)
+            one.wait_log("reloaded: 2 workers are new", count)
+            socket.send(str(count))
+            assert socket.recv() == f"{pid} {count}"
+    one.wait_until(lambda: f"pid={pid} has left" in one.log, "its worker leaves when it is closed")
+
+
+def test_a_websocket_is_told_when_the_time_is_up(server: MakeServer) -> None:
+    one = start(server(), SUBJECTS["uvicorn"], workers=1, drain_timeout=2)
+    with open_websocket(f"ws://{one.address}/ws") as socket:
+        socket.send("hello")
+        socket.recv()
+        one.send(signal.SIGTERM)
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - ConnectionClosed of one kind or another
+            socket.recv(timeout=20)
+        assert "1012" in str(caught.value)
+    assert one.wait_exit() == 0
+
+
+# ---- others ----------------------------------------------------------------------------------------------------------
+
+
+GOODBYE = ("uvicorn", "hypercorn", "waitress", "cheroot", "gevent", "http.server-threading", "aiohttp", "tornado")
+
+
+def test_a_keep_alive_connection_is_told_that_it_ends(server: MakeServer) -> None:
+    """A client that asks again and again finds `Connection: close` on an answer, and no reset."""
+    for name in GOODBYE:
+        one = start(server(), SUBJECTS[name], workers=1, drain_timeout=30)
+        with Client(one.address) as client:
+            client.ask()
+            assert client.socket is not None, name
+            one.send(signal.SIGTERM)
+            wait_until(lambda client=client: client.ask() and client.socket is None, f"{name} says goodbye")
+        assert one.wait_exit() == 0
+
+
+def test_max_requests(server: MakeServer) -> None:
+    one = start(server(), SUBJECTS["uvicorn"], workers=1, max_requests=20, max_requests_jitter=0)
+    generations = [ask(one.address)["generation"] for _ in range(100)]
+    assert generations[0] == 1
+    assert generations == sorted(generations)
+    one.wait_until(lambda: ask(one.address)["generation"] >= 3, "the next ones")
+
+
+def test_least_connections_counts_what_servers_hold(server: MakeServer) -> None:
+    one = start(server(), SUBJECTS["uvicorn"], workers=2, policy="least-connections")
+    held = [Client(one.address) for _ in range(10)]
+    try:
+        slots = [client.ask()[0]["slot"] for client in held]
+        assert sorted(slots) == [0] * 5 + [1] * 5
+        for client, slot in zip(held, slots, strict=True):
+            if slot == 0:
+                client.__exit__()
+        one.wait_idle()
+        fresh = [Client(one.address) for _ in range(5)]
+        held += fresh
+        assert [client.ask()[0]["slot"] for client in fresh] == [0] * 5
+    finally:
+        for client in held:
+            client.__exit__()

@@ -1,0 +1,169 @@
+"""Each server, the real one, behind the dispatcher: whom it answers, how it is balanced, how it lives and leaves."""
+
+from __future__ import annotations
+
+import collections
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from harness import Effort, Server, children_of, fds_of, is_over, kill
+
+from .kit import POOLED, SUBJECTS, Client, Subject, ask, load, start
+
+MakeServer = Callable[[], Server]
+
+
+@pytest.fixture(params=list(SUBJECTS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def subject(name: str) -> Subject:
+    return SUBJECTS[name]
+
+
+def pids(one: Server) -> list[int]:
+    """The workers; not what they fork."""
+    return [pid for pid in children_of(one.pid) if not is_over(pid)]
+
+
+# ---- serving ---------------------------------------------------------------------------------------------------------
+
+
+def test_it_answers_a_thousand_in_turn_and_knows_who_asks(server: MakeServer, subject: Subject) -> None:
+    one = start(server(), subject, workers=4)
+    turns = []
+    for _ in range(40):
+        one.wait_idle()  # who is still busy with the last one is not in line
+        turns.append(ask(one.address)["slot"])
+    assert collections.Counter(turns) == dict.fromkeys(range(4), 10)
+
+    wrong: list[Any] = []
+
+    def ask_240() -> None:
+        with Client(one.address) as client:
+            for _ in range(240):
+                answer, ours = client.ask()
+                if answer["client"] != [ours[0], ours[1] if subject.knows_port else 0]:
+                    wrong.append((answer, ours))
+
+    threads = [threading.Thread(target=ask_240) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong, wrong[:3]
+    assert_no_descriptor_is_left(one, pids(one)[0])
+
+
+def assert_no_descriptor_is_left(one: Server, pid: int) -> None:
+    """However many connections come and go."""
+
+    def open_after(count: int) -> int:
+        for _ in range(count):
+            ask(one.address)
+        one.wait_until(lambda: connections(one, pid) == 0, "all are closed")
+        return len(fds_of(pid))
+
+    first = open_after(4)
+    one.wait_until(lambda: open_after(40) <= first + 1, "no more descriptors than before")
+
+
+# ---- living ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_is_replaced(server: MakeServer, subject: Subject) -> None:
+    one = start(server(), subject, workers=2)
+    old = pids(one)
+    with Client(one.address) as client:
+        client.ask(close=True)
+        kill(old[0])
+    one.wait_until(lambda: len(set(pids(one)) - set(old)) == 1, "a replacement")
+    one.wait_ready_workers(3)
+    seen = {ask(one.address)["pid"] for _ in range(8)}
+    assert seen == set(pids(one))
+    assert old[0] not in seen
+
+
+def test_reloads_under_load(server: MakeServer, subject: Subject) -> None:
+    """Connections of one request, then, if it keeps them, of twenty."""
+    one = start(server(), subject, workers=2)
+    for count, keep_alive in enumerate((False, True) if subject.keeps_alive else (False,), 1):
+        with load(one.address, keep_alive=keep_alive) as answers:
+            one.send(signal.SIGHUP)
+            one.wait_log("reloaded: 2 workers are new", count, deadline_s=40)
+            one.wait_until(lambda new=count + 1: any(each["generation"] == new for each in answers), "new answers")
+    one.stop()
+
+
+# ---- leaving ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_lets_a_request_finish_and_ends_an_idle_connection(server: MakeServer, subject: Subject) -> None:
+    one = start(server(), subject, workers=1, threads=3, drain_timeout=20)
+    with Client(one.address) as idle, Client(one.address) as busy:
+        if subject.keeps_alive:
+            idle.ask()
+            assert idle.socket is not None, "it keeps the connection"
+        answers: list[Any] = []
+        thread = threading.Thread(target=lambda: answers.append(busy.ask("/slow")))
+        thread.start()
+        (pid,) = pids(one)
+        one.wait_until(lambda: connections(one, pid) >= 1 + (idle.socket is not None), "both are there")
+        one.send(signal.SIGTERM)
+        thread.join()
+        assert answers, "the answer came whole"
+        if idle.socket is not None:
+            assert idle.socket.recv(99) == b"", "closed, not reset"
+    assert one.wait_exit(deadline_s=15) == 0
+    assert "are over" not in one.log
+    assert "in its hands" not in one.log
+
+
+def connections(one: Server, pid: int) -> int:
+    """Accepted ones that the worker, or what it has forked, has open."""
+    port = int(one.address.rpartition(":")[2])
+    inodes = {link[8:-1] for each in (pid, *children_of(pid)) for link in fds_of(each).values() if "socket:" in link}
+    found = 0
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with open(table) as lines:
+            for line in list(lines)[1:]:
+                fields = line.split()
+                found += fields[3] == "01" and int(fields[1].rpartition(":")[2], 16) == port and fields[9] in inodes
+    return found
+
+
+def test_a_worker_that_drains_does_not_spin(server: MakeServer, subject: Subject) -> None:
+    """While a request goes on, nothing is to do but to wait for it."""
+    one = start(server(), subject, workers=1, threads=3)
+    (pid,) = pids(one)
+    with Client(one.address) as client:
+        client.ask(close=True)
+        answers: list[Any] = []
+        thread = threading.Thread(target=lambda: answers.append(client.ask("/slow")))
+        thread.start()
+        one.wait_until(lambda: connections(one, pid) == 1, "it is there")
+        one.send(signal.SIGHUP)
+        one.wait_log(f"pid={pid} READY->DRAINING")
+        efforts = [Effort.of(pid)]
+        while not answers and (now := effort_of(pid)):
+            efforts.append(now)
+            time.sleep(0.02)
+        thread.join()
+    assert efforts[-1].cpu_ticks - efforts[0].cpu_ticks <= 20, efforts[::10]
+
+
+def effort_of(pid: int) -> Effort | None:
+    try:
+        return Effort.of(pid)
+    except (FileNotFoundError, IndexError):  # it has left
+        return None
+
+
+def test_pooled_ones_are_known() -> None:
+    assert set(POOLED) < set(SUBJECTS)

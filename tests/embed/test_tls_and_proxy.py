@@ -1,0 +1,248 @@
+"""TLS in the workers, certificates taken up by a reload, the true client behind a proxy: with each kind of server."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Server, read_all
+
+from .kit import SUBJECTS, start
+
+MakeServer = Callable[[], Server]
+
+PLAIN = {"handler": ("tls_handler", {"threads": 2}), "coroutine": ("tls_coroutine", {})}
+WITH_TLS = [name for name in SUBJECTS if not name.startswith(("waitress", "twisted", "gevent-handler"))]
+"""waitress speaks none; twisted has it in the factory."""
+
+PROXIED = [name for name in SUBJECTS if "uvloop" not in name and name != "uvicorn-fastapi"]
+"""uvloop asks the kernel who the client is. uvicorn, left the choice, takes asyncio then."""
+
+V1 = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 443\r\n"
+V2 = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + socket.inet_aton("192.0.2.7") * 2 + struct.pack("!HH", 4711, 443)
+REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+def certificate(folder: Path, name: str) -> None:
+    """A new one, signed by itself, in server.pem and server.key."""
+    fresh = folder / "fresh"
+    fresh.mkdir(exist_ok=True)
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-days", "1", "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"),
+            *("-keyout", str(fresh / "server.key"), "-out", str(fresh / "server.pem")),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    for file in ("server.key", "server.pem"):
+        (fresh / file).rename(folder / file)
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> dict[str, object]:
+    certificate(tmp_path, "localhost")
+    return {"certfile": tmp_path / "server.pem", "keyfile": tmp_path / "server.key"}
+
+
+def connect(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def secure(address: str, folder: Path, name: str = "localhost", before: bytes = b"") -> ssl.SSLSocket:
+    context = ssl.create_default_context(cafile=str(folder / "server.pem"))
+    sock = connect(address)
+    try:
+        sock.sendall(before)
+        return context.wrap_socket(sock, server_hostname=name)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def body(answer: bytes) -> dict[str, Any]:
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    assert b" 200 " in head.splitlines()[0] + b" ", answer
+    start, end = rest.index(b"{"), rest.rindex(b"}")
+    found = json.loads(rest[start : end + 1])
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.fixture
+def launch(request: pytest.FixtureRequest, server: MakeServer) -> Callable[..., Server]:
+    """Starts one of them."""
+    name = request.param
+
+    def begin(**options: object) -> Server:
+        if name in PLAIN:
+            app, own = PLAIN[name]
+            return server().start(f"apps:{app}", cwd=Path(__file__).parent, **{**own, **options})
+        return start(server(), SUBJECTS[name], **options)
+
+    return begin
+
+
+with_tls = pytest.mark.parametrize("launch", [*PLAIN, *WITH_TLS], indirect=True)
+proxied = pytest.mark.parametrize("launch", [*PLAIN, *PROXIED], indirect=True)
+
+
+# ---- TLS -------------------------------------------------------------------------------------------------------------
+
+
+@with_tls
+def test_it_speaks_tls(launch: Callable[..., Server], tls: dict[str, object], tmp_path: Path) -> None:
+    one = launch(workers=2, **tls)
+    for _ in range(10):
+        with secure(one.address, tmp_path) as sock:
+            ours = sock.getsockname()
+            sock.sendall(REQUEST)
+            assert body(read_all(sock))["client"] in ([*ours], [ours[0], 0])  # wsgiref has no port
+    one.expect("no TLS with", "SSL", "ssl", "handshake", "HTTP_REQUEST", "http request", "Traceback")
+    with connect(one.address) as plain:  # speaks none, and disturbs nobody
+        plain.sendall(REQUEST)
+        plain.settimeout(20)
+        with pytest.raises((AssertionError, ValueError, OSError, IndexError)):
+            body(read_all(plain))
+    with secure(one.address, tmp_path) as sock:
+        sock.sendall(REQUEST)
+        assert body(read_all(sock))
+
+
+@pytest.mark.parametrize("name", ["waitress", "twisted"])
+def test_who_speaks_no_tls_says_so(server: MakeServer, tls: dict[str, object], name: str) -> None:
+    one = start(server(), SUBJECTS[name], wait=False, **tls)
+    one.expect("could not start", "pyfanout: ")
+    assert one.wait_exit() != 0
+    assert "TLS" in one.log
+
+
+@with_tls
+def test_a_reload_takes_up_a_new_certificate(
+    launch: Callable[..., Server], tls: dict[str, object], tmp_path: Path
+) -> None:
+    one = launch(workers=1, **tls)
+    with secure(one.address, tmp_path) as sock:
+        sock.sendall(REQUEST)
+        body(read_all(sock))
+    certificate(tmp_path, "renewed.example")
+    one.send(signal.SIGHUP)
+    one.wait_log("reloaded: 1 workers are new")
+    with secure(one.address, tmp_path, "renewed.example") as sock:
+        sock.sendall(REQUEST)
+        body(read_all(sock))
+
+
+@pytest.mark.parametrize("kind", list(PLAIN))
+def test_a_handshake_has_its_time(server: MakeServer, tls: dict[str, object], tmp_path: Path, kind: str) -> None:
+    """However slowly the client trickles."""
+    app, options = PLAIN[kind]
+    options = {**options, **tls, "handshake_timeout": 0.5}
+    one = server().start(f"apps:{app}", cwd=Path(__file__).parent, workers=1, **options)
+    one.expect("no TLS with", "no connection with")
+    hello = ssl.MemoryBIO()
+    ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost")
+    with connect(one.address) as slow:
+        slow.settimeout(0.05)
+        over = False
+        for byte in b"\x16\x03\x01\x02\x00" + b"\x01" * 500:
+            try:
+                slow.sendall(bytes([byte]))
+                over = slow.recv(99) == b""
+            except TimeoutError:
+                continue
+            except OSError:
+                over = True
+            if over:
+                break
+        assert over
+    with secure(one.address, tmp_path) as sock:
+        sock.sendall(REQUEST)
+        assert body(read_all(sock))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"certfile": "missing.pem"}, "certfile: missing.pem cannot be used: No such file"),
+        ({"certfile": __file__}, "certfile: .* cannot be used"),
+        ({"keyfile": "server.key"}, "keyfile: a key is of no use without its certificate"),
+    ],
+)
+def test_bad_files_are_one_line(server: MakeServer, options: dict[str, object], words: str) -> None:
+    one = server().start("apps:tls_handler", cwd=Path(__file__).parent, wait=False, **options)
+    assert one.wait_exit() == 1
+    (line,) = [line for line in one.log.splitlines() if line.startswith("pyfanout: ")]
+    assert re.search(words, line)
+
+
+# ---- PROXY protocol --------------------------------------------------------------------------------------------------
+
+
+@proxied
+@pytest.mark.parametrize("header", [V1, V2], ids=["1", "2"])
+def test_the_true_client_behind_a_proxy(launch: Callable[..., Server], header: bytes) -> None:
+    one = launch(workers=2, proxy_protocol=True)
+    one.expect("is closed: ")
+    for chunks in ([header + REQUEST], [header, REQUEST], [header[:9], header[9:] + REQUEST]):
+        with connect(one.address) as sock:
+            for chunk in chunks:
+                sock.sendall(chunk)
+                one.wait_idle()
+            assert body(read_all(sock))["client"] in (["192.0.2.7", 4711], ["192.0.2.7", 0])  # wsgiref has no port
+    with connect(one.address) as bare:
+        bare.sendall(REQUEST)
+        assert refused(bare)
+    one.wait_log("is closed: no PROXY header")
+
+
+def refused(sock: socket.socket) -> bool:
+    try:
+        return read_all(sock) == b""
+    except ConnectionResetError:  # what it had sent was not read
+        return True
+
+
+@pytest.mark.parametrize("kind", list(PLAIN))
+def test_proxy_and_tls(server: MakeServer, tls: dict[str, object], tmp_path: Path, kind: str) -> None:
+    app, options = PLAIN[kind]
+    one = server().start(f"apps:{app}", cwd=Path(__file__).parent, workers=1, proxy_protocol=True, **options, **tls)
+    with secure(one.address, tmp_path, before=V2) as sock:
+        sock.sendall(REQUEST)
+        assert body(read_all(sock))["client"] == ["192.0.2.7", 4711]
+
+
+@proxied
+def test_a_proxy_that_is_not_trusted(launch: Callable[..., Server]) -> None:
+    one = launch(workers=1, proxy_protocol=True, trusted="10.0.0.0/8")
+    with connect(one.address) as sock:
+        sock.sendall(V1 + REQUEST)
+        assert refused(sock)
+    one.wait_log("127.0.0.1 is not one of the trusted proxies")
+
+
+def test_uvloop_behind_a_proxy_says_so(server: MakeServer) -> None:
+    one = start(server(), SUBJECTS["aiohttp-uvloop"], wait=False, proxy_protocol=True)
+    one.expect("could not start", "pyfanout: ")
+    assert one.wait_exit() != 0
+    assert "uvloop asks the kernel" in one.log
+
+
+@proxied
+def test_a_header_has_its_time(launch: Callable[..., Server]) -> None:
+    one = launch(workers=1, proxy_protocol=True, handshake_timeout=0.3)
+    with connect(one.address) as sock:
+        sock.sendall(V1[:10])
+        assert refused(sock)
+    one.wait_log("PROXY header within 0.3 s")

@@ -1,0 +1,80 @@
+"""A program that has a loop of its own, and `Master.fileno`."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from harness import read_all
+from programme import run
+
+EXAMPLE = Path(__file__).parents[2] / "examples/own_loop.py"
+
+
+def test_the_example_serves_replaces_and_stops(tmp_path: Path) -> None:
+    code = EXAMPLE.read_text().replace("127.0.0.1:8000", "127.0.0.1:0")
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as shown:
+        try:
+            assert shown.stderr is not None
+            lines = iter(shown.stderr.readline, "")
+            port = next(int(found[1]) for line in lines if (found := re.search(r"listening on 127.0.0.1:(\d+)", line)))
+            for _ in range(20):
+                with socket.create_connection(("127.0.0.1", port), 20) as client:
+                    client.sendall(b"x")
+                    assert read_all(client).endswith(b"Hello\n")
+            shown.send_signal(signal.SIGTERM)
+            out, log = shown.communicate(timeout=20)
+        finally:
+            shown.kill()
+    assert shown.returncode == 0, out + log
+
+
+def test_the_descriptor_tells_of_all_there_is_to_do(tmp_path: Path) -> None:
+    """Connections, deaths, delays, pings, calls from outside; and it is silent when there is nothing."""
+    run(
+        tmp_path,
+        """
+        import select
+        poll = select.poll()
+
+        def drive(condition, what):
+            end = time.monotonic() + 20
+            while not condition():
+                assert time.monotonic() < end, (what, master.workers)
+                if poll.poll(100):
+                    assert master.step(0), what
+
+        with pyfanout.Master("app:handler", workers=2, min_uptime=60, **options) as master:
+            poll.register(master.fileno(), select.POLLIN)
+            drive(lambda: states(master) == ["READY", "READY"], "ready")
+            drive(lambda: all(worker.last_pong is not None for worker in master.workers), "pongs")
+            for generation in (2, 3):  # the second time after a delay
+                os.kill(master.workers[0].pid, signal.SIGKILL)
+                drive(lambda: master.workers[0].generation == generation and states(master) == ["READY"] * 2, "again")
+            master.reload(wait=False)
+            drive(lambda: [worker.generation for worker in master.workers] == [4, 2], "reloaded")
+            host, port = master.addresses[0].rsplit(":", 1)
+            clients = [socket.create_connection((host, int(port)), 20) for _ in range(100)]
+            for client in clients:
+                client.sendall(b"x")
+            drive(lambda: all(select.select([client], [], [], 0)[0] for client in clients), "answers")
+            for client in clients:
+                client.close()
+            drive(lambda: not sum(worker.in_flight for worker in master.workers), "nothing in flight")
+            steps = 0
+            end = time.monotonic() + 1
+            while time.monotonic() < end:
+                if poll.poll(100):
+                    steps += 1
+                    master.step(0)
+            assert steps < 30, steps  # a round of pings: a timer, two pongs
+            master.stop()
+            while not poll.poll(20_000) or master.step(0):
+                pass
+        """,
+    )
