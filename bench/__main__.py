@@ -1,4 +1,4 @@
-"""`python -m bench dispatch` and `python -m bench life`: measure every row of a table and print it."""
+"""`python -m bench dispatch`, `life` and `embed`: measure every row of a table and print it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from bench import life, procfs, report, run
+from bench import embed, life, procfs, report, run
 from bench.server import ROOT, ServerError
 
 RESULTS = ROOT / "bench" / "results"
@@ -40,10 +40,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     lives.add_argument("--quick", action="store_true", help="one short round: about 2 minutes instead of 25")
     lives.add_argument("--rounds", type=int, help="default 3, with --quick 1")
     lives.add_argument("--only", action="append", default=[], metavar="NAME", help="rows whose name begins so")
+    embeds = verbs.add_parser("embed", help="servers under pyfanout against their own way to use several processes")
+    embeds.add_argument("--rounds", type=int, help="default 3")
+    embeds.add_argument("--only", action="append", default=[], metavar="NAME", help="servers whose name begins so")
     options = parser.parse_args(arguments)
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds wants 1 or more")
-    if options.verb == "life":
+    if options.verb != "dispatch":
         return options
     if options.write_readme and (options.quick or options.only or options.subjects or options.rounds):
         parser.error("--write-readme is for a full run: not with --quick, --only, --subjects, --rounds")
@@ -116,11 +119,21 @@ def lives(options: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
+def embeds(options: argparse.Namespace, arguments: list[str]) -> int:
+    lines = embed.run(options.rounds or 3, options.only)
+    about = "\n".join(f"- {name}: {value}" for name, value in header(arguments).items())
+    print("\n".join([about, "", *lines]))
+    return 0
+
+
+VERBS = {"dispatch": dispatch, "life": lives, "embed": embeds}
+
+
 def main() -> int:
     arguments = sys.argv[1:]
     options = parse(arguments)
     try:
-        return (lives if options.verb == "life" else dispatch)(options, arguments)
+        return VERBS[options.verb](options, arguments)
     except ServerError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,167 @@
+"""`python -m bench embed`: servers under pyfanout, against the same servers' own way to use several processes.
+
+Both run at once, with the same application, on one core, and are asked in slices from the other: ratios within a round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bench import loadgen, procfs
+from bench.run import choose_cores
+from bench.server import ROOT, ServerError, free_port
+
+WORKERS = 2
+SLICES = 4
+SLICE_S = 2.0
+IN_FLIGHT = 64
+HELD = 1000
+LIMIT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One server, twice. {port} and {workers} are filled in."""
+
+    name: str
+    ours: str
+    theirs: str
+    asked: float
+
+
+RUN = "-m pyfanout run bench.embedded:{app} --bind 127.0.0.1:{{port}} --workers {{workers}} --log-level error"
+UVICORN = "-m uvicorn bench.embedded:asgi --port {port} --workers {workers} --no-access-log --log-level error"
+PAIRS = (
+    Pair("uvicorn, uvloop", RUN.format(app="asgi"), UVICORN + " --loop uvloop", 0.75),
+    Pair("uvicorn, asyncio", RUN.format(app="uvicorn_on_asyncio") + " --factory", UVICORN + " --loop asyncio", 0.95),
+    Pair(
+        "hypercorn",
+        RUN.format(app="asgi") + " --server hypercorn",
+        "-m hypercorn bench.embedded:asgi --bind 127.0.0.1:{port} --workers {workers} --log-level error",
+        0.95,
+    ),
+    Pair(
+        "aiohttp, gunicorn",
+        RUN.format(app="aiohttp") + " --factory",
+        "-m gunicorn bench.embedded:aiohttp_for_gunicorn --bind 127.0.0.1:{port} --workers {workers}"
+        " --worker-class aiohttp.GunicornWebWorker --log-level error",
+        0.95,
+    ),
+    Pair(
+        "tornado, fork_processes",
+        RUN.format(app="tornado") + " --factory",
+        "-m bench.embedded tornado {port} {workers}",
+        0.95,
+    ),
+)
+
+
+@contextlib.contextmanager
+def running(command: str, cpu: int) -> Iterator[int]:
+    """The port of a server that answers."""
+    port = free_port()
+    words = [sys.executable, *command.format(port=port, workers=WORKERS).split()]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            ["taskset", "--cpu-list", str(cpu), *words], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            end_s = time.monotonic() + LIMIT_S
+            while loadgen.load(port, closed=1, count=1, duration=1, path="fast")["errors_total"]:
+                if time.monotonic() > end_s or process.poll() is not None:
+                    raise ServerError(f"no answer: {command}; its log:\n{os.pread(log.fileno(), 9999, 0).decode()}")
+                time.sleep(0.1)
+            time.sleep(0.5)  # the other workers
+            yield port
+        finally:
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LIMIT_S)
+            for pid in procfs.session(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+
+
+def connections_per_s(port: int, cpu: int) -> float:
+    answers = loadgen.load(port, cpu=cpu, closed=IN_FLIGHT, warmup=0.3, duration=SLICE_S, path="fast")
+    if answers.errors:
+        raise ServerError(f"failures: {answers.errors}")
+    return answers.per_s
+
+
+def requests_per_s(port: int, cpu: int) -> float:
+    """On connections that are kept."""
+    url = f"http://127.0.0.1:{port}/fast"
+    command = ["taskset", "--cpu-list", str(cpu), "wrk", "-t1", f"-c{IN_FLIGHT}", f"-d{SLICE_S:g}s", url]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"Requests/sec:\s*([\d.]+)", printed)
+    if found is None or "Non-2xx" in printed:
+        raise ServerError(f"wrk: {printed}")
+    return float(found[1])
+
+
+def uneven(port: int) -> float:
+    """Of HELD connections that come one after the other and stay: what the fullest worker has, to its share."""
+    import http.client  # noqa: PLC0415
+
+    held = [http.client.HTTPConnection("127.0.0.1", port, timeout=20) for _ in range(HELD)]
+    workers: Counter[bytes] = Counter()
+    try:
+        for one in held:
+            one.request("GET", "/fast")
+            workers[one.getresponse().read()] += 1
+    finally:
+        for one in held:
+            one.close()
+    return max(workers.values()) / (HELD / WORKERS)
+
+
+def measure(pair: Pair) -> tuple[float, float, float, float]:
+    """Connections and requests per second as ratios, and how uneven each is."""
+    _, layout = choose_cores()
+    with running(pair.ours, layout.server) as ours, running(pair.theirs, layout.server) as theirs:
+        ratios = []
+        for per_s in (connections_per_s, requests_per_s):
+            pairs = []
+            for slice_ in range(-1, SLICES):
+                found = per_s(ours, layout.load), per_s(theirs, layout.load)
+                if slice_ >= 0:
+                    pairs.append(found)
+            ratios.append(statistics.fmean(one for one, _ in pairs) / statistics.fmean(other for _, other in pairs))
+        return ratios[0], ratios[1], uneven(ours), uneven(theirs)
+
+
+def run(rounds: int, only: list[str]) -> list[str]:
+    """The table, a line each; progress goes to stderr."""
+    loadgen.build()
+    pairs = [pair for pair in PAIRS if not only or any(pair.name.startswith(name) for name in only)]
+    if not pairs:
+        raise ServerError(f"no pair is called {' or '.join(only)}: {', '.join(pair.name for pair in PAIRS)}")
+    found: dict[str, list[tuple[float, float, float, float]]] = {pair.name: [] for pair in pairs}
+    for round_ in range(rounds):
+        for pair in pairs:
+            found[pair.name].append(values := measure(pair))
+            text = " ".join(f"{value:.3f}" for value in values)
+            print(f"round {round_ + 1} {pair.name}: conn/s, req/s, held ours, theirs: {text}", file=sys.stderr)
+    lines = ["| server | asked | conn/s, ours to theirs | requests/s, kept | 1,000 held: ours | theirs |"]
+    lines.append("|---|---|---|---|---|---|")
+    for pair in pairs:
+        cells = [_spread([values[i] for values in found[pair.name]]) for i in range(4)]
+        lines.append(f"| {pair.name} | {pair.asked} | {' | '.join(cells)} |")
+    return lines
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.3f} ({min(values):.3f}..{max(values):.3f})"
