@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable
-from typing import Unpack
+from typing import Unpack, cast
 
 from pyfanout.app import check_spec, import_from
 from pyfanout.config import MAX_WORKERS, Config, Options
@@ -39,12 +39,14 @@ class Master:
     """
 
     def __init__(self, app: App | str, **options: Unpack[Options]) -> None:
-        """`app` is a handler as for `serve`, or "module:attr", which each worker imports for itself: then a reload
+        """`app` is an application as for `serve`, or "module:attr", which each worker imports for itself: then a reload
         takes up new code. Options as for `serve`. Raises ConfigError."""
         config = Config.resolve(options, os.environ)
         if isinstance(app, str):
             check_spec(app)
             self._prepare(config, functools.partial(import_from, app, factory=config.factory), Kind)
+        elif config.factory:
+            self._prepare(config, cast("Callable[[], App]", app), Kind)
         else:
             self._prepare(config, lambda: app, [kind_of(app)])
 

@@ -26,13 +26,14 @@ def add(verbs: argparse._SubParsersAction[Parser]) -> None:
     parser = verbs.add_parser(
         "run",
         help="serve an application",
-        description="Serve module:attr: handler(conn, addr), or async def handler(reader, writer). "
+        description="Serve module:attr: handler(conn, addr), async def handler(reader, writer), a WSGI or ASGI "
+        "application, a socketserver class; told by its shape, or by --as. "
         "The module is looked for in the current folder first.",
         epilog="Every option is also a variable, such as PYFANOUT_MAX_REQUESTS=1000; a flag wins over it. "
         "Exit code: 0 stopped, 1 bad option, 3 no worker can start, 4 application cannot be loaded.",
         allow_abbrev=False,
     )
-    parser.add_argument("app", metavar="module:attr", help="the handler to serve, such as app:handler")
+    parser.add_argument("app", metavar="module:attr", help="the application to serve, such as app:handler")
     for option in options().values():
         if not option.python_only:
             flags = [option.short, option.flag] if option.short else [option.flag]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyfanout
 
-SLOW_S = 0.6
+SLOW_S = 1.0
 
 
 WORKER = pyfanout.current_worker()

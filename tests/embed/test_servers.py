@@ -85,8 +85,8 @@ def test_a_killed_worker_is_replaced(server: MakeServer, subject: Subject) -> No
         kill(old[0])
     one.wait_until(lambda: len(set(pids(one)) - set(old)) == 1, "a replacement")
     one.wait_ready_workers(3)
-    seen = {ask(one.address)["pid"] for _ in range(8)}
-    assert seen == set(pids(one))
+    seen: set[int] = set()
+    one.wait_until(lambda: seen.add(ask(one.address)["pid"]) or seen == set(pids(one)), "both answer")
     assert old[0] not in seen
 
 
@@ -143,7 +143,6 @@ def test_a_worker_that_drains_does_not_spin(server: MakeServer, subject: Subject
     one = start(server(), subject, workers=1, threads=3)
     (pid,) = pids(one)
     with Client(one.address) as client:
-        client.ask(close=True)
         answers: list[Any] = []
         thread = threading.Thread(target=lambda: answers.append(client.ask("/slow")))
         thread.start()

@@ -25,6 +25,25 @@ def test_it_serves_and_shows_its_workers(tmp_path: Path) -> None:
     )
 
 
+def test_a_factory(tmp_path: Path) -> None:
+    """Called in each worker, not before."""
+    run(
+        tmp_path,
+        """
+        def make():
+            pid = os.getpid()
+            def handler(conn, addr):
+                conn.recv(99)
+                conn.sendall(b"%d" % pid)
+            return handler
+
+        with pyfanout.Master(make, workers=2, factory=True, **options) as master:
+            until(master, lambda: states(master) == ["READY", "READY"], "ready")
+            assert {ask(master) for _ in range(4)} == {worker.pid for worker in master.workers}
+        """,
+    )
+
+
 def test_reload_returns_when_all_are_new(tmp_path: Path) -> None:
     run(
         tmp_path,
