@@ -43,6 +43,7 @@ class Runner(ThreadedRunner):
 
         if worker.config.threads > 1:
             self._options.setdefault("numthreads", worker.config.threads)
+        self._options.setdefault("shutdown_timeout", worker.config.drain_timeout)  # for requests; cheroot's own is 5 s
         self._server = server = Server(("127.0.0.1", 0), self._app, **self._options)
         server.ConnectionClass = Connection
         if context := worker.tls_context():

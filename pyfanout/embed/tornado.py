@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ class Runner(AsyncioRunner):
         self._loop = loop
         self._options = options
         self._server: Any = None
+        self._requests: weakref.WeakSet[Any] = weakref.WeakSet()  # of those whose client left nobody tells
 
     def serve(self, worker: Worker) -> None:
         self.loop_factory = loop_factory(self._loop, worker.config)
@@ -35,15 +37,32 @@ class Runner(AsyncioRunner):
     ) -> None:
         from tornado.httpserver import HTTPServer  # noqa: PLC0415
 
+        class Server(HTTPServer):
+            """Knows which requests it has not answered; `close_all_connections` cuts them off."""
+
+            def start_request(server, server_conn: Any, request_conn: Any) -> Any:
+                finish = request_conn.finish
+
+                def finished() -> None:
+                    self._requests.discard(request_conn)
+                    finish()
+
+                self._requests.add(request_conn)
+                request_conn.finish = finished
+                return super().start_request(server_conn, request_conn)
+
         worker.adopt_logger("tornado")
         if context := worker.tls_context():
             self._options["ssl_options"] = context
-        self._server = server = HTTPServer(self._app, **self._options)
+        self._server = server = Server(self._app, **self._options)
         server.add_sockets([listener])
         started()
         await stopping.wait()
         server.stop()
         await server.close_all_connections()
+
+    def busy(self) -> bool:
+        return any(not request.stream.closed() for request in list(self._requests))
 
     def drains(self) -> None:
         self._server.conn_params.no_keep_alive = True  # each of its connections looks there before it goes on

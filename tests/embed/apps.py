@@ -12,7 +12,7 @@ from typing import Any
 
 import pyfanout
 
-SLOW_S = 1.0
+SLOW_S = 1.4
 
 
 WORKER = pyfanout.current_worker()
