@@ -12,7 +12,7 @@ run: .venv/ready
 # Those that do not measure themselves with the whole machine need not wait for each other.
 test: .venv/ready tools
 	$(BIN)/python -m pytest tests/bench tests/system tests/test_guards.py tests/test_readme.py $(TEST_ARGS)
-	$(BIN)/python -m pytest --numprocesses=3 tests/core tests/unit tests/embed
+	$(BIN)/python -m pytest --numprocesses=2 tests/core tests/unit tests/embed
 
 lint: .venv/ready
 	$(BIN)/ruff check .
