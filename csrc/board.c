@@ -4,6 +4,7 @@
  * connection to arrive: a worker that lies harms itself. The master clamps what it reads and never uses it as an
  * index or a length.
  */
+#define _GNU_SOURCE
 #include "core.h"
 
 #include <assert.h>
@@ -37,6 +38,21 @@ fan_board *fan_board_map(int slots)
     return pages == MAP_FAILED ? NULL : pages;
 }
 
+/* Put a file in the place of the pages, which nobody uses yet. Returns its descriptor or -errno. */
+int fan_board_share(fan_board *board, int slots)
+{
+    size_t bytes = (size_t)slots * PAGE_BYTES;
+    int fd = memfd_create("board", MFD_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    if (ftruncate(fd, (off_t)bytes) == 0 &&
+        mmap(board, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) != MAP_FAILED)
+        return fd;
+    int rc = -errno;
+    close(fd);
+    return rc;
+}
+
 void fan_board_unmap(fan_board *board, int slots)
 {
     munmap(board, (size_t)slots * PAGE_BYTES);
@@ -50,6 +66,17 @@ void fan_board_keep(fan_board *board, int slots, int keep)
         munmap(board, (size_t)keep * PAGE_BYTES);
     if (keep + 1 < slots)
         munmap(board + keep + 1, (size_t)(slots - keep - 1) * PAGE_BYTES);
+}
+
+/* Where the machine's pages are larger its neighbours are mapped, too, see fan_board_keep. */
+int fan_board_open(int fd, int slot, fan_board **out)
+{
+    size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE), at = (size_t)slot * PAGE_BYTES, before = at % page_bytes;
+    char *pages = mmap(NULL, before + PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)(at - before));
+    if (pages == MAP_FAILED)
+        return -errno;
+    *out = (fan_board *)(pages + before);
+    return 0;
 }
 
 fan_board *fan_board_page(fan_board *board, int slot)

@@ -193,8 +193,10 @@ int fan_channel_wait(int channel_fd)
     while (recv(channel_fd, &first, 1, MSG_PEEK) < 0) {
         if (errno != EAGAIN)
             return -errno;
-        /* Somebody with a duplicate has set O_NONBLOCK, for all of us. */
         int flags = fcntl(channel_fd, F_GETFL);
+        if (flags >= 0 && !(flags & O_NONBLOCK))
+            return -EAGAIN; /* SO_RCVTIMEO */
+        /* Somebody with a duplicate has set O_NONBLOCK, for all of us. */
         if (flags < 0 || fcntl(channel_fd, F_SETFL, flags & ~O_NONBLOCK) < 0)
             return -errno;
     }

@@ -48,7 +48,7 @@ int fan_core_new(int slots, int policy, fan_core **out)
     fan_core *core = calloc(1, sizeof *core);
     if (!core)
         return rc;
-    core->inner = core->outer = core->front = core->timer = -1;
+    core->inner = core->outer = core->front = core->timer = core->board_fd = -1;
     core->slot_count = slots;
     core->policy = policy;
     core->accept_flags = SOCK_CLOEXEC;
@@ -97,6 +97,7 @@ static void close_most(fan_core *core)
     fan_close(&core->outer);
     fan_close(&core->front);
     fan_close(&core->timer);
+    fan_close(&core->board_fd);
 }
 
 static void free_memory(fan_core *core)
@@ -144,6 +145,16 @@ int fan_core_listen(fan_core *core, int fd)
         return rc;
     core->listeners[core->listener_count++] = (fan_listener){.fd = fd};
     return number;
+}
+
+int fan_core_share(fan_core *core)
+{
+    assert(core->used_count == 0 && core->board_fd < 0);
+    int fd = fan_board_share(core->board, core->slot_count);
+    if (fd < 0)
+        return fd;
+    core->board_fd = fd;
+    return 0;
 }
 
 int fan_core_watch(fan_core *core, int fd, int64_t token)

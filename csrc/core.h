@@ -94,6 +94,7 @@ struct fan_core {
     fan_channel *channels;   /* one a slot, and the pool's at [slots] */
     fan_slot *slots;
     fan_board *board;        /* one page a slot, shared with the workers */
+    int board_fd;            /* owned; its file, or -1: it has none */
     int listener_count, listener_cursor;
     int batch_count;         /* accepted by the last batch */
     int64_t batch_ns;        /* when that was */
@@ -154,6 +155,7 @@ int fan_channel_receive_many(int channel_fd, int count, fan_record *records, int
 
 /* board.c */
 fan_board *fan_board_map(int slots);
+int fan_board_share(fan_board *board, int slots);
 void fan_board_unmap(fan_board *board, int slots);
 void fan_board_keep(fan_board *board, int slots, int keep);
 void fan_board_begin(fan_board *board, int slot, uint64_t generation);

@@ -99,6 +99,10 @@ void fan_core_free(fan_core *core);
 /* Take over a listening socket that is O_NONBLOCK. Returns its number; on failure the fd stays the caller's. */
 int fan_core_listen(fan_core *core, int fd);
 
+/* Before the first slot: there will be workers that are no children of the master's, see fan_slot_ends. On failure nothing
+ * has changed. */
+int fan_core_share(fan_core *core);
+
 /* Report FAN_EVENT_WATCHED with `token` while fd is readable. The fd stays the caller's: unwatch, then close.
  * Tokens are 0 or more, below 2^48. */
 int fan_core_watch(fan_core *core, int fd, int64_t token);
@@ -133,6 +137,10 @@ int fan_slot_begin(fan_core *core, int slot, uint64_t generation, int identity);
  * before. Its worker has left and is dead. */
 void fan_slot_end(fan_core *core, int slot);
 
+/* What a worker needs that is no child of the master's, to be sent to it: the reading ends, and the board's file. They stay
+ * the core's, which was shared. */
+void fan_slot_ends(const fan_core *core, int slot, int *pool_fd, int *slot_fd, int *board_fd);
+
 /* A worker is ready. `pool`: it reads the pool channel, else the slot's own. `threads`: how many block in
  * fan_take at once, 0 for an event loop. `size`: messages the channel shall take; returns what the kernel grants.
  * `most`: connections that one with its own channel may hold, waiting ones included; 0: any number. At `most` it gets
@@ -155,13 +163,17 @@ void fan_slot_look(const fan_core *core, int slot, fan_board_view *out);
  * then free it. The fds and the page are the caller's. Never touches the epoll sets: they are the master's too. */
 void fan_core_abandon(fan_core *core, int slot, int *pool_fd, int *slot_fd, fan_board **board);
 
+/* In a worker that was sent them: its page of the board. `fd` stays the caller's, who closes it: other pages are none of its
+ * affair. */
+int fan_board_open(int fd, int slot, fan_board **out);
+
 /* A taker reads from `fd` (which stays the caller's) and reports as thread number `thread` of the page. NULL: ENOMEM. */
 fan_taker *fan_taker_new(int fd, fan_board *board, int thread);
 void fan_taker_free(fan_taker *taker);
 
 /* Block until a connection, or end-of-file, may be there. 1: it took a while. 0: it was there. -EINTR: a signal came.
- * -ECANCELED: fan_taker_cancel. Takes nothing: who waits for a connection without the interpreter's lock might have to
- * wait for the lock afterwards, with a client in its hands. */
+ * -ECANCELED: fan_taker_cancel. -EAGAIN: the time of SO_RCVTIMEO, if that is set. Takes nothing: who waits for a
+ * connection without the interpreter's lock might have to wait for the lock afterwards, with a client in its hands. */
 int fan_take_wait(fan_taker *taker);
 
 /* One that is there. 1: *out is filled and out->fd is the caller's. 0: end-of-file, the master is done. -EAGAIN: none.

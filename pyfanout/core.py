@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -109,6 +110,10 @@ class Core:
         """Take over a non-blocking listening socket; its number. On CoreError `fd` stays the caller's."""
         return check(lib.fan_core_listen(self._core, fd), f"add listener {fd}")
 
+    def share(self) -> None:
+        """Before the first `begin`: there will be workers that are no children of ours, see `ends`."""
+        check(lib.fan_core_share(self._core), "make a file of the board")
+
     def watch(self, fd: int, token: int) -> None:
         """Report WATCHED with `token` while `fd` is readable. Call `unwatch` before `fd` is closed."""
         check(lib.fan_core_watch(self._core, fd, token), f"watch descriptor {fd}")
@@ -163,6 +168,13 @@ class Core:
         """Take a worker out of rotation, alive or not. No-op if it is not in."""
         lib.fan_slot_leave(self._core, slot)
 
+    def ends(self, slot: int) -> tuple[int, int, int]:
+        """For a worker that is no child of ours, what makes its `Station`: the pool's reading end, its slot's, and the
+        board's file. They stay the core's."""
+        pool_fd, slot_fd, board_fd = ffi.new("int *"), ffi.new("int *"), ffi.new("int *")
+        lib.fan_slot_ends(self._core, slot, pool_fd, slot_fd, board_fd)
+        return pool_fd[0], slot_fd[0], board_fd[0]
+
     def untaken(self, slot: int) -> int:
         """Messages that wait in the slot's own channel, or in the POOL's."""
         return check(lib.fan_slot_untaken(self._core, slot), f"look into the channel of worker {slot}")
@@ -192,6 +204,20 @@ class Station:
         self.done: Callable[[], None] = functools.partial(lib.fan_board_done, board)
         """A taken connection was closed or detached. No frame of Python: it is called for each."""
 
+    @classmethod
+    def of(cls, pool_fd: int, slot_fd: int, board_fd: int, slot: int) -> Station:
+        """From what `Core.ends` of another process has sent. Takes over all three. Raises CoreError."""
+        board = ffi.new("fan_board **")
+        try:
+            check(lib.fan_board_open(board_fd, slot, board), f"map page {slot} of the board")
+        except BaseException:
+            os.close(pool_fd)
+            os.close(slot_fd)
+            raise
+        finally:
+            os.close(board_fd)
+        return cls(pool_fd, slot_fd, board[0])
+
     def disown(self) -> None:
         """In a child that the worker forked: what it writes to the page goes nowhere."""
         lib.fan_board_disown(self.board)
@@ -219,7 +245,8 @@ class Taker:
         """The last connection had to be waited for, so the next one will be, too: no look in vain."""
 
     def take(self, fd_is_free: bool) -> int:
-        """Block until a connection is there, which fills `arrival`; `fan_take`'s result (1, 0 at the end, -errno)."""
+        """Block until a connection is there, which fills `arrival`; `fan_take`'s result (1, 0 at the end, -errno), or
+        -EAGAIN if the socket has a timeout, and that is over."""
         rc = _AGAIN if self._slow else self._take(fd_is_free)
         while rc == _AGAIN:
             slept = self._wait()

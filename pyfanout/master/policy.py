@@ -1,4 +1,5 @@
-"""When a worker is hung, when a slot gets its next worker, when it is said to be broken. Pure: takes times and counts.
+"""When a worker is hung, when a slot gets its next worker, when it is said to be broken, how much a channel holds.
+Pure: takes times and counts.
 
 All times are CLOCK_MONOTONIC nanoseconds.
 """
@@ -18,6 +19,19 @@ again."""
 BROKEN_WINDOW = 60
 """Deaths that make it FAILED, too, if they come faster than one in each `min_uptime`: those that always die just after
 it never have a row."""
+
+ASYNCIO_SIZE = 8
+"""Messages in an event loop's channel: refilled at one. With 32, refilled at seven, the master was woken for each of
+the first seven clients, into the loop's work: measured on 2026-11-22, conn/s to SO_REUSEPORT 1.00 and 1.02 (one core,
+core each) with 32, 1.04 and 1.16 with 8, on the machine of bench/README.md."""
+
+SIZE_PER_THREAD = 4
+"""Messages per blocking thread in its channel: refilled at one, so nobody waits for the master."""
+
+
+def channel_size(threads: int, most: int) -> int:
+    """Messages that a channel shall take, which `threads` read, or an event loop (0); `most` if that is less, but 1."""
+    return min(SIZE_PER_THREAD * threads or ASYNCIO_SIZE, max(most, 1))
 
 
 def has_lived(ready_for_ns: int | None, served: bool, min_uptime_ns: int) -> bool:

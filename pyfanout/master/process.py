@@ -5,7 +5,6 @@ Owns a child's pidfd. Knows nothing of slots or states; is handed what the child
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -82,7 +81,6 @@ def spawn(first_steps: Callable[[], None], entry: Callable[[], int]) -> Process:
     The child never returns into the caller's stack, whatever happens in it. Raises OSError if the fork or its pidfd
     is refused (EAGAIN, ENOMEM, EMFILE); then there is no child.
     """
-    gc.freeze()  # what exists now is shared with the child until somebody writes to it; the collector would
     sys.stdout.flush()  # else the child writes what is buffered once more
     sys.stderr.flush()
     # A signal between the fork and the child's first steps would run the master's handler in the child.

@@ -98,8 +98,6 @@ class Member:
     """When the ping was sent that waits for its pong; None: none does."""
     pong_ns: int | None = None
     """When the last pong came."""
-    tokens: dict[int, int] = field(default_factory=dict)
-    """What is watched of it: token by descriptor."""
 
     def __str__(self) -> str:
         return f"worker={self.slot.number} gen={self.generation} pid={self.process.pid}"

@@ -12,7 +12,6 @@ import gc
 import logging
 import os
 import random
-import resource
 import signal
 import socket
 import time
@@ -39,13 +38,16 @@ from pyfanout.master import policy
 from pyfanout.master.callbacks import Callbacks, Notice
 from pyfanout.master.health import Health
 from pyfanout.master.lifecycle import Action, Happened, State, step
+from pyfanout.master.limits import most_in_flight
 from pyfanout.master.listeners import Endpoint
 from pyfanout.master.oom import OomKills
 from pyfanout.master.process import ExitReport, spawn
 from pyfanout.master.reload import Reload
 from pyfanout.master.roster import Member, Roster, Slot
+from pyfanout.master.shortage import Shortage
 from pyfanout.master.signals import Request, Signals
 from pyfanout.master.status import WorkerStatus, status_of
+from pyfanout.master.watches import Watches
 
 log = logging.getLogger("pyfanout.master")
 
@@ -59,28 +61,8 @@ WhenReloaded = Callable[[str], object]
 GRACE_NS = 2_000_000_000
 """From "stop now" to SIGKILL: long enough for an exit hook, short for who presses ^C."""
 
-ASYNCIO_SIZE = 8
-"""Messages in an event loop's channel: refilled at one. With 32, refilled at seven, the master was woken for each of
-the first seven clients, into the loop's work: measured on 2026-11-22, conn/s to SO_REUSEPORT 1.00 and 1.02 (one core,
-core each) with 32, 1.04 and 1.16 with 8, on the machine of bench/README.md."""
-
-SIZE_PER_THREAD = 4
-"""Messages per blocking thread in its channel: refilled at one, so nobody waits for the master."""
-
-
 MESSAGES = 16
 """Read of one worker before the others have their turn: a socket that is full would swallow a pong."""
-
-
-def raise_descriptor_limit() -> int:
-    """Raise the soft RLIMIT_NOFILE to the hard one: a server needs many, and a select() that needs few is not here.
-
-    Returns the limit.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
 
 
 class Supervisor:
@@ -101,8 +83,6 @@ class Supervisor:
         self._health = Health(config)
         self._oom_kills = OomKills()
         self._min_uptime_ns = int(config.min_uptime * 1e9)
-        self._callbacks: dict[int, Callable[[], None]] = {}
-        self._next_token = 0
         self._ever_ready = False
         self._told_ready = False
         self._stopping: Request | None = None
@@ -113,9 +93,7 @@ class Supervisor:
         """The drain timeout of a graceful stop is over."""
         self._has_front = False
         """Somebody else's loop calls `step`."""
-        self._short = False
-        """The log says that accepting rests."""
-        self._shortage_told_ns = -1_000_000_000
+        self._shortage = Shortage()
         self._reload: Reload | None = None
         self._when_reloaded: list[WhenReloaded] = []
         self._reload_again: list[WhenReloaded] | None = None
@@ -128,14 +106,13 @@ class Supervisor:
     # ---- birth and death ----------------------------------------------------------------------------------------
 
     def __enter__(self) -> Supervisor:
-        limit = raise_descriptor_limit()
-        # The kernel bounds the descriptors in flight per user by the same limit (unix(7), ETOOMANYREFS).
-        self._most_in_flight = limit // 4
+        self._most_in_flight = most_in_flight()
         gc.collect()  # what is garbage now would be frozen, and kept, at the first fork
         with contextlib.ExitStack() as undo:
             undo.callback(gc.unfreeze)
             self._signals = undo.enter_context(Signals())
             self._core = undo.enter_context(Core(SLOTS, self._config.policy))
+            self._watches = Watches(self._core)
             undo.callback(self._bury)
             self._open()
             self._undo = undo.pop_all()
@@ -148,7 +125,7 @@ class Supervisor:
         for endpoint in self._endpoints:
             self._core.listen(endpoint.sock.fileno())
             endpoint.detach()
-        self._watch(self._signals.fileno(), self._on_signal)
+        self._watches.add(self._signals.fileno(), self._on_signal)
         config = self._config
         log.info(
             "listening on %s with %d worker%s, %s",
@@ -233,30 +210,19 @@ class Supervisor:
 
     # ---- events -------------------------------------------------------------------------------------------------
 
-    def _watch(self, fd: int, callback: Callable[[], None]) -> int:
-        token, self._next_token = self._next_token, self._next_token + 1
-        self._core.watch(fd, token)
-        self._callbacks[token] = callback
-        return token
-
-    def _unwatch(self, member: Member, fd: int) -> None:
-        token = member.tokens.pop(fd, None)
-        if token is not None:
-            self._core.unwatch(fd)
-            del self._callbacks[token]
+    def _unwatch(self, member: Member) -> None:
+        for fd in (member.process.pidfd, member.control.fileno()):
+            self._watches.remove(fd)
 
     def _on_event(self, event: Event) -> None:
         match event.news:
             case News.WATCHED:
-                callback = self._callbacks.get(event.token)
-                if callback is not None:  # else it was unwatched by an event before this one
-                    callback()
+                self._watches.call(event.token)
             case News.PAUSED:
-                self._on_shortage(event.error)
+                if self._shortage.begins(event.error):
+                    self._tell("shed", None, os.strerror(event.error))
             case News.RESUMED:
-                if self._short:
-                    self._short = False
-                    log.info("accepting goes on")
+                self._shortage.ends()
             case News.LISTENER_FAILED:
                 address = self._endpoints[event.token].address
                 log.critical("lost listener %s: %s", address, os.strerror(event.error))
@@ -270,14 +236,6 @@ class Supervisor:
                 for member in self._roster.members:
                     needless = member.state is State.BOOTING and not self._waiting_for(member)
                     self._happened(member, Happened.TOLD_TO_DRAIN if needless else Happened.CHANNELS_ENDED)
-
-    def _on_shortage(self, error: int) -> None:
-        """Once a second at most: at a limit it comes and goes with each connection."""
-        now_ns = time.monotonic_ns()
-        if now_ns >= self._shortage_told_ns + 1_000_000_000:
-            self._short, self._shortage_told_ns = True, now_ns
-            log.error("accepting rests: %s; new clients wait in the kernel's queue", os.strerror(error))
-            self._tell("shed", None, os.strerror(error))
 
     def _on_broken(self, place: int) -> None:
         """Its readers see end-of-file and leave by themselves; those that do not are told to."""
@@ -322,12 +280,12 @@ class Supervisor:
         except (DecodeError, OSError) as error:
             member.verdict = f"nonsense on its control socket: {error}"
             log.error("%s talks nonsense on its control socket (%s) and is killed", member, error)
-            self._unwatch(member, member.control.fileno())
+            self._watches.remove(member.control.fileno())
             member.process.send(signal.SIGKILL)
             return False
         match message:
             case None:  # it closed its end; most likely it is about to die
-                self._unwatch(member, member.control.fileno())
+                self._watches.remove(member.control.fileno())
                 return False
             case Ready(pool, threads):
                 self._on_ready(member, pool, threads)
@@ -400,8 +358,7 @@ class Supervisor:
             self._spawn(slot)
 
     def _on_death(self, member: Member) -> None:
-        for fd in list(member.tokens):
-            self._unwatch(member, fd)
+        self._unwatch(member)
         self._read_last_words(member)
         report, was, view = member.process.reap(), member.state, self._core.look(member.place)
         words = f"{report}{self._cause(member, report)}"
@@ -523,7 +480,7 @@ class Supervisor:
     def _enter(self, member: Member) -> None:
         slots = len(self._roster.slots)
         readers = member.threads * (slots if member.pool else 1)
-        size = min(SIZE_PER_THREAD * readers or ASYNCIO_SIZE, max(self._most_in_flight // max(slots, 1), 1))
+        size = policy.channel_size(readers, self._most_in_flight // max(slots, 1))
         most = 0 if member.threads else self._config.max_connections
         self._core.enter(member.place, pool=member.pool, threads=member.threads, size=size, most=most)
 
@@ -644,6 +601,7 @@ class Supervisor:
                 if place != slot.place:  # else what waits in it waits for the next one
                     undo.callback(self._core.end, place)
                 station: list[Station] = []
+                gc.freeze()  # what exists now is shared with the child until somebody writes to it; the collector would
                 process = spawn(
                     functools.partial(self._first_steps, place, ours, station),
                     lambda: self._worker_main(slot.number, generation, station[0], theirs, stacks_fd),
@@ -651,11 +609,10 @@ class Supervisor:
             boot_deadline_ns = time.monotonic_ns() + int(self._config.boot_timeout * 1e9)
             member = Member(slot, generation, place, process, ours, stacks_fd, boot_deadline_ns)
             try:
-                for fd, callback in ((process.pidfd, self._on_death), (ours.fileno(), self._on_message)):
-                    member.tokens[fd] = self._watch(fd, functools.partial(callback, member))
+                self._watches.add(process.pidfd, functools.partial(self._on_death, member))
+                self._watches.add(ours.fileno(), functools.partial(self._on_message, member))
             except OSError:
-                for fd in list(member.tokens):
-                    self._unwatch(member, fd)
+                self._unwatch(member)
                 process.send(signal.SIGKILL)
                 process.reap()
                 raise

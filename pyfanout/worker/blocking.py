@@ -126,7 +126,7 @@ class Server:
                 self._wait_for_descriptor()
             elif rc == -errno.ENOBUFS:
                 log.error("worker=%d: a connection was lost, no descriptor was free for it", worker.slot)
-            elif rc != -errno.EINTR:
+            elif rc not in (-errno.EINTR, -errno.EAGAIN):
                 self._leave(OSError(-rc, f"take a connection: {os.strerror(-rc)}"))
         del self._idents[taker]
         with contextlib.suppress(RuntimeError):  # another was the first
