@@ -6,6 +6,7 @@ Both run at once, with the same application, on one core, and are asked in slice
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import re
 import signal
@@ -28,6 +29,8 @@ SLICE_S = 2.0
 IN_FLIGHT = 64
 HELD = 1000
 LIMIT_S = 20.0
+POLL_S = 0.05
+"""Between two tries to connect to a server that starts: nothing tells when it listens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +81,16 @@ def running(command: str, cpu: int) -> Iterator[int]:
         )
         try:
             end_s = time.monotonic() + LIMIT_S
-            while loadgen.load(port, closed=1, count=1, duration=1, path="fast")["errors_total"]:
+            found: set[bytes] = set()
+            while len(found) < WORKERS:
                 if time.monotonic() > end_s or process.poll() is not None:
-                    raise ServerError(f"no answer: {command}; its log:\n{os.pread(log.fileno(), 9999, 0).decode()}")
-                time.sleep(0.1)
-            time.sleep(0.5)  # the other workers
+                    said = os.pread(log.fileno(), 9999, 0).decode()
+                    raise ServerError(f"{len(found)} workers answer: {command}; its log:\n{said}")
+                try:
+                    with held(port, IN_FLIGHT) as answers:
+                        found.update(answers)
+                except OSError:  # it does not listen yet
+                    time.sleep(POLL_S)
             yield port
         finally:
             process.send_signal(signal.SIGTERM)
@@ -112,20 +120,25 @@ def requests_per_s(port: int, cpu: int) -> float:
     return float(found[1])
 
 
-def uneven(port: int) -> float:
-    """Of HELD connections that come one after the other and stay: what the fullest worker has, to its share."""
-    import http.client  # noqa: PLC0415
-
-    held = [http.client.HTTPConnection("127.0.0.1", port, timeout=20) for _ in range(HELD)]
-    workers: Counter[bytes] = Counter()
+@contextlib.contextmanager
+def held(port: int, count: int) -> Iterator[list[bytes]]:
+    """So many connections, one after the other, that stay: what each was answered, which is the name of its worker."""
+    conns = [http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_S) for _ in range(count)]
+    answers = []
     try:
-        for one in held:
-            one.request("GET", "/fast")
-            workers[one.getresponse().read()] += 1
+        for conn in conns:
+            conn.request("GET", "/fast")
+            answers.append(conn.getresponse().read())
+        yield answers
     finally:
-        for one in held:
-            one.close()
-    return max(workers.values()) / (HELD / WORKERS)
+        for conn in conns:
+            conn.close()
+
+
+def uneven(port: int) -> float:
+    """Of HELD connections, what the fullest worker has, to its share."""
+    with held(port, HELD) as answers:
+        return max(Counter(answers).values()) / (HELD / WORKERS)
 
 
 def measure(pair: Pair) -> tuple[float, float, float, float]:

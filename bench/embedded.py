@@ -21,13 +21,13 @@ async def asgi(scope: Any, _receive: Any, send: Any) -> None:
 
 
 def uvicorn_on_asyncio() -> Any:
-    from pyfanout.embed import uvicorn  # noqa: PLC0415 - one subject, one server's modules
+    from pyfanout.embed import uvicorn
 
     return uvicorn.Runner(asgi, loop="asyncio")
 
 
 def aiohttp() -> Any:
-    from aiohttp import web  # noqa: PLC0415
+    from aiohttp import web
 
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(body=b"%d\n" % os.getpid())
@@ -42,7 +42,7 @@ async def aiohttp_for_gunicorn() -> Any:
 
 
 def tornado() -> Any:
-    from tornado import web  # noqa: PLC0415
+    from tornado import web
 
     class Answer(web.RequestHandler):
         def get(self) -> None:
@@ -52,9 +52,9 @@ def tornado() -> Any:
 
 
 def main(port: int, workers: int) -> None:
-    import asyncio  # noqa: PLC0415
+    import asyncio
 
-    from tornado import httpserver, netutil, process  # noqa: PLC0415
+    from tornado import httpserver, netutil, process
 
     sockets = netutil.bind_sockets(port, "127.0.0.1", backlog=4096)
     process.fork_processes(workers)

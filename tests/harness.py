@@ -572,18 +572,17 @@ def collect(socks: Sequence[socket.socket], deadline_s: float = 20.0) -> list[by
 
 
 @contextlib.contextmanager
-def load(address: str, clients: int = 4, line: str = "identity") -> Iterator[list[bytes]]:
-    """Clients that ask one after the other, all the time. Yields the answers so far; AssertionError at the end if one
-    of them was not whole, or a client was refused or reset."""
-    answers: list[bytes] = []
+def asking(ask: Callable[[list[Any]], object], clients: int) -> Iterator[list[Any]]:
+    """Clients that call `ask` one time after the other, with the list that this yields, of the answers so far.
+    AssertionError at the end if one of them raised."""
+    answers: list[Any] = []
     errors: list[BaseException] = []
     over = threading.Event()
 
     def ask_on() -> None:
         try:
             while not over.is_set():
-                with connect(address, line) as client:
-                    answers.append(read_all(client))
+                ask(answers)
         except BaseException as error:
             errors.append(error)
 
@@ -597,6 +596,19 @@ def load(address: str, clients: int = 4, line: str = "identity") -> Iterator[lis
         for thread in threads:
             thread.join()
     assert not errors, errors
+
+
+@contextlib.contextmanager
+def load(address: str, clients: int = 4, line: str = "identity") -> Iterator[list[bytes]]:
+    """Clients that ask one after the other, all the time. Yields the answers so far; AssertionError at the end if one
+    of them was not whole, or a client was refused or reset."""
+
+    def ask(answers: list[bytes]) -> None:
+        with connect(address, line) as client:
+            answers.append(read_all(client))
+
+    with asking(ask, clients) as answers:
+        yield answers
     assert all(answer.endswith(b"\n") for answer in answers), "a client got less than its answer"
 
 

@@ -43,6 +43,14 @@ def until(master, condition, what):
 def states(master):
     return [worker.state for worker in master.workers]
 
+def until_ready(master):
+    until(master, lambda: set(states(master)) == {"READY"}, "ready")
+
+def until_over(master):
+    end = time.monotonic() + 20
+    while master.step(0.1):
+        assert time.monotonic() < end, master.workers
+
 release()
 options = {"bind": "127.0.0.1:0", "log_level": "critical"}
 """

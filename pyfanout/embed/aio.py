@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.embed.loop import new_asyncio_loop
+from pyfanout.embed.loop import loop_factory
 from pyfanout.embed.runner import GRACE_S, LOOK_S, Runner
 from pyfanout.worker.aio import call_hook
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class AsyncioRunner(Runner):
     """A server on asyncio, or on a loop that behaves like it."""
 
-    loop_factory: Callable[[], asyncio.AbstractEventLoop] = staticmethod(new_asyncio_loop)
-    """Makes the loop."""
+    loop: str | Callable[[], asyncio.AbstractEventLoop] = "asyncio"
+    """"asyncio", "uvloop", "auto" (uvloop if it is installed), or a function that makes a loop."""
 
     @abstractmethod
     async def run(
@@ -43,7 +43,7 @@ class AsyncioRunner(Runner):
         still runs a second later is cancelled."""
 
     def serve(self, worker: Worker) -> None:
-        runner = asyncio.Runner(loop_factory=self.loop_factory)
+        runner = asyncio.Runner(loop_factory=loop_factory(self.loop, worker.config))
         try:
             runner.run(self._live(worker))
         finally:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.aio import AsyncioRunner
-from pyfanout.embed.loop import loop_factory
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -24,18 +23,14 @@ class Runner(AsyncioRunner):
 
     def __init__(self, app: web.Application, *, loop: str = "asyncio", **options: Any) -> None:
         self._app = app
-        self._loop = loop
+        self.loop = loop
         self._options: dict[str, Any] = {"access_log": None, "handle_signals": False, **options}
         self._draining = False
-
-    def serve(self, worker: Worker) -> None:
-        self.loop_factory = loop_factory(self._loop, worker.config)
-        super().serve(worker)
 
     async def run(
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
-        from aiohttp import web  # noqa: PLC0415
+        from aiohttp import web
 
         async def say_goodbye(_request: web.Request, response: web.StreamResponse) -> None:
             if self._draining:

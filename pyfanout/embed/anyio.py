@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.aio import AsyncioRunner
-from pyfanout.embed.loop import loop_factory
 from pyfanout.embed.runner import LOOK_S
 
 if TYPE_CHECKING:
@@ -28,18 +27,14 @@ class Runner(AsyncioRunner):
 
     def __init__(self, handler: Callable[[ByteStream], Awaitable[object]], *, loop: str = "asyncio") -> None:
         self._handler = handler
-        self._loop = loop
-
-    def serve(self, worker: Worker) -> None:
-        self.loop_factory = loop_factory(self._loop, worker.config)
-        super().serve(worker)
+        self.loop = loop
 
     async def run(
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
-        import anyio  # noqa: PLC0415
-        from anyio.abc import SocketListener  # noqa: PLC0415
-        from anyio.streams.tls import TLSListener  # noqa: PLC0415
+        import anyio
+        from anyio.abc import SocketListener
+        from anyio.streams.tls import TLSListener
 
         async def handle(stream: ByteStream) -> None:
             try:

@@ -1,8 +1,11 @@
-"""What stands between an ASGI server and the application: it counts calls, and has a draining worker say goodbye."""
+"""The base of ASGI servers, and what stands between them and the application: it counts calls, and has a draining
+worker say goodbye."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from pyfanout.embed.aio import AsyncioRunner
 
 if TYPE_CHECKING:
     from pyfanout.kind import ASGIApp
@@ -41,3 +44,17 @@ class _Goodbye:
             headers = [pair for pair in message.get("headers", ()) if bytes(pair[0]).lower() != b"connection"]
             message = {**message, "headers": [*headers, (b"connection", b"close")]}
         await self._send(message)
+
+
+class ASGIRunner(AsyncioRunner):
+    """A server that is given `self.app` in the place of the application."""
+
+    def __init__(self, app: ASGIApp, loop: str) -> None:
+        self.app = Application(app)
+        self.loop = loop
+
+    def busy(self) -> bool:
+        return self.app.calls > 0
+
+    def drains(self) -> None:
+        self.app.draining = True

@@ -26,8 +26,8 @@ class Runner(ThreadedRunner):
         self._server: Any = None
 
     def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
-        from cheroot import wsgi  # noqa: PLC0415
-        from cheroot.server import HTTPConnection  # noqa: PLC0415
+        from cheroot import wsgi
+        from cheroot.server import HTTPConnection
 
         class Server(wsgi.Server):
             def bind(self, *_: Any) -> None:
@@ -62,7 +62,7 @@ class Runner(ThreadedRunner):
 
 def _adapter(context: Any, timeout_s: float) -> Any:
     """cheroot's own one makes its context from files."""
-    from cheroot.ssl.builtin import BuiltinSSLAdapter  # noqa: PLC0415
+    from cheroot.ssl.builtin import BuiltinSSLAdapter
 
     class Adapter(BuiltinSSLAdapter):
         def __init__(self) -> None:

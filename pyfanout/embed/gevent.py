@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def patch() -> None:
     """Before the application is imported."""
-    from gevent import monkey  # noqa: PLC0415
+    from gevent import monkey
 
     monkey.patch_all()
 
@@ -39,8 +39,8 @@ class Runner(runner.Runner):
         self._options = options
 
     def serve(self, worker: Worker) -> None:
-        import gevent  # noqa: PLC0415
-        from gevent.event import Event  # noqa: PLC0415
+        import gevent
+        from gevent.event import Event
 
         worker.call_hook(worker.config.on_worker_start)
         listener = worker.listener(control=False)  # it stops accepting when its pool is full
@@ -76,7 +76,7 @@ class Runner(runner.Runner):
 
 def _settle(worker: Worker, listener: Listener, leaving: Any) -> None:
     """Until each connection is over, or silent, or the time is nearly up."""
-    import gevent  # noqa: PLC0415
+    import gevent
 
     with gevent.Timeout(max(worker.config.drain_timeout - GRACE_S, 0.001), False):
         while listener.live:
@@ -87,8 +87,8 @@ def _settle(worker: Worker, listener: Listener, leaving: Any) -> None:
 
 def _hear(worker: Worker) -> None:
     """Answers pings from the hub that serves."""
-    import gevent  # noqa: PLC0415
-    from gevent.socket import wait_read  # noqa: PLC0415
+    import gevent
+    from gevent.socket import wait_read
 
     fd = worker.control.fileno()
     while True:
@@ -100,7 +100,7 @@ def _hear(worker: Worker) -> None:
 
 
 def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, options: dict[str, Any]) -> Any:
-    from gevent import pywsgi, server, socket  # noqa: PLC0415
+    from gevent import pywsgi, server, socket
 
     class Connection(socket.socket):
         """A gevent socket that reports its end."""
@@ -155,7 +155,7 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
         handler_class = Handler
 
     if context := worker.tls_context():
-        from gevent.ssl import SSLSocket  # noqa: PLC0415
+        from gevent.ssl import SSLSocket
 
         context.sslsocket_class = SSLSocket
         options = {"ssl_context": context, **options}

@@ -6,9 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.embed.aio import AsyncioRunner
-from pyfanout.embed.asgi import Application
-from pyfanout.embed.loop import loop_factory
+from pyfanout.embed.asgi import ASGIRunner
 
 if TYPE_CHECKING:
     import ssl
@@ -21,28 +19,23 @@ HURRY_S = 0.5
 """For handlers that see the end of their connection; what is cancelled instead makes asyncio complain."""
 
 
-class Runner(AsyncioRunner):
+class Runner(ASGIRunner):
     """`options` are attributes of hypercorn's Config: `keep_alive_timeout`, `h2_max_concurrent_streams`, `accesslog`.
     `loop`: "asyncio", as hypercorn has it, "uvloop", or "auto" (uvloop if it is installed)."""
 
     needs = ("hypercorn",)
 
     def __init__(self, app: ASGIApp, *, loop: str = "asyncio", **options: Any) -> None:
-        self._app = Application(app)
-        self._loop = loop
+        super().__init__(app, loop)
         self._options = options
         self._config: Any = None
         self._listener: Any = None
 
-    def serve(self, worker: Worker) -> None:
-        self.loop_factory = loop_factory(self._loop, worker.config)
-        super().serve(worker)
-
     async def run(
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
-        from hypercorn.asyncio import serve  # noqa: PLC0415
-        from hypercorn.config import Config, Sockets  # noqa: PLC0415
+        from hypercorn.asyncio import serve
+        from hypercorn.config import Config, Sockets
 
         self._listener = listener
         context = worker.tls_context()
@@ -72,14 +65,8 @@ class Runner(AsyncioRunner):
         config.ssl_handshake_timeout = worker.config.handshake_timeout
         for name, value in self._options.items():
             setattr(config, name, value)
-        await serve(self._app, config, shutdown_trigger=stop, mode="asgi")
-
-    def busy(self) -> bool:
-        return self._app.calls > 0
+        await serve(self.app, config, shutdown_trigger=stop, mode="asgi")
 
     def hurry(self) -> None:
         self._listener.end_all()
         self._config.graceful_timeout = HURRY_S
-
-    def drains(self) -> None:
-        self._app.draining = True

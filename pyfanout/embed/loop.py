@@ -24,8 +24,12 @@ SHORTAGE_S = 1.0
 """Seconds for which nothing is accepted when there is no descriptor; asyncio's ACCEPT_RETRY_DELAY."""
 
 
-def loop_factory(name: str, config: Config) -> Callable[[], asyncio.AbstractEventLoop]:
-    """For "asyncio", "uvloop", or "auto": uvloop if it is installed. Raises ConfigError."""
+def loop_factory(
+    name: str | Callable[[], asyncio.AbstractEventLoop], config: Config
+) -> Callable[[], asyncio.AbstractEventLoop]:
+    """For "asyncio", "uvloop", or "auto": uvloop if it is installed; a function is one already. Raises ConfigError."""
+    if callable(name):
+        return name
     if name not in ("auto", "asyncio", "uvloop"):
         raise ConfigError(f"loop: {name!r} is not one of auto, asyncio, uvloop")
     if name == "uvloop" and config.proxy_protocol:

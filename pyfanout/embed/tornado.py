@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.aio import AsyncioRunner
-from pyfanout.embed.loop import loop_factory
 
 if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener
@@ -23,19 +22,15 @@ class Runner(AsyncioRunner):
 
     def __init__(self, app: Any, *, loop: str = "asyncio", **options: Any) -> None:
         self._app = app
-        self._loop = loop
+        self.loop = loop
         self._options = options
         self._server: Any = None
         self._requests: weakref.WeakSet[Any] = weakref.WeakSet()  # of those whose client left nobody tells
 
-    def serve(self, worker: Worker) -> None:
-        self.loop_factory = loop_factory(self._loop, worker.config)
-        super().serve(worker)
-
     async def run(
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
-        from tornado.httpserver import HTTPServer  # noqa: PLC0415
+        from tornado.httpserver import HTTPServer
 
         class Server(HTTPServer):
             """Knows which requests it has not answered; `close_all_connections` cuts them off."""

@@ -39,7 +39,7 @@ class Runner(runner.Runner):
         self._start = start
 
     def serve(self, worker: Worker) -> None:
-        import trio  # noqa: PLC0415
+        import trio
 
         worker.call_hook(worker.config.on_worker_start)
         try:
@@ -48,7 +48,7 @@ class Runner(runner.Runner):
             worker.call_hook(worker.config.on_worker_exit)
 
     async def _live(self, worker: Worker) -> None:
-        import trio  # noqa: PLC0415
+        import trio
 
         listener = worker.listener()
         draining, context = trio.Event(), worker.tls_context()
@@ -77,7 +77,7 @@ class Runner(runner.Runner):
 
 
 async def _accept(listener: Any, nursery: Any, handler: Any, *, task_status: Any) -> None:
-    import trio  # noqa: PLC0415
+    import trio
 
     with trio.CancelScope() as scope:
         task_status.started(scope)
@@ -86,7 +86,7 @@ async def _accept(listener: Any, nursery: Any, handler: Any, *, task_status: Any
 
 async def _handle(worker: Worker, handler: Any, stream: Any) -> None:
     """One connection. What goes wrong with it is its own affair: in trio it would end the server."""
-    import trio  # noqa: PLC0415
+    import trio
 
     if isinstance(stream, trio.SSLStream):
         try:
@@ -113,7 +113,7 @@ async def _mind(signals: Any, worker: Worker, listener: Listener, everything: An
 
 async def _settle(worker: Worker, listener: Listener, handlers: Any) -> None:
     """Until all handlers have returned, or the time is nearly up; those that only wait for a client find the end."""
-    import trio  # noqa: PLC0415
+    import trio
 
     with trio.move_on_after(max(worker.config.drain_timeout - GRACE_S, 0)):
         while listener.live:
@@ -125,7 +125,7 @@ async def _settle(worker: Worker, listener: Listener, handlers: Any) -> None:
 
 def _listener(listener: Listener) -> Any:
     """trio's own SocketListener takes nothing but trio's own sockets."""
-    import trio  # noqa: PLC0415
+    import trio
 
     class PassedStream(trio.abc.HalfCloseableStream):
         """A SocketStream that reports its end and knows the true client; trio's own cannot be subclassed, and takes no

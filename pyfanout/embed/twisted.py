@@ -25,7 +25,7 @@ class Runner(runner.Runner):
         self._factory = factory
 
     def serve(self, worker: Worker) -> None:
-        from twisted.internet import reactor as found  # noqa: PLC0415 - it is made by its import, and must be ours
+        from twisted.internet import reactor as found  # it is made by its import, and must be ours
 
         if worker.config.tls:
             raise ConfigError("certfile: twisted has TLS in its factory; wrap it in TLSMemoryBIOFactory")
@@ -80,7 +80,7 @@ def _settle(worker: Worker, listener: Listener, port: Any, reactor: Any) -> None
 
 def _port(listener: Listener, factory: Any, reactor: Any) -> Any:
     """A port that accepts from our listener, and knows its protocols."""
-    from twisted.internet import tcp  # noqa: PLC0415
+    from twisted.internet import tcp
 
     protocols: set[Any] = set()
 

@@ -7,9 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.embed.aio import AsyncioRunner
-from pyfanout.embed.asgi import Application
-from pyfanout.embed.loop import loop_factory
+from pyfanout.embed.asgi import Application, ASGIRunner
 from pyfanout.errors import WorkerError
 
 if TYPE_CHECKING:
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
     from pyfanout.worker.worker import Worker
 
 
-class Runner(AsyncioRunner):
+class Runner(ASGIRunner):
     """`options` are uvicorn.Config's: `http`, `ws`, `lifespan`, `root_path`, `ssl_certfile`, ... Those about processes
     and sockets (`workers`, `host`, `fd`, `reload`) mean nothing here. `loop`: "auto" (uvloop if installed), "uvloop",
     "asyncio". No access log, unless `access_log=True`: pyfanout logs nothing per connection either."""
@@ -27,20 +25,15 @@ class Runner(AsyncioRunner):
     extra = "asgi"
 
     def __init__(self, app: ASGIApp, *, loop: str = "auto", **options: Any) -> None:
-        self._app = app
-        self._loop = loop
+        super().__init__(app, loop)
+        self._given = app
         self._options = {"log_config": None, "access_log": False, **options}
-        self._wrapped = Application(app)
         self._server: Any = None
-
-    def serve(self, worker: Worker) -> None:
-        self.loop_factory = loop_factory(self._loop, worker.config)
-        super().serve(worker)
 
     async def run(
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
-        import uvicorn  # noqa: PLC0415 - only where it is used
+        import uvicorn
 
         class Server(uvicorn.Server):
             async def startup(self, sockets: Any = None) -> None:
@@ -55,12 +48,11 @@ class Runner(AsyncioRunner):
                 yield  # they are the worker's
 
         worker.adopt_logger("uvicorn")
-        config = uvicorn.Config(self._app, **self._options)
+        config = uvicorn.Config(self._given, **self._options)
         config.load()
         if context := worker.tls_context():
             config.ssl = context
-        self._wrapped = Application(config.loaded_app)
-        config.loaded_app = self._wrapped
+        config.loaded_app = self.app = Application(config.loaded_app)  # as ASGI 3, with uvicorn's own middleware
         self._server = server = Server(config)
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         trigger = asyncio.ensure_future(stopping.wait())
@@ -74,11 +66,5 @@ class Runner(AsyncioRunner):
             trigger.cancel()
             serving.cancel()
 
-    def busy(self) -> bool:
-        return self._wrapped.calls > 0
-
     def hurry(self) -> None:
         self._server.force_exit = True
-
-    def drains(self) -> None:
-        self._wrapped.draining = True

@@ -34,7 +34,7 @@ class Runner(ThreadedRunner):
         self._stopping = False
 
     def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
-        from waitress import channel, create_server, task, wasyncore  # noqa: PLC0415
+        from waitress import channel, create_server, task, wasyncore
 
         class Task(task.WSGITask):
             def build_response_header(self) -> bytes:

@@ -91,7 +91,7 @@ def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
 
 
 async def asgi(scope: Any, receive: Any, send: Any) -> None:
-    import asyncio  # noqa: PLC0415
+    import asyncio
 
     if scope["type"] == "lifespan":
         while True:
@@ -133,7 +133,7 @@ def make_broken() -> Any:
 
 
 def flask() -> Any:
-    from flask import Flask, request  # noqa: PLC0415
+    from flask import Flask, request
 
     app = Flask(__name__)
 
@@ -148,9 +148,9 @@ def flask() -> Any:
 
 
 def fastapi() -> Any:
-    import asyncio  # noqa: PLC0415
+    import asyncio
 
-    from fastapi import FastAPI, Request, Response  # noqa: PLC0415
+    from fastapi import FastAPI, Request, Response
 
     app = FastAPI()
 
@@ -168,9 +168,9 @@ def fastapi() -> Any:
 
 
 def aiohttp() -> Any:
-    import asyncio  # noqa: PLC0415
+    import asyncio
 
-    from aiohttp import web  # noqa: PLC0415
+    from aiohttp import web
 
     async def root(request: web.Request) -> web.Response:
         if request.path == "/slow":
@@ -183,9 +183,9 @@ def aiohttp() -> Any:
 
 
 def tornado() -> Any:
-    import asyncio  # noqa: PLC0415
+    import asyncio
 
-    from tornado import web  # noqa: PLC0415
+    from tornado import web
 
     class Root(web.RequestHandler):
         async def get(self) -> None:
@@ -197,10 +197,10 @@ def tornado() -> Any:
 
 
 def gevent_handler() -> Any:
-    from pyfanout.embed import gevent  # noqa: PLC0415
+    from pyfanout.embed import gevent
 
     def handle(conn: Any, addr: Any) -> None:
-        import gevent as green  # noqa: PLC0415
+        import gevent as green
 
         head = b""
         while b"\r\n\r\n" not in head:
@@ -213,10 +213,10 @@ def gevent_handler() -> Any:
 
 
 def trio() -> Any:
-    from pyfanout.embed import trio as embedded  # noqa: PLC0415
+    from pyfanout.embed import trio as embedded
 
     async def handle(stream: Any) -> None:
-        import trio  # noqa: PLC0415
+        import trio
 
         head = b""
         while b"\r\n\r\n" not in head:
@@ -231,11 +231,11 @@ def trio() -> Any:
 
 
 def anyio() -> Any:
-    from pyfanout.embed import anyio as embedded  # noqa: PLC0415
+    from pyfanout.embed import anyio as embedded
 
     async def handle(stream: Any) -> None:
-        import anyio  # noqa: PLC0415
-        from anyio.abc import SocketAttribute  # noqa: PLC0415
+        import anyio
+        from anyio.abc import SocketAttribute
 
         head = b""
         while b"\r\n\r\n" not in head:
@@ -251,9 +251,9 @@ def anyio() -> Any:
 
 
 def twisted() -> Any:
-    from twisted.web import resource, server  # noqa: PLC0415
+    from twisted.web import resource, server
 
-    from pyfanout.embed import twisted as embedded  # noqa: PLC0415
+    from pyfanout.embed import twisted as embedded
 
     class Root(resource.Resource):
         isLeaf = True
@@ -263,7 +263,7 @@ def twisted() -> Any:
             body = facts([peer.host, peer.port])
             if request.path != b"/slow":
                 return body
-            from twisted.internet import reactor  # noqa: PLC0415
+            from twisted.internet import reactor
 
             def answer() -> None:
                 request.write(body)
@@ -281,25 +281,25 @@ def twisted() -> Any:
 
 
 def uvicorn_on_asyncio() -> Any:
-    from pyfanout.embed import uvicorn  # noqa: PLC0415
+    from pyfanout.embed import uvicorn
 
     return uvicorn.Runner(asgi, loop="asyncio", http="h11")
 
 
 def hypercorn_on_uvloop() -> Any:
-    from pyfanout.embed import hypercorn  # noqa: PLC0415
+    from pyfanout.embed import hypercorn
 
     return hypercorn.Runner(asgi, loop="uvloop")
 
 
 def aiohttp_on_uvloop() -> Any:
-    from pyfanout.embed import aiohttp as embedded  # noqa: PLC0415
+    from pyfanout.embed import aiohttp as embedded
 
     return embedded.Runner(aiohttp(), loop="uvloop")
 
 
 def tornado_on_uvloop() -> Any:
-    from pyfanout.embed import tornado as embedded  # noqa: PLC0415
+    from pyfanout.embed import tornado as embedded
 
     return embedded.Runner(tornado(), loop="uvloop")
 

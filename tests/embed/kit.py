@@ -6,13 +6,11 @@ import contextlib
 import http.client
 import json
 import socket
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import Server
+from harness import Server, asking
 
 FOLDER = Path(__file__).parent
 """The application of each is here, in `apps`."""
@@ -101,30 +99,14 @@ def ask(address: str, path: str = "/") -> dict[str, Any]:
         return client.ask(path, close=True)[0]
 
 
-@contextlib.contextmanager
-def load(address: str, clients: int = 4, *, keep_alive: bool = False) -> Iterator[list[dict[str, Any]]]:
-    """Clients that ask one after the other, all the time; with `keep_alive` 20 times on each connection. Yields the
-    answers so far; AssertionError at the end if there was one that did not come."""
-    answers: list[dict[str, Any]] = []
-    failures: list[BaseException] = []
-    over = threading.Event()
+def load(
+    address: str, clients: int = 4, *, keep_alive: bool = False
+) -> contextlib.AbstractContextManager[list[dict[str, Any]]]:
+    """Clients that ask one after the other, all the time, with `keep_alive` 20 times a connection. See `asking`."""
 
-    def ask_on() -> None:
-        try:
-            while not over.is_set():
-                with Client(address) as client:
-                    for _ in range(20 if keep_alive else 1):
-                        answers.append(client.ask(close=not keep_alive)[0])
-        except BaseException as error:
-            failures.append(error)
+    def ask_on(answers: list[dict[str, Any]]) -> None:
+        with Client(address) as client:
+            for _ in range(20 if keep_alive else 1):
+                answers.append(client.ask(close=not keep_alive)[0])
 
-    threads = [threading.Thread(target=ask_on) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield answers
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
-    assert not failures, failures
+    return asking(ask_on, clients)

@@ -42,7 +42,7 @@ def test_a_wrong_application_is_one_line(server: MakeServer, app: str, options: 
     one = server().start(app, cwd=FOLDER, workers=1, wait=False, **options)
     one.expect("could not start", "Traceback", "RuntimeError", "ERROR", "pyfanout: ")
     assert one.wait_exit() in (1, 3, 4)
-    import re  # noqa: PLC0415
+    import re
 
     (line,) = [line for line in one.log.splitlines() if line.startswith("pyfanout: ")]
     assert re.search(words, line), one.log
@@ -78,7 +78,7 @@ def test_stock_uvloop_does_not_take_the_listener_in_silence(server: MakeServer, 
             from pyfanout.embed.aio import AsyncioRunner
 
             class Stock(AsyncioRunner):
-                loop_factory = staticmethod(uvloop.new_event_loop)
+                loop = staticmethod(uvloop.new_event_loop)
 
                 async def run(self, worker, listener, started, stopping):
                     await asyncio.get_running_loop().create_server(asyncio.Protocol, sock=listener)

@@ -53,15 +53,13 @@ def test_a_stop_when_workers_hold_all_that_they_may(tmp_path: Path, idle: int, w
         import logging
         {ASYNCIO}
         with pyfanout.Master(handler, workers=1, max_connections=4, drain_timeout=60, **options) as master:
-            until(master, lambda: states(master) == ["READY"], "ready")
+            until_ready(master)
             held = [client(master) for _ in range({idle})]
             pids = [answer(master, made) for made in held]
             queued = [client(master) for _ in range({waiting})]
             master.step(0.1)
             master.stop()
-            until_over = time.monotonic() + 20
-            while master.step(0.1):
-                assert time.monotonic() < until_over, master.workers
+            until_over(master)
             assert all(made.recv(9) == b"" for made in held)
             for made in queued:
                 assert made.recv(99) in pids
@@ -75,14 +73,12 @@ def test_a_stop_when_nobody_can_serve_does_not_wait(tmp_path: Path) -> None:
         tmp_path,
         """
         with pyfanout.Master("app:handler", workers=1, drain_timeout=60, **options) as master:
-            until(master, lambda: states(master) == ["READY"], "ready")
+            until_ready(master)
             release("1 / 0")
             os.kill(master.workers[0].pid, signal.SIGKILL)
             until(master, lambda: states(master) == ["FAILED"], "FAILED")
             master.stop()
-            until_over = time.monotonic() + 20
-            while master.step(0.1):
-                assert time.monotonic() < until_over, master.workers
+            until_over(master)
         """,
     )
 
@@ -104,7 +100,7 @@ def test_the_pool_is_served_when_its_last_reader_dies_beside_an_old_worker(tmp_p
             return lambda: sum(worker.in_flight for worker in master.workers) == many
 
         with pyfanout.Master(handler, workers=1, drain_timeout=60, **options) as master:
-            until(master, lambda: states(master) == ["READY"], "ready")
+            until_ready(master)
             first = client(master, b"hold\\n")
             until(master, took(master, 1), "taken")
             master.reload()
@@ -133,7 +129,7 @@ def test_a_callback_that_stops_during_a_fork(tmp_path: Path, cause: str, at_once
         tmp_path,
         f"""
         with pyfanout.Master("app:handler", workers=2, **options) as master:
-            until(master, lambda: states(master) == ["READY", "READY"], "ready")
+            until_ready(master)
             master.on("fork", lambda notice: master.stop(at_once={at_once}))
             if "{cause}" == "respawn":
                 os.kill(master.workers[0].pid, signal.SIGKILL)
@@ -141,9 +137,7 @@ def test_a_callback_that_stops_during_a_fork(tmp_path: Path, cause: str, at_once
                 master.reload(wait=False)
             else:
                 master.scale(6, wait=False)
-            until_over = time.monotonic() + 20
-            while master.step(0.1):
-                assert time.monotonic() < until_over, master.workers
+            until_over(master)
         """,
     )
 
@@ -159,7 +153,7 @@ def test_a_callback_that_stops_at_once_when_a_slot_has_failed(tmp_path: Path) ->
             master.stop(at_once=True)
 
         with pyfanout.Master("app:handler", workers=1, fail_fast=True, drain_timeout=60, **options) as master:
-            until(master, lambda: states(master) == ["READY"], "ready")
+            until_ready(master)
             master.on("give_up", gave_up)
             release("1 / 0")
             os.kill(master.workers[0].pid, signal.SIGKILL)
@@ -180,7 +174,7 @@ def test_a_reload_for_which_the_kernel_has_no_process_changes_nothing(tmp_path: 
         tmp_path,
         """
         with pyfanout.Master("app:handler", workers=2, **options) as master:
-            until(master, lambda: states(master) == ["READY", "READY"], "ready")
+            until_ready(master)
             old, fork = [worker.pid for worker in master.workers], os.fork
 
             def refuse():
@@ -225,7 +219,7 @@ def test_a_successor_that_was_told_to_leave_does_not_get_the_slot(tmp_path: Path
         with pyfanout.Master(
             handler, workers=2, reload_batch=2, drain_timeout=60, on_worker_start=start, **options
         ) as master:
-            until(master, lambda: states(master) == ["READY", "READY"], "ready")
+            until_ready(master)
             try:
                 master.reload()
             except pyfanout.ReloadError as error:
@@ -247,7 +241,7 @@ def test_scale_does_not_wait_for_workers_that_others_replaced(tmp_path: Path) ->
         import logging
         {ASYNCIO}
         with pyfanout.Master(handler, workers=1, drain_timeout=60, **options) as master:
-            until(master, lambda: states(master) == ["READY"], "ready")
+            until_ready(master)
             held = client(master, b"half a line")
             until(master, lambda: master.workers[0].in_flight == 1, "taken")
             master.reload()
@@ -273,7 +267,7 @@ def test_a_worker_that_is_ready_before_the_master_knows_is_not_cut_off(tmp_path:
             conn.sendall(b"%d" % os.getpid())
 
         with pyfanout.Master(handler, workers=1, drain_timeout=60, **options) as master:
-            until(master, lambda: states(master) == ["READY"], "ready")
+            until_ready(master)
             first = client(master)
             assert answer(master, first) == b"held"
             second = client(master)  # waits in the pool
@@ -300,7 +294,7 @@ def test_one_reload_more_is_told_that_the_server_stops(tmp_path: Path) -> None:
         tmp_path,
         """
         with pyfanout.Master("app:handler", workers=1, **options) as master:
-            until(master, lambda: states(master) == ["READY"], "ready")
+            until_ready(master)
             release("import time; time.sleep(60)")
             master.reload(wait=False)
             master.on("reload", lambda notice: print("told:", notice.detail))
@@ -329,7 +323,7 @@ def test_what_a_slot_without_a_worker_leaves_when_it_is_scaled_away(tmp_path: Pa
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
         with pyfanout.Master(handler, workers=1, on_worker_start=start, **options) as master:
-            until(master, lambda: states(master) == ["READY"], "ready")
+            until_ready(master)
             before = len(os.listdir("/proc/self/fd"))
             master.scale(8, wait=False)
             until(master, lambda: states(master)[1:] == ["FAILED"] * 7, "all but one are FAILED")

@@ -13,7 +13,7 @@ def test_it_serves_and_shows_its_workers(tmp_path: Path) -> None:
         tmp_path,
         """
         with pyfanout.Master("app:handler", workers=2, **options) as master:
-            until(master, lambda: states(master) == ["READY", "READY"], "ready")
+            until_ready(master)
             assert ask(master) in [worker.pid for worker in master.workers]
             one = master.workers[0]
             assert (one.slot, one.generation, one.restarts, one.last_death, one.in_flight) == (0, 1, 0, None, 0)
@@ -38,7 +38,7 @@ def test_a_factory(tmp_path: Path) -> None:
             return handler
 
         with pyfanout.Master(make, workers=2, factory=True, **options) as master:
-            until(master, lambda: states(master) == ["READY", "READY"], "ready")
+            until_ready(master)
             assert {ask(master) for _ in range(4)} == {worker.pid for worker in master.workers}
         """,
     )
@@ -49,7 +49,7 @@ def test_reload_returns_when_all_are_new(tmp_path: Path) -> None:
         tmp_path,
         """
         with pyfanout.Master("app:handler", workers=2, **options) as master:
-            until(master, lambda: states(master) == ["READY", "READY"], "ready")
+            until_ready(master)
             old = {worker.pid for worker in master.workers}
             master.reload()
             assert ask(master) not in old
@@ -63,7 +63,7 @@ def test_reload_raises_for_a_broken_release(tmp_path: Path) -> None:
         tmp_path,
         """
         with pyfanout.Master("app:handler", workers=2, **options) as master:
-            until(master, lambda: states(master) == ["READY", "READY"], "ready")
+            until_ready(master)
             old = {worker.pid for worker in master.workers}
             release("1 / 0")
             try:
@@ -106,7 +106,7 @@ def test_scaling_up_with_a_broken_release_raises_and_the_others_serve(tmp_path: 
         tmp_path,
         """
         with pyfanout.Master("app:handler", workers=1, **options) as master:
-            until(master, lambda: states(master) == ["READY"], "ready")
+            until_ready(master)
             release("raise SystemExit(5)")
             try:
                 master.scale(2)
@@ -136,7 +136,7 @@ def test_callbacks_are_told_and_may_fail(tmp_path: Path) -> None:
                 assert "birthday" in str(error)
             else:
                 raise AssertionError("no such event")
-            until(master, lambda: states(master) == ["READY"], "ready")
+            until_ready(master)
             master.reload()
             until(master, lambda: states(master) == ["READY"], "the old one is gone")
             assert sorted(seen) == sorted([
@@ -181,7 +181,7 @@ def test_a_crash_loop_fails_the_slot_and_leaves_the_others(tmp_path: Path) -> No
         told = []
         with pyfanout.Master("app:handler", workers=2, **options) as master:
             master.on("give_up", lambda notice: told.append(notice.detail))
-            until(master, lambda: states(master) == ["READY", "READY"], "ready")
+            until_ready(master)
             good = master.workers[1].pid
             def die():
                 bad = master.workers[0]
@@ -226,7 +226,7 @@ def test_leaving_it_stops_everything(tmp_path: Path) -> None:
         tmp_path,
         """
         with pyfanout.Master("app:handler", workers=2, **options) as master:
-            until(master, lambda: states(master) == ["READY", "READY"], "ready")
+            until_ready(master)
             pids = [worker.pid for worker in master.workers]
             port = int(master.addresses[0].rsplit(":", 1)[1])
         for pid in pids:
