@@ -5,6 +5,7 @@
 """
 
 from pyfanout.config import Config, Policy
+from pyfanout.dispatcher import Dispatcher
 from pyfanout.errors import ConfigError, CoreError, FanoutError, LoadError, ReloadError, WorkerError
 from pyfanout.master.callbacks import Notice
 from pyfanout.master.status import WorkerStatus
@@ -17,6 +18,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "CoreError",
+    "Dispatcher",
     "FanoutError",
     "Listener",
     "LoadError",

@@ -7,9 +7,11 @@ so that a reload sees new code; `check_spec` runs before anything is opened.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, cast
 
 from pyfanout.errors import ConfigError, LoadError
@@ -26,6 +28,15 @@ def check_spec(spec: str) -> tuple[str, str]:
     else:
         hint = "write module:attr, such as app:handler"
     raise ConfigError(f"the application {spec!r} cannot be found by that name: {hint}")
+
+
+def loader_of(app: App | str, *, factory: bool) -> Callable[[], App]:
+    """What a worker calls for its application: `app` itself, what it returns (`factory`), or the same of "module:attr".
+    Raises ConfigError if that is malformed."""
+    if isinstance(app, str):
+        check_spec(app)
+        return functools.partial(import_from, app, factory=factory)
+    return cast("Callable[[], App]", app) if factory else lambda: app
 
 
 def import_from(spec: str, *, factory: bool = False) -> App:

@@ -9,17 +9,17 @@ import contextlib
 import functools
 import logging
 import os
-import socket
 import threading
 from collections.abc import Callable, Iterable
-from typing import Unpack, cast
+from typing import Unpack
 
-from pyfanout.app import check_spec, import_from
+from pyfanout.app import loader_of
 from pyfanout.config import MAX_WORKERS, Config, Options
 from pyfanout.errors import ConfigError, ReloadError, WorkerError
 from pyfanout.kind import App, Kind, kind_of
+from pyfanout.log import set_up_logging
 from pyfanout.master.callbacks import Callback, Callbacks
-from pyfanout.master.listeners import Endpoint, open_listeners
+from pyfanout.master.listeners import open_listeners
 from pyfanout.master.pidfile import PidFile
 from pyfanout.master.status import WorkerStatus
 from pyfanout.master.supervisor import Supervisor
@@ -27,8 +27,6 @@ from pyfanout.worker.listener import Public
 from pyfanout.worker.worker import main, server_module
 
 log = logging.getLogger("pyfanout.master")
-
-LOG_FORMAT = "%(asctime)s [%(process)d] %(levelname)s %(message)s"
 
 
 class Master:
@@ -42,13 +40,8 @@ class Master:
         """`app` is an application as for `serve`, or "module:attr", which each worker imports for itself: then a reload
         takes up new code. Options as for `serve`. Raises ConfigError."""
         config = Config.resolve(options, os.environ)
-        if isinstance(app, str):
-            check_spec(app)
-            self._prepare(config, functools.partial(import_from, app, factory=config.factory), Kind)
-        elif config.factory:
-            self._prepare(config, cast("Callable[[], App]", app), Kind)
-        else:
-            self._prepare(config, lambda: app, [kind_of(app)])
+        known = not isinstance(app, str) and not config.factory
+        self._prepare(config, loader_of(app, factory=config.factory), [kind_of(app)] if known else Kind)
 
     @classmethod
     def of(cls, config: Config, load: Callable[[], App], kinds: Iterable[Kind] = Kind) -> Master:
@@ -82,7 +75,7 @@ class Master:
             from pyfanout.worker.tls import context_of  # noqa: PLC0415 - ssl takes 10 ms to import
 
             context_of(config)  # each worker makes its own; here it is tried before anything is opened
-        _set_up_logging(config.log_level)
+        set_up_logging(config.log_level)
         if config.preload:
             handler = self._load()
             self._load, self._kinds = lambda: handler, [kind_of(handler)]
@@ -97,7 +90,9 @@ class Master:
             if pidfile:
                 undo.callback(pidfile.remove)
                 pidfile.create()
-            worker_main = functools.partial(main, config, self._load, _public(endpoints))
+            worker_main = functools.partial(
+                main, config, self._load, Public.of(endpoint.sock for endpoint in endpoints)
+            )
             self._supervisor = undo.enter_context(Supervisor(config, endpoints, worker_main, self._callbacks))
             self.addresses = [endpoint.address for endpoint in endpoints]
             self._undo = undo.pop_all()
@@ -183,21 +178,3 @@ class Master:
         "give_up", "shed" (see `master.callbacks.EVENTS`). It runs in the master, between two events, so it should be
         short; if it raises, that is logged and changes nothing. Raises ConfigError if there is no such event."""
         self._callbacks.add(event, callback)
-
-
-def _public(endpoints: list[Endpoint]) -> Public:
-    """What a server is told that it listens on. A TCP address if there is any: some servers take clients for nameless
-    when they listen on a UNIX socket."""
-    socks = [endpoint.sock for endpoint in endpoints]
-    sock = next((sock for sock in socks if sock.family != socket.AF_UNIX), socks[0])
-    return Public(sock.family, sock.proto, sock.getsockname())
-
-
-def _set_up_logging(level: str) -> None:
-    """To stderr, unless the application has said where log lines go."""
-    log = logging.getLogger("pyfanout")
-    log.setLevel(level.upper())
-    if not log.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(LOG_FORMAT))
-        log.addHandler(handler)

@@ -51,12 +51,12 @@ def guard() -> Iterator[None]:
 
 
 @pytest.fixture
-def server(tmp_path: Path, guard: None) -> Iterator[Callable[[], Server]]:
-    """Makes servers under test. Afterwards they are ended, and must have been good: see `Server.close`."""
+def server(tmp_path: Path, guard: None) -> Iterator[Callable[..., Server]]:
+    """Makes servers under test, of a class. Afterwards they are ended, and must have been good: see `Server.close`."""
     servers: list[Server] = []
 
-    def make() -> Server:
-        servers.append(Server(tmp_path, f"server{len(servers)}"))
+    def make(kind: type[Server] = Server) -> Server:
+        servers.append(kind(tmp_path, f"server{len(servers)}"))
         return servers[-1]
 
     yield make

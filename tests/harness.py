@@ -260,22 +260,27 @@ class Server:
         if listen_fds:
             command = [*python, "-c", _LIKE_SYSTEMD, ",".join(map(str, listen_fds)), *command]
         try:
-            with self.log_path.open("ab") as log, self.out_path.open("ab") as out:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=log,
-                    cwd=cwd,
-                    env={**_clean_environ(), **(environ or {})},
-                    pass_fds=[*kept, *pass_fds, *listen_fds],
-                    start_new_session=True,
-                )
+            self._launch(command, cwd, environ, [*kept, *pass_fds, *listen_fds])
         finally:
             os.close(kept[0])
         if wait:
             self.wait_ready()
         return self
+
+    def _launch(
+        self, command: Sequence[str], cwd: Path, environ: Mapping[str, str] | None, pass_fds: Sequence[int] = ()
+    ) -> None:
+        with self.log_path.open("ab") as log, self.out_path.open("ab") as out:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                cwd=cwd,
+                env={**_clean_environ(), **(environ or {})},
+                pass_fds=pass_fds,
+                start_new_session=True,
+            )
 
     def wait_ready(self, deadline_s: float = DEADLINE_S) -> None:
         """The newline on ready_fd."""
@@ -507,6 +512,13 @@ def ask(address: str, line: str = "whoami", *, source: str | None = None, timeou
     """Connect, send a line, read until end-of-file. The decoded JSON, or None if the connection ends with nothing."""
     answer = read_all(connect(address, line, source=source, timeout=timeout))
     return json.loads(answer) if answer else None
+
+
+def ask_plain(port: int) -> bytes:
+    """What a handler of an example says to a client that has sent something."""
+    with socket.create_connection(("127.0.0.1", port), 20) as client:
+        client.sendall(b"x")
+        return read_all(client)
 
 
 def hold(address: str, timeout: float = 20.0) -> socket.socket:

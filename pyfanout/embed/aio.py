@@ -98,10 +98,14 @@ class AsyncioRunner(Runner):
                 worker.drain()
 
     async def _settle(self, worker: Worker, listener: Listener, stopping: asyncio.Event) -> None:
-        """A server's graceful stop closes at once whoever has no request running, also the client that has just
-        connected, and the one whose next request is on its way. So that waits until nobody is."""
-        loop = asyncio.get_running_loop()
-        patience_s = loop.time() + max(worker.config.drain_timeout - GRACE_S, 0)
-        while (self.busy() or not listener.settled) and loop.time() < patience_s:
-            await asyncio.sleep(LOOK_S)
+        await settled(listener, self.busy, worker.config.drain_timeout)
         stopping.set()
+
+
+async def settled(listener: Listener, busy: Callable[[], bool], drain_s: float) -> None:
+    """A server's graceful stop closes at once whoever has no request running, also the client that has just connected,
+    and the one whose next request is on its way. So that waits until nobody is, or `drain_s` are nearly over."""
+    loop = asyncio.get_running_loop()
+    patience_s = loop.time() + max(drain_s - GRACE_S, 0)
+    while (busy() or not listener.settled) and loop.time() < patience_s:
+        await asyncio.sleep(LOOK_S)

@@ -6,6 +6,7 @@ Owns a child's pidfd. Knows nothing of slots or states; is handed what the child
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import traceback
@@ -51,6 +52,12 @@ class Process:
             signal.pidfd_send_signal(self.pidfd, signum)
         except ProcessLookupError:
             return
+
+    def is_over(self, wait_s: float) -> bool:
+        """Whether it is dead, or dies within `wait_s` seconds."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(wait_s * 1000))
 
     def is_stopped(self) -> bool:
         """By SIGSTOP or a terminal."""

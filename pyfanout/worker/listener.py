@@ -19,6 +19,7 @@ import threading
 
 # By name: gevent takes these out of their modules, or puts in others. Its greenlets are one thread, with one lock.
 from _thread import RLock
+from collections.abc import Iterable
 from select import EPOLLET, EPOLLIN, epoll
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,6 +45,13 @@ class Public(NamedTuple):
     proto: int
     address: Any
     """As `getsockname` gives it."""
+
+    @classmethod
+    def of(cls, socks: Iterable[socket.socket]) -> Public:
+        """Of these. Some servers take clients for nameless when they listen on a UNIX socket."""
+        known = list(socks)
+        sock = next((sock for sock in known if sock.family != socket.AF_UNIX), known[0])
+        return cls(sock.family, sock.proto, sock.getsockname())
 
 
 class Accepted(Connection):

@@ -114,8 +114,9 @@ class Worker:
             kind = ProxiedListener
         return kind(self, self.channel(pool=False), blocking=blocking, control=control)
 
-    def ready(self, *, pool: bool, threads: int) -> None:
-        """Connections may come."""
+    def ready(self, *, pool: bool = False, threads: int = 0) -> None:
+        """Connections may come: from the pool's channel, or our own. `threads` of ours block until they do; 0: we are
+        told by `listener` and never block."""
         self.say(Ready(pool, threads))
 
     def count(self) -> None:
@@ -222,6 +223,13 @@ def server_of(app: App, config: Config) -> Callable[[Worker], None]:
     return serve
 
 
+def enlist(worker: Worker) -> None:
+    """From now on this process is that worker, and a child that it forks is none."""
+    global _current  # noqa: PLW0603 - one process is one worker
+    _current = worker
+    os.register_at_fork(after_in_child=lambda: _forget(worker))
+
+
 def main(
     config: Config,
     load: Callable[[], App],
@@ -232,14 +240,20 @@ def main(
     control: socket.socket,
     stacks_fd: int,
 ) -> int:
-    """The whole life of a worker; its exit code. SystemExit from the application passes through.
+    """The whole life of a worker that the master has forked; its exit code. SystemExit from the application passes
+    through.
 
     `stacks_fd`: where to write what all threads are doing when a signal kills it, SIGABRT from the master included.
     """
-    global _current  # noqa: PLW0603 - one process is one worker
-    worker = _current = Worker(config, public, slot, generation, station, control)
-    os.register_at_fork(after_in_child=lambda: _forget(worker))
+    worker = Worker(config, public, slot, generation, station, control)
+    enlist(worker)
     faulthandler.enable(stacks_fd)
+    return serve(worker, load)
+
+
+def serve(worker: Worker, load: Callable[[], App]) -> int:
+    """Load an application and serve it, until told to leave. As `main`."""
+    config = worker.config
     _install_signals(worker)
     try:
         if config.server == "gevent":
@@ -251,7 +265,7 @@ def main(
         serve(worker)
     except Exception as error:
         if worker.on_drain is not None:
-            log.exception("worker=%d: its serving loop failed", slot)
+            log.exception("worker=%d: its serving loop failed", worker.slot)
             return 3
         return worker.fail(Stage.START, error)
     return 0

@@ -8,14 +8,16 @@ import os
 import resource
 import signal
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from pyfanout._core import ffi
 
 from pyfanout.config import Policy
-from pyfanout.core import POOL, Core, Taker, interrupt_with
+from pyfanout.core import POOL, Core, Station, Taker, interrupt_with
 
 from .kit import House, Worker, clients_of, descriptors, free_descriptors, in_child, state_of, wait_until
 
@@ -407,3 +409,59 @@ def test_a_core_that_was_not_closed_warns_and_closes(house: MakeHouse) -> None:
     with pytest.warns(ResourceWarning, match="not closed"):
         del core
     assert descriptors() == before
+
+
+# ---- workers that are no children ------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_is_sent_what_it_needs() -> None:
+    """Two descriptors and its own page: what it does is seen on that, and on no other."""
+    before = descriptors()
+    with Core(3, Policy.ROUND_ROBIN) as core:
+        core.share()
+        for slot in range(3):
+            core.begin(slot, 7, slot)
+        pool_fd, slot_fd, board_fd = core.ends(1)
+        held = descriptors() - before
+        assert {pool_fd, slot_fd, board_fd} <= held
+        station = Station.of(os.dup(pool_fd), os.dup(slot_fd), os.dup(board_fd), 1)
+        assert descriptors() - before - held == {station.pool_fd, station.slot_fd}, "the board's file is closed"
+        core.enter(1, pool=False, threads=0, size=8)
+        Taker(station.slot_fd, station, 0, 8).take_ready(8)
+        station.done()
+        assert [core.look(slot).beat_ns > 0 for slot in range(3)] == [False, True, False]
+        assert [core.look(slot).generation for slot in range(3)] == [7, 7, 7]
+        os.close(station.pool_fd)
+        os.close(station.slot_fd)
+    assert descriptors() == before
+
+
+def test_a_board_that_cannot_be_mapped_leaves_nothing_open(tmp_path: Path) -> None:
+    before = descriptors()
+    fds = [os.open(tmp_path, os.O_RDONLY) for _ in range(3)]
+    with pytest.raises(OSError, match="map page 0 of the board"):
+        Station.of(fds[0], fds[1], fds[2], 0)
+    assert descriptors() == before
+
+
+def test_a_core_that_cannot_be_shared_is_as_before() -> None:
+    with Core(3, Policy.ROUND_ROBIN) as core:
+        before = descriptors()
+        with free_descriptors(0), pytest.raises(OSError, match="make a file of the board"):
+            core.share()
+        assert descriptors() == before
+        core.begin(0, 1, 0)
+        assert core.look(0).generation == 1
+
+
+def test_the_wait_may_have_a_limit(house: MakeHouse) -> None:
+    """SO_RCVTIMEO, which all who share the channel have then."""
+    here = house()
+    worker = here.worker(0, pool=True)
+    with socket.socket(fileno=os.dup(worker.station.pool_fd)) as channel:
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, 20_000))
+        assert worker.taker.take(False) == -errno.EAGAIN
+        assert here.core.look(0).busy_threads == 0
+        feed(here, 1)
+        assert worker.taker.take(False) == 1
+        os.close(worker.taker.arrival.fd)

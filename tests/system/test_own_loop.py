@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
-from harness import read_all
+from harness import ask_plain
 from programme import run
 
 EXAMPLE = Path(__file__).parents[2] / "examples/own_loop.py"
@@ -24,9 +23,7 @@ def test_the_example_serves_replaces_and_stops(tmp_path: Path) -> None:
             lines = iter(shown.stderr.readline, "")
             port = next(int(found[1]) for line in lines if (found := re.search(r"listening on 127.0.0.1:(\d+)", line)))
             for _ in range(20):
-                with socket.create_connection(("127.0.0.1", port), 20) as client:
-                    client.sendall(b"x")
-                    assert read_all(client).endswith(b"Hello\n")
+                assert ask_plain(port).endswith(b"Hello\n")
             shown.send_signal(signal.SIGTERM)
             out, log = shown.communicate(timeout=20)
         finally:

@@ -1,0 +1,187 @@
+"""Dispatcher: for a program that forks its own workers, such as gunicorn's. A process that accepts for them.
+
+    with pyfanout.Dispatcher(bind=":8000") as dispatcher:
+        for _ in range(4):
+            if os.fork() == 0:
+                sys.exit(dispatcher.serve(app))
+        ...
+
+The program keeps the workers alive, by its own rules; the dispatcher gives connections to those that have joined, as
+`Master` does to its own. `master.guests` is what runs in its process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import socket
+from typing import Unpack
+
+from pyfanout import joining
+from pyfanout.app import loader_of
+from pyfanout.config import Config, Options
+from pyfanout.errors import ConfigError, WorkerError
+from pyfanout.kind import App
+from pyfanout.log import set_up_logging
+from pyfanout.master.guests import Guests
+from pyfanout.master.listeners import Endpoint, open_listeners
+from pyfanout.master.process import Process, spawn
+from pyfanout.worker.listener import Public
+from pyfanout.worker.worker import Worker, enlist
+from pyfanout.worker.worker import serve as serve_in
+
+MEANINGLESS = (
+    "workers",
+    "max_requests",
+    "max_requests_jitter",
+    "boot_timeout",
+    "timeout",
+    "min_uptime",
+    "fail_fast",
+    "reload_batch",
+    "preload",
+    "ready_fd",
+    "pidfile",
+)
+"""Options about the lives of workers, which are their parent's affair here."""
+
+IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""By the dispatcher's process, which ends after its owner and its workers: these come to all of them at once, from a
+terminal, or from systemd."""
+
+GRACE_S = 2.0
+"""After `close` has waited for `drain_timeout`."""
+
+
+class Dispatcher:
+    """Accepts in a process of its own, which `start` forks; and again if that has died, for the sockets stay open here.
+    Workers join it, come and go as they like. It ends when its owner has stopped or is gone, however that came,
+    and the workers have finished."""
+
+    def __init__(self, **options: Unpack[Options]) -> None:
+        """Options as for `serve`, but for those about workers' lives. Raises ConfigError."""
+        for name in MEANINGLESS:
+            if options.get(name) is not None:
+                raise ConfigError(f"{name}: a Dispatcher forks no workers; who does decides that")
+        self.config = Config.resolve(options, os.environ)
+        self._endpoints: list[Endpoint] = []
+        self._process: Process | None = None
+        self._door: socket.socket | None = None
+        self._owner_pid = os.getpid()
+
+    # ---- the owner ----------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Dispatcher:
+        """Opens the sockets, and starts. Raises ConfigError if an address cannot be used, and OSError if there is no
+        room for a process."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """If it does not run. Raises as `__enter__`."""
+        if self.alive:
+            return
+        self._forget_process()
+        set_up_logging(self.config.log_level)
+        if not self._endpoints:
+            self._endpoints = open_listeners(self.config.bind, backlog=self.config.backlog, nodelay=self.config.nodelay)
+            self.public = Public.of(endpoint.sock for endpoint in self._endpoints)
+            self.addresses = [endpoint.address for endpoint in self._endpoints]
+        door, inside = joining.make_door()
+        with inside, contextlib.ExitStack() as undo:
+            undo.callback(door.close)
+            guests = Guests(self.config, self._endpoints, inside)
+            self._process = spawn(functools.partial(self._first_steps, door), guests.run)
+            undo.pop_all()
+        self._door = door
+
+    def _first_steps(self, door: socket.socket) -> None:
+        """In its process, signals blocked: let go of what is the owner's."""
+        signal.set_wakeup_fd(-1)
+        for signum in signal.valid_signals():
+            if signum in IGNORED:
+                signal.signal(signum, signal.SIG_IGN)
+            elif callable(signal.getsignal(signum)):
+                signal.signal(signum, signal.SIG_DFL)
+        door.close()
+        for bind in self.config.bind:
+            if isinstance(bind, socket.socket):
+                bind.close()  # it would keep the port open when all others have let go of it
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process is not None and not self._process.is_over(0)
+
+    @property
+    def pid(self) -> int | None:
+        """Of its process."""
+        return None if self._process is None else self._process.pid
+
+    def stop(self) -> None:
+        """Accept what is queued now, and no more; the workers find the end when they have served it. Does not wait.
+        No-op in a worker, which may leave the owner's blocks, and run its exit functions."""
+        if os.getpid() != self._owner_pid:
+            return
+        self._close_endpoints()
+        if self._door is not None:
+            joining.stop(self._door)
+            self._door.close()
+            self._door = None
+
+    def close(self) -> None:
+        """Stop, and wait until all workers have gone, at most `drain_timeout`. May be called again. No-op in a
+        worker."""
+        if os.getpid() != self._owner_pid:
+            return
+        self.stop()
+        if self._process is not None and not self._process.is_over(self.config.drain_timeout + GRACE_S):
+            self._process.send(signal.SIGKILL)
+        self._forget_process()
+
+    def _forget_process(self) -> None:
+        if self._door is not None:
+            self._door.close()
+        if self._process is not None:
+            self._process.reap()
+        self._door = self._process = None
+
+    def _close_endpoints(self) -> None:
+        for endpoint in self._endpoints:
+            endpoint.close()
+        self._endpoints = []
+
+    # ---- a worker -----------------------------------------------------------------------------------------------
+
+    def join(self) -> Worker:
+        """In a process that the owner has forked, once: be a worker. It accepts from `Worker.listener()`, and says
+        `Worker.ready()` when it does. `Worker.drain()` has it get nothing any more; set `Worker.on_drain` to what shall
+        happen then, which is also called when the dispatcher stops or is gone.
+
+        Raises WorkerError if the dispatcher is gone, does not answer or has no place left."""
+        if os.getpid() == self._owner_pid or self._door is None:
+            raise WorkerError("join is for a process that was forked after start, and has not joined")
+        place, generation, station, control = joining.join(self._door)
+        self._door.close()
+        self._door = None
+        if self._process is not None:
+            os.close(self._process.pidfd)
+            self._process = None
+        for endpoint in self._endpoints:
+            endpoint.sock.close()  # not its file, which is the owner's
+        for bind in self.config.bind:
+            if isinstance(bind, socket.socket):
+                bind.close()
+        worker = Worker(self.config, self.public, place, generation, station, control)
+        enlist(worker)
+        return worker
+
+    def serve(self, app: App | str) -> int:
+        """Join, and serve an application as `pyfanout.serve` does in each of its workers, until SIGTERM or the
+        dispatcher's end. Returns the exit code for this process."""
+        return serve_in(self.join(), loader_of(app, factory=self.config.factory))

@@ -1,0 +1,238 @@
+"""gunicorn: its own arbiter and its own workers, with our dispatcher before them. One more word for its command line:
+
+    gunicorn --worker-class pyfanout.embed.gunicorn.GThread --threads 8 --workers 4 app:app
+
+gunicorn forks, reloads, scales and times out as ever. Its arbiter starts a `Dispatcher` before it forks a worker, if
+none runs; each worker joins that. Options of the dispatcher are variables: `PYFANOUT_POLICY`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import errno
+import os
+import socket
+import struct
+import time
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.workers import gasgi, gthread, sync
+
+from pyfanout.config import Config
+from pyfanout.core import Taker
+from pyfanout.dispatcher import Dispatcher
+from pyfanout.embed.aio import settled
+from pyfanout.embed.asgi import Application
+from pyfanout.embed.loop import loop_factory
+from pyfanout.errors import ConfigError
+from pyfanout.worker.connection import Connection, address_of
+from pyfanout.worker.tls import SecureConnection
+
+if TYPE_CHECKING:
+    from pyfanout.worker.worker import Worker
+
+HEARTBEAT_S = 1.0
+"""Between two signs of life for the arbiter, of a sync worker that has nothing to do; half of `--timeout` if that is
+less. Also how late it may see a signal that came just before it fell asleep."""
+
+SHORTAGE_S = 0.05
+"""Between two looks for a free descriptor: nothing tells when there is one."""
+
+_TIMEVAL = struct.Struct("@ll")
+
+
+class Desk:
+    """The arbiter's dispatcher; another one when its listeners have changed."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Any] = []
+        self._dispatcher: Dispatcher | None = None
+        self._former: list[Dispatcher] = []
+        """Their workers have not all left yet, as far as we know."""
+        atexit.register(self._close)
+
+    def _close(self) -> None:
+        """The arbiter exits."""
+        for each in (*self._former, self._dispatcher):
+            if each is not None:
+                each.close()
+
+    def dispatcher(self, listeners: list[Any], config: Any) -> Dispatcher:
+        """One that runs."""
+        for each in [each for each in self._former if not each.alive]:
+            each.close()
+            self._former.remove(each)
+        if listeners != self._listeners or self._dispatcher is None:
+            if self._dispatcher is not None:
+                self._dispatcher.stop()  # its workers leave, and it with them
+                self._former.append(self._dispatcher)
+            self._listeners = list(listeners)
+            self._dispatcher = Dispatcher(
+                bind=[listener.sock for listener in listeners],
+                backlog=config.backlog,
+                drain_timeout=config.graceful_timeout,
+                log_level=None if "PYFANOUT_LOG_LEVEL" in os.environ else config.loglevel,
+            )
+        self._dispatcher.start()
+        return self._dispatcher
+
+
+desk = Desk()
+
+
+class Joined:
+    """What our classes of workers add to gunicorn's. Made in the arbiter, before each fork."""
+
+    sockets: list[Any]
+    cfg: Any
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        if cfg.reuse_port:
+            raise RuntimeError("reuse_port: the dispatcher alone accepts; turn it off")
+        try:
+            Config.resolve({}, os.environ)
+        except ConfigError as error:
+            raise RuntimeError(str(error)) from None  # of which gunicorn makes one line
+        if above := getattr(super(), "check_config", None):
+            above(cfg, log)
+
+    def __init__(self, age: int, ppid: int, sockets: list[Any], app: Any, timeout: float, cfg: Any, log: Any) -> None:
+        self._alive = True
+        self._worker: Any = None
+        self._dispatcher = desk.dispatcher(sockets, cfg)
+        super().__init__(age, ppid, sockets, app, timeout, cfg, log)  # type: ignore[call-arg]
+
+    @property
+    def alive(self) -> bool:
+        return self._alive
+
+    @alive.setter
+    def alive(self, alive: bool) -> None:
+        """gunicorn sets it to False wherever a worker shall leave: at a signal, after `max_requests`, when its code has
+        changed. From then on others get its connections."""
+        if alive or self._worker is None or self._worker.draining:
+            self._alive = alive
+        else:
+            self._worker.drain()
+
+    def init_process(self) -> None:
+        self._worker = self._dispatcher.join()
+        theirs, self._listening = self.sockets, self._open()
+        self._worker.on_drain = self._leave
+        for each in theirs:
+            each.sock.close()
+        # As gunicorn wraps a listening socket; ours has the address of the first.
+        ours = object.__new__(type(theirs[0]))
+        ours.__dict__.update(theirs[0].__dict__, sock=self._listening)
+        self.sockets = [ours]
+        if self.cfg.is_ssl:
+            _secure(self.cfg)
+        super().init_process()
+
+    def _open(self) -> Any:
+        """What connections are accepted from."""
+        return self._worker.listener()
+
+    def _leave(self) -> None:
+        """The worker drains: by its own wish, or because the dispatcher has stopped or is gone."""
+        self._alive = False
+        self._listening.quiet()
+
+    def run(self) -> None:
+        self._worker.ready()
+        super().run()
+
+
+class Sync(Joined, sync.SyncWorker):
+    """`sync`: one request at a time. The workers share the pool channel: any idle one takes the next."""
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        if cfg.threads > 1:
+            raise RuntimeError("threads: a Sync worker has one; use pyfanout.embed.gunicorn.GThread")
+        super().check_config(cfg, log)
+
+    def _open(self) -> Any:
+        return _Pool(self._worker)
+
+    def run(self) -> None:
+        worker, pool = self._worker, self.sockets[0]
+        heartbeat_s = min(HEARTBEAT_S, self.timeout or HEARTBEAT_S)
+        # Not settimeout: that would make it non-blocking, for all who share it.
+        timeval = _TIMEVAL.pack(int(heartbeat_s), int(heartbeat_s % 1 * 1e6))
+        pool.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+        taker = Taker(pool.fileno(), worker.station, 0)
+        worker.ready(pool=True, threads=1)
+        while self.alive and self.is_parent_alive():
+            self.notify()
+            rc = taker.take(False)
+            if rc == 1:
+                conn = Connection.arrived(taker.arrival, True, worker.station.done)
+                try:
+                    self.handle(pool, conn, address_of(taker.arrival))
+                finally:
+                    conn.finish()
+            elif rc == 0:  # the dispatcher has stopped, or is gone
+                self.alive = False
+            elif rc in (-errno.EMFILE, -errno.ENFILE):
+                time.sleep(SHORTAGE_S)
+            elif rc == -errno.ENOBUFS:
+                self.log.error("a connection was lost, no descriptor was free for it")
+            elif rc not in (-errno.EAGAIN, -errno.EINTR):
+                raise OSError(-rc, f"take a connection: {os.strerror(-rc)}")
+
+
+class GThread(Joined, gthread.ThreadWorker):
+    """`gthread`: a pool of threads behind one accept loop."""
+
+
+class ASGI(Joined, gasgi.ASGIWorker):
+    """`asgi`; on uvloop if `--asgi-loop` says so, or is "auto" and it is installed."""
+
+    asgi: Any
+
+    def _setup_event_loop(self) -> None:
+        self.loop = loop_factory(self.cfg.asgi_loop, self._dispatcher.config)()
+        asyncio.set_event_loop(self.loop)
+
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        self.asgi = self._app = Application(self.asgi)
+
+    def _leave(self) -> None:
+        """gunicorn's own stop closes each connection after the answer that is being made, without a word in it."""
+        self._listening.quiet()
+        self._app.draining = True
+        self._settling = self.loop.create_task(self._settle())  # kept: a loop holds its tasks by weak references
+
+    async def _settle(self) -> None:
+        await settled(self._listening, lambda: self._app.calls > 0, self.cfg.graceful_timeout)
+        self._alive = False
+
+
+class _Pool(socket.socket):
+    """The reading end of the pool's channel, with what gunicorn wants to know of a listening socket."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=worker.channel(pool=True))
+        self._address = worker.public.address
+
+    def getsockname(self) -> Any:
+        return self._address
+
+    def quiet(self) -> None:
+        """Nothing is to be done: who drains does not ask for more."""
+
+
+def _secure(cfg: Any) -> None:
+    """TLS sockets, too, report their end."""
+    make = cfg.ssl_context
+
+    def ssl_context(conf: Any, default: Any) -> Any:
+        context = make(conf, default)
+        context.sslsocket_class = SecureConnection
+        return context
+
+    cfg.set("ssl_context", ssl_context)

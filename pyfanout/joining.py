@@ -1,0 +1,113 @@
+"""How a worker that somebody else has forked joins a dispatcher: the packets, and the descriptors that go with them.
+
+Guest to door: `J` with the dispatcher's end of a fresh control socket. Dispatcher to guest, on that: a `Welcome` with
+the pool's reading end, its own, and the board's file. Owner to door: `S`, stop; end-of-file means the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from enum import Enum, auto
+from typing import NamedTuple
+
+from pyfanout.core import Station
+from pyfanout.errors import WorkerError
+
+ANSWER_S = 10.0
+"""Seconds that a guest waits at the door, and for its welcome: longer than a dispatcher pauses that will come back."""
+
+_WELCOME = struct.Struct("=IQ")
+_PEER = struct.Struct("=3i")  # struct ucred of unix(7)
+
+
+class Welcome(NamedTuple):
+    """What makes a worker of a guest."""
+
+    place: int
+    """Its number in the core."""
+    generation: int
+    """Counts the guests of this place, from 1."""
+    station: Station
+    control: socket.socket
+
+
+class Knock(Enum):
+    """What else than a guest is at the door."""
+
+    NOBODY = auto()
+    STOP = auto()
+    """The owner wants to stop, or is gone."""
+
+
+def make_door() -> tuple[socket.socket, socket.socket]:
+    """The owner's side, which the guests inherit, and the dispatcher's."""
+    outside, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    outside.settimeout(ANSWER_S)  # before anybody inherits it: O_NONBLOCK is the same for all, the timeout is not
+    return outside, inside
+
+
+# ---- the guest -----------------------------------------------------------------------------------------------------
+
+
+def join(door: socket.socket) -> Welcome:
+    """Raises WorkerError if the dispatcher is gone or does not answer, and OSError if there is no descriptor left."""
+    control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with contextlib.ExitStack() as undo:
+        undo.callback(control.close)
+        control.settimeout(ANSWER_S)
+        try:
+            with theirs:
+                socket.send_fds(door, [b"J"], [theirs.fileno()], socket.MSG_NOSIGNAL)
+            packet, fds, _, _ = socket.recv_fds(control, _WELCOME.size, 3, socket.MSG_CMSG_CLOEXEC)
+        except TimeoutError:
+            raise WorkerError(f"the dispatcher does not answer within {ANSWER_S:g} s") from None
+        except (BrokenPipeError, ConnectionResetError):
+            raise WorkerError("the dispatcher is gone") from None
+        if len(fds) < 3:  # the end of file, or no room for them
+            for fd in fds:
+                os.close(fd)
+            raise WorkerError("the dispatcher stops, or has no place left" if not packet else "no descriptor is free")
+        place, generation = _WELCOME.unpack(packet)
+        pool_fd, slot_fd, board_fd = fds
+        station = Station.of(pool_fd, slot_fd, board_fd, place)
+        control.settimeout(None)
+        undo.pop_all()
+    return Welcome(place, generation, station, control)
+
+
+# ---- the dispatcher ------------------------------------------------------------------------------------------------
+
+
+def answer(door: socket.socket) -> socket.socket | Knock:
+    """Who is at the door: a guest's control socket, which is the caller's, non-blocking."""
+    try:
+        packet, fds, _, _ = socket.recv_fds(door, 1, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+    except BlockingIOError:
+        return Knock.NOBODY
+    if packet == b"J" and fds:
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fds[0])
+        control.setblocking(False)
+        return control
+    for fd in fds:
+        os.close(fd)
+    return Knock.STOP if packet in (b"", b"S") else Knock.NOBODY
+
+
+def pid_of(control: socket.socket) -> int:
+    """Of the process that made it, as the kernel says."""
+    pid, _, _ = _PEER.unpack(control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return int(pid)
+
+
+def welcome(control: socket.socket, place: int, generation: int, ends: tuple[int, int, int]) -> None:
+    """`ends` as `Core.ends` gives them. Raises OSError if the guest has gone."""
+    socket.send_fds(control, [_WELCOME.pack(place, generation)], ends, socket.MSG_NOSIGNAL)
+
+
+def stop(door: socket.socket) -> None:
+    """The owner's word."""
+    with contextlib.suppress(OSError):  # the dispatcher is gone
+        door.send(b"S", socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)

@@ -1,0 +1,282 @@
+"""Guests: workers that somebody else has forked, and who come to this process for connections. Its whole life.
+
+Decides when a guest is in rotation, and nothing about its life: that is its parent's affair. `dispatcher` is the other
+side. As `supervisor`, but without processes: a guest is there while its control socket is open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import socket
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+from pyfanout import control, joining
+from pyfanout.config import Config
+from pyfanout.control import PACKET_BYTES, Closing, DecodeError, Failed, Message, Ping, Pong, Ready, Retiring
+from pyfanout.core import POOL, SLOTS, Core, Event, News
+from pyfanout.errors import FanoutError
+from pyfanout.joining import Knock
+from pyfanout.master import policy
+from pyfanout.master.limits import most_in_flight
+from pyfanout.master.listeners import Endpoint
+from pyfanout.master.shortage import Shortage
+from pyfanout.master.watches import Watches
+
+log = logging.getLogger("pyfanout.master")
+
+MESSAGES = 16
+"""Read of one guest before the others have their turn."""
+
+
+@dataclass(slots=True, eq=False)
+class Guest:
+    """One worker."""
+
+    place: int
+    """Its number in the core."""
+    generation: int
+    pid: int
+    control: socket.socket
+    ready: Ready | None = None
+    """What it said when it was."""
+    leaving: bool = False
+    """It takes no more."""
+    silent: bool = False
+    """It owes an answer: others have its connections until it gives it."""
+    entered: bool = False
+    """It is in rotation."""
+    ping_number: int = 0
+    pinged_ns: int | None = None
+    """When the ping was sent that waits for its pong; None: none does."""
+
+    def __str__(self) -> str:
+        return f"worker={self.place} gen={self.generation} pid={self.pid}"
+
+    def say(self, message: Message) -> None:
+        """Without waiting: one that has stopped reading, or is dead, does not hear it."""
+        with contextlib.suppress(OSError):
+            self.control.send(control.encode(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+class Guests:
+    """`Guests(...).run()`, once."""
+
+    def __init__(self, config: Config, endpoints: list[Endpoint], door: socket.socket) -> None:
+        """Takes over the endpoints' descriptors, and `door`."""
+        self._config = config
+        self._endpoints = endpoints
+        self._door = door
+        self._guests: dict[int, Guest] = {}
+        """By place."""
+        self._generations: Counter[int] = Counter()
+        self._shortage = Shortage()
+        self._interval_ns = int(config.ping_interval * 1e9)
+        self._patience_ns = int(config.ping_timeout * 1e9)
+        self._round_ns: int | None = None
+        """When the next round of pings is due; None: there are none."""
+        self._end_ns: int | None = None
+        """The owner has stopped, or is gone: until when guests may finish what they have."""
+
+    def run(self) -> int:
+        """Until the owner and all guests are gone. The exit code."""
+        try:
+            self._run()
+        except FanoutError as error:
+            log.critical("the dispatcher cannot go on: %s", error)
+            return error.exit_code
+        return 0
+
+    def _run(self) -> None:
+        self._most_in_flight = most_in_flight()
+        with Core(SLOTS, self._config.policy) as self._core:
+            self._core.share()
+            self._watches = Watches(self._core)
+            for endpoint in self._endpoints:
+                self._core.listen(endpoint.sock.fileno())
+                endpoint.detach()
+            self._watches.add(self._door.fileno(), self._on_knock)
+            where = ", ".join(endpoint.address for endpoint in self._endpoints)
+            log.info("dispatching %s to who joins, %s", where, self._config.policy)
+            if self._interval_ns:
+                self._round_ns = time.monotonic_ns() + self._interval_ns
+            while not self._over():
+                self._step()
+
+    def _over(self) -> bool:
+        if self._end_ns is None:
+            return False
+        if self._guests and time.monotonic_ns() >= self._end_ns:
+            log.warning("%g s are over: %d workers are left alone", self._config.drain_timeout, len(self._guests))
+            return True
+        return not self._guests
+
+    def _step(self) -> None:
+        late_ns = [(guest.pinged_ns or 0) + self._patience_ns for guest in self._debtors()]
+        deadlines_ns = late_ns + [ns for ns in (self._round_ns, self._end_ns) if ns is not None]
+        timeout_ns = min(deadlines_ns) - time.monotonic_ns() if deadlines_ns else None
+        events = self._core.run(timeout_ns)
+        for event in events:
+            self._on_event(event)
+        if not events:  # else an answer may wait among those that were not read yet
+            self._ask_and_judge()
+
+    # ---- events -------------------------------------------------------------------------------------------------
+
+    def _on_event(self, event: Event) -> None:
+        match event.news:
+            case News.WATCHED:
+                self._watches.call(event.token)
+            case News.PAUSED:
+                self._shortage.begins(event.error)
+            case News.RESUMED:
+                self._shortage.ends()
+            case News.LISTENER_FAILED:
+                address = self._endpoints[event.token].address
+                log.critical("lost listener %s: %s", address, os.strerror(event.error))
+            case News.CHANNEL_BROKEN:
+                self._on_broken(event.token)
+
+    def _on_broken(self, place: int) -> None:
+        """Its readers see end-of-file, and leave by themselves."""
+        for guest in self._guests.values():
+            if guest.entered and (place == POOL if guest.ready and guest.ready.pool else place == guest.place):
+                log.error("%s: its channel was shut down by a worker; it leaves", guest)
+                guest.leaving = True
+                self._arrange(guest)
+
+    def _on_knock(self) -> None:
+        try:
+            found = joining.answer(self._door)
+        except OSError as error:
+            log.error("somebody could not join: %s", error.strerror)
+            return
+        if isinstance(found, socket.socket):
+            try:
+                self._admit(found)
+            except OSError as error:
+                log.error("somebody could not join: %s", error.strerror)
+                found.close()
+        elif found is Knock.STOP:
+            self._stop()
+
+    def _admit(self, their_control: socket.socket) -> None:
+        if self._end_ns is not None:
+            their_control.close()
+            return
+        place = next((each for each in range(SLOTS) if each not in self._guests), None)
+        if place is None:
+            raise OSError(0, f"all {SLOTS} places are taken")
+        generation = self._generations[place] + 1
+        guest = Guest(place, generation, joining.pid_of(their_control), their_control)
+        self._core.begin(place, generation, place)
+        try:
+            self._watches.add(their_control.fileno(), functools.partial(self._on_message, guest))
+            joining.welcome(their_control, place, generation, self._core.ends(place))
+        except OSError:
+            self._watches.remove(their_control.fileno())
+            self._core.end(place)
+            raise
+        self._generations[place] = generation
+        self._guests[place] = guest
+        log.debug("%s has joined", guest)
+
+    def _stop(self) -> None:
+        """Pass on what is queued, end the channels; and nobody joins any more."""
+        if self._end_ns is not None:
+            return
+        self._end_ns = time.monotonic_ns() + int(self._config.drain_timeout * 1e9)
+        self._round_ns = None
+        self._watches.remove(self._door.fileno())
+        for guest in self._guests.values():
+            guest.pinged_ns = None
+            guest.say(Closing())
+        self._core.finish(self._config.backlog + 1)
+
+    def _on_message(self, guest: Guest) -> None:
+        for _ in range(MESSAGES):
+            try:
+                packet = guest.control.recv(PACKET_BYTES)
+                message = control.decode(packet) if packet else None
+            except BlockingIOError:
+                return
+            except ConnectionResetError:  # it closed its end, and had not read all
+                message = None
+            except (DecodeError, OSError) as error:
+                log.error("%s talks nonsense on its control socket (%s) and gets nothing any more", guest, error)
+                message = None
+            if message is None:
+                self._on_gone(guest)
+                return
+            self._on_word(guest, message)
+
+    def _on_word(self, guest: Guest, message: Message) -> None:
+        match message:
+            case Ready() if guest.ready is None:
+                guest.ready = message
+                log.debug("%s is ready", guest)
+                if self._end_ns is not None:
+                    guest.say(Closing())
+            case Failed(_, reason, details):
+                log.error("%s could not start: %s%s", guest, reason, details and f"\n{details.rstrip()}")
+            case Retiring():
+                guest.leaving = True
+            case Pong(number) if number == guest.ping_number:
+                guest.pinged_ns = None
+                if guest.silent:
+                    guest.silent = False
+                    log.info("%s answers again", guest)
+        self._arrange(guest)
+
+    def _on_gone(self, guest: Guest) -> None:
+        lost = self._core.look(guest.place).in_hands
+        guest.leaving = True
+        self._arrange(guest)
+        self._core.end(guest.place)
+        self._watches.remove(guest.control.fileno())
+        guest.control.close()
+        del self._guests[guest.place]
+        level, plural = (logging.WARNING if lost else logging.DEBUG), "" if lost == 1 else "s"
+        log.log(level, "%s is gone, with %d connection%s in its hands", guest, lost, plural)
+
+    # ---- rotation -----------------------------------------------------------------------------------------------
+
+    def _arrange(self, guest: Guest) -> None:
+        """In rotation or out of it, as it should be."""
+        ready = guest.ready
+        wanted = ready is not None and not guest.leaving and not guest.silent
+        if wanted == guest.entered:
+            return
+        guest.entered = wanted
+        if ready is None or not wanted:
+            self._core.leave(guest.place)
+            return
+        count = len(self._guests)
+        size = policy.channel_size(ready.threads * (count if ready.pool else 1), self._most_in_flight // count)
+        most = 0 if ready.threads else self._config.max_connections
+        self._core.enter(guest.place, pool=ready.pool, threads=ready.threads, size=size, most=most)
+
+    def _debtors(self) -> list[Guest]:
+        """Who owes a pong, and is not known for it yet."""
+        return [guest for guest in self._guests.values() if guest.pinged_ns is not None and not guest.silent]
+
+    def _ask_and_judge(self) -> None:
+        """Who reads from the pool is not asked: nothing waits for it alone."""
+        now_ns = time.monotonic_ns()
+        for guest in self._debtors():
+            silent_ns = now_ns - (guest.pinged_ns or 0)
+            if silent_ns >= self._patience_ns:
+                log.warning("%s: no answer to a ping for %.1f s; others have its connections", guest, silent_ns / 1e9)
+                guest.silent = True
+                self._arrange(guest)
+        if self._round_ns is not None and now_ns >= self._round_ns:
+            self._round_ns = now_ns + self._interval_ns
+            for guest in self._guests.values():
+                if guest.entered and guest.pinged_ns is None and guest.ready and not guest.ready.pool:
+                    guest.ping_number = (guest.ping_number + 1) % 2**32
+                    guest.pinged_ns = now_ns
+                    guest.say(Ping(guest.ping_number))

@@ -1,0 +1,283 @@
+"""gunicorn with our dispatcher before its workers: its arbiter forks, reloads, scales and stops as ever."""
+
+from __future__ import annotations
+
+import collections
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Server, children_of, freeze, is_over, kill, read_all, session_of
+
+from .kit import FOLDER, Client, ask, load
+from .test_servers import connections
+from .test_tls_and_proxy import REQUEST, body, certificate, secure
+
+APPS = {"Sync": "apps:wsgi", "GThread": "apps:wsgi", "ASGI": "apps:asgi"}
+LISTENING_AT = re.compile(r"Listening at: https?://(\S+)")
+
+
+class Gunicorn(Server):
+    """`pid` is the arbiter's."""
+
+    def serve(self, kind: str, *options: str, workers: int = 2, cwd: Path = FOLDER, **variables: str) -> Gunicorn:
+        bind = () if any(each.startswith("--config") for each in options) else ("--bind", "127.0.0.1:0")
+        worker_class = f"pyfanout.embed.gunicorn.{kind}"
+        words = ["--worker-class", worker_class, "--workers", str(workers), *bind]
+        command = [sys.executable, "-W", "default", "-m", "gunicorn", *words, "--no-control-socket", *options]
+        self.expect(r"\[ERROR\] Worker .pid:\d+. was sent SIGKILL", "ResourceWarning: (unclosed .* family=2|Enable)")
+        self._launch([*command, APPS[kind]], cwd, {"PYFANOUT_LOG_LEVEL": "debug", **variables})
+        return self
+
+    def ready(self, workers: int = 2) -> Gunicorn:
+        """Until so many were ready, in the life of this arbiter."""
+        self.wait_log("is ready", workers)
+        return self
+
+    @property
+    def addresses(self) -> list[str]:
+        return self.wait_until(lambda: LISTENING_AT.findall(self.log), "where it listens")[-1:]
+
+    @property
+    def dispatcher(self) -> int:
+        """The pid of the newest."""
+        found = self.wait_until(lambda: re.findall(r"\[(\d+)\] INFO dispatching", self.log), "a dispatcher")
+        return int(found[-1])
+
+    @property
+    def workers(self) -> list[int]:
+        dispatchers = set(map(int, re.findall(r"\[(\d+)\] INFO dispatching", self.log)))
+        return [pid for pid in children_of(self.pid) if not is_over(pid) and pid not in dispatchers]
+
+
+MakeGunicorn = Callable[[], Gunicorn]
+
+
+@pytest.fixture
+def gunicorn(server: Callable[..., Server]) -> MakeGunicorn:
+    def make() -> Gunicorn:
+        made = server(Gunicorn)
+        assert isinstance(made, Gunicorn)
+        return made
+
+    return make
+
+
+@pytest.fixture(params=list(APPS))
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+# ---- serving ---------------------------------------------------------------------------------------------------------
+
+
+def test_it_answers_a_thousand_in_turn_and_knows_who_asks(gunicorn: MakeGunicorn, kind: str) -> None:
+    one = gunicorn().serve(kind, workers=4, PYFANOUT_PING_INTERVAL="0").ready(4)
+    turns = []
+    for _ in range(40):
+        one.wait_idle()
+        turns.append(ask(one.address)["pid"])
+    assert collections.Counter(turns) == dict.fromkeys(one.workers, 10)
+    wrong: list[Any] = []
+
+    def ask_240() -> None:
+        with Client(one.address) as client:
+            for _ in range(240):
+                answer, ours = client.ask()
+                if answer["client"] != list(ours):
+                    wrong.append((answer, ours))
+
+    threads = [threading.Thread(target=ask_240) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong, wrong[:3]
+
+
+def test_policy_is_a_variable(gunicorn: MakeGunicorn) -> None:
+    one = gunicorn().serve("GThread", PYFANOUT_POLICY="least-connections").ready()
+    held = [Client(one.address) for _ in range(10)]
+    try:
+        asked = collections.Counter(client.ask()[0]["pid"] for client in held)
+        assert asked == dict.fromkeys(one.workers, 5)
+    finally:
+        for client in held:
+            client.__exit__()
+
+
+def test_tls(gunicorn: MakeGunicorn, kind: str, tmp_path: Path) -> None:
+    certificate(tmp_path, "localhost")
+    files = ("--certfile", str(tmp_path / "server.pem"), "--keyfile", str(tmp_path / "server.key"))
+    one = gunicorn().serve(kind, *files).ready()
+    for _ in range(10):
+        with secure(one.address, tmp_path) as sock:
+            ours = sock.getsockname()
+            sock.sendall(REQUEST)
+            assert body(read_all(sock))["client"] == [*ours]
+    assert one.stop() == 0
+
+
+# ---- living ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_is_replaced(gunicorn: MakeGunicorn, kind: str) -> None:
+    one = gunicorn().serve(kind).ready()
+    old = one.workers
+    kill(old[0])
+    one.ready(3)
+    seen: set[int] = set()
+    one.wait_until(lambda: seen.add(ask(one.address)["pid"]) or seen >= set(one.workers), "both answer")
+    assert old[0] not in seen
+
+
+def test_what_a_dead_worker_had_not_taken_goes_to_others(gunicorn: MakeGunicorn, kind: str) -> None:
+    one = gunicorn().serve(kind).ready()
+    first, second = one.workers
+    freeze(first)
+    answers: list[Any] = []
+    threads = [threading.Thread(target=lambda: answers.append(ask(one.address))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    one.wait_until(lambda: len(answers) >= (1 if kind == "Sync" else 3), "those of the living one")
+    kill(first)
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 6, one.log
+    assert first not in {answer["pid"] for answer in answers}
+    assert second in {answer["pid"] for answer in answers}
+
+
+def test_a_silent_worker_is_left_out_until_it_answers(gunicorn: MakeGunicorn) -> None:
+    variables = {"PYFANOUT_PING_INTERVAL": "0.1", "PYFANOUT_PING_TIMEOUT": "0.3"}
+    one = gunicorn().serve("GThread", **variables).ready()
+    one.expect("no answer to a ping")
+    first, second = one.workers
+    freeze(first)
+    one.wait_log(f"pid={first}: no answer to a ping")
+    assert {ask(one.address)["pid"] for _ in range(10)} == {second}
+    kill(first, signal.SIGCONT)
+    one.wait_log(f"pid={first} answers again")
+    assert {ask(one.address)["pid"] for _ in range(10)} == {first, second}
+
+
+def test_reloads_under_load(gunicorn: MakeGunicorn, kind: str) -> None:
+    one = gunicorn().serve(kind).ready()
+    joined = 2
+    for keep_alive in (False, True) if kind != "Sync" else (False,):
+        old = set(one.workers)
+        with load(one.address, keep_alive=keep_alive) as answers:
+            one.send(signal.SIGHUP)
+            joined += 2
+            one.ready(joined)
+            one.wait_until(lambda old=old: not old & set(one.workers), "the old ones have left", 40)
+            one.wait_until(lambda old=old: answers[-1]["pid"] not in old, "new answers")
+    assert one.stop() == 0
+
+
+def test_scaling(gunicorn: MakeGunicorn) -> None:
+    one = gunicorn().serve("GThread", workers=1).ready(1)
+    with load(one.address):
+        one.send(signal.SIGTTIN)
+        one.ready(2)
+        one.wait_workers(2)
+        one.send(signal.SIGTTOU)
+        one.wait_workers(1)
+    assert one.stop() == 0
+
+
+def test_max_requests(gunicorn: MakeGunicorn, kind: str) -> None:
+    """Whoever has had them leaves, by gunicorn's own rule."""
+    one = gunicorn().serve(kind, "--max-requests", "20", workers=2).ready()
+    seen = {ask(one.address)["pid"] for _ in range(200)}
+    assert len(seen) >= 6
+
+
+def test_new_addresses_on_reload(gunicorn: MakeGunicorn, tmp_path: Path) -> None:
+    config = tmp_path / "conf.py"
+    first, second = free_ports(2)
+    config.write_text(f"bind = '127.0.0.1:{first}'")
+    one = gunicorn().serve("GThread", "--config", str(config)).ready()
+    old = one.dispatcher
+    assert ask(f"127.0.0.1:{first}")["pid"] in one.workers
+    config.write_text(f"bind = '127.0.0.1:{second}'")
+    one.send(signal.SIGHUP)
+    one.ready(4)
+    assert ask(f"127.0.0.1:{second}")["pid"] in one.workers
+    one.wait_until(lambda: is_over(old), "the old dispatcher has ended")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", first), 5).close()
+
+
+def free_ports(count: int) -> list[int]:
+    socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(sock.getsockname()[1]) for sock in socks]
+    for sock in socks:
+        sock.close()
+    return ports
+
+
+# ---- dying -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_dispatcher_is_replaced(gunicorn: MakeGunicorn, kind: str) -> None:
+    """Its workers leave, and the arbiter, which forks new ones, starts another first. Clients wait in the queue."""
+    one = gunicorn().serve(kind).ready()
+    old, before = one.dispatcher, one.workers
+    kill(old)
+    assert ask(one.address)["pid"] not in before
+    assert one.dispatcher != old
+    one.wait_until(lambda: not set(before) & set(one.workers), "its workers have left", 40)
+    one.ready(4)
+    assert len(one.wait_workers(2)) == 2
+
+
+def test_when_the_arbiter_is_killed_all_leave(gunicorn: MakeGunicorn, kind: str) -> None:
+    one = gunicorn().serve(kind).ready()
+    kill(one.pid)
+    assert one.wait_exit() == -signal.SIGKILL
+    one.wait_until(lambda: not session_of(one.pid), "nobody is left", 20)
+
+
+def test_a_stop_lets_a_request_finish(gunicorn: MakeGunicorn, kind: str) -> None:
+    one = gunicorn().serve(kind, workers=1).ready(1)
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(ask(one.address, "/slow")))
+    thread.start()
+    (worker,) = one.workers
+    one.wait_until(lambda: connections(one, worker) == 1, "it is there")
+    one.send(signal.SIGTERM)
+    thread.join()
+    assert answers
+    assert one.wait_exit() == 0
+    one.wait_nobody()
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "said"),
+    [
+        ("GThread", ("--reuse-port",), "reuse_port: the dispatcher alone accepts; turn it off"),
+        ("Sync", ("--threads", "2"), "threads: a Sync worker has one; use pyfanout.embed.gunicorn.GThread"),
+    ],
+)
+def test_options_that_cannot_be(gunicorn: MakeGunicorn, kind: str, option: tuple[str, ...], said: str) -> None:
+    one = gunicorn().serve(kind, *option)
+    one.expect("Error")
+    assert one.wait_exit() == 1
+    assert f"Error: {said}" in one.log
+
+
+def test_a_bad_variable(gunicorn: MakeGunicorn) -> None:
+    one = gunicorn().serve("GThread", PYFANOUT_POLICY="fair")
+    one.expect("Error")
+    assert one.wait_exit() == 1
+    assert "Error: policy: 'fair' (from PYFANOUT_POLICY) is not one of" in one.log

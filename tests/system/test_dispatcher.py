@@ -1,0 +1,395 @@
+"""Workers that somebody else forks: they join, serve, leave and die as they like; the dispatcher only looks on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import ask_plain, is_over, kill, session_of, wait_until
+from programme import run
+
+EXAMPLE = Path(__file__).parents[2] / "examples/own_workers.py"
+
+SETUP = """
+    def handler(conn, addr):
+        line = conn.recv(99)
+        if line == b"hold":
+            conn.recv(99)
+        conn.sendall(b"%d" % os.getpid())
+
+    async def coroutine(reader, writer):
+        if await reader.read(99) == b"hold":
+            await reader.read(99)
+        writer.write(b"%d" % os.getpid())
+        await writer.drain()
+
+    def connect(dispatcher, line=b"x"):
+        host, port = dispatcher.addresses[0].rsplit(":", 1)
+        client = socket.create_connection((host, int(port)), 20)
+        client.sendall(line)
+        return client
+
+    def answer(client):
+        with client:
+            return int(client.recv(99))
+
+    def ask(dispatcher):
+        return answer(connect(dispatcher))
+
+    def fork(dispatcher, serve):
+        '''A worker; it has joined when this returns.'''
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reading)
+            code = 70
+            try:
+                told = lambda worker: os.write(writing, b"!")
+                dispatcher.config = replace(dispatcher.config, on_worker_start=told)
+                code = serve(dispatcher)
+            finally:
+                os._exit(code)
+        os.close(writing)
+        os.read(reading, 1)
+        os.close(reading)
+        return pid
+
+    def fork_blocking(dispatcher):
+        return fork(dispatcher, lambda dispatcher: dispatcher.serve(handler))
+
+    def fork_asyncio(dispatcher):
+        return fork(dispatcher, lambda dispatcher: dispatcher.serve(coroutine))
+
+    def ended(pid):
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def soon(condition, what):
+        end = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < end, what
+            time.sleep(0.005)
+
+    from dataclasses import replace
+"""
+
+
+def run_with_workers(folder: Path, body: str) -> None:
+    run(folder, textwrap.dedent(SETUP) + textwrap.dedent(body))
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_workers_join_serve_and_are_replaced(tmp_path: Path, kind: str) -> None:
+    run_with_workers(
+        tmp_path,
+        """
+            with pyfanout.Dispatcher(**options) as dispatcher:
+                waiting = connect(dispatcher)  # before there is anybody
+                workers = [fork_KIND(dispatcher) for _ in range(3)]
+                assert answer(waiting) in workers
+                soon(lambda: ask(dispatcher) == workers[0], "each has a turn")
+                soon(lambda: ask(dispatcher) == workers[1], "each has a turn")
+                soon(lambda: ask(dispatcher) == workers[2], "each has a turn")
+                os.kill(workers[0], signal.SIGKILL)
+                assert ended(workers[0]) == -9
+                assert workers[0] not in {ask(dispatcher) for _ in range(12)}
+                workers[0] = fork_KIND(dispatcher)
+                soon(lambda: ask(dispatcher) == workers[0], "the new one has a turn")
+                os.kill(workers[1], signal.SIGTERM)  # it drains
+                assert ended(workers[1]) == 0
+                assert workers[1] not in {ask(dispatcher) for _ in range(12)}
+            assert [ended(workers[0]), ended(workers[2])] == [0, 0]
+            """.replace("KIND", kind),
+    )
+
+
+def test_many_come_and_go_and_nothing_is_left(tmp_path: Path) -> None:
+    """Places, descriptors and the turns of those that stay."""
+    run_with_workers(
+        tmp_path,
+        """
+        def held(pid):
+            found = []
+            for path in Path(f"/proc/{pid}/fd").iterdir():
+                try:
+                    found.append(os.readlink(path).split(":")[0])
+                except FileNotFoundError:  # that of the listing
+                    pass
+            return sorted(found)
+
+        with pyfanout.Dispatcher(**options) as dispatcher:
+            stays = fork_asyncio(dispatcher)
+            ask(dispatcher)
+            before, ours = held(dispatcher.pid), held(os.getpid())
+            for turn in range(60):
+                made = (fork_asyncio if turn % 2 else fork_blocking)(dispatcher)
+                soon(lambda: ask(dispatcher) == made, "it serves")
+                os.kill(made, signal.SIGKILL if turn % 3 else signal.SIGTERM)
+                ended(made)
+                assert {ask(dispatcher) for _ in range(3)} == {stays}
+            soon(lambda: held(dispatcher.pid) == before, (before, held(dispatcher.pid)))
+            assert held(os.getpid()) == ours
+        ended(stays)
+        """,
+    )
+
+
+def test_nothing_is_lost_when_workers_die_under_load(tmp_path: Path) -> None:
+    """But for what a killed one had begun."""
+    run_with_workers(
+        tmp_path,
+        """
+        import random, threading
+        rng = random.Random(5)
+        with pyfanout.Dispatcher(**options) as dispatcher:
+            workers = [fork_asyncio(dispatcher), fork_asyncio(dispatcher), fork_blocking(dispatcher)]
+            answers, lost, over = [], [], threading.Event()
+
+            def ask_on():
+                while not over.is_set():
+                    try:
+                        answers.append(ask(dispatcher))
+                    except (OSError, ValueError) as error:
+                        lost.append(error)
+
+            threads = [threading.Thread(target=ask_on) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for _ in range(20):
+                many = len(answers)
+                soon(lambda: len(answers) > many + 20, "answers")
+                number = rng.randrange(3)
+                os.kill(workers[number], signal.SIGKILL)
+                ended(workers[number])
+                workers[number] = (fork_asyncio if number < 2 else fork_blocking)(dispatcher)
+            over.set()
+            for thread in threads:
+                thread.join()
+        assert len(lost) <= 20 * 8, lost  # the clients are eight
+        print(len(answers), "answers,", len(lost), "lost")
+        for pid in workers:
+            ended(pid)
+        """,
+    )
+
+
+def test_stop_serves_what_is_queued(tmp_path: Path) -> None:
+    run_with_workers(
+        tmp_path,
+        """
+        for fork_one in (fork_blocking, fork_asyncio):
+            dispatcher = pyfanout.Dispatcher(**options)
+            with dispatcher:
+                pid = fork_one(dispatcher)
+                held = connect(dispatcher, b"hold")
+                queued = [connect(dispatcher) for _ in range(100)]
+                dispatcher.stop()
+                held.sendall(b"on")
+                assert {answer(client) for client in [held, *queued]} == {pid}
+            assert ended(pid) == 0
+            try:
+                connect(dispatcher)
+            except ConnectionRefusedError:
+                pass
+            else:
+                raise AssertionError("it listens on")
+        """,
+    )
+
+
+def test_a_dispatcher_that_dies_is_started_again_on_the_same_port(tmp_path: Path) -> None:
+    """Its workers leave; clients wait in the kernel's queue for those that join the next one."""
+    run_with_workers(
+        tmp_path,
+        """
+        with pyfanout.Dispatcher(**options) as dispatcher:
+            workers = [fork_blocking(dispatcher), fork_asyncio(dispatcher)]
+            first = dispatcher.pid
+            assert dispatcher.alive
+            os.kill(first, signal.SIGKILL)
+            assert [ended(pid) for pid in workers] == [0, 0]
+            assert not dispatcher.alive
+            waiting = connect(dispatcher)
+            dispatcher.start()
+            dispatcher.start()
+            assert dispatcher.alive and dispatcher.pid != first
+            pid = fork_blocking(dispatcher)
+            assert answer(waiting) == pid
+        assert ended(pid) == 0
+        """,
+    )
+
+
+def test_an_own_loop_with_a_listener(tmp_path: Path) -> None:
+    """What a program does that has its own server loop; and how it hears that it shall end."""
+    run_with_workers(
+        tmp_path,
+        """
+        import select
+        def loop(dispatcher):
+            worker = dispatcher.join()
+            listener = worker.listener()
+            ending = []
+            worker.on_drain = lambda: (listener.quiet(), ending.append(True))
+            worker.ready()
+            worker.call_hook(worker.config.on_worker_start)
+            while not ending:
+                select.select([listener], [], [], 0.05)
+                try:
+                    conn, addr = listener.accept()
+                except BlockingIOError:
+                    continue
+                with conn:
+                    handler(conn, addr)
+            return 7
+
+        with pyfanout.Dispatcher(policy="least-connections", **options) as dispatcher:
+            workers = [fork(dispatcher, loop) for _ in range(2)]
+            soon(lambda: ask(dispatcher) == workers[0], "each has a turn")
+            soon(lambda: ask(dispatcher) == workers[1], "each has a turn")
+        assert [ended(pid) for pid in workers] == [7, 7]
+        """,
+    )
+
+
+def test_who_has_left_out_to_answer_is_left_out(tmp_path: Path) -> None:
+    run_with_workers(
+        tmp_path,
+        """
+        with pyfanout.Dispatcher(ping_interval=0.05, ping_timeout=0.2, **options) as dispatcher:
+            first, second = fork_asyncio(dispatcher), fork_asyncio(dispatcher)
+            soon(lambda: ask(dispatcher) == second, "ready")
+            os.kill(first, signal.SIGSTOP)
+            queued = [connect(dispatcher) for _ in range(20)]
+            assert {answer(client) for client in queued} == {second}
+            os.kill(first, signal.SIGCONT)
+            soon(lambda: ask(dispatcher) == first, "it is back")
+        ended(first), ended(second)
+        """,
+    )
+
+
+# ---- bad guests ------------------------------------------------------------------------------------------------------
+
+
+def test_nonsense_at_the_door_and_on_the_control_socket(tmp_path: Path) -> None:
+    """Whoever does that gets nothing, and the others notice nothing."""
+    run_with_workers(
+        tmp_path,
+        r"""
+        from pyfanout import joining
+        with pyfanout.Dispatcher(**options) as dispatcher:
+            pid = fork_asyncio(dispatcher)
+            door = dispatcher._door
+            with open("/dev/null") as null:
+                for packet in (b"J", b"X", b"JJ", b"\0" * 500):
+                    door.send(packet)
+                    socket.send_fds(door, [packet], [null.fileno()] * 3)
+            for said in (b"", b"R", b"Rxxxxxxxxxxxxx", b"R\1\0\0", b"A\0\0\0\1", b"F\1nonsense", b"Z" * 40000):
+                rude = joining.join(door)
+                for _ in range(5):
+                    try:
+                        rude.control.send(said)
+                    except BrokenPipeError:
+                        break
+                rude.control.close()
+                os.close(rude.station.pool_fd)
+                os.close(rude.station.slot_fd)
+            gone = joining.join(door)
+            socket.socket(fileno=gone.station.slot_fd).shutdown(socket.SHUT_RDWR)
+            socket.socket(fileno=os.dup(gone.station.pool_fd)).shutdown(socket.SHUT_RDWR)
+            gone.control.send(b"R\0\0\0")
+            gone.control.close()
+            os.close(gone.station.pool_fd)
+            assert {ask(dispatcher) for _ in range(20)} == {pid}
+            late = fork_blocking(dispatcher)
+            soon(lambda: ask(dispatcher) == late, "who joins later has a pool that works")
+        ended(pid), ended(late)
+        """,
+    )
+
+
+def test_what_cannot_be_is_said_in_one_line(tmp_path: Path) -> None:
+    run_with_workers(
+        tmp_path,
+        """
+        def refused(call):
+            try:
+                call()
+            except pyfanout.FanoutError as error:
+                return str(error)
+            raise AssertionError("accepted")
+
+        assert refused(lambda: pyfanout.Dispatcher(workers=2)) == (
+            "workers: a Dispatcher forks no workers; who does decides that")
+        assert "bind" in refused(lambda: pyfanout.Dispatcher(bind=3))
+        dispatcher = pyfanout.Dispatcher(**options)
+        words = "join is for a process that was forked after start, and has not joined"
+        assert refused(dispatcher.join) == words
+        with dispatcher:
+            assert refused(dispatcher.join) == words
+
+            def late(dispatcher):
+                os.kill(dispatcher.pid, signal.SIGKILL)
+                soon(lambda: not dispatcher.alive, "dead")
+                assert refused(dispatcher.join) == "the dispatcher is gone"
+                return 0
+
+            def twice(dispatcher):
+                dispatcher.join()
+                assert refused(dispatcher.join) == words
+                return 0
+
+            assert ended(fork(dispatcher, twice)) == 0
+            assert ended(fork(dispatcher, late)) == 0
+        dispatcher.close()
+        """,
+    )
+
+
+# ---- the example -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def shown() -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The example, and its port."""
+    code = EXAMPLE.read_text().replace("127.0.0.1:8000", "127.0.0.1:0")
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            assert process.stderr is not None
+            lines = iter(process.stderr.readline, "")
+            yield process, next(int(found[1]) for line in lines if (found := re.search(r":(\d+) to who joins", line)))
+        finally:
+            for pid in session_of(process.pid):
+                kill(pid)
+
+
+def test_the_example_serves_replaces_and_stops() -> None:
+    with shown() as (process, port):
+        seen = {ask_plain(port) for _ in range(20)}
+        assert len(seen) <= 2
+        os.kill(first := int(seen.pop().split()[-1]), signal.SIGKILL)
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{first} ended with -9\n"
+        assert b"Hello from" in ask_plain(port)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+        assert process.returncode == 0, log
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+def test_nobody_is_left_when_its_owner_dies(signum: int) -> None:
+    with shown() as (process, port):
+        ask_plain(port)
+        process.send_signal(signum)
+        process.wait(20)
+        wait_until(lambda: not [pid for pid in session_of(process.pid) if not is_over(pid)], "all are gone")
