@@ -45,6 +45,10 @@ class Pair:
 
 RUN = "-m pyfanout run bench.embedded:{app} --bind 127.0.0.1:{{port}} --workers {{workers}} --log-level error"
 UVICORN = "-m uvicorn bench.embedded:asgi --port {port} --workers {workers} --no-access-log --log-level error"
+GUNICORN = (
+    "-m gunicorn bench.embedded:{app} --bind 127.0.0.1:{{port}} --workers {{workers}} --worker-class {worker}"
+    " --keep-alive 75 --worker-connections 5000 --no-control-socket --log-level error"
+)
 PAIRS = (
     Pair("uvicorn, uvloop", RUN.format(app="asgi"), UVICORN + " --loop uvloop", 0.75),
     Pair("uvicorn, asyncio", RUN.format(app="uvicorn_on_asyncio") + " --factory", UVICORN + " --loop asyncio", 0.95),
@@ -59,6 +63,18 @@ PAIRS = (
         RUN.format(app="aiohttp") + " --factory",
         "-m gunicorn bench.embedded:aiohttp_for_gunicorn --bind 127.0.0.1:{port} --workers {workers}"
         " --worker-class aiohttp.GunicornWebWorker --log-level error",
+        0.95,
+    ),
+    Pair(
+        "gunicorn, gthread",
+        GUNICORN.format(app="wsgi", worker="pyfanout.embed.gunicorn.GThread") + " --threads 4",
+        GUNICORN.format(app="wsgi", worker="gthread") + " --threads 4",
+        0.95,
+    ),
+    Pair(
+        "gunicorn, asgi",
+        GUNICORN.format(app="asgi", worker="pyfanout.embed.gunicorn.ASGI") + " --asgi-loop asyncio",
+        GUNICORN.format(app="asgi", worker="asgi") + " --asgi-loop asyncio",
         0.95,
     ),
     Pair(

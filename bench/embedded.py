@@ -11,13 +11,19 @@ from typing import Any
 
 
 async def asgi(scope: Any, _receive: Any, send: Any) -> None:
-    """For uvicorn and hypercorn, without lifespan."""
+    """For uvicorn, hypercorn and gunicorn, without lifespan."""
     if scope["type"] != "http":
         raise RuntimeError("no lifespan here")
     body = b"%d\n" % os.getpid()
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def wsgi(_environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    body = b"%d\n" % os.getpid()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
 
 
 def uvicorn_on_asyncio() -> Any:

@@ -104,7 +104,7 @@ uint64_t fan_board_taken(const fan_board *board, int slot)
 
 uint64_t fan_board_finished(const fan_board *board, int slot)
 {
-    return load(board[slot].done);
+    return load(board[slot].done) + load(board[slot].truncated);
 }
 
 /* How many of the first `threads` threads wait for a connection. */
@@ -121,11 +121,11 @@ void fan_board_look(const fan_board *board, int slot, fan_board_view *out)
     const struct fan_board *page = &board[slot];
     memset(out, 0, sizeof *out);
     out->generation = load(page->generation);
-    out->done = load(page->done);
+    out->truncated = load(page->truncated); /* what is lost is done with: it is nobody's load */
+    out->done = load(page->done) + out->truncated;
     out->taken = load(page->taken); /* after done: done never seems to be ahead of an honest worker's taken */
     if (out->done > out->taken)
         out->done = out->taken;
-    out->truncated = load(page->truncated);
     out->beat_ns = load(page->beat_ns);
     int threads = load(page->threads);
     out->threads = threads < 0 ? 0 : threads > FAN_MAX_THREADS ? FAN_MAX_THREADS : threads;
@@ -173,11 +173,15 @@ void fan_board_beat(fan_board *page, int64_t now_ns)
 void fan_board_lost(fan_board *page, int count)
 {
     add(page->truncated, (uint64_t)count);
-    add(page->taken, (uint64_t)count); /* and done: it is nobody's load */
-    add(page->done, (uint64_t)count);
+    add(page->taken, (uint64_t)count);
 }
 
 void fan_board_done(fan_board *page)
 {
     add(page->done, 1);
+}
+
+uint64_t *fan_board_done_cell(fan_board *page)
+{
+    return (uint64_t *)&page->done;
 }

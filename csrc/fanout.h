@@ -196,6 +196,10 @@ int fan_interrupt_with(int signum);
 /* A taken connection was closed or detached. */
 void fan_board_done(fan_board *board);
 
+/* The counter itself, for who adds to it in a lock's care and never calls fan_board_done: from Python a call is dear where
+ * threads contend for the interpreter's lock. */
+uint64_t *fan_board_done_cell(fan_board *board);
+
 /* In a child that the worker forked: it must not be seen on the worker's page; what it writes goes nowhere. */
 void fan_board_disown(fan_board *board);
 

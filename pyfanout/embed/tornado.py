@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,6 @@ class Runner(AsyncioRunner):
         self.loop = loop
         self._options = options
         self._server: Any = None
-        self._requests: weakref.WeakSet[Any] = weakref.WeakSet()  # of those whose client left nobody tells
 
     async def run(
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
@@ -33,17 +31,10 @@ class Runner(AsyncioRunner):
         from tornado.httpserver import HTTPServer
 
         class Server(HTTPServer):
-            """Knows which requests it has not answered; `close_all_connections` cuts them off."""
+            """Knows the latest request of each connection; `close_all_connections` cuts off one that goes on."""
 
-            def start_request(server, server_conn: Any, request_conn: Any) -> Any:
-                finish = request_conn.finish
-
-                def finished() -> None:
-                    self._requests.discard(request_conn)
-                    finish()
-
-                self._requests.add(request_conn)
-                request_conn.finish = finished
+            def start_request(self, server_conn: Any, request_conn: Any) -> Any:
+                server_conn.latest = request_conn
                 return super().start_request(server_conn, request_conn)
 
         worker.adopt_logger("tornado")
@@ -57,7 +48,8 @@ class Runner(AsyncioRunner):
         await server.close_all_connections()
 
     def busy(self) -> bool:
-        return any(not request.stream.closed() for request in list(self._requests))
+        requests = [getattr(conn, "latest", None) for conn in self._server._connections]
+        return any(request is not None and not request._write_finished for request in requests)
 
     def drains(self) -> None:
         self._server.conn_params.no_keep_alive = True  # each of its connections looks there before it goes on

@@ -79,11 +79,13 @@ class Listener(socket.socket):
     """
 
     __slots__ = (
+        "_accepting",
         "_arrivals",
         "_blocking",
         "_channel_fd",
         "_control_fd",
         "_count",
+        "_done",
         "_epoll",
         "_greedy",
         "_live",
@@ -109,7 +111,10 @@ class Listener(socket.socket):
         self._arrivals: list[Any] = []
         """Taken and not accepted yet, last first: of a loop that accepts until there is nothing, so never for long."""
         self._count = worker.count if worker.config.max_requests else None
+        # Two locks: one that waits for the kernel would keep closing threads waiting.
+        self._accepting = RLock()
         self._lock = RLock()  # a connection may be collected, and report its end, in the middle of anything
+        self._done = worker.station.done_cell()
         self._live: set[int] = set()
         self._control_fd = worker.control.fileno() if control else None
         if self._control_fd is not None:
@@ -124,7 +129,7 @@ class Listener(socket.socket):
     def accept(self) -> tuple[Connection, Address]:
         """A connection and its client's address. Raises BlockingIOError if none is there, and OSError (EMFILE, ENFILE)
         if there is no descriptor for it: then it waits in the channel."""
-        with self._lock:
+        with self._accepting:
             arrival = self._arrivals.pop() if self._arrivals else self._take()
             fd: int = arrival.fd
             conn = Accepted.arrived(arrival, self._blocking, functools.partial(self._ended, fd))
@@ -266,4 +271,4 @@ class Listener(socket.socket):
     def _ended(self, fd: int) -> None:
         with self._lock:
             self._live.discard(fd)
-        self._worker.station.done()
+            self._done[0] += 1

@@ -35,7 +35,7 @@ class ProxiedListener(Listener):
         self._epoll.register(self._headless_epoll.fileno(), EPOLLIN)
 
     def accept(self) -> tuple[Connection, Address]:
-        with self._lock:
+        with self._accepting:
             for fd, _ in self._headless_epoll.poll(0):
                 if fd in self._headless and (known := self._look(*self._headless[fd])):
                     return known
@@ -67,7 +67,7 @@ class ProxiedListener(Listener):
 
     def _expire(self, fd: int, conn: Connection) -> None:
         sleep(self._timeout_s)
-        with self._lock:
+        with self._accepting:
             if self._headless.get(fd, (None,))[0] is conn:
                 self._refuse(conn, self._headless[fd][1], ProxyError(f"no PROXY header within {self._timeout_s:g} s"))
 
