@@ -1,11 +1,12 @@
-"""What master and worker say to each other on a worker's control socket: the messages, encode, decode.
+"""What master and worker say to each other on a worker's control socket: the messages, encode, decode, tell, hear.
 
-The socket is a SEQPACKET pair: one message is one packet, a byte that says which, then its payload. Pure: sends and
-receives nothing. The master decodes what a worker wrote, so `decode` believes nothing.
+The socket is a SEQPACKET pair: one message is one packet, a byte that says which, then its payload. The master decodes
+what a worker wrote, so `decode` believes nothing.
 """
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -139,3 +140,18 @@ def decode(packet: bytes) -> Message:
         case b"A", payload if len(payload) == 4:
             return Pong(int.from_bytes(payload, "big"))
     raise DecodeError(f"not a message: {packet[:16]!r}")
+
+
+def tell(sock: socket.socket, message: Message) -> None:
+    """Without waiting. Raises OSError: the other side is gone, or does not read."""
+    sock.send(encode(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+def hear(sock: socket.socket) -> Message | None:
+    """The next message; None if the other side has closed its end. Without waiting. Raises BlockingIOError if there is
+    none, DecodeError, and OSError."""
+    try:
+        packet = sock.recv(PACKET_BYTES, socket.MSG_DONTWAIT)
+    except ConnectionResetError:  # it had not read all
+        return None
+    return decode(packet) if packet else None

@@ -13,6 +13,7 @@ The program keeps the workers alive, by its own rules; the dispatcher gives conn
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import signal
@@ -65,7 +66,7 @@ class Dispatcher:
         for name in MEANINGLESS:
             if options.get(name) is not None:
                 raise ConfigError(f"{name}: a Dispatcher forks no workers; who does decides that")
-        self.config = Config.resolve(options, os.environ)
+        self.config = dataclasses.replace(Config.resolve(options, os.environ), max_requests=0)
         self._endpoints: list[Endpoint] = []
         self._process: Process | None = None
         self._door: socket.socket | None = None
@@ -177,7 +178,7 @@ class Dispatcher:
         for bind in self.config.bind:
             if isinstance(bind, socket.socket):
                 bind.close()
-        worker = Worker(self.config, self.public, place, generation, station, control)
+        worker = Worker(self.config, self.public, place, generation, station, control, joined=True)
         enlist(worker)
         return worker
 

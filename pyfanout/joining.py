@@ -7,6 +7,7 @@ the pool's reading end, its own, and the board's file. Owner to door: `S`, stop;
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -82,12 +83,15 @@ def join(door: socket.socket) -> Welcome:
 
 
 def answer(door: socket.socket) -> socket.socket | Knock:
-    """Who is at the door: a guest's control socket, which is the caller's, non-blocking."""
+    """Who is at the door: a guest's control socket, which is the caller's, non-blocking. Raises OSError if there is no
+    descriptor for it."""
     try:
         packet, fds, _, _ = socket.recv_fds(door, 1, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
     except BlockingIOError:
         return Knock.NOBODY
-    if packet == b"J" and fds:
+    if packet == b"J":
+        if not fds:  # the kernel has closed what did not fit into our table, and the guest sees the end
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fds[0])
         control.setblocking(False)
         return control

@@ -25,23 +25,18 @@ class Runner(AsyncioRunner):
         self._app = app
         self.loop = loop
         self._options: dict[str, Any] = {"access_log": None, "handle_signals": False, **options}
-        self._draining = False
+        self._server: Any = None
 
     async def run(
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
         from aiohttp import web
 
-        async def say_goodbye(_request: web.Request, response: web.StreamResponse) -> None:
-            if self._draining:
-                response.force_close()
-                response.headers["Connection"] = "close"  # the headers were made before this is called
-
         worker.adopt_logger("aiohttp")
-        self._app.on_response_prepare.append(say_goodbye)
         self._options.setdefault("shutdown_timeout", worker.config.drain_timeout)
         runner = web.AppRunner(self._app, **self._options)
         await runner.setup()
+        self._server = runner.server
         try:
             await web.SockSite(runner, listener, ssl_context=worker.tls_context()).start()
             started()
@@ -50,4 +45,14 @@ class Runner(AsyncioRunner):
             await runner.cleanup()
 
     def drains(self) -> None:
-        self._draining = True
+        """Each request from now on is one whose client wants its connection to end, so the answer says that it does."""
+        server = self._server
+        make = server.request_factory
+
+        def make_last(message: Any, *arguments: Any) -> Any:
+            return make(message._replace(should_close=True), *arguments)
+
+        server.request_factory = make_last
+        for connection in server.connections:
+            if connection._request_factory is not None:  # else it is lost
+                connection._request_factory = make_last

@@ -187,6 +187,15 @@ class Sync(Joined, sync.SyncWorker):
 class GThread(Joined, gthread.ThreadWorker):
     """`gthread`: a pool of threads behind one accept loop."""
 
+    def _open(self) -> Any:
+        return self._worker.listener(greedy=True)
+
+    def accept(self, listener: Any) -> None:
+        """All that has been taken, not one each time the loop comes round."""
+        super().accept(listener)
+        while self._listening.pending:
+            super().accept(listener)
+
 
 class ASGI(Joined, gasgi.ASGIWorker):
     """`asgi`; on uvloop if `--asgi-loop` says so, or is "auto" and it is installed."""

@@ -73,6 +73,8 @@ class Server(asyncio.AbstractServer):
         self._serving = False
         names = ("ssl", "ssl_handshake_timeout", "ssl_shutdown_timeout")
         self._options = {name: options[name] for name in names if options.get(name) is not None}
+        if "ssl" in self._options:
+            self._options.setdefault("ssl_handshake_timeout", listener.handshake_timeout)
         self._tasks: set[asyncio.Task[Any]] = set()
         make = getattr(loop, "_make_socket_transport", None)
         self._make_transport: Callable[..., Any] | None = None if self._options.get("ssl") else make

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from pyfanout import control, joining
 from pyfanout.config import Config
-from pyfanout.control import PACKET_BYTES, Closing, DecodeError, Failed, Message, Ping, Pong, Ready, Retiring
+from pyfanout.control import Closing, DecodeError, Failed, Message, Ping, Pong, Ready, Retiring
 from pyfanout.core import POOL, SLOTS, Core, Event, News
 from pyfanout.errors import FanoutError
 from pyfanout.joining import Knock
@@ -60,7 +60,7 @@ class Guest:
     def say(self, message: Message) -> None:
         """Without waiting: one that has stopped reading, or is dead, does not hear it."""
         with contextlib.suppress(OSError):
-            self.control.send(control.encode(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            control.tell(self.control, message)
 
 
 class Guests:
@@ -165,9 +165,6 @@ class Guests:
             self._stop()
 
     def _admit(self, their_control: socket.socket) -> None:
-        if self._end_ns is not None:
-            their_control.close()
-            return
         place = next((each for each in range(SLOTS) if each not in self._guests), None)
         if place is None:
             raise OSError(0, f"all {SLOTS} places are taken")
@@ -187,11 +184,10 @@ class Guests:
 
     def _stop(self) -> None:
         """Pass on what is queued, end the channels; and nobody joins any more."""
-        if self._end_ns is not None:
-            return
         self._end_ns = time.monotonic_ns() + int(self._config.drain_timeout * 1e9)
         self._round_ns = None
         self._watches.remove(self._door.fileno())
+        self._door.close()  # whoever is on the way in sees the end
         for guest in self._guests.values():
             guest.pinged_ns = None
             guest.say(Closing())
@@ -200,12 +196,9 @@ class Guests:
     def _on_message(self, guest: Guest) -> None:
         for _ in range(MESSAGES):
             try:
-                packet = guest.control.recv(PACKET_BYTES)
-                message = control.decode(packet) if packet else None
+                message = control.hear(guest.control)
             except BlockingIOError:
                 return
-            except ConnectionResetError:  # it closed its end, and had not read all
-                message = None
             except (DecodeError, OSError) as error:
                 log.error("%s talks nonsense on its control socket (%s) and gets nothing any more", guest, error)
                 message = None

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from pyfanout.control import Failed, Message, encode
+from pyfanout.control import Failed, Message, tell
 from pyfanout.core import SLOTS
 from pyfanout.master import policy
 from pyfanout.master.lifecycle import State
@@ -112,7 +112,7 @@ class Member:
     def say(self, message: Message) -> None:
         """Without waiting: one that has stopped reading, or is dead, does not hear it."""
         with contextlib.suppress(OSError):
-            self.control.send(encode(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            tell(self.control, message)
 
     def stacks(self) -> str:
         """What it wrote when it died; empty if nothing."""

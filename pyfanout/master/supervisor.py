@@ -20,7 +20,6 @@ from collections.abc import Callable
 from pyfanout import control
 from pyfanout.config import MAX_WORKERS, Config
 from pyfanout.control import (
-    PACKET_BYTES,
     Closing,
     DecodeError,
     Failed,
@@ -269,14 +268,11 @@ class Supervisor:
     def _read_message(self, member: Member) -> bool:
         """Whether there may be another one."""
         try:
-            packet = member.control.recv(PACKET_BYTES)
-            message = control.decode(packet) if packet else None
+            message = control.hear(member.control)
             if isinstance(message, Ping):
                 raise DecodeError("a ping from a worker")
         except BlockingIOError:
             return False
-        except ConnectionResetError:  # it closed its end, and had not read all
-            message = None
         except (DecodeError, OSError) as error:
             member.verdict = f"nonsense on its control socket: {error}"
             log.error("%s talks nonsense on its control socket (%s) and is killed", member, error)
@@ -384,10 +380,12 @@ class Supervisor:
         """Its death may be reported before what it said."""
         while True:
             try:
-                message = control.decode(member.control.recv(PACKET_BYTES))
+                message = control.hear(member.control)
             except (DecodeError, OSError):
                 return
             match message:
+                case None:
+                    return
                 case Failed():
                     member.failure = message
                 case Retiring():

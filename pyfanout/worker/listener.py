@@ -96,7 +96,7 @@ class Listener(socket.socket):
         "_worker",
     )
 
-    def __init__(self, worker: Worker, channel_fd: int, *, blocking: bool, control: bool) -> None:
+    def __init__(self, worker: Worker, channel_fd: int, *, blocking: bool, control: bool, greedy: bool) -> None:
         """See `Worker.listener`."""
         # A socket object, so that its family and type are right; then another file takes its descriptor.
         super().__init__(worker.public.family, socket.SOCK_STREAM, worker.public.proto)
@@ -106,7 +106,7 @@ class Listener(socket.socket):
         self._worker = worker
         self._channel_fd: int | None = channel_fd
         self._blocking = blocking
-        self._greedy = not blocking
+        self._greedy = greedy
         self._taker = Taker(channel_fd, worker.station, 0, BATCH)
         self._arrivals: list[Any] = []
         """Taken and not accepted yet, last first: of a loop that accepts until there is nothing, so never for long."""
@@ -214,6 +214,16 @@ class Listener(socket.socket):
         if fd is not None and not self._worker.forked:  # in a child the set is still the worker's
             with contextlib.suppress(OSError, ValueError):  # it was closed
                 self._epoll.unregister(fd)
+
+    @property
+    def pending(self) -> int:
+        """Connections that are taken and not accepted: which `accept` returns without asking the channel."""
+        return len(self._arrivals)
+
+    @property
+    def handshake_timeout(self) -> float:
+        """Seconds that a client may take for its TLS handshake."""
+        return self._worker.config.handshake_timeout
 
     @property
     def live(self) -> int:

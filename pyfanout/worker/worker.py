@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.config import Config
 from pyfanout.control import (
-    PACKET_BYTES,
     Closing,
     Failed,
     Message,
@@ -32,8 +31,8 @@ from pyfanout.control import (
     Retiring,
     Spent,
     Stage,
-    decode,
-    encode,
+    hear,
+    tell,
 )
 from pyfanout.core import Station
 from pyfanout.errors import ConfigError, FanoutError, LoadError
@@ -69,7 +68,10 @@ class Worker:
         generation: int,
         station: Station,
         control: socket.socket,
+        *,
+        joined: bool = False,
     ) -> None:
+        """`joined`: it is no child of the master's, but of a program that has a Dispatcher."""
         self.slot = slot
         """From 0 to workers - 1; its replacement has the same."""
         self.generation = generation
@@ -79,6 +81,7 @@ class Worker:
         self.public = public
         self.station = station
         self.control = control
+        self._joined = joined
         self.draining = False
         self.on_drain: Callable[[], None] | None = None
         """Makes what serves take no more; set by it as soon as it may take."""
@@ -103,16 +106,18 @@ class Worker:
         os.close(other)
         return keep
 
-    def listener(self, *, blocking: bool = True, control: bool = True) -> Listener:
+    def listener(self, *, blocking: bool = True, control: bool = True, greedy: bool | None = None) -> Listener:
         """What a server accepts from, once. `blocking`: whether the connections shall be. `control`: pings are answered
         when the server accepts; else it has `hear` called when `control` is readable, which a server needs that stops
-        accepting at times."""
+        accepting at times. `greedy`: several are taken at once, for a server that accepts until there is nothing; by
+        default one with a loop, whose connections do not block."""
         kind = Listener
         if self.config.proxy_protocol:
             from pyfanout.worker.proxied import ProxiedListener  # noqa: PLC0415
 
             kind = ProxiedListener
-        return kind(self, self.channel(pool=False), blocking=blocking, control=control)
+        greedy = not blocking if greedy is None else greedy
+        return kind(self, self.channel(pool=False), blocking=blocking, control=control, greedy=greedy)
 
     def ready(self, *, pool: bool = False, threads: int = 0) -> None:
         """Connections may come: from the pool's channel, or our own. `threads` of ours block until they do; 0: we are
@@ -137,25 +142,24 @@ class Worker:
     def say(self, message: Message) -> None:
         """To the master; never waits."""
         try:
-            self.control.send(encode(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            tell(self.control, message)
         except OSError as error:  # the master is gone, which the channel says too
             log.debug("worker=%d: %s", self.slot, error)
 
     def hear(self) -> bool:
         """One message of the master is there: do what it asks. False: the master is gone."""
         try:
-            packet = self.control.recv(PACKET_BYTES, socket.MSG_DONTWAIT)
+            message = hear(self.control)
         except BlockingIOError:
             return True
         except OSError:
             return False
-        if packet:
-            match decode(packet):
-                case Ping(number):
-                    self.say(Pong(number))
-                case Closing():
-                    self.on_closing()
-        return bool(packet)
+        match message:
+            case Ping(number):
+                self.say(Pong(number))
+            case Closing():
+                self.on_closing()
+        return message is not None
 
     def tls_context(self) -> ssl.SSLContext | None:
         """What TLS is spoken with; None: it is not. Raises ConfigError."""
@@ -166,12 +170,14 @@ class Worker:
         return context_of(self.config)
 
     def outlive_master(self) -> None:
-        """It is gone: what was begun may take `drain_timeout`. Sleeps, then ends the process."""
+        """It is gone: what was begun may take `drain_timeout`. Sleeps, then gives up."""
         time.sleep(self.config.drain_timeout)
         self.give_up()
 
     def give_up(self) -> None:
-        """The time of one without a master is over."""
+        """The time of one without a master is over: the process ends, unless that is its parent's affair."""
+        if self._joined:
+            return
         log.error("worker=%d: the master is gone and %g s are over", self.slot, self.config.drain_timeout)
         os._exit(1)
 

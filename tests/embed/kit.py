@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import socket
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,26 @@ def ask(address: str, path: str = "/") -> dict[str, Any]:
     """On a connection of its own."""
     with Client(address) as client:
         return client.ask(path, close=True)[0]
+
+
+def strangers(address: str, *, knows_port: bool = True) -> list[Any]:
+    """Asks 960 times, on connections that are kept if the server does: the answers that name another client than the
+    one that asked, which are none."""
+    wrong: list[Any] = []
+
+    def ask_240() -> None:
+        with Client(address) as client:
+            for _ in range(240):
+                answer, ours = client.ask()
+                if answer["client"] != [ours[0], ours[1] if knows_port else 0]:
+                    wrong.append((answer, ours))
+
+    threads = [threading.Thread(target=ask_240) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return wrong
 
 
 def load(

@@ -144,12 +144,14 @@ def test_a_reload_takes_up_a_new_certificate(
         body(read_all(sock))
 
 
-@pytest.mark.parametrize("kind", list(PLAIN))
-def test_a_handshake_has_its_time(server: MakeServer, tls: dict[str, object], tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    "launch",
+    [*PLAIN, "uvicorn", "uvicorn-asyncio", "hypercorn", "hypercorn-uvloop", "aiohttp", "trio", "anyio"],
+    indirect=True,
+)
+def test_a_handshake_has_its_time(launch: Callable[..., Server], tls: dict[str, object], tmp_path: Path) -> None:
     """However slowly the client trickles."""
-    app, options = PLAIN[kind]
-    options = {**options, **tls, "handshake_timeout": 0.5}
-    one = server().start(f"apps:{app}", cwd=Path(__file__).parent, workers=1, **options)
+    one = launch(workers=1, handshake_timeout=0.5, **tls)
     one.expect("no TLS with", "no connection with")
     hello = ssl.MemoryBIO()
     ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost")

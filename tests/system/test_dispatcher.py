@@ -342,6 +342,21 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path: Path) -> None:
                 assert refused(dispatcher.join) == "the dispatcher is gone"
                 return 0
 
+            def too_late(dispatcher):
+                reading, writing = os.pipe()
+                if os.fork() == 0:
+                    os.close(writing)
+                    os.read(reading, 1)
+                    code = 1
+                    try:
+                        assert refused(dispatcher.join).startswith("the dispatcher ")
+                        code = 0
+                    finally:
+                        os._exit(code)
+                dispatcher.stop()
+                os.close(writing)
+                assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+
             def twice(dispatcher):
                 dispatcher.join()
                 assert refused(dispatcher.join) == words
@@ -350,6 +365,8 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path: Path) -> None:
             assert ended(fork(dispatcher, twice)) == 0
             assert ended(fork(dispatcher, late)) == 0
         dispatcher.close()
+        with pyfanout.Dispatcher(**options) as stopped:
+            too_late(stopped)
         """,
     )
 
