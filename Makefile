@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH_ARGS ?=
 
-.PHONY: run test lint asan bench chaos tools
+.PHONY: run test lint asan bench chaos faults tools
 
 run: .venv/ready
 	$(BIN)/python examples/hello.py
@@ -34,6 +34,10 @@ chaos: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[test,embed-test,bench,dev]'
 	touch $@
+
+# Each system call of the core fails at each of its occurrences, with each error; some of that is in `make test`.
+faults: .venv/ready
+	FAULTS=all $(BIN)/python -m pytest tests/core/test_sweep.py $(TEST_ARGS)
 
 # What the tests drive servers with, and the bench is checked against.
 tools:

@@ -129,8 +129,7 @@ def embeds(options: argparse.Namespace, arguments: list[str]) -> int:
 VERBS = {"dispatch": dispatch, "life": lives, "embed": embeds}
 
 
-def main() -> int:
-    arguments = sys.argv[1:]
+def main(arguments: list[str]) -> int:
     options = parse(arguments)
     try:
         return VERBS[options.verb](options, arguments)
@@ -142,4 +141,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

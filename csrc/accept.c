@@ -89,8 +89,7 @@ static int accept_one(fan_core *core, int number, int64_t now_ns, fan_held *held
         }
         switch (errno) {
         case EAGAIN:
-            listener->maybe = false;
-            return 0;
+            break; /* somebody else has taken it; the poll says whether there is another */
         case EINTR:
             core->counters.interrupts++;
             break; /* the connection is still queued */

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as main
-from bench import loadgen, procfs, report, run
+from bench import embed, loadgen, procfs, report, run
 from bench.report import Asked, Row
 from bench.run import Sample
 from bench.server import Server, ServerError
@@ -142,3 +142,16 @@ def test_full_runs_only_are_written_to_the_readme(capsys: pytest.CaptureFixture[
         with pytest.raises(SystemExit):
             main.parse(["dispatch", "--write-readme", *extra])
         assert "full run" in capsys.readouterr().err
+
+
+def test_a_server_beside_its_own_way(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """All that `python -m bench embed` does for one of them, in short."""
+    monkeypatch.setattr(embed, "SLICES", 1)
+    monkeypatch.setattr(embed, "HELD", 20)
+    before = procfs.session(os.getsid(0))
+    assert main.main(["embed", "--rounds", "1", "--only", "tornado"]) == 0
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith("| tornado"))
+    assert [cell.strip().split()[0] for cell in row.split("|")[2:6]].count("0.000") == 0
+    assert " 1.000 (1.000..1.000) " in row, "20 connections in exact turn"
+    assert procfs.session(os.getsid(0)) == before

@@ -204,8 +204,12 @@ class House:
         self._generations = [0] * slots
         self._stations: list[Station] = []
         self._arrivals: list[Arrival] = []
-        for slot in range(slots):
-            self.core.begin(slot, 0, slot)
+        try:
+            for slot in range(slots):
+                self.core.begin(slot, 0, slot)
+        except BaseException:
+            self.core.close()
+            raise
 
     def __enter__(self) -> House:
         return self

@@ -16,7 +16,7 @@ import pytest
 from harness import Server, children_of, freeze, is_over, kill, read_all, session_of
 
 from .kit import FOLDER, Client, ask, load, strangers
-from .test_servers import connections
+from .test_servers import assert_it_drains_calmly, assert_no_descriptor_is_left, connections
 from .test_tls_and_proxy import REQUEST, body, certificate, secure
 
 APPS = {"Sync": "apps:wsgi", "GThread": "apps:wsgi", "ASGI": "apps:asgi"}
@@ -85,6 +85,7 @@ def test_it_answers_a_thousand_in_turn_and_knows_who_asks(gunicorn: MakeGunicorn
         turns.append(ask(one.address)["pid"])
     assert collections.Counter(turns) == dict.fromkeys(one.workers, 10)
     assert not strangers(one.address)
+    assert_no_descriptor_is_left(one, one.workers[0])
 
 
 def test_policy_is_a_variable(gunicorn: MakeGunicorn) -> None:
@@ -243,6 +244,12 @@ def test_a_stop_lets_a_request_finish(gunicorn: MakeGunicorn, kind: str) -> None
     assert answers
     assert one.wait_exit() == 0
     one.wait_nobody()
+
+
+def test_a_worker_that_drains_does_not_spin(gunicorn: MakeGunicorn, kind: str) -> None:
+    one = gunicorn().serve(kind, workers=1).ready(1)
+    (pid,) = one.workers
+    assert_it_drains_calmly(one, pid, lambda: kill(pid, signal.SIGTERM))
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------

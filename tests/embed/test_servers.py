@@ -124,16 +124,24 @@ def connections(one: Server, pid: int) -> int:
 
 
 def test_a_worker_that_drains_does_not_spin(server: MakeServer, subject: Subject) -> None:
-    """While a request goes on, nothing is to do but to wait for it."""
     one = start(server(), subject, workers=1, threads=3)
     (pid,) = pids(one)
+
+    def reload() -> None:
+        one.send(signal.SIGHUP)
+        one.wait_log(f"pid={pid} READY->DRAINING")
+
+    assert_it_drains_calmly(one, pid, reload)
+
+
+def assert_it_drains_calmly(one: Server, pid: int, drain: Callable[[], None]) -> None:
+    """While a request goes on, nothing is to do but to wait for it."""
     with Client(one.address) as client:
         answers: list[Any] = []
         thread = threading.Thread(target=lambda: answers.append(client.ask("/slow")))
         thread.start()
         one.wait_until(lambda: connections(one, pid) == 1, "it is there")
-        one.send(signal.SIGHUP)
-        one.wait_log(f"pid={pid} READY->DRAINING")
+        drain()
         efforts = [Effort.of(pid)]
         while not answers and (now := effort_of(pid)):
             efforts.append(now)

@@ -1,0 +1,179 @@
+"""The sweep: each system call of the core fails at its 1st, 2nd, 3rd ... occurrence, with each error that its man page
+has for it, until a life meets no failure. Nothing crashes, is lost, doubled or left open, and the service goes on.
+
+The errors that only a bug of ours could cause (EBADF, EFAULT, EINVAL, ...) are left out, but for ioctl, which has no
+others. `make faults` goes through all occurrences; `make test` through some of each, by the seed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import pytest
+
+from pyfanout.config import Policy
+from pyfanout.core import POOL, News
+from pyfanout.errors import CoreError
+
+from .kit import DEADLINE_S, Faults, House, Worker, descriptors
+
+T = TypeVar("T")
+
+SOME = 4
+"""Occurrences of each call that the short sweep looks at, besides the first."""
+
+ERRORS: dict[str, tuple[int, ...]] = {
+    # accept(2); the last line is what Linux passes on from the network
+    "accept4": (
+        *(errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM),
+        *(errno.EPERM, errno.EPROTO, errno.ENOSR, errno.ESOCKTNOSUPPORT, errno.EPROTONOSUPPORT, errno.ETIMEDOUT),
+        *(errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP),
+        errno.ENETUNREACH,
+    ),
+    "poll": (errno.EINTR, errno.ENOMEM),
+    # send(2), unix(7)
+    "sendmmsg": (
+        *(errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS),
+        *(errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNREFUSED),
+    ),
+    "sendmsg": (errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM, errno.EPIPE, errno.ECONNRESET),
+    "recvmsg": (errno.EINTR, errno.ENOMEM),  # EAGAIN is never wrong: nobody else reads what is recalled
+    "recvmmsg": (errno.EAGAIN, errno.EINTR, errno.ENOMEM),
+    "epoll_wait": (errno.EINTR,),
+    "epoll_ctl": (errno.ENOMEM, errno.ENOSPC),
+    "epoll_create1": (errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    "eventfd": (errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENOMEM),
+    "socketpair": (errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    "setsockopt": (errno.ENOMEM, errno.ENOBUFS),
+    "getsockopt": (errno.ENOBUFS,),
+    "shutdown": (errno.ENOTCONN, errno.ENOBUFS),
+    "ioctl": (errno.EINVAL,),
+    "fcntl": (errno.EMFILE, errno.EINTR),
+    "mmap": (errno.EAGAIN, errno.ENFILE, errno.ENOMEM),
+    "calloc": (errno.ENOMEM,),
+}
+
+
+class Life:
+    """A core with four workers, two of which share the pool: clients come, two workers leave, one is replaced, the
+    server stops."""
+
+    def __init__(self, faults: Faults, policy: Policy) -> None:
+        self.faults = faults
+        self.policy = policy
+        self.taken: list[int] = []
+        self.workers: dict[int, Worker] = {}
+
+    def live(self) -> None:
+        with self.insist(lambda: House(4, self.policy)) as house:
+            self.house = house
+            self.insist(house.listen)
+            for slot, pool in enumerate((False, False, True, True)):
+                self.fork(slot, pool)
+            house.connect(25)
+            self.drive(25)
+            house.connect(20)
+            house.settle()  # they wait in channels
+            for slot in (1, 3):
+                self.workers.pop(slot).leave()
+            self.drive(45)  # what waited for the one goes to others, and the pool's other reader was nudged
+            self.fork(1, False)
+            house.connect(5)
+            self.drive(50)
+            house.connect(5)
+            house.core.finish(100)
+            self.drive(55)
+            house.check()
+        assert sorted(self.taken) == list(range(55)), "each client has one worker"
+
+    def insist(self, act: Callable[[], T]) -> T:
+        """As the master does: what the system refuses is tried again."""
+        for _ in range(3):
+            try:
+                return act()
+            except (CoreError, MemoryError):
+                continue
+        return act()
+
+    def fork(self, slot: int, pool: bool) -> None:
+        house = self.house
+
+        def enter() -> Worker:
+            house.begin(slot)
+            worker = Worker(house, slot, house.station(slot), pool)
+            house.core.enter(slot, pool=pool, threads=int(pool), size=8)
+            return worker
+
+        self.workers[slot] = self.insist(enter)
+
+    def drive(self, count: int) -> None:
+        """Until so many have arrived: the core runs, workers take, and whose channel broke is replaced."""
+        end = time.monotonic() + DEADLINE_S
+        while len(self.taken) < count:
+            assert time.monotonic() < end, f"{len(self.taken)} of {count}: {self.house.core.count()}"
+            self.house.events.clear()
+            self.house.events += self.house.core.run(2_000_000)
+            for event in self.house.said(News.CHANNEL_BROKEN):
+                self.replace_readers_of(event.token)
+            for worker in self.workers.values():
+                self.take(worker)
+
+    def replace_readers_of(self, token: int) -> None:
+        for slot, worker in list(self.workers.items()):
+            if token == (POOL if worker.pool else slot):
+                worker.leave()
+                self.fork(slot, worker.pool)
+
+    def take(self, worker: Worker) -> None:
+        """All that is there; a call that fails takes nothing, and is made again."""
+        for _ in range(100):
+            rc, raws = worker.taker.take_ready(8)
+            if rc == 0 or (rc < 0 and worker.waiting() == 0):
+                return
+            if rc > 0:
+                self.taken += [self.house.arrived(raw, keep=False).client for raw in raws]
+                worker.done(rc)
+        raise AssertionError(f"taking does not come to an end: {os.strerror(-rc)}")
+
+
+def sweep(faults: Faults, call: str, error: int, policy: Policy, occurrences: Iterator[int]) -> int:
+    """How many lives met the failure. Ends with the first that does not."""
+    for met, after in enumerate(occurrences):
+        before = descriptors()
+        faults.reset()
+        faults.fail(call, error, after=after)
+        where = f"{call} fails with {errno.errorcode[error]} at its occurrence {after + 1}"
+        try:
+            Life(faults, policy).live()
+            reached = faults.failed(call) > 0
+        except BaseException as failure:
+            failure.add_note(where)
+            raise
+        assert descriptors() == before, where
+        if not reached:
+            return met
+    return -1
+
+
+CASES = [(call, error) for call, errors in ERRORS.items() for error in errors]
+
+
+@pytest.mark.parametrize(("call", "error"), CASES, ids=[f"{call}-{errno.errorcode[error]}" for call, error in CASES])
+def test_each_occurrence_may_fail(faults: Faults, rng: random.Random, call: str, error: int) -> None:
+    policy = rng.choice(list(Policy))
+    if os.environ.get("FAULTS") == "all":
+        met = sweep(faults, call, error, policy, iter(range(10_000)))
+        print(f"{met} occurrences")
+        assert met > 0, f"the life never calls {call}"
+        return
+    Life(faults, policy).live()
+    total = faults.calls(call)
+    assert total, f"the life never calls {call}"
+    chosen = sorted({0, *rng.sample(range(total), min(SOME, total))})
+    print(f"occurrences {chosen} of {total}")
+    sweep(faults, call, error, policy, iter(chosen))
