@@ -69,7 +69,7 @@ def test_a_blocking_handler_that_does_not_come_back(server: MakeServer, line: st
     one = server().start("apps:act", workers=2, **QUICK)
     with stuck(one, line) as pid:
         hangs(one, pid, "a handler has run for")
-    assert "in do_stick" in one.log, "the log says where it was"
+    one.wait_log("in do_stick")  # the log says where it was
     assert None not in who(collect(crowd(one.address, 20)))
 
 
@@ -82,7 +82,7 @@ def test_an_event_loop_that_is_blocked(server: MakeServer, line: str) -> None:
         assert None not in answers
         assert pid not in {answer["pid"] for answer in answers}
         hangs(one, pid, "no answer to a ping")
-    assert "in do_stick" in one.log
+    one.wait_log("in do_stick")
 
 
 def test_threads_that_are_all_stuck(server: MakeServer) -> None:
