@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -67,7 +68,9 @@ def test_up_and_down_under_load(server: MakeServer, handler: str, options: dict)
 
 def test_a_slot_that_is_scaled_away_is_not_replaced(server: MakeServer, handler: str, options: dict) -> None:
     one = server().start(f"apps:{handler}", workers=2, **options)
-    with hold(one.address), hold(one.address):
+    with contextlib.ExitStack() as held:
+        for _ in range(2 * options.get("threads", 1)):  # all threads: each worker has something to finish
+            held.enter_context(hold(one.address))
         one.send(signal.SIGTTOU)
         one.wait_log("scaling from 2 to 1")
         leaving = one.wait_log("READY->DRAINING")[0]
