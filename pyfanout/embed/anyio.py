@@ -48,9 +48,18 @@ class Runner(AsyncioRunner):
             except Exception:  # its own affair: it would end the server
                 log.exception("worker=%d: the handler failed", worker.slot)
 
+        class Secure(TLSListener):
+            @staticmethod
+            async def handle_handshake_error(exc: BaseException, stream: Any) -> None:
+                """anyio's own one logs a traceback."""
+                await anyio.aclose_forcefully(stream)
+                if not isinstance(exc, Exception):  # it is cancelled
+                    raise exc
+                log.info("worker=%d: no TLS with a client: %r", worker.slot, exc)
+
         accepting: Any = await SocketListener.from_socket(listener)
         if context := worker.tls_context():
-            accepting = TLSListener(accepting, context, handshake_timeout=worker.config.handshake_timeout)
+            accepting = Secure(accepting, context, handshake_timeout=worker.config.handshake_timeout)
         async with anyio.create_task_group() as handlers, anyio.create_task_group() as group:
             group.start_soon(accepting.serve, handle, handlers)
             started()
