@@ -77,7 +77,11 @@ class Dispatcher:
     def __enter__(self) -> Dispatcher:
         """Opens the sockets, and starts. Raises ConfigError if an address cannot be used, and OSError if there is no
         room for a process."""
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self._close_endpoints()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,8 +100,12 @@ class Dispatcher:
         door, inside = joining.make_door()
         with inside, contextlib.ExitStack() as undo:
             undo.callback(door.close)
-            guests = Guests(self.config, self._endpoints, inside)
-            self._process = spawn(functools.partial(self._first_steps, door), guests.run)
+            owner_fd = os.pidfd_open(os.getpid())
+            try:
+                guests = Guests(self.config, self._endpoints, inside, owner_fd)
+                self._process = spawn(functools.partial(self._first_steps, door), guests.run)
+            finally:
+                os.close(owner_fd)
             undo.pop_all()
         self._door = door
 

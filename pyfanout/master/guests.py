@@ -66,11 +66,13 @@ class Guest:
 class Guests:
     """`Guests(...).run()`, once."""
 
-    def __init__(self, config: Config, endpoints: list[Endpoint], door: socket.socket) -> None:
-        """Takes over the endpoints' descriptors, and `door`."""
+    def __init__(self, config: Config, endpoints: list[Endpoint], door: socket.socket, owner_fd: int) -> None:
+        """Takes over the endpoints' descriptors, `door`, and `owner_fd`, the pidfd of the owner: others that it has
+        forked may hold the door open."""
         self._config = config
         self._endpoints = endpoints
         self._door = door
+        self._owner_fd = owner_fd
         self._guests: dict[int, Guest] = {}
         """By place."""
         self._generations: Counter[int] = Counter()
@@ -100,6 +102,7 @@ class Guests:
                 self._core.listen(endpoint.sock.fileno())
                 endpoint.detach()
             self._watches.add(self._door.fileno(), self._on_knock)
+            self._watches.add(self._owner_fd, self._stop)
             where = ", ".join(endpoint.address for endpoint in self._endpoints)
             log.info("dispatching %s to who joins, %s", where, self._config.policy)
             if self._interval_ns:
@@ -186,6 +189,7 @@ class Guests:
         """Pass on what is queued, end the channels; and nobody joins any more."""
         self._end_ns = time.monotonic_ns() + int(self._config.drain_timeout * 1e9)
         self._round_ns = None
+        self._watches.remove(self._owner_fd)
         self._watches.remove(self._door.fileno())
         self._door.close()  # whoever is on the way in sees the end
         for guest in self._guests.values():

@@ -403,6 +403,30 @@ def test_the_example_serves_replaces_and_stops() -> None:
         assert process.returncode == 0, log
 
 
+def test_the_owners_death_is_seen_although_another_child_holds_the_door(tmp_path: Path) -> None:
+    run_with_workers(
+        tmp_path,
+        """
+        reading, writing = os.pipe()
+        owner = os.fork()
+        if owner == 0:
+            with pyfanout.Dispatcher(**options) as dispatcher:
+                worker = fork_asyncio(dispatcher)
+                stays = os.fork()
+                if stays == 0:  # is no worker
+                    time.sleep(60)
+                    os._exit(0)
+                os.write(writing, b"%d %d %d" % (stays, dispatcher.pid, worker))
+                os.kill(os.getpid(), signal.SIGKILL)
+        stays, *pids = map(int, os.read(reading, 99).split())
+        os.waitpid(owner, 0)
+        gone = lambda pid: not os.path.exists(f"/proc/{pid}") or ") Z " in Path(f"/proc/{pid}/stat").read_text()
+        soon(lambda: all(map(gone, pids)), "both are gone")
+        os.kill(stays, signal.SIGKILL)
+        """,
+    )
+
+
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
 def test_nobody_is_left_when_its_owner_dies(signum: int) -> None:
     with shown() as (process, port):
