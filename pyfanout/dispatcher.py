@@ -88,8 +88,10 @@ class Dispatcher:
         self.close()
 
     def start(self) -> None:
-        """If it does not run. Raises as `__enter__`."""
+        """If it does not run. Raises as `__enter__`, and WorkerError if it was stopped and still has workers."""
         if self.alive:
+            if self._door is None:
+                raise WorkerError("the dispatcher is stopping; close it before it is started again")
             return
         self._forget_process()
         set_up_logging(self.config.log_level)

@@ -92,7 +92,11 @@ def answer(door: socket.socket) -> socket.socket | Knock:
     if packet == b"J":
         if not fds:  # the kernel has closed what did not fit into our table, and the guest sees the end
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fds[0])
+        try:
+            control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fds[0])
+        except OSError:  # it is none
+            os.close(fds[0])
+            raise
         control.setblocking(False)
         return control
     for fd in fds:

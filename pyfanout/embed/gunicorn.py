@@ -92,9 +92,11 @@ class Joined:
         if cfg.reuse_port:
             raise RuntimeError("reuse_port: the dispatcher alone accepts; turn it off")
         try:
-            Config.resolve({}, os.environ)
+            config = Config.resolve({}, os.environ)
         except ConfigError as error:
             raise RuntimeError(str(error)) from None  # of which gunicorn makes one line
+        if config.tls:
+            raise RuntimeError("PYFANOUT_CERTFILE: gunicorn speaks TLS itself; use its --certfile")
         if above := getattr(super(), "check_config", None):
             above(cfg, log)
 
@@ -152,6 +154,9 @@ class Sync(Joined, sync.SyncWorker):
     def check_config(cls, cfg: Any, log: Any) -> None:
         if cfg.threads > 1:
             raise RuntimeError("threads: a Sync worker has one; use pyfanout.embed.gunicorn.GThread")
+        for name in ("PYFANOUT_PROXY_PROTOCOL", "PYFANOUT_POLICY"):
+            if os.environ.get(name):
+                raise RuntimeError(f"{name}: means nothing to Sync workers, who share one queue; use GThread")
         super().check_config(cfg, log)
 
     def _open(self) -> Any:
@@ -182,6 +187,8 @@ class Sync(Joined, sync.SyncWorker):
                 self.log.error("a connection was lost, no descriptor was free for it")
             elif rc not in (-errno.EAGAIN, -errno.EINTR):
                 raise OSError(-rc, f"take a connection: {os.strerror(-rc)}")
+        taker.cancel()
+        taker.take(False)  # which takes nothing, and has the board say that nothing is in our hands
 
 
 class GThread(Joined, gthread.ThreadWorker):

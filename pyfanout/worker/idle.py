@@ -55,6 +55,16 @@ def is_silent(fd: int) -> bool:
         return True
 
 
+def is_at_rest(fd: int) -> bool:
+    """The same, but false if the client spoke last: it may have paused in the middle of an upload."""
+    try:
+        with _Borrowed(fd) as sock:
+            sent_ms_ago, received_ms_ago = _silences_ms(sock)
+    except OSError:
+        return True
+    return IDLE_S * 1000 <= sent_ms_ago <= received_ms_ago
+
+
 def end_if_idle(conn: socket.socket) -> None:
     """The reader of a connection that is silent, after we spoke last, finds the end. It can still be written to."""
     with contextlib.suppress(OSError):  # closed meanwhile
@@ -73,7 +83,8 @@ class _Borrowed(socket.socket):
     """Somebody else's descriptor, which is not closed here."""
 
     def __init__(self, fd: int) -> None:
-        super().__init__(socket.AF_INET, socket.SOCK_STREAM, fileno=fd)
+        # As if it were non-blocking: else `socket.setdefaulttimeout` would make it so, for its owner, too.
+        super().__init__(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, fileno=fd)
 
     def __exit__(self, *_: object) -> None:
         self.detach()

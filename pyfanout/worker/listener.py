@@ -13,6 +13,7 @@ import _socket
 import contextlib
 import errno
 import functools
+import math
 import os
 import socket
 import threading
@@ -23,9 +24,10 @@ from collections.abc import Iterable
 from select import EPOLLET, EPOLLIN, epoll
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyfanout.control import Roomy
 from pyfanout.core import BATCH, Taker
 from pyfanout.worker.connection import Address, Connection, address_of
-from pyfanout.worker.idle import end_input, is_silent
+from pyfanout.worker.idle import end_input, is_at_rest, is_silent
 
 if TYPE_CHECKING:
     from pyfanout.worker.worker import Worker
@@ -87,6 +89,7 @@ class Listener(socket.socket):
         "_count",
         "_done",
         "_epoll",
+        "_full",
         "_greedy",
         "_live",
         "_lock",
@@ -115,6 +118,10 @@ class Listener(socket.socket):
         self._accepting = RLock()
         self._lock = RLock()  # a connection may be collected, and report its end, in the middle of anything
         self._done = worker.station.done_cell()
+        # What the master has passed, and we have not accepted, counts for it, too: hence the distance.
+        most = worker.config.max_connections
+        self._full: float = max(most - BATCH, 1) if most else math.inf
+        """From so many on the master is told when one ends: at `max_connections` it passes nothing before it is."""
         self._live: set[int] = set()
         self._control_fd = worker.control.fileno() if control else None
         if self._control_fd is not None:
@@ -122,7 +129,7 @@ class Listener(socket.socket):
         self._took = False
         """Something, since there was nothing."""
         self._unheard = 0
-        """Times in a row that there was nothing more, and the control socket was not looked at."""
+        """Looks into the channel since the last one at the control socket."""
 
     # ---- what a server calls -----------------------------------------------------------------------------------
 
@@ -237,10 +244,10 @@ class Listener(socket.socket):
         return not self._arrivals and all(map(is_silent, list(self._live)))
 
     def end_silent(self) -> None:
-        """Have the readers of those that are silent find the end, as if the client had said that it is done. What the
-        server still has to say reaches the client."""
+        """Have the readers of those that are silent, and not in the middle of what their client has to say, find the
+        end, as if the client had said that it is done. What the server still has to say reaches the client."""
         with self._lock:  # none of them is closed meanwhile, and its number given to another
-            for fd in filter(is_silent, self._live):
+            for fd in filter(is_at_rest, self._live):
                 end_input(fd)
 
     def end_all(self) -> None:
@@ -257,6 +264,9 @@ class Listener(socket.socket):
             rc, arrivals = self._taker.take_ready(BATCH if self._greedy else 1)
         if rc > 0:
             self._took = True
+            self._unheard += 1  # one that accepts once each time it comes round may never find nothing
+            if self._unheard >= UNHEARD:
+                self._hear()
             self._arrivals = list(arrivals)[::-1]
             return self._arrivals.pop()
         if rc == 0:  # the master has finished, or is gone
@@ -280,5 +290,8 @@ class Listener(socket.socket):
 
     def _ended(self, fd: int) -> None:
         with self._lock:
+            held = len(self._live)
             self._live.discard(fd)
             self._done[0] += 1
+        if held >= self._full and not self._worker.forked:
+            self._worker.say(Roomy())

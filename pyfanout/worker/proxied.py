@@ -36,7 +36,8 @@ class ProxiedListener(Listener):
 
     def accept(self) -> tuple[Connection, Address]:
         with self._accepting:
-            for fd, _ in self._headless_epoll.poll(0):
+            while events := self._headless_epoll.poll(0, 1):  # one at a time: an edge that is read is not told again
+                fd = events[0][0]
                 if fd in self._headless and (known := self._look(*self._headless[fd])):
                     return known
             while True:

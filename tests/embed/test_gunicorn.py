@@ -243,6 +243,7 @@ def test_a_stop_lets_a_request_finish(gunicorn: MakeGunicorn, kind: str) -> None
     thread.join()
     assert answers
     assert one.wait_exit() == 0
+    assert "in its hands" not in one.log.replace("with 0 connections in its hands", "")
     one.wait_nobody()
 
 

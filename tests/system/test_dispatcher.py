@@ -81,8 +81,8 @@ SETUP = """
 """
 
 
-def run_with_workers(folder: Path, body: str) -> None:
-    run(folder, textwrap.dedent(SETUP) + textwrap.dedent(body))
+def run_with_workers(folder: Path, body: str) -> str:
+    return run(folder, textwrap.dedent(SETUP) + textwrap.dedent(body))
 
 
 @pytest.mark.parametrize("kind", ["blocking", "asyncio"])
@@ -274,6 +274,38 @@ def test_who_has_left_out_to_answer_is_left_out(tmp_path: Path) -> None:
         ended(first), ended(second)
         """,
     )
+
+
+def test_one_that_always_finds_a_connection_still_answers_pings(tmp_path: Path) -> None:
+    """It accepts once each time its loop comes round, and there is always one."""
+    said = run_with_workers(
+        tmp_path,
+        """
+        def loop(dispatcher):
+            worker = dispatcher.join()
+            listener = worker.listener()
+            worker.on_drain = listener.quiet
+            worker.ready()
+            worker.call_hook(worker.config.on_worker_start)
+            while True:
+                time.sleep(0.01)
+                try:
+                    conn, addr = listener.accept()
+                except BlockingIOError:
+                    if worker.draining:
+                        return 0
+                    continue
+                with conn:
+                    handler(conn, addr)
+
+        options["log_level"] = "warning"
+        with pyfanout.Dispatcher(ping_interval=0.05, ping_timeout=0.4, **options) as dispatcher:
+            pid = fork(dispatcher, loop)
+            assert {answer(client) for client in [connect(dispatcher) for _ in range(250)]} == {pid}
+        assert ended(pid) == 0
+        """,
+    )
+    assert "no answer to a ping" not in said
 
 
 # ---- bad guests ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,25 @@
+"""Looking at somebody else's connection leaves it as it is."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from pyfanout.worker.idle import end_input, is_silent
+
+
+def test_a_default_timeout_does_not_make_it_non_blocking() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        conn, _ = server.accept()
+        with conn:
+            socket.setdefaulttimeout(5)
+            try:
+                assert not is_silent(conn.fileno())
+                assert os.get_blocking(conn.fileno())
+                end_input(conn.fileno())
+            finally:
+                socket.setdefaulttimeout(None)
+            assert os.get_blocking(conn.fileno())
+            assert conn.recv(1) == b""
+            conn.sendall(b"x")
+            assert client.recv(1) == b"x"
