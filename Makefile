@@ -10,7 +10,7 @@ run: .venv/ready
 	$(BIN)/python examples/hello.py
 
 # Those that do not measure themselves with the whole machine, but mostly wait, need not wait for each other.
-BESIDE := tests/core tests/unit tests/embed $(patsubst %,tests/system/test_%.py,boot_failure chaos corners dispatcher kill_matrix \
+BESIDE := tests/core tests/unit tests/embed $(patsubst %,tests/system/test_%.py,boot_failure chaos corners kill_matrix \
     master own_loop shutdown)
 test: .venv/ready tools
 	$(BIN)/python -m pytest tests/bench tests/system tests/test_guards.py tests/test_readme.py $(BESIDE:%=--ignore=%) $(TEST_ARGS)
