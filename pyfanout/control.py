@@ -49,7 +49,8 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Worker to master: I have had my `max_requests` and serve on until another is there in my place."""
+    """Worker to master: I have had my `max_requests` and serve on until another is there in my place. To a dispatcher:
+    I shall leave, and serve on until I am released."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,12 @@ class Closing:
 
 
 @dataclass(frozen=True, slots=True)
+class Released:
+    """Dispatcher to worker: as you wished, nothing comes to you any more. Not said when it stops: then what comes until
+    the channel ends is yours, for there are no others."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Master to worker: are you there?"""
 
@@ -84,7 +91,7 @@ class Pong:
     """The ping's."""
 
 
-Message = Ready | Failed | Spent | Retiring | Roomy | Closing | Ping | Pong
+Message = Ready | Failed | Spent | Retiring | Roomy | Closing | Released | Ping | Pong
 
 _SEPARATOR = "\0"
 _STAGES = frozenset(Stage)
@@ -111,6 +118,8 @@ def encode(message: Message) -> bytes:
             return b"O"
         case Closing():
             return b"C"
+        case Released():
+            return b"L"
         case Ping(number):
             return b"I" + number.to_bytes(4, "big")
         case Pong(number):
@@ -135,6 +144,8 @@ def decode(packet: bytes) -> Message:
             return Roomy()
         case b"C", b"":
             return Closing()
+        case b"L", b"":
+            return Released()
         case b"I", payload if len(payload) == 4:
             return Ping(int.from_bytes(payload, "big"))
         case b"A", payload if len(payload) == 4:

@@ -18,6 +18,7 @@ import functools
 import os
 import signal
 import socket
+import weakref
 from typing import Unpack
 
 from pyfanout import joining
@@ -56,6 +57,10 @@ GRACE_S = 2.0
 """After `close` has waited for `drain_timeout`."""
 
 
+_dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
+"""Those of this process."""
+
+
 class Dispatcher:
     """Accepts in a process of its own, which `start` forks; and again if that has died, for the sockets stay open here.
     Workers join it, come and go as they like. It ends when its owner has stopped or is gone, however that came,
@@ -71,6 +76,7 @@ class Dispatcher:
         self._process: Process | None = None
         self._door: socket.socket | None = None
         self._owner_pid = os.getpid()
+        _dispatchers.add(self)
 
     # ---- the owner ----------------------------------------------------------------------------------------------
 
@@ -120,14 +126,14 @@ class Dispatcher:
             elif callable(signal.getsignal(signum)):
                 signal.signal(signum, signal.SIG_DFL)
         door.close()
-        for bind in self.config.bind:
-            if isinstance(bind, socket.socket):
-                bind.close()  # it would keep the port open when all others have let go of it
+        _let_go_of_all(but=self)
 
     @property
     def alive(self) -> bool:
-        """Whether its process runs."""
-        return self._process is not None and not self._process.is_over(0)
+        """Whether its process runs. One that dies has closed its door a moment before that is over."""
+        if self._process is None or self._process.is_over(0):
+            return False
+        return self._door is None or not joining.is_left(self._door)
 
     @property
     def pid(self) -> int | None:
@@ -178,16 +184,7 @@ class Dispatcher:
         if os.getpid() == self._owner_pid or self._door is None:
             raise WorkerError("join is for a process that was forked after start, and has not joined")
         place, generation, station, control = joining.join(self._door)
-        self._door.close()
-        self._door = None
-        if self._process is not None:
-            os.close(self._process.pidfd)
-            self._process = None
-        for endpoint in self._endpoints:
-            endpoint.sock.close()  # not its file, which is the owner's
-        for bind in self.config.bind:
-            if isinstance(bind, socket.socket):
-                bind.close()
+        _let_go_of_all()
         worker = Worker(self.config, self.public, place, generation, station, control, joined=True)
         enlist(worker)
         return worker
@@ -196,3 +193,23 @@ class Dispatcher:
         """Join, and serve an application as `pyfanout.serve` does in each of its workers, until SIGTERM or the
         dispatcher's end. Returns the exit code for this process."""
         return serve_in(self.join(), loader_of(app, factory=self.config.factory))
+
+    def _let_go(self, *, but_endpoints: bool = False) -> None:
+        """In a child of the owner's: it would keep the port open when all others have closed it."""
+        if self._door is not None:
+            self._door.close()
+        if self._process is not None:
+            os.close(self._process.pidfd)
+        self._door = self._process = None
+        if not but_endpoints:
+            for endpoint in self._endpoints:
+                endpoint.sock.close()  # not its file, which is the owner's
+        for bind in self.config.bind:
+            if isinstance(bind, socket.socket):
+                bind.close()
+
+
+def _let_go_of_all(but: Dispatcher | None = None) -> None:
+    """In a child that the owner of all of them has forked; it accepts for `but`."""
+    for each in list(_dispatchers):
+        each._let_go(but_endpoints=each is but)

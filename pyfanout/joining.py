@@ -6,9 +6,11 @@ the pool's reading end, its own, and the board's file. Owner to door: `S`, stop;
 
 from __future__ import annotations
 
+import array
 import contextlib
 import errno
 import os
+import select
 import socket
 import struct
 from enum import Enum, auto
@@ -50,6 +52,25 @@ def make_door() -> tuple[socket.socket, socket.socket]:
     return outside, inside
 
 
+def is_left(door: socket.socket) -> bool:
+    """Whether there is no dispatcher behind it any more."""
+    poll = select.poll()
+    poll.register(door, 0)
+    return bool(poll.poll(0))
+
+
+def _receive(sock: socket.socket, size: int, most: int, flags: int = 0) -> tuple[bytes, list[int]]:
+    """A packet of at most `size` bytes and `most` descriptors, which no program that is executed inherits. As
+    `socket.recv_fds`, which ignores its flags (Python 3.11)."""
+    fds = array.array("i")
+    space = socket.CMSG_LEN(most * fds.itemsize)
+    packet, ancillary, _, _ = sock.recvmsg(size, space, flags | socket.MSG_CMSG_CLOEXEC)
+    for level, kind, payload in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(payload[: len(payload) // fds.itemsize * fds.itemsize])
+    return packet, fds.tolist()
+
+
 # ---- the guest -----------------------------------------------------------------------------------------------------
 
 
@@ -62,7 +83,7 @@ def join(door: socket.socket) -> Welcome:
         try:
             with theirs:
                 socket.send_fds(door, [b"J"], [theirs.fileno()], socket.MSG_NOSIGNAL)
-            packet, fds, _, _ = socket.recv_fds(control, _WELCOME.size, 3, socket.MSG_CMSG_CLOEXEC)
+            packet, fds = _receive(control, _WELCOME.size, 3)
         except TimeoutError:
             raise WorkerError(f"the dispatcher does not answer within {ANSWER_S:g} s") from None
         except (BrokenPipeError, ConnectionResetError):
@@ -86,7 +107,7 @@ def answer(door: socket.socket) -> socket.socket | Knock:
     """Who is at the door: a guest's control socket, which is the caller's, non-blocking. Raises OSError if there is no
     descriptor for it."""
     try:
-        packet, fds, _, _ = socket.recv_fds(door, 1, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+        packet, fds = _receive(door, 1, 1, socket.MSG_DONTWAIT)
     except BlockingIOError:
         return Knock.NOBODY
     if packet == b"J":

@@ -211,6 +211,9 @@ class Census:
 class Server:
     """One server under test. `start` returns when all its workers are ready, unless told otherwise."""
 
+    ends_by = signal.SIGINT
+    """What `close` sends."""
+
     def __init__(self, folder: Path, name: str = "server") -> None:
         self.log_path = folder / f"{name}.log"
         self.out_path = folder / f"{name}.out"
@@ -397,12 +400,12 @@ class Server:
             self.ready_reader = -1
         if self._process is not None:
             if self._process.poll() is None:
-                self._process.send_signal(signal.SIGINT)
+                self._process.send_signal(self.ends_by)
                 self._process.send_signal(signal.SIGCONT)
                 try:
                     self._process.wait(8)
                 except subprocess.TimeoutExpired:
-                    problems.append("the server did not end within 8 s of SIGINT")
+                    problems.append(f"the server did not end within 8 s of {self.ends_by.name}")
                     self._process.kill()
                     self._process.wait()
             if not self._told_exit and not problems and self._process.returncode != 0:

@@ -12,9 +12,13 @@ import asyncio
 import atexit
 import errno
 import os
+import select
+import signal
 import socket
 import struct
+import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers import base, gasgi, gthread, sync
@@ -25,7 +29,7 @@ from pyfanout.dispatcher import Dispatcher
 from pyfanout.embed.aio import settled
 from pyfanout.embed.asgi import Application
 from pyfanout.embed.loop import loop_factory
-from pyfanout.errors import ConfigError
+from pyfanout.errors import ConfigError, WorkerError
 from pyfanout.worker.connection import Connection, address_of
 from pyfanout.worker.tls import SecureConnection
 
@@ -35,6 +39,9 @@ if TYPE_CHECKING:
 HEARTBEAT_S = 1.0
 """Between two signs of life for the arbiter, of a sync worker that has nothing to do; half of `--timeout` if that is
 less. Also how late it may see a signal that came just before it fell asleep."""
+
+AGAIN_S = 1.0
+"""Between two workers that cannot join: the dispatcher may be dying, and the arbiter starts another before it forks."""
 
 SHORTAGE_S = 0.05
 """Between two looks for a free descriptor: nothing tells when there is one."""
@@ -58,6 +65,20 @@ class Desk:
             if each is not None:
                 each.close()
 
+    def _stop(self) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.stop()
+
+    def _stop_before(self, close: Callable[[], None]) -> Callable[[], None]:
+        """The arbiter closes its listeners just before it tells its workers to leave: then they know that all that was
+        accepted is theirs, since there are no others."""
+
+        def stop_and_close() -> None:
+            self._stop()
+            close()
+
+        return stop_and_close
+
     def dispatcher(self, listeners: list[Any], config: Any) -> Dispatcher:
         """One that runs."""
         for each in [each for each in self._former if not each.alive]:
@@ -65,9 +86,11 @@ class Desk:
             self._former.remove(each)
         if listeners != self._listeners or self._dispatcher is None:
             if self._dispatcher is not None:
-                self._dispatcher.stop()  # its workers leave, and it with them
+                self._stop()  # its workers leave, and it with them
                 self._former.append(self._dispatcher)
             self._listeners = list(listeners)
+            for listener in listeners:
+                listener.close = self._stop_before(listener.close)
             self._dispatcher = Dispatcher(
                 bind=[listener.sock for listener in listeners],
                 backlog=config.backlog,
@@ -86,6 +109,7 @@ class Joined:
 
     sockets: list[Any]
     cfg: Any
+    log: Any
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -102,6 +126,7 @@ class Joined:
 
     def __init__(self, age: int, ppid: int, sockets: list[Any], app: Any, timeout: float, cfg: Any, log: Any) -> None:
         self._alive = True
+        self._retiring = False
         self._worker: Any = None
         self._dispatcher = desk.dispatcher(sockets, cfg)
         super().__init__(age, ppid, sockets, app, timeout, cfg, log)  # type: ignore[call-arg]
@@ -113,14 +138,21 @@ class Joined:
     @alive.setter
     def alive(self, alive: bool) -> None:
         """gunicorn sets it to False wherever a worker shall leave: at a signal, after `max_requests`, when its code has
-        changed. From then on others get its connections."""
+        changed. From then on others get its connections; if there are none, it serves what has been accepted."""
         if alive or self._worker is None or self._worker.draining:
             self._alive = alive
-        else:
-            self._worker.drain()
+        elif not self._retiring:
+            self._retiring = True
+            self._worker.retire()
 
     def init_process(self) -> None:
-        self._worker = self._dispatcher.join()
+        self._arbiters_handler = signal.getsignal(signal.SIGTERM)
+        try:
+            self._worker = self._dispatcher.join()
+        except WorkerError as error:
+            self.log.error("cannot join: %s", error)
+            time.sleep(AGAIN_S)
+            sys.exit(1)  # not the code of a worker that cannot boot, after which the arbiter gives up
         theirs, self._listening = self.sockets, self._open()
         self._worker.on_drain = self._leave
         for each in theirs:
@@ -128,10 +160,13 @@ class Joined:
         # As gunicorn wraps a listening socket; ours has the address of the first.
         ours = object.__new__(type(theirs[0]))
         ours.__dict__.update(theirs[0].__dict__, sock=self._listening)
+        del ours.close  # the desk's
         self.sockets = [ours]
         if self.cfg.is_ssl:
             _secure(self.cfg)
-        super().init_process()
+        super().init_process()  # it serves
+        for signum in (signal.SIGQUIT, signal.SIGINT):  # gunicorn's own handler would be a traceback by now
+            signal.signal(signum, lambda *_: os._exit(0))
 
     def _open(self) -> Any:
         """What connections are accepted from."""
@@ -142,9 +177,33 @@ class Joined:
         self._alive = False
         self._listening.quiet()
 
-    def run(self) -> None:
-        self._worker.ready()
-        super().run()
+    def _hear_again(self) -> None:
+        """The signals that came after the fork and before `init_signals`, which the arbiter's handler has put into this
+        process's copy of the arbiter's queue. gunicorn's own workers miss a stop that comes then, and last until
+        `graceful_timeout`."""
+        arbiter = getattr(self._arbiters_handler, "__self__", None)
+        while arbiter is not None and not arbiter.SIG_QUEUE.empty():
+            signum = arbiter.SIG_QUEUE.get_nowait()
+            if signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                signal.raise_signal(signum)
+
+    def _ready(self, **how: Any) -> None:
+        """Connections may come."""
+        self._hear_again()
+        self._worker.ready(**how)
+
+    def handle_quit(self, sig: Any, frame: Any) -> None:
+        """A second one, while the process exits, would be a traceback. And gthread's own one shuts its pool of threads
+        down, in a signal handler, and waits for ever if it was about to do that anyway: on 2026-11-22 in 1 of 72 stops,
+        with a fast stop just after a graceful one."""
+        for signum in (signal.SIGQUIT, signal.SIGINT):
+            signal.signal(signum, signal.SIG_IGN)
+        base.Worker.handle_quit(self, sig, frame)
+
+    def notify(self) -> None:
+        """gunicorn calls it each time the worker comes round, at least once a second, also when it does not accept."""
+        super().notify()
+        self._worker.hear()
 
 
 class Sync(Joined, sync.SyncWorker):
@@ -169,9 +228,11 @@ class Sync(Joined, sync.SyncWorker):
         timeval = _TIMEVAL.pack(int(heartbeat_s), int(heartbeat_s % 1 * 1e6))
         pool.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
         taker = Taker(pool.fileno(), worker.station, 0)
-        worker.ready(pool=True, threads=1)
+        self._ready(pool=True, threads=1)
         while self.alive and self.is_parent_alive():
             self.notify()
+            if self._retiring and pool not in select.select([pool, worker.control], [], [], heartbeat_s)[0]:
+                continue
             rc = taker.take(False)
             if rc == 1:
                 conn = Connection.arrived(taker.arrival, True, worker.station.done)
@@ -180,7 +241,7 @@ class Sync(Joined, sync.SyncWorker):
                 finally:
                     conn.finish()
             elif rc == 0:  # the dispatcher has stopped, or is gone
-                self.alive = False
+                worker.drain()
             elif rc in (-errno.EMFILE, -errno.ENFILE):
                 time.sleep(SHORTAGE_S)
             elif rc == -errno.ENOBUFS:
@@ -197,10 +258,9 @@ class GThread(Joined, gthread.ThreadWorker):
     def _open(self) -> Any:
         return self._worker.listener(greedy=True)
 
-    def handle_quit(self, sig: Any, frame: Any) -> None:
-        """gunicorn's own one shuts its pool of threads down, in a signal handler, and waits for ever if it was about
-        to do that anyway: on 2026-11-22 in 1 of 72 stops of its own gthread, with a fast stop just after a graceful."""
-        base.Worker.handle_quit(self, sig, frame)
+    def run(self) -> None:
+        self._ready()
+        super().run()
 
     def accept(self, listener: Any) -> None:
         """All that has been taken, not one each time the loop comes round."""
@@ -213,6 +273,7 @@ class ASGI(Joined, gasgi.ASGIWorker):
     """`asgi`; on uvloop if `--asgi-loop` says so, or is "auto" and it is installed."""
 
     asgi: Any
+    _is_ready = False
 
     def _setup_event_loop(self) -> None:
         self.loop = loop_factory(self.cfg.asgi_loop, self._dispatcher.config)()
@@ -221,6 +282,13 @@ class ASGI(Joined, gasgi.ASGIWorker):
     def load_wsgi(self) -> None:
         super().load_wsgi()
         self.asgi = self._app = Application(self.asgi)
+
+    def notify(self) -> None:
+        """For the first time when the application has started, and there is a server."""
+        super().notify()
+        if not self._is_ready:
+            self._is_ready = True
+            self._ready()
 
     def _leave(self) -> None:
         """gunicorn's own stop closes each connection after the answer that is being made, without a word in it."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from pyfanout import control, joining
 from pyfanout.config import Config
-from pyfanout.control import Closing, DecodeError, Failed, Message, Ping, Pong, Ready, Retiring
+from pyfanout.control import Closing, DecodeError, Failed, Message, Ping, Pong, Ready, Released, Retiring, Spent
 from pyfanout.core import POOL, SLOTS, Core, Event, News
 from pyfanout.errors import FanoutError
 from pyfanout.joining import Knock
@@ -152,12 +152,13 @@ class Guests:
                 guest.leaving = True
                 self._arrange(guest)
 
-    def _on_knock(self) -> None:
+    def _on_knock(self) -> bool:
+        """Whether there was anybody."""
         try:
             found = joining.answer(self._door)
         except OSError as error:
             log.error("somebody could not join: %s", error.strerror)
-            return
+            return False
         if isinstance(found, socket.socket):
             try:
                 self._admit(found)
@@ -166,6 +167,7 @@ class Guests:
                 found.close()
         elif found is Knock.STOP:
             self._stop()
+        return found is not Knock.NOBODY
 
     def _admit(self, their_control: socket.socket) -> None:
         place = next((each for each in range(SLOTS) if each not in self._guests), None)
@@ -222,12 +224,23 @@ class Guests:
                 log.error("%s could not start: %s%s", guest, reason, details and f"\n{details.rstrip()}")
             case Retiring():
                 guest.leaving = True
+            case Spent():
+                self._release(guest)
             case Pong(number) if number == guest.ping_number:
                 guest.pinged_ns = None
                 if guest.silent:
                     guest.silent = False
                     log.info("%s answers again", guest)
         self._arrange(guest)
+
+    def _release(self, guest: Guest) -> None:
+        """It wants to leave. If the owner has stopped before that, it finds the end in its channel instead."""
+        while self._end_ns is None and self._on_knock():
+            pass
+        if self._end_ns is None:
+            guest.leaving = True
+            self._arrange(guest)
+            guest.say(Released())
 
     def _on_gone(self, guest: Guest) -> None:
         lost = self._core.look(guest.place).in_hands

@@ -15,11 +15,11 @@ class Watches:
         self._core = core
         self._tokens: dict[int, int] = {}
         """By descriptor."""
-        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._callbacks: dict[int, Callable[[], object]] = {}
         """By token: a descriptor's number may be another's, by the time an event is read."""
         self._next = itertools.count()
 
-    def add(self, fd: int, callback: Callable[[], None]) -> None:
+    def add(self, fd: int, callback: Callable[[], object]) -> None:
         """Until `remove`, which comes before `fd` is closed. Raises CoreError."""
         token = next(self._next)
         self._core.watch(fd, token)

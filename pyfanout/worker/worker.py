@@ -28,6 +28,7 @@ from pyfanout.control import (
     Ping,
     Pong,
     Ready,
+    Released,
     Retiring,
     Spent,
     Stage,
@@ -139,6 +140,12 @@ class Worker:
             if self.on_drain is not None:
                 self.on_drain()
 
+    def retire(self) -> None:
+        """Serve on until nothing comes to this worker any more, then `drain`. For one that has joined a dispatcher, and
+        may not be the only one to leave: if the dispatcher stops, too, what it has accepted is still served. `hear` is
+        called by what serves. May be called again, and from a signal handler."""
+        self.say(Spent())
+
     def say(self, message: Message) -> None:
         """To the master; never waits."""
         try:
@@ -159,6 +166,8 @@ class Worker:
                 self.say(Pong(number))
             case Closing():
                 self.on_closing()
+            case Released():
+                self.drain()
         return message is not None
 
     def tls_context(self) -> ssl.SSLContext | None:

@@ -78,16 +78,24 @@ class Client:
 
     def ask(self, path: str = "/", *, close: bool = False) -> tuple[dict[str, Any], Any]:
         """The decoded answer, and our own address as the server should see it."""
+        ours = self.begin(path, close=close)
+        return self.end(close=close), ours
+
+    def begin(self, path: str = "/", *, close: bool = False) -> Any:
+        """The request only; our own address."""
         if self._http.sock is None:
             self._http.connect()
         ours = self._http.sock.getsockname()
         self._http.request("GET", path, headers={"Connection": "close"} if close else {})
+        return ours
+
+    def end(self, *, close: bool = False) -> dict[str, Any]:
         answer = self._http.getresponse()
         body = answer.read()
         assert answer.status == 200, (answer.status, body)
         if answer.will_close or close:
             self._http.close()
-        return json.loads(body), ours
+        return dict(json.loads(body))
 
     @property
     def socket(self) -> socket.socket | None:

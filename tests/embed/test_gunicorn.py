@@ -24,16 +24,37 @@ APPS = {"Sync": "apps:wsgi", "GThread": "apps:wsgi", "ASGI": "apps:asgi"}
 LISTENING_AT = re.compile(r"Listening at: https?://(\S+)")
 
 
+SLOWLY = """
+import asyncio
+from pathlib import Path
+from apps import asgi as answering
+
+async def asgi(scope, receive, send):
+    while scope["type"] == "lifespan" and not Path("go").exists():
+        Path("waits").touch()
+        await asyncio.sleep(0.01)
+    await answering(scope, receive, send)
+"""
+
+
 class Gunicorn(Server):
     """`pid` is the arbiter's."""
 
-    def serve(self, kind: str, *options: str, workers: int = 2, cwd: Path = FOLDER, **variables: str) -> Gunicorn:
+    ends_by = signal.SIGTERM  # SIGINT would cut a request short whose answer has just been read
+
+    def serve(
+        self, kind: str, *options: str, app: str = "", workers: int = 2, cwd: Path = FOLDER, **variables: str
+    ) -> Gunicorn:
         bind = () if any(each.startswith("--config") for each in options) else ("--bind", "127.0.0.1:0")
         worker_class = f"pyfanout.embed.gunicorn.{kind}"
         words = ["--worker-class", worker_class, "--workers", str(workers), *bind]
-        command = [sys.executable, "-W", "default", "-m", "gunicorn", *words, "--no-control-socket", *options]
-        self.expect(r"\[ERROR\] Worker .pid:\d+. was sent SIGKILL", "ResourceWarning: (unclosed .* family=2|Enable)")
-        self._launch([*command, APPS[kind]], cwd, {"PYFANOUT_LOG_LEVEL": "debug", **variables})
+        script = str(Path(sys.executable).with_name("gunicorn"))  # with -m it cannot execute itself again, for USR2
+        command = [sys.executable, "-W", "default", script, *words, "--no-control-socket", *options]
+        self.expect(
+            r"\[(ERROR|WARNING)\] Worker .pid:\d+. was sent SIG(KILL|QUIT|TERM)",
+            "ResourceWarning: (unclosed .* family=2|Enable)",
+        )
+        self._launch([*command, app or APPS[kind]], cwd, {"PYFANOUT_LOG_LEVEL": "debug", **variables})
         return self
 
     def ready(self, workers: int = 2) -> Gunicorn:
@@ -55,13 +76,6 @@ class Gunicorn(Server):
     def workers(self) -> list[int]:
         dispatchers = set(map(int, re.findall(r"\[(\d+)\] INFO dispatching", self.log)))
         return [pid for pid in children_of(self.pid) if not is_over(pid) and pid not in dispatchers]
-
-    def close(self) -> list[str]:
-        """A worker that gunicorn stops while it boots does not hear it, and lasts for `graceful_timeout`."""
-        if self._process is not None and self._process.poll() is None:
-            with contextlib.suppress(AssertionError):
-                self.wait_until(lambda: self.log.count("Booting worker") == self.log.count("is ready"), "booted", 5)
-        return super().close()
 
 
 MakeGunicorn = Callable[[], Gunicorn]
@@ -210,6 +224,37 @@ def test_new_addresses_on_reload(gunicorn: MakeGunicorn, tmp_path: Path) -> None
         socket.create_connection(("127.0.0.1", first), 5).close()
 
 
+def test_nobody_comes_to_a_worker_whose_application_starts(gunicorn: MakeGunicorn, tmp_path: Path) -> None:
+    """Before its lifespan has begun, it does not accept."""
+    (tmp_path / "slowly.py").write_text(SLOWLY)
+    go = tmp_path / "go"
+    go.touch()
+    one = gunicorn().serve("ASGI", workers=1, cwd=tmp_path, PYTHONPATH=str(FOLDER), app="slowly:asgi").ready(1)
+    (first,) = one.workers
+    go.unlink()
+    one.send(signal.SIGTTIN)
+    one.wait_until((tmp_path / "waits").exists, "it starts")
+    assert {ask(one.address)["pid"] for _ in range(10)} == {first}
+    assert one.log.count("is ready") == 1
+    go.touch()
+    one.ready(2)
+    one.wait_until(lambda: ask(one.address)["pid"] != first, "the second serves")
+
+
+def test_another_arbiter_takes_over_under_load(gunicorn: MakeGunicorn, kind: str, tmp_path: Path) -> None:
+    """USR2 starts it, on the same sockets; then the old one is told to stop, and serves what it has accepted."""
+    one = gunicorn().serve(kind, "--pid", str(tmp_path / "pid")).ready()
+    old = set(one.workers)
+    with load(one.address, clients=8) as answers:
+        one.send(signal.SIGUSR2)
+        one.ready(4)
+        new = int((tmp_path / "pid.2").read_text())
+        assert one.stop() == 0
+        one.wait_until(lambda: answers[-1]["pid"] not in old, "new answers")
+    kill(new, signal.SIGTERM)
+    one.wait_nobody()
+
+
 def free_ports(count: int) -> list[int]:
     socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [int(sock.getsockname()[1]) for sock in socks]
@@ -255,9 +300,55 @@ def test_a_stop_lets_a_request_finish(gunicorn: MakeGunicorn, kind: str) -> None
     one.wait_nobody()
 
 
+def test_a_stop_serves_all_that_was_accepted(gunicorn: MakeGunicorn, kind: str) -> None:
+    """The dispatcher is told before the workers are; else those that wait for a free one would be lost."""
+    one = gunicorn().serve(kind, workers=2).ready()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(one.address)) for _ in range(6)]
+        for client in clients:
+            client.begin("/slow", close=True)
+        one.send(signal.SIGTERM)
+        workers = {client.end(close=True)["pid"] for client in clients}
+        assert len(workers) == 2
+    assert one.wait_exit() == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT])
+def test_a_worker_hears_a_stop_that_comes_while_it_boots(
+    gunicorn: MakeGunicorn, kind: str, signum: signal.Signals, tmp_path: Path
+) -> None:
+    """After the fork, and before it has handlers of its own."""
+    (tmp_path / "conf.py").write_text(
+        f"""if True:
+        import os, pathlib
+        bind = "127.0.0.1:0"
+        def post_fork(server, worker):
+            if not pathlib.Path({str(tmp_path)!r}, "first").exists():
+                pathlib.Path({str(tmp_path)!r}, "first").write_text(str(worker.pid))
+                os.kill(worker.pid, {int(signum)})
+        """
+    )
+    one = gunicorn().serve(kind, "--config", str(tmp_path / "conf.py"), workers=1)
+    first = int(one.wait_until(lambda: (tmp_path / "first").exists() and (tmp_path / "first").read_text(), "a worker"))
+    one.wait_until(lambda: is_over(first), "it has left")
+    assert ask(one.address)["pid"] != first
+
+
+def test_a_fast_stop_waits_for_nobody(gunicorn: MakeGunicorn, kind: str) -> None:
+    one = gunicorn().serve(kind, workers=1).ready(1)
+    one.expect("Error handling request", "Traceback")  # gunicorn's own line about the one it cuts short
+    with Client(one.address) as held, Client(one.address) as busy:
+        if kind != "Sync":  # which would serve it first
+            held.ask()
+        busy.begin("/slow")
+        (worker,) = one.workers
+        one.wait_until(lambda: connections(one, worker) >= 1, "it is there")
+        assert one.stop(signal.SIGINT) == 0
+    one.wait_nobody()
+
+
 def test_a_worker_that_drains_does_not_spin(gunicorn: MakeGunicorn, kind: str) -> None:
     one = gunicorn().serve(kind, workers=1).ready(1)
-    one.expect("Exception ignored in: <module 'threading'", "Traceback")  # a SIGQUIT that comes while it exits
     (pid,) = one.workers
     assert_it_drains_calmly(one, pid, lambda: kill(pid, signal.SIGTERM))
 
@@ -279,8 +370,18 @@ def test_options_that_cannot_be(gunicorn: MakeGunicorn, kind: str, option: tuple
     assert f"Error: {said}" in one.log
 
 
-def test_a_bad_variable(gunicorn: MakeGunicorn) -> None:
-    one = gunicorn().serve("GThread", PYFANOUT_POLICY="fair")
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "said"),
+    [
+        ("GThread", "POLICY", "fair", "policy: 'fair' (from PYFANOUT_POLICY) is not one of"),
+        ("GThread", "CERTFILE", "x.pem", "PYFANOUT_CERTFILE: gunicorn speaks TLS itself; use its --certfile"),
+        ("ASGI", "CERTFILE", "x.pem", "PYFANOUT_CERTFILE: gunicorn speaks TLS itself; use its --certfile"),
+        ("Sync", "POLICY", "round-robin", "PYFANOUT_POLICY: means nothing to Sync workers, who share one queue"),
+        ("Sync", "PROXY_PROTOCOL", "1", "PYFANOUT_PROXY_PROTOCOL: means nothing to Sync workers"),
+    ],
+)
+def test_a_bad_variable(gunicorn: MakeGunicorn, kind: str, name: str, value: str, said: str) -> None:
+    one = gunicorn().serve(kind, **{f"PYFANOUT_{name}": value})
     one.expect("Error")
     assert one.wait_exit() == 1
-    assert "Error: policy: 'fair' (from PYFANOUT_POLICY) is not one of" in one.log
+    assert f"Error: {said}" in one.log
