@@ -44,6 +44,11 @@ class Runner(AsyncioRunner):
         finally:
             await runner.cleanup()
 
+    def busy(self) -> bool:
+        """An upload goes on: the server's own stop waits for its handler, but reads no more for it."""
+        requests = [connection._current_request for connection in self._server.connections]
+        return any(request is not None and not request.content.is_eof() for request in requests)
+
     def drains(self) -> None:
         """Each request from now on is one whose client wants its connection to end, so the answer says that it does."""
         server = self._server

@@ -22,7 +22,7 @@ keeps the connection has learned to find it closed (RFC 9112, 9.3.1)."""
 LOOK_S = 0.25
 """Seconds between two looks while a worker drains."""
 
-_TCP_INFO = struct.Struct("=44xI4xI")  # linux/tcp.h: tcpi_last_data_sent, ..._recv
+_TCP_INFO = struct.Struct("=44xI4xI96xII")  # linux/tcp.h: tcpi_last_data_sent, ..._recv, data_segs_in, ..._out
 
 
 class IdleWatch:
@@ -100,9 +100,12 @@ def _we_spoke_last(writer: asyncio.StreamWriter) -> bool:
 
 
 def _silences_ms(sock: socket.socket) -> tuple[float, float]:
-    """Milliseconds since something was sent, and since something came; endless if it is no TCP connection."""
+    """Milliseconds since something was sent, and since something came; endless if it is no TCP connection. The kernel
+    counts both from the connection's beginning, and in steps of its clock tick: so a request that is as old as that, of
+    a client who never had an answer, would seem to be answered. Then we have not spoken for ever."""
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
     except OSError:
         return math.inf, math.inf
-    return _TCP_INFO.unpack(info)
+    sent_ms_ago, received_ms_ago, came, went = _TCP_INFO.unpack(info)
+    return math.inf if came and not went else sent_ms_ago, received_ms_ago

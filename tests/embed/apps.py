@@ -1,4 +1,4 @@
-"""One application for each server: `GET /` says who answers whom, `/slow` takes a while, `/pid` is short."""
+"""One application for each server: `GET /` says who answers whom, `/slow` takes a while; `POST /` what came."""
 
 from __future__ import annotations
 
@@ -38,6 +38,12 @@ class Web(BaseHTTPRequestHandler):
         body = facts(self.client_address)
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
         self.end_headers()
         self.wfile.write(body)
 
@@ -85,6 +91,9 @@ class Remote(xmlrpc.server.SimpleXMLRPCServer):
 def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     if environ["PATH_INFO"] == "/slow":
         time.sleep(SLOW_S)
+    if environ["REQUEST_METHOD"] == "POST":
+        start_response("200 OK", [])
+        return [environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))]
     body = facts([environ["REMOTE_ADDR"], int(environ.get("REMOTE_PORT") or 0)])
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]
@@ -105,7 +114,14 @@ async def asgi(scope: Any, receive: Any, send: Any) -> None:
         return
     if scope["path"] == "/slow":
         await asyncio.sleep(SLOW_S)
-    body = facts(scope["client"])
+    if scope["method"] == "POST":
+        body, more = b"", True
+        while more:
+            message = await receive()
+            more = message["type"] == "http.request" and message["more_body"]
+            body += message.get("body", b"")
+    else:
+        body = facts(scope["client"])
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
@@ -175,10 +191,12 @@ def aiohttp() -> Any:
     async def root(request: web.Request) -> web.Response:
         if request.path == "/slow":
             await asyncio.sleep(SLOW_S)
+        if request.method == "POST":
+            return web.Response(body=await request.read())
         return web.Response(body=facts(request.transport.get_extra_info("peername")))
 
     app = web.Application()
-    app.add_routes([web.get("/", root), web.get("/slow", root)])
+    app.add_routes([web.get("/", root), web.get("/slow", root), web.post("/", root)])
     return app
 
 
@@ -192,6 +210,9 @@ def tornado() -> Any:
             if self.request.path == "/slow":
                 await asyncio.sleep(SLOW_S)
             self.write(facts(self.request.connection.context.address))
+
+        def post(self) -> None:
+            self.write(self.request.body)
 
     return web.Application([("/.*", Root)])
 
@@ -257,6 +278,9 @@ def twisted() -> Any:
 
     class Root(resource.Resource):
         isLeaf = True
+
+        def render_POST(self, request: Any) -> Any:
+            return request.content.read()
 
         def render_GET(self, request: Any) -> Any:
             peer = request.getClientAddress()

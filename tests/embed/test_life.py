@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Server, wait_until
+from harness import Server, connect, read_all, wait_until
 from websockets.sync.client import connect as open_websocket
+
+from pyfanout.worker.idle import is_silent
 
 from .kit import FOLDER, SUBJECTS, Client, ask, start
 
@@ -151,6 +154,24 @@ def test_a_keep_alive_connection_is_told_that_it_ends(server: MakeServer) -> Non
             one.send(signal.SIGTERM)
             wait_until(lambda client=client: client.ask() and client.socket is None, f"{name} says goodbye")
         assert one.wait_exit() == 0
+
+
+UPLOADS = [*GOODBYE, "http.server", "http.server-handler", "wsgiref", "uvicorn-asyncio", "hypercorn-uvloop", "twisted"]
+
+
+@pytest.mark.parametrize("name", UPLOADS)
+def test_an_upload_that_pauses_is_not_cut(server: MakeServer, name: str) -> None:
+    """Its client spoke last, however long ago: it does not only keep a connection."""
+    one = start(server(), SUBJECTS[name], workers=1, threads=2, drain_timeout=20)
+    with connect(one.address) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 10\r\n\r\n12345")
+        one.wait_until(lambda: is_silent(client.fileno()), "it pauses")
+        one.send(signal.SIGTERM)
+        one.wait_log("stopping: what was begun")
+        assert not select.select([client], [], [], 0.7)[0], "not as long as a look or two takes"
+        client.sendall(b"67890")
+        assert b"1234567890" in read_all(client)
+    assert one.wait_exit() == 0
 
 
 def test_max_requests(server: MakeServer) -> None:
