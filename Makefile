@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH_ARGS ?=
 
-.PHONY: run test lint asan bench chaos faults tools
+.PHONY: run test lint asan bench chaos faults tools peers bench-report
 
 run: .venv/ready
 	$(BIN)/python examples/hello.py
@@ -26,6 +26,18 @@ asan: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m bench dispatch $(BENCH_ARGS)
+
+# Everybody that the report compares with; who cannot be installed here is named there as not run.
+peers: .venv/ready
+	$(BIN)/python -m pip install --quiet --editable '.[peers,report]'
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    command -v node npm >/dev/null || apt-get install -y -qq nodejs npm >/dev/null; \
+	    command -v nginx >/dev/null || { apt-get update -qq && apt-get install -y -qq nginx-light >/dev/null; }; fi
+	npm install --prefix bench/peers --silent --no-audit --no-fund
+
+# bench/results/DATE: every sample, report.md and report.html. REPORT_ARGS=--quick: 5 minutes instead of an hour and more.
+bench-report: .venv/ready
+	$(BIN)/python -m bench peers $(REPORT_ARGS)
 
 # Ten minutes of chaos for each kind of worker; a short one is in `make test`.
 chaos: .venv/ready

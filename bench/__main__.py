@@ -1,4 +1,4 @@
-"""`python -m bench dispatch`, `life` and `embed`: measure every row of a table and print it."""
+"""`python -m bench dispatch`, `life` and `embed`: measure every row of a table and print it; `peers`: a report."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import platform
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from bench import embed, life, procfs, report, run
+from bench import embed, field, life, page, procfs, questions, report, run
 from bench.server import ROOT, ServerError
 
 RESULTS = ROOT / "bench" / "results"
@@ -43,6 +44,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     embeds = verbs.add_parser("embed", help="servers under pyfanout against their own way to use several processes")
     embeds.add_argument("--rounds", type=int, help="default 3")
     embeds.add_argument("--only", action="append", default=[], metavar="NAME", help="servers whose name begins so")
+    fields = verbs.add_parser("peers", help="pyfanout beside who else serves with several processes: a report")
+    fields.add_argument("--quick", action="store_true", help="one short round: about 5 minutes instead of hours")
+    fields.add_argument("--rounds", type=int, help="default 3, with --quick 1")
+    fields.add_argument("--only", action="append", default=[], metavar="NAME", help="questions whose name begins so")
+    fields.add_argument("--who", action="append", default=[], metavar="NAME", help="subjects whose name begins so")
+    fields.add_argument("--again", metavar="JSONL", help="do not measure: make the report of these samples")
     options = parser.parse_args(arguments)
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds wants 1 or more")
@@ -126,7 +133,24 @@ def embeds(options: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
-VERBS = {"dispatch": dispatch, "life": lives, "embed": embeds}
+def peers(options: argparse.Namespace, arguments: list[str]) -> int:
+    if options.again:
+        keep = Path(options.again)
+    else:
+        scale = questions.QUICK if options.quick else questions.FULL
+        if options.rounds is not None:
+            scale = replace(scale, rounds=options.rounds)
+        about = header(arguments) | {"versions": field.versions(), "absent": page.absent()}
+        keep = RESULTS / about["date"].replace(":", "").replace("+0000", "Z") / "samples.jsonl"
+        run.run(questions.experiments(options.only, options.who, quick=options.quick), scale, keep, about)
+    about, samples = page.read(keep)
+    (keep.parent / "report.md").write_text(page.markdown(about, samples))
+    (keep.parent / "report.html").write_text(page.page(about, samples))
+    print(keep.parent.resolve())
+    return 0
+
+
+VERBS = {"dispatch": dispatch, "life": lives, "embed": embeds, "peers": peers}
 
 
 def main(arguments: list[str]) -> int:

@@ -524,7 +524,9 @@ static void loop(struct run *run)
 
 static void prepare(struct run *run, const struct options *o)
 {
-    static const char *const SUFFIX = "HTTP/1.0\r\n\r\n";
+    /* Servers keep a connection open that is asked by HTTP/1.1. */
+    static const char *const ENDS = "HTTP/1.0\r\n\r\n", *const STAYS = "HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
+    const char *const SUFFIX = stays_open(o) ? STAYS : ENDS;
     struct rlimit files;
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
         files.rlim_cur = files.rlim_max;

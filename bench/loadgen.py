@@ -44,8 +44,16 @@ class Answers(dict[str, Any]):
         return int(self["latency_ns"]["fast"][percentile])
 
 
-def load(port: int, *, cpu: int | None = None, run_s: float = 60.0, **knobs: float | str | bool | None) -> Answers:
+Knob = float | str | bool | None
+
+
+def load(port: int, *, cpu: int | None = None, run_s: float = 60.0, **knobs: Knob) -> Answers:
     """One run against 127.0.0.1:`port`. `knobs` are the options of load; `run_s` is how long it may take."""
+    return answers(start(port, cpu=cpu, **knobs), run_s)
+
+
+def start(port: int, *, cpu: int | None = None, **knobs: Knob) -> subprocess.Popen[bytes]:
+    """The same, while something else is done; then `answers`."""
     command = [str(BINARY)]
     if cpu is not None:
         command += ["--cpu", str(cpu)]
@@ -55,5 +63,17 @@ def load(port: int, *, cpu: int | None = None, run_s: float = 60.0, **knobs: flo
             command.append(flag)
         elif value is not None and value is not False:
             command += [flag, str(value)]
-    done = subprocess.run([*command, f"127.0.0.1:{port}"], check=True, stdout=subprocess.PIPE, timeout=run_s + GRACE_S)
-    return Answers(json.loads(done.stdout))
+    return subprocess.Popen([*command, f"127.0.0.1:{port}"], stdout=subprocess.PIPE)
+
+
+def answers(process: subprocess.Popen[bytes], run_s: float = 60.0) -> Answers:
+    """What a run says at its end."""
+    with process:
+        try:
+            printed, _ = process.communicate(timeout=run_s + GRACE_S)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return Answers(json.loads(printed))

@@ -50,6 +50,15 @@ def usage(pid: int) -> Usage:
     return Usage(cpu_ns(pid), voluntary, involuntary)
 
 
+def pss_bytes(pid: int) -> int:
+    """What a process has in memory: its own pages, and of those that it shares its part."""
+    for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "Pss":
+            return int(value.split()[0]) * 1024
+    return 0
+
+
 def session(sid: int) -> list[int]:
     """The living processes of a session, zombies left out; the suite starts each server as a session."""
     found = []

@@ -59,6 +59,7 @@ class Scale:
     tail_s: float
     kills: int  # per round
     idle_s: float
+    each_s: float = 5.0  # one answer of `bench peers`
 
 
 FULL = Scale(rounds=5, slices=4, tail_s=20.0, kills=5, idle_s=2.0)
@@ -165,7 +166,7 @@ def throughput(handler: str, layout_name: str) -> Measure:
                 "master_s_per_100k": master.cpu_ns / 1e9 * per_100k,
                 "master_sleeps_per_100k": master.voluntary_switches * per_100k,
                 "master_preempted_per_100k": master.involuntary_switches * per_100k,
-                **_common(*slices),
+                **common(*slices),
             }
         return found
 
@@ -181,7 +182,7 @@ def added_latency(handler: str, rate: float) -> Measure:
             subject: {
                 "p50_us": statistics.median(one.fast_ns("p50") for one in slices) / 1e3,
                 "p99_us": statistics.median(one.fast_ns("p99") for one in slices) / 1e3,
-                **_common(*slices),
+                **common(*slices),
             }
             for subject, (slices, _) in measure_slices(context, subjects, round_).items()
         }
@@ -194,7 +195,7 @@ def tail(load_share: float) -> Measure:
 
     def measure(context: Context, subject: str, round_: int) -> Values:
         layout = context.core_each
-        capacity_per_s = _tail_capacity_per_s(context, round_)
+        capacity_per_s = tail_capacity_per_s(context, round_)
         with Server(subject, handler="blocking", workers=TAIL_WORKERS, cpu=layout.server) as server:
             answers = loadgen.load(
                 server.port,
@@ -212,13 +213,13 @@ def tail(load_share: float) -> Measure:
             "p999_ms": answers.fast_ns("p999") / 1e6,
             "p50_ms": answers.fast_ns("p50") / 1e6,
             "rate_per_s": load_share * capacity_per_s,
-            **_common(answers),
+            **common(answers),
         }
 
     return alone(measure)
 
 
-def _tail_capacity_per_s(context: Context, round_: int) -> float:
+def tail_capacity_per_s(context: Context, round_: int) -> float:
     """Connections per second that the workers can do, from what a 1 ms request really takes them.
 
     Only 1 ms requests are measured: how many slow ones fall into a short run varies by a tenth, but what they
@@ -242,7 +243,7 @@ def hold(policy: str, rate: float | None) -> Measure:
         layout = context.core_each
         with Server(subject, handler="asyncio", workers=4, policy=policy, cpu=layout.server) as server:
             answers = loadgen.load(server.port, cpu=layout.load, hold=HELD, rate=rate, seed=1 + round_, timeout=30)
-        return {"max_to_mean": max(answers.by_worker) / (HELD / 4), **_common(answers)}
+        return {"max_to_mean": max(answers.by_worker) / (HELD / 4), **common(answers)}
 
     return alone(measure)
 
@@ -255,7 +256,7 @@ def sequence(handler: str) -> Measure:
         with Server(subject, handler=handler, workers=4, cpu=layout.server) as server:
             answers = loadgen.load(server.port, cpu=layout.load, closed=1, count=SEQUENCE, duration=20)
         shares = answers.by_worker + [0] * (4 - len(answers.by_worker))
-        return {"off_by": max(abs(share - SEQUENCE // 4) for share in shares), **_common(answers)}
+        return {"off_by": max(abs(share - SEQUENCE // 4) for share in shares), **common(answers)}
 
     return alone(measure)
 
@@ -297,7 +298,7 @@ def idle(handler: str) -> Measure:
             "idle_cpu_ns": sum(one.cpu_ns for one in used),
             "idle_wakeups": sum(one.voluntary_switches + one.involuntary_switches for one in used),
             "processes": len(used),
-            **_common(answers),
+            **common(answers),
         }
 
     return alone(measure)
@@ -316,7 +317,7 @@ def _ask(port: int) -> int:
         raise ServerError(f"not an answer: {answer!r}") from error
 
 
-def _common(*runs: loadgen.Answers) -> Values:
+def common(*runs: loadgen.Answers) -> Values:
     """What every sample keeps besides its numbers: errors by kind, how the load generator was, all it said."""
     errors: dict[str, int] = {}
     for one in runs:
@@ -394,6 +395,8 @@ class Progress:
 
 def brief(values: Values) -> str:
     """The first number of a sample, and its errors."""
+    if "failed" in values:
+        return str(values["failed"]).splitlines()[0]
     name, value = next(iter(values.items()))
     if isinstance(value, list):
         value = statistics.median(value) if value else math.nan

@@ -11,15 +11,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 from bench import procfs
+from bench.peers import PEERS
 
 ROOT = Path(__file__).parents[1]
 READY_LIMIT_S = 20.0
 STOP_LIMIT_S = 20.0
 LOG_LIMIT_BYTES = 1 << 20
+ANSWER_LIMIT_S = 20.0
+ASKED_AT_ONCE = 16
+"""Connections in which all workers of a peer should be found; if not, so many again."""
+POLL_S = 0.05
+"""Between two tries to connect to a peer that starts: nothing tells when it listens."""
 
 
 class ServerError(Exception):
@@ -52,13 +59,16 @@ class Server:
         workers: int,
         policy: str = "round-robin",
         cpu: int | None = None,
+        threads: int = 1,
+        ballast_mb: int = 0,
     ) -> None:
         self.name = name
         self.port = free_port()
-        self._command = [sys.executable, "-m", "bench.subjects", name, "--handler", handler]
+        self._command = [sys.executable, "-m", "bench.subjects", name, "--handler", handler, "--threads", str(threads)]
         self._command += ["--port", str(self.port), "--workers", str(workers), "--policy", policy]
         if cpu is not None:
             self._command += ["--cpu", str(cpu)]
+        self._environment = _environment() | {"BENCH_BALLAST_MB": str(ballast_mb)}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -76,7 +86,7 @@ class Server:
             self._process = subprocess.Popen(
                 [*self._command, "--ready-fd", str(ready_write)],
                 cwd=ROOT,
-                env=_environment(),
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
@@ -127,3 +137,81 @@ class Server:
         while procfs.session(self.pid) and time.monotonic() < deadline_s:
             time.sleep(0.01)
         return left
+
+
+class PeerServer(Server):
+    """One of `bench.peers`, which says nothing when it is ready: so it is asked until all its workers have answered."""
+
+    def __init__(self, name: str, *, workers: int, cpu: int | None = None, ballast_mb: int = 0) -> None:
+        super().__init__(name, handler="", workers=workers, ballast_mb=ballast_mb)
+        self._peer = PEERS[name]
+        self._workers = workers
+        self._cpu = cpu
+
+    def __enter__(self) -> PeerServer:
+        self._folder = tempfile.TemporaryDirectory(prefix="bench-")
+        folder = Path(self._folder.name)
+        cpus = [] if self._cpu is None else ["taskset", "--cpu-list", str(self._cpu)]
+        self._log = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [*cpus, *self._peer.words(self.port, self._workers, folder)],
+            cwd=ROOT,
+            env=self._environment | self._peer.environment(self.port, folder),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+        try:
+            self._wait_for_workers()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        return self
+
+    def _wait_for_workers(self) -> None:
+        end_s = time.monotonic() + READY_LIMIT_S
+        found: set[int] = set()
+        while len(found) < self._workers:
+            assert self._process is not None
+            if time.monotonic() > end_s or self._process.poll() is not None:
+                raise ServerError(f"{len(found)} workers of {self.name} answer; its log:\n{self.log()}")
+            try:
+                with held(self.port, ASKED_AT_ONCE) as answers:
+                    found.update(answers)
+            except OSError:  # it does not listen yet
+                time.sleep(POLL_S)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """At once: how it stops is asked by a question of its own."""
+        self._end_all()
+        self._log.close()
+        self._folder.cleanup()
+
+
+@contextlib.contextmanager
+def held(port: int, count: int) -> Iterator[list[int]]:
+    """So many connections, one after the other, that stay open: the pid that each was answered. Raises OSError if one
+    is refused, reset or silent, and ServerError if that is no answer."""
+    answers = []
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            conn = stack.enter_context(socket.create_connection(("127.0.0.1", port), ANSWER_LIMIT_S))
+            answers.append(ask(conn))
+        yield answers
+
+
+def ask(conn: socket.socket) -> int:
+    """On a connection that may stay open; the pid of whom has it."""
+    conn.sendall(b"GET /hold HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    answer = b""
+    while not (answer.endswith(b"\n") and answer.partition(b"\r\n\r\n")[2]):
+        more = conn.recv(4096)
+        if not more:
+            raise ConnectionResetError(f"closed after {answer!r}")
+        answer += more
+    if not answer.startswith((b"HTTP/1.0 200", b"HTTP/1.1 200")):
+        raise ServerError(f"not an answer: {answer!r}")
+    return int(answer.partition(b"\r\n\r\n")[2])

@@ -24,7 +24,7 @@ def _pyfanout(options: argparse.Namespace) -> None:
         HANDLERS[options.handler],
         bind=f"{HOST}:{options.port}",
         workers=options.workers,
-        threads=1,
+        threads=options.threads,
         policy=options.policy,
         backlog=BACKLOG,
         nodelay=True,
@@ -45,6 +45,12 @@ def _shared(options: argparse.Namespace) -> None:
     _rival(shared.serve, options)
 
 
+def _by_hand(options: argparse.Namespace) -> None:
+    from bench.rivals import byhand  # noqa: PLC0415 - one subject, one server's modules
+
+    _rival(byhand.serve, options)
+
+
 def _rival(serve: Callable[..., None], options: argparse.Namespace) -> None:
     serve(
         HANDLERS[options.handler],
@@ -60,6 +66,7 @@ SUBJECTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "pyfanout": _pyfanout,
     "reuseport": _reuseport,
     "shared": _shared,
+    "by-hand": _by_hand,
 }
 
 
@@ -69,6 +76,7 @@ def main() -> None:
     parser.add_argument("--handler", choices=sorted(HANDLERS), default="blocking")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="pyfanout only")
     parser.add_argument("--policy", default="round-robin", help="pyfanout only")
     parser.add_argument("--cpu", type=int, help="the one core that the whole server tree may use")
     parser.add_argument("--ready-fd", type=int, default=1)

@@ -84,4 +84,10 @@ async def streams(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
         writer.close()
 
 
+def ballast() -> list[tuple[int, str]]:
+    """As many small objects as an application of BENCH_BALLAST_MB has; 150 bytes each."""
+    return [(i, str(i)) for i in range(int(os.environ.get("BENCH_BALLAST_MB", "0")) * 1_000_000 // 150)]
+
+
+BALLAST = ballast()
 HANDLERS: dict[str, Handler] = {"blocking": blocking, "asyncio": streams}

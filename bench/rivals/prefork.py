@@ -60,24 +60,27 @@ def run(
     ready_fd: int,
     listener_of: Callable[[int], socket.socket],
 ) -> None:
-    """Forks the workers, writes a newline to `ready_fd` when all serve, and waits for TERM.
+    """Forks the workers, writes a newline to `ready_fd` when all serve, and replaces those that die, until TERM.
 
     `listener_of(i)` is called in worker i: the rival decides whether that is its own or a common listener.
     """
     ready_read, ready_write = os.pipe()
     stop = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop)
+    awaited = stop | {signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     gc.collect()
     gc.freeze()
-    pids = []
-    for i in range(workers):
+    pids: dict[int, int] = {}
+
+    def fork(i: int, ready: Callable[[], None]) -> None:
         pid = os.fork()
         if pid == 0:
-            os.close(ready_read)
-            os.close(ready_fd)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, stop)
-            _work(handler, partial(listener_of, i), backlog, partial(_close_after, ready_write, b"."))
-        pids.append(pid)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
+            _work(handler, partial(listener_of, i), backlog, ready)
+        pids[pid] = i
+
+    for i in range(workers):
+        fork(i, partial(_close_after, ready_write, b"."))
     os.close(ready_write)
     seen = 0
     while seen < workers:
@@ -87,7 +90,9 @@ def run(
         seen += len(got)
     if seen == workers:
         _close_after(ready_fd, b"\n")
-        signal.sigwait(stop)
+        while signal.sigwait(awaited) == signal.SIGCHLD:
+            for pid in [pid for pid in pids if os.waitpid(pid, os.WNOHANG)[0]]:
+                fork(pids.pop(pid), lambda: None)
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
     for pid in pids:

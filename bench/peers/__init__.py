@@ -1,0 +1,111 @@
+"""The peers: what others use to serve one address with several processes. `make peers` installs them.
+
+Each is a command that serves on 127.0.0.1:{port} with {workers} processes, in the foreground, and answers with the pid
+of the process that has the connection. `{folder}` is a fresh one for it, `{here}` is this one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PM2 = HERE / "node_modules" / ".bin" / "pm2-runtime"
+PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+"""With the programs of our own environment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One of them."""
+
+    command: str
+    needs: str
+    """A Python module, or a program."""
+    variables: tuple[tuple[str, str], ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
+    """Written into its folder before it starts."""
+    reload: signal.Signals | None = None
+    """What it is told to replace its workers by; None: it cannot."""
+
+    def missing(self) -> str | None:
+        """What is not installed."""
+        if self.needs.startswith("python:"):
+            module = self.needs.removeprefix("python:")
+            return None if importlib.util.find_spec(module) else module
+        return None if shutil.which(self.needs, path=PATH) else Path(self.needs).name
+
+    def words(self, port: int, workers: int, folder: Path) -> list[str]:
+        values = {"port": port, "workers": workers, "folder": folder, "here": HERE, "python": sys.executable}
+        for name, text in self.files:
+            (folder / name).write_text(text % values)
+        program, *rest = self.command.format(**values).split()
+        return [shutil.which(program, path=PATH) or program, *rest]
+
+    def environment(self, port: int, folder: Path) -> dict[str, str]:
+        return {name: text.format(port=port, folder=folder) for name, text in self.variables}
+
+
+GUNICORN = (
+    "{{python}} -m gunicorn bench.peers.app:wsgi --bind 127.0.0.1:{{port}} --workers {{workers}} --backlog 4096"
+    " --worker-class {worker} --keep-alive 75 --no-control-socket --log-level error {more}"
+)
+NGINX = """
+daemon off; master_process on; worker_processes %(workers)s; pid %(folder)s/pid; error_log stderr error;
+worker_rlimit_nofile 65536;
+events { worker_connections 16384; }
+http {
+    access_log off; keepalive_timeout 75;
+    client_body_temp_path %(folder)s/a; proxy_temp_path %(folder)s/b; fastcgi_temp_path %(folder)s/c;
+    uwsgi_temp_path %(folder)s/d; scgi_temp_path %(folder)s/e;
+    server { listen 127.0.0.1:%(port)s backlog=4096; location / { default_type text/plain; return 200 "$pid\\n"; } }
+}
+"""
+
+PEERS = {
+    "gunicorn sync": Peer(GUNICORN.format(worker="sync", more=""), "python:gunicorn", reload=signal.SIGHUP),
+    "gunicorn sync, reuse_port": Peer(
+        GUNICORN.format(worker="sync", more="--reuse-port"), "python:gunicorn", reload=signal.SIGHUP
+    ),
+    "gunicorn gthread": Peer(
+        GUNICORN.format(worker="gthread", more="--threads 4 --worker-connections 20000"),
+        "python:gunicorn",
+        reload=signal.SIGHUP,
+    ),
+    "uWSGI": Peer(
+        "uwsgi --http-socket 127.0.0.1:{port} --processes {workers} --master --die-on-term --disable-logging"
+        " --listen 4096 --need-app --module bench.peers.app:wsgi --lazy-apps",
+        "uwsgi",
+        reload=signal.SIGHUP,
+    ),
+    "uvicorn": Peer(
+        "{python} -m uvicorn bench.peers.app:asgi --port {port} --workers {workers} --backlog 4096 --no-access-log"
+        " --log-level error --loop uvloop --timeout-keep-alive 75",
+        "python:uvicorn",
+        reload=signal.SIGHUP,
+    ),
+    "hypercorn": Peer(
+        "{python} -m hypercorn bench.peers.app:asgi --bind 127.0.0.1:{port} --workers {workers} --backlog 4096"
+        " --log-level error --keep-alive 75",
+        "python:hypercorn",
+    ),
+    "granian": Peer(
+        "{python} -m granian --interface asginl bench.peers.app:asgi --port {port} --workers {workers} --backlog 4096"
+        " --respawn-failed-workers --log-level error",
+        "python:granian",
+        reload=signal.SIGHUP,
+    ),
+    "Node cluster, SCHED_RR": Peer("node {here}/cluster.js rr {workers}", "node", (("PORT", "{port}"),)),
+    "Node cluster, SCHED_NONE": Peer("node {here}/cluster.js none {workers}", "node", (("PORT", "{port}"),)),
+    "PM2 cluster": Peer(
+        f"{PM2} start {{here}}/app.js -i {{workers}}",
+        str(PM2),
+        (("PORT", "{port}"), ("PM2_HOME", "{folder}")),
+    ),
+    "nginx": Peer("nginx -c {folder}/nginx.conf", "nginx", files=(("nginx.conf", NGINX),), reload=signal.SIGHUP),
+}

@@ -1,0 +1,20 @@
+// What Node serves: the answer of bench/workloads.py. PM2 runs it as it is, in cluster mode.
+const http = require("http");
+
+const ballast = [];
+for (let mb = 0; mb < Number(process.env.BENCH_BALLAST_MB || 0); mb++) ballast.push(Buffer.alloc(1 << 20, mb & 255));
+const waitsMs = { "/work": 1, "/slow": 100 };
+const body = `${process.pid}\n`;
+
+function answer(response) {
+  response.writeHead(200, { "Content-Type": "text/plain", "Content-Length": body.length });
+  response.end(body);
+}
+
+const server = http.createServer((request, response) => {
+  const waitMs = waitsMs[request.url];
+  if (waitMs) setTimeout(answer, waitMs, response);
+  else answer(response);
+});
+server.keepAliveTimeout = 75000;
+server.listen({ host: "127.0.0.1", port: Number(process.env.PORT), backlog: 4096 });

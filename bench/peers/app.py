@@ -1,0 +1,31 @@
+"""What the Python peers serve: the answer of bench/workloads.py, as a WSGI and as an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+from bench.workloads import SLOW_S, WORK_S
+
+WAITS_S = {"/work": WORK_S, "/slow": SLOW_S}
+
+
+def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    if wait_s := WAITS_S.get(environ["PATH_INFO"]):
+        time.sleep(wait_s)
+    body = b"%d\n" % os.getpid()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+async def asgi(scope: Any, _receive: Any, send: Any) -> None:
+    if scope["type"] != "http":
+        raise RuntimeError("no lifespan here")
+    if wait_s := WAITS_S.get(scope["path"]):
+        await asyncio.sleep(wait_s)
+    body = b"%d\n" % os.getpid()
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
