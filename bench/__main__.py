@@ -49,6 +49,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     fields.add_argument("--rounds", type=int, help="default 3, with --quick 1")
     fields.add_argument("--only", action="append", default=[], metavar="NAME", help="questions whose name begins so")
     fields.add_argument("--who", action="append", default=[], metavar="NAME", help="subjects whose name begins so")
+    fields.add_argument("--to", metavar="FOLDER", help="where to write; default bench/results/<date>")
     fields.add_argument("--again", metavar="JSONL", help="do not measure: make the report of these samples")
     options = parser.parse_args(arguments)
     if options.rounds is not None and options.rounds < 1:
@@ -141,7 +142,8 @@ def peers(options: argparse.Namespace, arguments: list[str]) -> int:
         if options.rounds is not None:
             scale = replace(scale, rounds=options.rounds)
         about = header(arguments) | {"versions": field.versions(), "absent": page.absent()}
-        keep = RESULTS / about["date"].replace(":", "").replace("+0000", "Z") / "samples.jsonl"
+        folder = Path(options.to) if options.to else RESULTS / about["date"].replace(":", "").replace("+0000", "Z")
+        keep = folder / "samples.jsonl"
         run.run(questions.experiments(options.only, options.who, quick=options.quick), scale, keep, about)
     about, samples = page.read(keep)
     (keep.parent / "report.md").write_text(page.markdown(about, samples))

@@ -11,12 +11,26 @@ from dataclasses import dataclass
 from bench.peers import HERE, PATH, PEERS
 from bench.server import PeerServer, Server
 
-QUICK = ("gunicorn sync", "gunicorn gthread", "uvicorn", "granian", "Node cluster, SCHED_RR", "nginx")
+QUICK = (
+    "pyfanout gunicorn gthread",
+    "pyfanout uvicorn",
+    *("gunicorn gthread", "uvicorn", "granian", "Node cluster, SCHED_RR", "nginx"),
+)
+KINDS = {
+    "gunicorn": "WSGI",
+    "uWSGI": "WSGI",
+    "waitress": "WSGI",
+    "uvicorn": "ASGI",
+    "hypercorn": "ASGI",
+    "granian": "ASGI",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
     name: str
+    kind: str
+    """What it speaks: who differs in that is not compared where the speed of that decides."""
     server: str
     """One of `bench.subjects`, or of `bench.peers`."""
     handler: str = ""
@@ -34,7 +48,7 @@ class Subject:
 
     @property
     def ours(self) -> bool:
-        return self.server == "pyfanout"
+        return self.name.startswith("pyfanout")
 
     def missing(self) -> str | None:
         """What is not installed; None: it can run."""
@@ -56,20 +70,21 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject("pyfanout blocking", "pyfanout", "blocking", quick=True, keeps=False),
-    Subject("pyfanout threads", "pyfanout", "blocking", threads=4, keeps=False),
-    Subject("pyfanout asyncio", "pyfanout", "asyncio", quick=True),
-    Subject("pyfanout asyncio, least-connections", "pyfanout", "asyncio", policy="least-connections"),
-    Subject("pyfanout asyncio, source-hash", "pyfanout", "asyncio", policy="source-hash"),
-    Subject("SO_REUSEPORT blocking", "reuseport", "blocking", quick=True, keeps=False),
-    Subject("SO_REUSEPORT asyncio", "reuseport", "asyncio", quick=True),
-    Subject("shared listener blocking", "shared", "blocking", keeps=False),
-    Subject("shared listener asyncio", "shared", "asyncio"),
-    Subject("dispatcher in Python, blocking", "by-hand", "blocking", keeps=False, replaces=False),
-    Subject("dispatcher in Python, asyncio", "by-hand", "asyncio", replaces=False),
+    Subject("pyfanout blocking", "handler", "pyfanout", "blocking", quick=True, keeps=False),
+    Subject("pyfanout threads", "handler", "pyfanout", "blocking", threads=4, keeps=False),
+    Subject("pyfanout asyncio", "streams", "pyfanout", "asyncio", quick=True),
+    Subject("pyfanout asyncio, least-connections", "streams", "pyfanout", "asyncio", policy="least-connections"),
+    Subject("pyfanout asyncio, source-hash", "streams", "pyfanout", "asyncio", policy="source-hash"),
+    Subject("SO_REUSEPORT blocking", "handler", "reuseport", "blocking", quick=True, keeps=False),
+    Subject("SO_REUSEPORT asyncio", "streams", "reuseport", "asyncio", quick=True),
+    Subject("shared listener blocking", "handler", "shared", "blocking", keeps=False),
+    Subject("shared listener asyncio", "streams", "shared", "asyncio"),
+    Subject("dispatcher in Python, blocking", "handler", "by-hand", "blocking", keeps=False, replaces=False),
+    Subject("dispatcher in Python, asyncio", "streams", "by-hand", "asyncio", replaces=False),
     *(
         Subject(
             name,
+            next((kind for word, kind in KINDS.items() if word in name), "another language"),
             name,
             quick=name in QUICK,
             keeps="sync" not in name and name != "uWSGI",

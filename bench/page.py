@@ -39,7 +39,8 @@ class Line:
     values: list[float]
     """One a round."""
     ratios: list[float]
-    """Of the best of ours, in the same round, to it; more than 1: we are better. Empty for ours."""
+    """Of the best of ours, in the same round, to it; more than 1: we are better. Empty for ours, and for
+    who has no equal among us."""
     errors: dict[str, int]
     load_busy: float
 
@@ -62,19 +63,16 @@ class Line:
 def lines(question: Question, samples: Sequence[Sample]) -> list[Line]:
     """Best first."""
     mine = [each for each in samples if each.experiment == question.source and "failed" not in each.values]
-    best: dict[int, float] = {}
     pick = min if question.less_is_better else max
-    champion = _champion(question, mine)
-    for each in mine:
-        if each.subject == champion:
-            best[each.round] = each.values[question.key]
     found = []
     for name in dict.fromkeys(each.subject for each in mine):
         own = [each for each in mine if each.subject == name]
         values = [each.values[question.key] for each in own]
         ratios = []
-        if not BY_NAME[name].ours and best:
+        if not BY_NAME[name].ours and (best := _best_of_ours(question, mine, BY_NAME[name].kind)):
             for each in own:
+                if each.round not in best:
+                    continue
                 ours, theirs = best[each.round], each.values[question.key]
                 if question.less_is_better:
                     ours, theirs = theirs, ours
@@ -88,14 +86,16 @@ def lines(question: Question, samples: Sequence[Sample]) -> list[Line]:
     return sorted(found, key=lambda line: line.median, reverse=pick is max)
 
 
-def _champion(question: Question, samples: Sequence[Sample]) -> str:
-    """The one of ours that all are compared with: whose median is best."""
-    ours: dict[str, list[float]] = {}
+def _best_of_ours(question: Question, samples: Sequence[Sample], kind: str) -> dict[int, float]:
+    """By round, the numbers of the one of ours that somebody of this kind is compared with: whose median is best. Empty
+    if there is none."""
+    ours: dict[str, dict[int, float]] = {}
     for each in samples:
-        if BY_NAME[each.subject].ours:
-            ours.setdefault(each.subject, []).append(each.values[question.key])
+        subject = BY_NAME[each.subject]
+        if subject.ours and (question.across or subject.kind == kind):
+            ours.setdefault(each.subject, {})[each.round] = each.values[question.key]
     pick = min if question.less_is_better else max
-    return pick(ours, key=lambda name: statistics.median(ours[name]), default="")
+    return pick(ours.values(), key=lambda rounds: statistics.median(rounds.values()), default={})
 
 
 def failed(question: Question, samples: Sequence[Sample]) -> list[str]:
@@ -147,12 +147,17 @@ def _times(ratio: float) -> str:
 
 
 def _table(question: Question, table: Iterable[Line]) -> str:
-    rows = [f"| who | {question.unit}: median (min..max) | the best of ours to it | |", "|---|---|---|---|"]
+    rows = [
+        f"| who | speaks | {question.unit}: median (min..max) | the best of ours to it | |",
+        "|---|---|---|---|---|",
+    ]
     for line in table:
         name = f"**{line.subject}**" if BY_NAME[line.subject].ours else line.subject
         middle = f"{_number(line.median)} ({_number(min(line.values))}..{_number(max(line.values))})"
         ratio = f"{_number(statistics.median(line.ratios))}" if line.ratios else ""
-        rows.append(f"| {name} | {middle} | {ratio} | {'; '.join(_remarks(question, line))} |")
+        rows.append(
+            f"| {name} | {BY_NAME[line.subject].kind} | {middle} | {ratio} | {'; '.join(_remarks(question, line))} |"
+        )
     return "\n".join(rows)
 
 
@@ -212,14 +217,14 @@ def _listed(text: str) -> str:
 
 
 def _rows(question: Question, table: Iterable[Line]) -> str:
-    rows = [f"<tr><th>who<th>{html.escape(question.unit)}<th>min..max<th>the best of ours to it<th></tr>"]
+    rows = [f"<tr><th>who<th>speaks<th>{html.escape(question.unit)}<th>min..max<th>the best of ours to it<th></tr>"]
     for line in table:
         kind = " class=ours" if BY_NAME[line.subject].ours else ""
         worse = " class=worse" if line.verdict.startswith("**") else ""
         ratio = _number(statistics.median(line.ratios)) if line.ratios else ""
         remarks = html.escape("; ".join(_remarks(question, line)).replace("**", ""))
         rows.append(
-            f"<tr{kind}><td>{html.escape(line.subject)}<td>{_number(line.median)}"
+            f"<tr{kind}><td>{html.escape(line.subject)}<td>{BY_NAME[line.subject].kind}<td>{_number(line.median)}"
             f"<td>{_number(min(line.values))}..{_number(max(line.values))}<td{worse}>{ratio}<td>{remarks}</tr>"
         )
     return f"<table>{''.join(rows)}</table>"

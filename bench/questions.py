@@ -50,6 +50,8 @@ class Question:
     of: Callable[[Subject], bool]
     expected_s: Callable[[Scale], float]
     less_is_better: bool = True
+    across: bool = False
+    """All are compared; else only who speaks the same."""
     notes: str = ""
     measured_by: str = ""
     """The question whose samples this one reads, if not its own."""
@@ -346,6 +348,7 @@ QUESTIONS = (
         balance(None),
         lambda subject: subject.keeps,
         lambda _: 4,
+        across=True,
     ),
     Question(
         "balance-steady",
@@ -355,6 +358,7 @@ QUESTIONS = (
         balance(500.0),
         lambda subject: subject.keeps,
         lambda _: 6,
+        across=True,
     ),
     Question(
         "balance-restart",
@@ -364,6 +368,7 @@ QUESTIONS = (
         balance_after_restart,
         lambda subject: subject.keeps and subject.replaces,
         lambda _: 6,
+        across=True,
     ),
     Question(
         "kill",
@@ -374,6 +379,7 @@ QUESTIONS = (
         _replaces,
         lambda scale: KILL_EVERY_S * (scale.kills + 2) + 3,
         notes="A worker that is killed cannot finish what it had begun.",
+        across=True,
     ),
     Question(
         "reload",
@@ -383,6 +389,7 @@ QUESTIONS = (
         reload,
         _can_reload,
         lambda scale: 5 + 2 * scale.each_s,
+        across=True,
     ),
     Question(
         "stop",
@@ -392,6 +399,7 @@ QUESTIONS = (
         stop,
         everybody,
         lambda _: 5,
+        across=True,
     ),
     Question(
         "recovery",
@@ -401,6 +409,7 @@ QUESTIONS = (
         recovery,
         _replaces,
         lambda scale: 1.5 * max(1, scale.kills // 3),
+        across=True,
     ),
     Question(
         "memory",

@@ -67,16 +67,29 @@ http {
 }
 """
 
+PYFANOUT = (
+    "{{python}} -m pyfanout run bench.peers.app:{app} --bind 127.0.0.1:{{port}} --workers {{workers}} --backlog 4096"
+)
+GTHREAD = "--threads 4 --worker-connections 20000"
+
 PEERS = {
+    "pyfanout gunicorn sync": Peer(
+        GUNICORN.format(worker="pyfanout.embed.gunicorn.Sync", more=""), "python:gunicorn", reload=signal.SIGHUP
+    ),
+    "pyfanout gunicorn gthread": Peer(
+        GUNICORN.format(worker="pyfanout.embed.gunicorn.GThread", more=GTHREAD), "python:gunicorn", reload=signal.SIGHUP
+    ),
+    "pyfanout waitress": Peer(
+        PYFANOUT.format(app="wsgi") + " --log-level error", "python:waitress", reload=signal.SIGHUP
+    ),
+    "pyfanout uvicorn": Peer(
+        PYFANOUT.format(app="asgi") + " --log-level error", "python:uvicorn", reload=signal.SIGHUP
+    ),
     "gunicorn sync": Peer(GUNICORN.format(worker="sync", more=""), "python:gunicorn", reload=signal.SIGHUP),
     "gunicorn sync, reuse_port": Peer(
         GUNICORN.format(worker="sync", more="--reuse-port"), "python:gunicorn", reload=signal.SIGHUP
     ),
-    "gunicorn gthread": Peer(
-        GUNICORN.format(worker="gthread", more="--threads 4 --worker-connections 20000"),
-        "python:gunicorn",
-        reload=signal.SIGHUP,
-    ),
+    "gunicorn gthread": Peer(GUNICORN.format(worker="gthread", more=GTHREAD), "python:gunicorn", reload=signal.SIGHUP),
     "uWSGI": Peer(
         "uwsgi --http-socket 127.0.0.1:{port} --processes {workers} --master --die-on-term --disable-logging"
         " --listen 4096 --need-app --module bench.peers.app:wsgi --lazy-apps",

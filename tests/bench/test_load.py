@@ -308,7 +308,7 @@ def test_hold_keeps_all_open_until_the_last_answer(load: Load, arguments: tuple[
             result = load(server.port, "--hold", 40, *arguments)
             assert errors(result) == {}
             assert result["workers"] == {"7": 40}
-            assert set(server.requests) == {b"GET /hold HTTP/1.0\r\n\r\n"}
+            assert set(server.requests) == {b"GET /hold HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"}
             assert len(kept) == 40
             for conn in kept:
                 conn.settimeout(5)
@@ -343,7 +343,7 @@ def test_requests_follow_each_other_on_a_connection(load: Load) -> None:
         assert errors(result) == {}
         assert (result["started"], result["answered"]) == (10, 10)
         assert len(server.requests) == 10
-        assert more == [b"GET /keep HTTP/1.0\r\n\r\n"] * 40
+        assert more == [b"GET /keep HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"] * 40
 
 
 def test_a_connection_that_ends_before_its_last_request_is_an_error(load: Load) -> None:

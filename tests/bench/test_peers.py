@@ -1,0 +1,152 @@
+"""The report of `python -m bench peers`: who is compared with whom, what is said of it, and a run of a part of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import field, page, procfs, questions
+from bench.peers import PEERS, Peer
+from bench.questions import QUESTIONS
+from bench.run import Context, Sample, choose_cores
+from bench.server import ROOT, PeerServer, ServerError
+
+BY_NAME = {question.name: question for question in QUESTIONS}
+
+
+def samples(question: str, numbers: dict[str, list[float]]) -> list[Sample]:
+    keys = [each.key for each in QUESTIONS if each.source == question]
+    return [
+        Sample(question, name, round_, {**dict.fromkeys(keys, value), "errors": {}})
+        for name, values in numbers.items()
+        for round_, value in enumerate(values)
+    ]
+
+
+def verdicts(question: str, numbers: dict[str, list[float]]) -> dict[str, str]:
+    return {line.subject: line.verdict for line in page.lines(BY_NAME[question], samples(question, numbers))}
+
+
+OURS, THEIRS = "pyfanout blocking", "SO_REUSEPORT blocking"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"),
+    [
+        ([100.0, 110.0, 90.0], [50.0, 100.0, 80.0], "we are better"),
+        ([50.0, 100.0, 80.0], [100.0, 110.0, 90.0], "**better than we are**"),
+        ([100.0, 110.0, 90.0], [90.0, 120.0, 80.0], "overlap"),
+        ([100.0, 110.0], [50.0, 60.0], "too few rounds to rank"),
+    ],
+)
+def test_a_verdict_needs_all_rounds_to_agree(ours: list[float], theirs: list[float], verdict: str) -> None:
+    assert verdicts("throughput", {OURS: ours, THEIRS: theirs}) == {OURS: "", THEIRS: verdict}
+
+
+def test_less_is_better_where_it_is_and_none_is_best() -> None:
+    found = page.lines(BY_NAME["stop"], samples("stop", {OURS: [0.0] * 3, THEIRS: [64.0] * 3, "nginx": [0.0] * 3}))
+    assert [line.subject for line in found][-1] == THEIRS
+    assert {line.subject: line.verdict for line in found} == {OURS: "", THEIRS: "we are better", "nginx": "overlap"}
+    assert "∞" in page.markdown(ABOUT, samples("stop", {OURS: [0.0] * 3, THEIRS: [64.0] * 3}))
+
+
+def test_speed_is_compared_among_those_who_speak_the_same() -> None:
+    numbers = {OURS: [9.0] * 3, "pyfanout uvicorn": [5.0] * 3, "uvicorn": [4.0] * 3, "nginx": [8.0] * 3}
+    found = {line.subject: line for line in page.lines(BY_NAME["throughput"], samples("throughput", numbers))}
+    assert found["uvicorn"].ratios == [1.25] * 3
+    assert found["nginx"].ratios == []
+
+
+def test_the_best_of_ours_is_one_and_the_same_in_all_rounds() -> None:
+    numbers = {OURS: [100.0, 90.0, 80.0], "pyfanout threads": [99.0, 99.0, 40.0], THEIRS: [95.0] * 3}
+    (line,) = [line for line in page.lines(BY_NAME["throughput"], samples("throughput", numbers)) if line.ratios]
+    assert line.ratios == [99 / 95, 99 / 95, 40 / 95]
+
+
+ABOUT: dict[str, Any] = {
+    "date": "2026-11-23",
+    "versions": {"x": "1"},
+    "absent": ["PM2 cluster: not run, x is not here"],
+}
+
+
+def test_what_we_lose_is_said_first_and_who_was_not_run() -> None:
+    text = page.markdown(ABOUT, samples("throughput", {OURS: [1.0] * 3, THEIRS: [2.0] * 3}))
+    before, _, after = text.partition("## ")
+    assert "throughput: SO_REUSEPORT blocking, 2.00 times as good" in before
+    assert "PM2 cluster: not run" in before
+    assert "**better than we are**" in after
+
+
+def test_one_that_failed_is_named() -> None:
+    failed = Sample("stop", THEIRS, 1, {"failed": "ServerError: not now\nits log", "errors": {}})
+    text = page.markdown(ABOUT, [*samples("stop", {OURS: [0.0] * 3}), failed])
+    assert "- SO_REUSEPORT blocking, round 2: ServerError: not now" in text
+
+
+def test_every_question_has_one_of_ours_to_compare_and_every_peer_a_kind() -> None:
+    for question in QUESTIONS:
+        assert any(question.of(subject) and subject.ours for subject in field.SUBJECTS), question.name
+    assert {subject.kind for subject in field.SUBJECTS} == {"handler", "streams", "WSGI", "ASGI", "another language"}
+    assert {subject.server for subject in field.SUBJECTS} >= set(PEERS)
+
+
+def test_a_missing_one_is_named_and_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PEERS, "nginx", Peer("no-such-program", "no-such-program"))
+    assert "nginx: not run, no-such-program is not installed" in page.absent()
+    assert "nginx" not in BY_NAME["throughput"].experiment().subjects
+
+
+def test_one_that_cannot_start_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PEERS, "uvicorn", Peer("{python} -c exit('not_today')", "python:uvicorn"))
+    with (
+        pytest.raises(ServerError, match=r"(?s)0 workers of uvicorn answer.*not_today"),
+        PeerServer("uvicorn", workers=1),
+    ):
+        pass
+    (one,) = questions.experiments(["recovery"], ["uvicorn"], quick=True)
+    found = one.measure(Context(questions.QUICK, *choose_cores()), one.subjects, 0)
+    assert found["uvicorn"]["failed"].startswith("ServerError: 0 workers of uvicorn answer")
+
+
+INSTALLED = [
+    "pyfanout gunicorn gthread",
+    "pyfanout waitress",
+    "pyfanout uvicorn",
+    "gunicorn sync",
+    "uvicorn",
+    "hypercorn",
+]
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_a_peer_answers_from_all_its_workers_and_leaves_nothing(name: str) -> None:
+    with PeerServer(name, workers=2) as server:
+        pid = server.pid
+    assert procfs.session(pid) == []
+
+
+def test_a_short_run_makes_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
+    def run(*words: str) -> None:
+        command = [sys.executable, "-m", "bench", "peers", *words]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+
+    run("--quick", "--only", "latency-low", "--only", "stop", "--who", OURS, "--who", THEIRS, "--to", str(tmp_path))
+    about, found = page.read(tmp_path / "samples.jsonl")
+    assert {(each.experiment, each.subject) for each in found} == {
+        (question, name) for question in ("latency-low", "stop") for name in (OURS, THEIRS)
+    }
+    assert [each.values["lost"] for each in found if (each.experiment, each.subject) == ("stop", OURS)] == [0]
+    assert about["command"].startswith("python -m bench peers --quick")
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<svg") == 3
+    assert not re.search(r"<(?:script|link|img|iframe)\b|@import|url\((?!#)", text)
+    first = (tmp_path / "report.md").read_text()
+    (tmp_path / "report.md").unlink()
+    run("--again", str(tmp_path / "samples.jsonl"))
+    assert (tmp_path / "report.md").read_text() == first
