@@ -48,7 +48,7 @@ def _secured(worker: Worker, handler: BlockingHandler) -> BlockingHandler:
 
 
 def _known(worker: Worker, handler: BlockingHandler) -> BlockingHandler:
-    from pyfanout.worker.proxy import Gate  # noqa: PLC0415
+    from pyfanout.worker.proxy import Gate  # noqa: PLC0415 - few are behind a proxy
 
     gate, timeout_s = Gate(worker.config.trusted), worker.config.handshake_timeout
 

@@ -114,7 +114,7 @@ class Worker:
         default one with a loop, whose connections do not block."""
         kind = Listener
         if self.config.proxy_protocol:
-            from pyfanout.worker.proxied import ProxiedListener  # noqa: PLC0415
+            from pyfanout.worker.proxied import ProxiedListener  # noqa: PLC0415 - few are behind a proxy
 
             kind = ProxiedListener
         greedy = not blocking if greedy is None else greedy
