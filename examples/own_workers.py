@@ -6,6 +6,8 @@ import sys
 
 import pyfanout
 
+AWAITED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
+
 
 def handler(conn, addr):
     conn.recv(4096)
@@ -13,30 +15,30 @@ def handler(conn, addr):
 
 
 def main():
+    signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     with pyfanout.Dispatcher(bind="127.0.0.1:8000") as dispatcher:
 
         def fork():
             pid = os.fork()
             if pid == 0:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, AWAITED)
                 os._exit(dispatcher.serve(handler))
             return pid
 
-        def stop(*_):
-            dispatcher.stop()  # the workers serve what is queued, and exit
-            leaving.append(True)
-
-        leaving = []
-        signal.signal(signal.SIGTERM, stop)
+        leaving = False
         workers = {fork() for _ in range(2)}
         while workers:
-            pid, status = os.wait()
-            if pid in workers:
-                workers.remove(pid)
-                print(f"{pid} ended with {os.waitstatus_to_exitcode(status)}", flush=True)
+            if signal.sigwait(AWAITED) != signal.SIGCHLD:
+                leaving = True
+                dispatcher.stop()  # the workers serve what is queued, and exit
+            for pid in list(workers):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    workers.remove(pid)
+                    print(f"{pid} ended with {os.waitstatus_to_exitcode(status)}", flush=True)
             if not leaving:
                 dispatcher.start()  # if it is what has died
-                while len(workers) < 2:
-                    workers.add(fork())
+                workers.update(fork() for _ in range(2 - len(workers)))
     return 0
 
 

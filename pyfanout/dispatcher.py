@@ -151,13 +151,14 @@ class Dispatcher:
             self._door.close()
             self._door = None
 
-    def close(self) -> None:
-        """Stop, and wait until all workers have gone, at most `drain_timeout`. May be called again. No-op in a
-        worker."""
+    def close(self, timeout: float | None = None) -> None:
+        """Stop, and wait until all workers have gone, at most `timeout` seconds; by default `drain_timeout`. May be
+        called again. No-op in a worker."""
         if os.getpid() != self._owner_pid:
             return
         self.stop()
-        if self._process is not None and not self._process.is_over(self.config.drain_timeout + GRACE_S):
+        wait_s = (self.config.drain_timeout if timeout is None else timeout) + GRACE_S
+        if self._process is not None and not self._process.is_over(wait_s):
             self._process.send(signal.SIGKILL)
         self._forget_process()
 

@@ -60,10 +60,10 @@ class Desk:
         atexit.register(self._close)
 
     def _close(self) -> None:
-        """The arbiter exits."""
+        """The arbiter exits, and has waited for the workers."""
         for each in (*self._former, self._dispatcher):
             if each is not None:
-                each.close()
+                each.close(0)
 
     def _stop(self) -> None:
         if self._dispatcher is not None:
@@ -130,6 +130,9 @@ class Joined:
         self._worker: Any = None
         self._dispatcher = desk.dispatcher(sockets, cfg)
         super().__init__(age, ppid, sockets, app, timeout, cfg, log)  # type: ignore[call-arg]
+        arbiter = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        self._queue = getattr(arbiter, "SIG_QUEUE", None)
+        self._arbiters_own = 0 if self._queue is None else self._queue.qsize()
 
     @property
     def alive(self) -> bool:
@@ -139,24 +142,22 @@ class Joined:
     def alive(self, alive: bool) -> None:
         """gunicorn sets it to False wherever a worker shall leave: at a signal, after `max_requests`, when its code has
         changed. From then on others get its connections; if there are none, it serves what has been accepted."""
-        if alive or self._worker is None or self._worker.draining:
+        if alive or self._worker is None:
             self._alive = alive
-        elif not self._retiring:
+        elif not (self._retiring or self._worker.draining):
             self._retiring = True
+            self.max_requests = sys.maxsize  # else each further request would say that it has had them
             self._worker.retire()
 
     def init_process(self) -> None:
-        self._arbiters_handler = signal.getsignal(signal.SIGTERM)
         try:
             self._worker = self._dispatcher.join()
-        except WorkerError as error:
+        except (WorkerError, OSError) as error:
             self.log.error("cannot join: %s", error)
             time.sleep(AGAIN_S)
             sys.exit(1)  # not the code of a worker that cannot boot, after which the arbiter gives up
         theirs, self._listening = self.sockets, self._open()
         self._worker.on_drain = self._leave
-        for each in theirs:
-            each.sock.close()
         # As gunicorn wraps a listening socket; ours has the address of the first.
         ours = object.__new__(type(theirs[0]))
         ours.__dict__.update(theirs[0].__dict__, sock=self._listening)
@@ -179,11 +180,12 @@ class Joined:
 
     def _hear_again(self) -> None:
         """The signals that came after the fork and before `init_signals`, which the arbiter's handler has put into this
-        process's copy of the arbiter's queue. gunicorn's own workers miss a stop that comes then, and last until
-        `graceful_timeout`."""
-        arbiter = getattr(self._arbiters_handler, "__self__", None)
-        while arbiter is not None and not arbiter.SIG_QUEUE.empty():
-            signum = arbiter.SIG_QUEUE.get_nowait()
+        process's copy of the arbiter's queue, behind those that are the arbiter's own. gunicorn's own workers miss a
+        stop that comes then, and last until `graceful_timeout`."""
+        queued = []
+        while self._queue is not None and not self._queue.empty():
+            queued.append(self._queue.get_nowait())
+        for signum in queued[self._arbiters_own :]:
             if signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
                 signal.raise_signal(signum)
 
@@ -203,7 +205,8 @@ class Joined:
     def notify(self) -> None:
         """gunicorn calls it each time the worker comes round, at least once a second, also when it does not accept."""
         super().notify()
-        self._worker.hear()
+        if not self._worker.hear() and self._retiring:  # nobody is there who could release it
+            self._worker.drain()
 
 
 class Sync(Joined, sync.SyncWorker):
@@ -229,9 +232,12 @@ class Sync(Joined, sync.SyncWorker):
         pool.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
         taker = Taker(pool.fileno(), worker.station, 0)
         self._ready(pool=True, threads=1)
+        news = select.poll()
+        for each in (pool, worker.control):
+            news.register(each, select.POLLIN)
         while self.alive and self.is_parent_alive():
             self.notify()
-            if self._retiring and pool not in select.select([pool, worker.control], [], [], heartbeat_s)[0]:
+            if self._retiring and pool.fileno() not in dict(news.poll(heartbeat_s * 1000)):
                 continue
             rc = taker.take(False)
             if rc == 1:
@@ -259,8 +265,13 @@ class GThread(Joined, gthread.ThreadWorker):
         return self._worker.listener(greedy=True)
 
     def run(self) -> None:
+        self._worker.on_closing = self._accept_all
         self._ready()
         super().run()
+
+    def _accept_all(self) -> None:
+        """The server stops. At its limit of connections it would not find the end, and nobody else serves the rest."""
+        self.worker_connections = sys.maxsize
 
     def accept(self, listener: Any) -> None:
         """All that has been taken, not one each time the loop comes round."""
@@ -291,10 +302,17 @@ class ASGI(Joined, gasgi.ASGIWorker):
             self._ready()
 
     def _leave(self) -> None:
-        """gunicorn's own stop closes each connection after the answer that is being made, without a word in it."""
+        """gunicorn's own stop closes each connection after the answer that is being made, and announces that only in
+        those whose head has not gone out: so it comes when each has been silent for a while."""
+        if self._worker.forked:
+            return
         self._listening.quiet()
         self._app.draining = True
         self._settling = self.loop.create_task(self._settle())  # kept: a loop holds its tasks by weak references
+
+    def handle_quit_signal(self) -> None:
+        super().handle_quit_signal()
+        self._alive = False  # it waits for nobody
 
     async def _settle(self) -> None:
         await settled(self._listening, lambda: self._app.calls > 0, self.cfg.graceful_timeout)

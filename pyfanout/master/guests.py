@@ -29,6 +29,10 @@ from pyfanout.master.watches import Watches
 
 log = logging.getLogger("pyfanout.master")
 
+RELEASE_NS = 1_000_000_000
+"""How long the last one in rotation waits for others before it may leave. Who stops all processes at once stops their
+parent, too, whose word comes sooner."""
+
 MESSAGES = 16
 """Read of one guest before the others have their turn."""
 
@@ -44,6 +48,8 @@ class Guest:
     control: socket.socket
     ready: Ready | None = None
     """What it said when it was."""
+    spent_ns: int | None = None
+    """Since when it wants to leave, and serves on."""
     leaving: bool = False
     """It takes no more."""
     silent: bool = False
@@ -120,13 +126,15 @@ class Guests:
 
     def _step(self) -> None:
         late_ns = [(guest.pinged_ns or 0) + self._patience_ns for guest in self._debtors()]
-        deadlines_ns = late_ns + [ns for ns in (self._round_ns, self._end_ns) if ns is not None]
+        release_ns = [guest.spent_ns + RELEASE_NS for guest in self._waiting() if guest.spent_ns is not None]
+        deadlines_ns = late_ns + release_ns + [ns for ns in (self._round_ns, self._end_ns) if ns is not None]
         timeout_ns = min(deadlines_ns) - time.monotonic_ns() if deadlines_ns else None
         events = self._core.run(timeout_ns)
         for event in events:
             self._on_event(event)
         if not events:  # else an answer may wait among those that were not read yet
             self._ask_and_judge()
+        self._release()
 
     # ---- events -------------------------------------------------------------------------------------------------
 
@@ -158,7 +166,7 @@ class Guests:
             found = joining.answer(self._door)
         except OSError as error:
             log.error("somebody could not join: %s", error.strerror)
-            return False
+            return True
         if isinstance(found, socket.socket):
             try:
                 self._admit(found)
@@ -224,8 +232,11 @@ class Guests:
                 log.error("%s could not start: %s%s", guest, reason, details and f"\n{details.rstrip()}")
             case Retiring():
                 guest.leaving = True
-            case Spent():
-                self._release(guest)
+            case Spent() if guest.spent_ns is None:
+                guest.spent_ns = time.monotonic_ns()
+                for _ in range(SLOTS):  # the owner may have said before that it stops
+                    if self._end_ns is not None or not self._on_knock():
+                        break
             case Pong(number) if number == guest.ping_number:
                 guest.pinged_ns = None
                 if guest.silent:
@@ -233,11 +244,22 @@ class Guests:
                     log.info("%s answers again", guest)
         self._arrange(guest)
 
-    def _release(self, guest: Guest) -> None:
-        """It wants to leave. If the owner has stopped before that, it finds the end in its channel instead."""
-        while self._end_ns is None and self._on_knock():
-            pass
-        if self._end_ns is None:
+    def _waiting(self) -> list[Guest]:
+        """Who wants to leave, and may not yet. If the owner has stopped all stay, and find the end in their channel."""
+        if self._end_ns is not None:
+            return []
+        return [guest for guest in self._guests.values() if guest.spent_ns is not None and not guest.leaving]
+
+    def _release(self) -> None:
+        """Those that others can stand in for, or that have waited long enough for others."""
+        for guest in self._waiting():
+            in_time = time.monotonic_ns() < (guest.spent_ns or 0) + RELEASE_NS
+            if (
+                guest.entered
+                and in_time
+                and not any(each.entered for each in self._guests.values() if each is not guest)
+            ):
+                continue
             guest.leaving = True
             self._arrange(guest)
             guest.say(Released())

@@ -1,7 +1,9 @@
 """Which connections only wait for their client's next request: those a draining worker may close.
 
 Nobody says so: a handler waits for bytes alike in the middle of a request and between two. What tells is who spoke
-last, and how long ago. Of asyncio's streams we know, besides, that the handler waits for bytes at all.
+last, and how long ago: in ticks of the kernel's clock, so that a request which began in the same tick as the answer
+before it, and then pauses for IDLE_S, passes for none. Of asyncio's streams we know, besides, that the handler waits
+for bytes at all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""One application for each server: `GET /` says who answers whom, `/slow` takes a while; `POST /` what came."""
+"""One application for each server: `GET /` says who answers whom, `/slow` takes a while, `/long` longer than anybody
+waits; `POST /` what came."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import Any
 import pyfanout
 
 SLOW_S = 1.4
+LONG_S = 20.0
 
 
 WORKER = pyfanout.current_worker()
@@ -89,8 +91,7 @@ class Remote(xmlrpc.server.SimpleXMLRPCServer):
 
 
 def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-    if environ["PATH_INFO"] == "/slow":
-        time.sleep(SLOW_S)
+    time.sleep({"/slow": SLOW_S, "/long": LONG_S}.get(environ["PATH_INFO"], 0))
     if environ["REQUEST_METHOD"] == "POST":
         start_response("200 OK", [])
         return [environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))]
@@ -112,8 +113,7 @@ async def asgi(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "websocket":
         await echo(receive, send)
         return
-    if scope["path"] == "/slow":
-        await asyncio.sleep(SLOW_S)
+    await asyncio.sleep({"/slow": SLOW_S, "/long": LONG_S}.get(scope["path"], 0))
     if scope["method"] == "POST":
         body, more = b"", True
         while more:
