@@ -10,8 +10,8 @@ run: .venv/ready
 	$(BIN)/python examples/hello.py
 
 # Those that do not measure themselves with the whole machine, but mostly wait, need not wait for each other.
-BESIDE := tests/core tests/unit tests/embed $(patsubst %,tests/system/test_%.py,boot_failure chaos corners kill_matrix \
-    master own_loop shutdown)
+BESIDE := tests/core tests/unit tests/embed tests/bench/test_peers.py $(patsubst %,tests/system/test_%.py,boot_failure chaos \
+    corners hostile_worker kill_matrix master master_sweep own_loop shortages shutdown)
 test: .venv/ready tools
 	$(BIN)/python -m pytest tests/bench tests/system tests/test_guards.py tests/test_readme.py $(BESIDE:%=--ignore=%) $(TEST_ARGS)
 	$(BIN)/python -m pytest --numprocesses=2 $(BESIDE)
@@ -49,9 +49,11 @@ chaos: .venv/ready
 	$(BIN)/python -m pip install --quiet --editable '.[test,embed-test,bench,dev]'
 	touch $@
 
-# Each system call of the core fails at each of its occurrences, with each error; some of that is in `make test`.
+# Each call of the core, and of the master, fails at each of its occurrences, with each error; what else may run out; a
+# worker that does evil. Some of that is in `make test`.
 faults: .venv/ready
-	FAULTS=all $(BIN)/python -m pytest tests/core/test_sweep.py $(TEST_ARGS)
+	FAULTS=all $(BIN)/python -m pytest $(patsubst %,tests/system/test_%.py,master_sweep hostile_worker shortages exhaustion) \
+	    tests/core/test_sweep.py $(TEST_ARGS)
 
 # What the tests drive servers with, and the bench is checked against.
 tools:

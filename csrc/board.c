@@ -9,6 +9,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -38,14 +39,16 @@ fan_board *fan_board_map(int slots)
     return pages == MAP_FAILED ? NULL : pages;
 }
 
-/* Put a file in the place of the pages, which nobody uses yet. Returns its descriptor or -errno. */
+/* Put a file in the place of the pages, which nobody uses yet. Returns its descriptor or -errno. It keeps its size: who
+ * made it shorter, under the master's eyes, would end the master with a SIGBUS. */
 int fan_board_share(fan_board *board, int slots)
 {
     size_t bytes = (size_t)slots * PAGE_BYTES;
-    int fd = memfd_create("board", MFD_CLOEXEC);
+    int fd = memfd_create("board", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0)
         return -errno;
     if (ftruncate(fd, (off_t)bytes) == 0 &&
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0 &&
         mmap(board, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) != MAP_FAILED)
         return fd;
     int rc = -errno;

@@ -199,3 +199,15 @@ def test_the_master_shown_runs(tmp_path):
             shown.kill()
     assert shown.returncode == 0, error
     assert "Traceback" not in out + error
+
+
+def test_the_tests_that_are_named_exist() -> None:
+    """docs/reliability.md says which test shows what; `::name` alone is of the file before it."""
+    path = ""
+    found = re.findall(r"`((?:[a-z]+/\w+\.py)?(?:::\w+)?)`", (ROOT / "docs/reliability.md").read_text())
+    assert len(found) > 20
+    for each in filter(None, found):
+        file, _, name = each.partition("::")
+        path = file or path
+        assert not name or f"def {name}(" in (ROOT / "tests" / path).read_text(), each
+        assert (ROOT / "tests" / path).exists(), each

@@ -1,0 +1,149 @@
+"""An application whose workers do evil to what they share with their master, when a client says which."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pyfanout._core import ffi
+
+import pyfanout
+from pyfanout import control
+from pyfanout.control import Failed, Pong, Ready, Retiring, Roomy, Spent, Stage
+
+TIMES = 200
+
+
+def handler(conn: socket.socket, _addr: Any) -> None:
+    line = conn.recv(99).decode()
+    conn.sendall(b"%d\n" % os.getpid())
+    conn.close()
+    _do(line)
+
+
+async def coroutine(reader: Any, writer: Any) -> None:
+    line = (await reader.read(99)).decode()
+    writer.write(b"%d\n" % os.getpid())
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    _do(line)
+
+
+def _do(line: str) -> None:
+    worker = pyfanout.current_worker()
+    evil, _, seed = line.partition(" ")
+    if evil in EVILS and worker is not None:
+        EVILS[evil](worker, random.Random(int(seed)))
+
+
+def board(worker: pyfanout.Worker, rng: random.Random) -> None:
+    """Random bytes all over its page."""
+    page = ffi.buffer(ffi.cast("char *", worker.station.board), 4096)
+    for _ in range(TIMES):
+        begin = rng.randrange(4096)
+        end = rng.randrange(begin, 4096) + 1
+        page[begin:end] = rng.choice([rng.randbytes(end - begin), b"\0" * (end - begin), b"\xff" * (end - begin)])
+        time.sleep(0.0001)
+
+
+def words(worker: pyfanout.Worker, rng: random.Random) -> None:
+    """What a worker may say, whenever it likes; but that it leaves or fails, which it would be believed."""
+    for _ in range(TIMES):
+        number = rng.randrange(2**32)
+        _say(worker, rng.choice([Ready(False, 0), Ready(True, 1), Ready(True, 64), Pong(number), Roomy()]))
+        time.sleep(0.0001)
+
+
+def farewells(worker: pyfanout.Worker, rng: random.Random) -> None:
+    """That it leaves, and serves on."""
+    for _ in range(TIMES):
+        _say(worker, rng.choice([Retiring(), Spent(), Failed(rng.choice(list(Stage)), "no", "reason")]))
+
+
+def flood(worker: pyfanout.Worker, _rng: random.Random) -> None:
+    """As much as its socket takes, for a while."""
+    end = time.monotonic() + 0.2
+    while time.monotonic() < end:
+        _say(worker, Roomy())
+
+
+def noise(worker: pyfanout.Worker, rng: random.Random) -> None:
+    """Bytes that are no message."""
+    for _ in range(TIMES):
+        with contextlib.suppress(OSError):
+            worker.control.send(rng.randbytes(rng.randrange(1, 300)), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+def hang_up(worker: pyfanout.Worker, _rng: random.Random) -> None:
+    """Its end of the control socket is closed, and it goes on."""
+    worker.control.shutdown(socket.SHUT_RDWR)
+
+
+def deafness(worker: pyfanout.Worker, _rng: random.Random) -> None:
+    """Its channel is shut down, for all who share it."""
+    with _channels(worker) as channels:
+        for channel in channels:
+            channel.shutdown(socket.SHUT_RDWR)
+
+
+def stuffing(worker: pyfanout.Worker, rng: random.Random) -> None:
+    """Bytes into the wrong end of its channel, and options that all who share it have to live with."""
+    with _channels(worker) as channels:
+        for channel in channels:
+            _stuff(channel, rng)
+
+
+def _stuff(channel: socket.socket, rng: random.Random) -> None:
+    with contextlib.suppress(OSError):
+        for _ in range(TIMES):
+            channel.send(rng.randbytes(200), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, b"\0" * 8 + (1000).to_bytes(8, "little"))
+    flags = fcntl.fcntl(channel, fcntl.F_GETFL)
+    fcntl.fcntl(channel, fcntl.F_SETFL, flags ^ os.O_NONBLOCK)
+
+
+def theft(worker: pyfanout.Worker, _rng: random.Random) -> None:
+    """Connections are taken from the channel and dropped; a line of the log for each."""
+    end = time.monotonic() + 0.2
+    with _channels(worker) as channels:
+        while time.monotonic() < end:
+            for channel in channels:
+                _rob(channel)
+
+
+def _rob(channel: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):
+        _, ancillary, _, _ = channel.recvmsg(4096, 256, socket.MSG_DONTWAIT)
+        for _, _, payload in ancillary:
+            print("stolen", flush=True)
+            os.close(int.from_bytes(payload[:4], "little"))
+
+
+@contextlib.contextmanager
+def _channels(worker: pyfanout.Worker) -> Iterator[list[socket.socket]]:
+    """Those that it has kept; its own descriptors are left open."""
+    with contextlib.ExitStack() as stack:
+        found = []
+        for fd in {worker.station.pool_fd, worker.station.slot_fd}:
+            with contextlib.suppress(OSError):
+                found.append(stack.enter_context(socket.socket(fileno=os.dup(fd))))
+        yield found
+
+
+def _say(worker: pyfanout.Worker, message: control.Message) -> None:
+    with contextlib.suppress(OSError):
+        control.tell(worker.control, message)
+
+
+EVILS: dict[str, Callable[[pyfanout.Worker, random.Random], None]] = {
+    each.__name__: each for each in (board, words, farewells, flood, noise, hang_up, deafness, stuffing, theft)
+}
