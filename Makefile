@@ -10,11 +10,11 @@ run: .venv/ready
 	$(BIN)/python examples/hello.py
 
 # Those that do not measure themselves with the whole machine, but mostly wait, need not wait for each other.
-BESIDE := tests/core tests/unit tests/embed tests/bench/test_peers.py $(patsubst %,tests/system/test_%.py,boot_failure chaos \
+BESIDE := tests/core tests/unit tests/embed $(patsubst %,tests/system/test_%.py,boot_failure chaos \
     corners hostile_worker kill_matrix master master_sweep own_loop shortages shutdown)
 test: .venv/ready tools
 	$(BIN)/python -m pytest tests/bench tests/system tests/test_guards.py tests/test_readme.py $(BESIDE:%=--ignore=%) $(TEST_ARGS)
-	$(BIN)/python -m pytest --numprocesses=2 $(BESIDE)
+	$(BIN)/python -m pytest --numprocesses=3 $(BESIDE)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -23,6 +23,8 @@ READY_LIMIT_S = 20.0
 STOP_LIMIT_S = 20.0
 LOG_LIMIT_BYTES = 1 << 20
 ANSWER_LIMIT_S = 20.0
+REQUEST = b"GET /hold HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+"""After which the connection may stay open."""
 ASKED_AT_ONCE = 16
 """Connections in which all workers of a peer should be found; if not, so many again."""
 POLL_S = 0.05
@@ -177,8 +179,7 @@ class PeerServer(Server):
             if time.monotonic() > end_s or self._process.poll() is not None:
                 raise ServerError(f"{len(found)} workers of {self.name} answer; its log:\n{self.log()}")
             try:
-                with held(self.port, ASKED_AT_ONCE) as answers:
-                    found.update(answers)
+                found.update(_at_once(self.port, ASKED_AT_ONCE))
             except OSError:  # it does not listen yet
                 time.sleep(POLL_S)
 
@@ -199,13 +200,28 @@ def held(port: int, count: int) -> Iterator[list[int]]:
     with contextlib.ExitStack() as stack:
         for _ in range(count):
             conn = stack.enter_context(socket.create_connection(("127.0.0.1", port), ANSWER_LIMIT_S))
-            answers.append(ask(conn))
+            conn.sendall(REQUEST)
+            answers.append(_answer(conn))
         yield answers
 
 
-def ask(conn: socket.socket) -> int:
-    """On a connection that may stay open; the pid of whom has it."""
-    conn.sendall(b"GET /hold HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+def _at_once(port: int, count: int) -> set[int]:
+    """Who answers so many that are all there before the first is answered: one after the other, it may be always the
+    same. Raises as `held`."""
+    with contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", port)
+        conns = [stack.enter_context(socket.create_connection(address, ANSWER_LIMIT_S)) for _ in range(count)]
+        for conn in conns:
+            conn.sendall(REQUEST)
+        found = set()
+        for conn in conns:
+            found.add(_answer(conn))
+            conn.close()  # gunicorn lingers until then
+        return found
+
+
+def _answer(conn: socket.socket) -> int:
+    """The pid of whom has it."""
     answer = b""
     while not (answer.endswith(b"\n") and answer.partition(b"\r\n\r\n")[2]):
         more = conn.recv(4096)

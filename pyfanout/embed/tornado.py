@@ -49,7 +49,9 @@ class Runner(AsyncioRunner):
 
     def busy(self) -> bool:
         requests = [getattr(conn, "latest", None) for conn in self._server._connections]
-        return any(request is not None and not request._write_finished for request in requests)
+        # The latest one of a connection that is only kept is there, too, before its first line has come.
+        begun = [request for request in requests if request is not None and request._request_start_line is not None]
+        return not all(request._write_finished for request in begun)
 
     def drains(self) -> None:
         self._server.conn_params.no_keep_alive = True  # each of its connections looks there before it goes on

@@ -90,7 +90,7 @@ def test_reloads_under_load(server: MakeServer, subject: Subject) -> None:
 
 
 def test_a_stop_lets_a_request_finish_and_ends_an_idle_connection(server: MakeServer, subject: Subject) -> None:
-    one = start(server(), subject, workers=1, threads=3, drain_timeout=20)
+    one = start(server(), subject, workers=1, threads=3, drain_timeout=60)  # longer than anybody here waits
     with Client(one.address) as idle, Client(one.address) as busy:
         if subject.keeps_alive:
             idle.ask()
