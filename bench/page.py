@@ -268,7 +268,7 @@ def _pyplot() -> Any:
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "pyfanout"  # the same picture from the same samples
-    from matplotlib import pyplot  # noqa: PLC0415
+    from matplotlib import pyplot  # noqa: PLC0415 - after its backend is chosen
 
     return pyplot
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import statistics
 import subprocess
@@ -20,7 +19,7 @@ from bench import loadgen, procfs
 from bench.field import BY_NAME, SUBJECTS, Subject
 from bench.peers import PEERS
 from bench.run import Context, Experiment, Scale, Values, alone, common, tail_capacity_per_s
-from bench.server import Server, ServerError, held
+from bench.server import POLL_S, Server, ServerError, held
 
 WORKERS = 4
 IN_FLIGHT = 64
@@ -30,8 +29,13 @@ HELD = 1000
 TAIL_SHARE = 0.7
 LOSS_RATE = 500.0
 KILL_EVERY_S = 0.5
+UNDER_WAY_S = 1.0
+"""Of load, before something is done to the server: its workers have all been asked by then."""
+RETRY_S = 0.001
+"""Between two tries of a client that is refused or reset; what recovery is measured with."""
 BALLAST_MB = 250
 SETTLE_S = 0.5
+"""For what a server does when the last client has gone."""
 REPLACED_LIMIT_S = 5.0
 FULL = Scale(rounds=3, slices=0, tail_s=15.0, kills=20, idle_s=0, each_s=5.0)
 QUICK = Scale(rounds=1, slices=0, tail_s=1.5, kills=3, idle_s=0, each_s=1.0)
@@ -169,27 +173,27 @@ def _until_replaced(port: int, known: set[int]) -> None:
         with contextlib.suppress(OSError), held(port, 8) as answers:
             if set(answers) - known:
                 return
-        time.sleep(0.05)
+        time.sleep(POLL_S)
+    raise ServerError(f"no other worker answers within {REPLACED_LIMIT_S:g} s of a kill")
 
 
 # ---- what is lost --------------------------------------------------------------------------------------------------
 
 
 def kills(context: Context, subject: Subject, round_: int) -> Values:
-    """Connections that got no whole answer, for each SIGKILL of a worker under load."""
+    """Connections that got no whole answer, for each SIGKILL under load, of the worker whose turn it is."""
     layout, count = context.core_each, context.scale.kills
     duration = WARMUP_S + KILL_EVERY_S * (count + 2)
-    rng = random.Random(round_)
     with subject.start(workers=WORKERS, cpu=layout.server) as server:
         with _loading(context, server, duration, "work" if subject.waits else "fast", round_) as run:
             time.sleep(WARMUP_S)
             killed = 0
             for _ in range(count):
                 time.sleep(KILL_EVERY_S)
-                with contextlib.suppress(OSError), held(server.port, 1) as answers:
-                    os.kill(rng.choice(answers), signal.SIGKILL)
+                with contextlib.suppress(OSError), held(server.port, 1) as (victim,):
+                    os.kill(victim, signal.SIGKILL)
                     killed += 1
-        answers = run.answers()
+        answers = loadgen.answers(run)
     lost = sum(answers.errors.values())
     return {"lost_per_kill": lost / max(killed, 1), "lost": lost, "kills": killed, **common(answers)}
 
@@ -201,9 +205,9 @@ def reload(context: Context, subject: Subject, round_: int) -> Values:
     assert signum is not None
     with subject.start(workers=WORKERS, cpu=layout.server) as server:
         with _loading(context, server, 2 + 2 * context.scale.each_s, "fast", round_) as run:
-            time.sleep(1)
+            time.sleep(UNDER_WAY_S)
             os.kill(server.pid, signum)
-        answers = run.answers()
+        answers = loadgen.answers(run)
     return {"lost": sum(answers.errors.values()), "workers_seen": len(answers["workers"]), **common(answers)}
 
 
@@ -212,27 +216,18 @@ def stop(context: Context, subject: Subject, round_: int) -> Values:
     Who is refused because it no longer listens is not lost."""
     with subject.start(workers=WORKERS) as server:
         with _loading(context, server, 2, "work" if subject.waits else "fast", round_, closed=IN_FLIGHT) as run:
-            time.sleep(1)
+            time.sleep(UNDER_WAY_S)
             os.kill(server.pid, signal.SIGTERM)
-        answers = run.answers()
+        answers = loadgen.answers(run)
     lost = sum(count for kind, count in answers.errors.items() if kind != "refused")
-    return {"lost": lost, **common(answers), "errors": {}}
-
-
-class _Loading:
-    """The load generator, beside what is done to the server meanwhile."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-
-    def answers(self) -> loadgen.Answers:
-        return loadgen.answers(self._process)
+    return {"lost": lost, **common(answers)}
 
 
 @contextlib.contextmanager
 def _loading(
     context: Context, server: Server, duration: float, path: str, seed: int, closed: int | None = None
-) -> Iterator[_Loading]:
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The load generator, beside what is done to the server meanwhile."""
     process = loadgen.start(
         server.port,
         cpu=context.core_each.load,
@@ -244,7 +239,7 @@ def _loading(
         timeout=10,
     )
     try:
-        yield _Loading(process)
+        yield process
     except BaseException:
         process.kill()
         process.wait()
@@ -265,7 +260,7 @@ def recovery(context: Context, subject: Subject, _round: int) -> Values:
             while time.monotonic_ns() < end_ns:
                 with contextlib.suppress(OSError), held(server.port, 1):
                     break
-                time.sleep(0.001)
+                time.sleep(RETRY_S)
             else:
                 raise ServerError(f"{subject.name}: no answer for {REPLACED_LIMIT_S:g} s after a kill")
             took_ms.append((time.monotonic_ns() - begin_ns) / 1e6)

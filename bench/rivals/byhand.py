@@ -11,6 +11,7 @@ import inspect
 import os
 import signal
 import socket
+import traceback
 from typing import Any, NoReturn, cast
 
 from bench.rivals import prefork
@@ -65,6 +66,8 @@ def _work(handler: Handler, channel: socket.socket) -> NoReturn:
         else:
             while True:
                 _serve_one(cast(BlockingHandler, handler), channel)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(1)
 
