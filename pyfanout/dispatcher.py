@@ -54,8 +54,7 @@ IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.
 terminal, or from systemd."""
 
 GRACE_S = 2.0
-"""After `close` has waited for `drain_timeout`."""
-
+"""After `close` has waited."""
 
 _dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
 """Those of this process."""

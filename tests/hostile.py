@@ -18,6 +18,8 @@ from pyfanout import control
 from pyfanout.control import Failed, Pong, Ready, Retiring, Roomy, Spent, Stage
 
 TIMES = 200
+WHILE_S = 0.0001
+"""Between two of them: so that the master looks meanwhile."""
 
 
 def handler(conn: socket.socket, _addr: Any) -> None:
@@ -50,7 +52,7 @@ def board(worker: pyfanout.Worker, rng: random.Random) -> None:
         begin = rng.randrange(4096)
         end = rng.randrange(begin, 4096) + 1
         page[begin:end] = rng.choice([rng.randbytes(end - begin), b"\0" * (end - begin), b"\xff" * (end - begin)])
-        time.sleep(0.0001)
+        time.sleep(WHILE_S)
 
 
 def words(worker: pyfanout.Worker, rng: random.Random) -> None:
@@ -58,7 +60,7 @@ def words(worker: pyfanout.Worker, rng: random.Random) -> None:
     for _ in range(TIMES):
         number = rng.randrange(2**32)
         _say(worker, rng.choice([Ready(False, 0), Ready(True, 1), Ready(True, 64), Pong(number), Roomy()]))
-        time.sleep(0.0001)
+        time.sleep(WHILE_S)
 
 
 def farewells(worker: pyfanout.Worker, rng: random.Random) -> None:

@@ -33,6 +33,10 @@ class ThreadedRunner(Runner):
         """Have `run` return. Called once, from another thread, when each connection was silent for a while, or the time
         is nearly up."""
 
+    def busy(self) -> bool:
+        """While it drains: whether the server knows of a request that is not done. From another thread."""
+        return False
+
     def drains(self) -> None:
         """Called when it begins to drain: have the answers from now on say that the connection ends."""
 
@@ -68,6 +72,6 @@ class ThreadedRunner(Runner):
     def _settle(self, worker: Worker, listener: Listener) -> None:
         """See `aio.AsyncioRunner`."""
         patience_s = time.monotonic() + max(worker.config.drain_timeout - GRACE_S, 0)
-        while not listener.settled and time.monotonic() < patience_s:
+        while (self.busy() or not listener.settled) and time.monotonic() < patience_s:
             time.sleep(LOOK_S)
         self.stop()

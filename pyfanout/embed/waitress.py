@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.embed.runner import GRACE_S
 from pyfanout.embed.threaded import ThreadedRunner
 from pyfanout.errors import ConfigError
 
@@ -34,7 +32,6 @@ class Runner(ThreadedRunner):
         self._options = options
         self._server: Any = None
         self._stopping = False
-        self._drain_s = self._patience_s = math.inf
 
     def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
         from waitress import channel, create_server, task, wasyncore
@@ -62,7 +59,6 @@ class Runner(ThreadedRunner):
         if worker.config.tls:
             raise ConfigError("server: waitress speaks no TLS; cheroot does: --server cheroot")
         worker.adopt_logger("waitress")
-        self._drain_s = max(worker.config.drain_timeout - GRACE_S, 0)
         if worker.config.threads > 1:
             self._options.setdefault("threads", worker.config.threads)
         loop: dict[int, Any] = {}
@@ -72,16 +68,15 @@ class Runner(ThreadedRunner):
         started()
         while not (self._stopping and not server.active_channels):
             if self._stopping:
-                late = time.monotonic() >= self._patience_s
-                for each in server.active_channels.values():
-                    if not each.requests and (each.request is None or late):  # the latter: one that still comes
-                        each.will_close = True
+                server.adj.channel_timeout = 0
+                server.maintenance(time.time() + 1)  # marks those without a request to be closed
             timeout_s = DRAIN_S if self._stopping else server.adj.asyncore_loop_timeout
             wasyncore.loop(timeout=timeout_s, use_poll=server.adj.asyncore_use_poll, map=loop, count=1)
         server.task_dispatcher.shutdown()
 
-    def drains(self) -> None:
-        self._patience_s = time.monotonic() + self._drain_s
+    def busy(self) -> bool:
+        """One is coming, and not whole yet: `maintenance` would close it."""
+        return any(channel.request is not None for channel in list(self._server.active_channels.values()))
 
     def stop(self) -> None:
         self._stopping = True

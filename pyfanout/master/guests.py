@@ -253,12 +253,8 @@ class Guests:
     def _release(self) -> None:
         """Those that others can stand in for, or that have waited long enough for others."""
         for guest in self._waiting():
-            in_time = time.monotonic_ns() < (guest.spent_ns or 0) + RELEASE_NS
-            if (
-                guest.entered
-                and in_time
-                and not any(each.entered for each in self._guests.values() if each is not guest)
-            ):
+            others = any(each.entered for each in self._guests.values() if each is not guest)
+            if guest.entered and not others and time.monotonic_ns() < (guest.spent_ns or 0) + RELEASE_NS:
                 continue
             guest.leaving = True
             self._arrange(guest)

@@ -426,6 +426,9 @@ def test_a_worker_that_is_sent_what_it_needs() -> None:
         assert {pool_fd, slot_fd, board_fd} <= held
         station = Station.of(os.dup(pool_fd), os.dup(slot_fd), os.dup(board_fd), 1)
         assert descriptors() - before - held == {station.pool_fd, station.slot_fd}, "the board's file is closed"
+        for size in (0, 1 << 30):
+            with pytest.raises(PermissionError):  # the master would read beyond its end
+                os.ftruncate(board_fd, size)
         core.enter(1, pool=False, threads=0, size=8)
         Taker(station.slot_fd, station, 0, 8).take_ready(8)
         station.done()

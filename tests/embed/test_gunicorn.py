@@ -302,17 +302,22 @@ def test_a_stop_lets_a_request_finish(gunicorn: MakeGunicorn, kind: str) -> None
     one.wait_nobody()
 
 
-def test_a_stop_serves_all_that_was_accepted(gunicorn: MakeGunicorn, kind: str) -> None:
-    """The dispatcher is told before the workers are; else those that wait for a free one would be lost."""
+@pytest.mark.parametrize("tell", [os.kill, os.killpg])
+def test_a_stop_serves_all_that_was_accepted(
+    gunicorn: MakeGunicorn, kind: str, tell: Callable[[int, int], None]
+) -> None:
+    """The dispatcher is told before the workers are; else those that wait for a free one would be lost. Or all at once
+    are, as systemd does it: then the workers hear of it before their parent says a word."""
     one = gunicorn().serve(kind, workers=2).ready()
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(one.address)) for _ in range(6)]
         for client in clients:
             client.begin("/slow", close=True)
-        one.send(signal.SIGTERM)
+        tell(one.pid, signal.SIGTERM)
         workers = {client.end(close=True)["pid"] for client in clients}
         assert len(workers) == 2
     assert one.wait_exit() == 0
+    one.wait_nobody()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT])
@@ -350,19 +355,6 @@ def test_a_fast_stop_waits_for_nobody(gunicorn: MakeGunicorn, kind: str) -> None
         if kind != "GThread":
             with pytest.raises((ConnectionError, http.client.BadStatusLine, AssertionError)):  # the last: sync says 500
                 busy.end()
-    one.wait_nobody()
-
-
-def test_a_stop_of_all_processes_at_once_serves_what_was_accepted(gunicorn: MakeGunicorn, kind: str) -> None:
-    """As systemd does it, unless it is told otherwise: the workers hear of it before their parent says a word."""
-    one = gunicorn().serve(kind, workers=2).ready()
-    with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(Client(one.address)) for _ in range(6)]
-        for client in clients:
-            client.begin("/slow", close=True)
-        os.killpg(one.pid, signal.SIGTERM)
-        assert all(client.end(close=True)["pid"] for client in clients)
-    assert one.wait_exit() == 0
     one.wait_nobody()
 
 

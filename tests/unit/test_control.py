@@ -19,6 +19,7 @@ from pyfanout.control import (
     Ping,
     Pong,
     Ready,
+    Released,
     Retiring,
     Roomy,
     Spent,
@@ -47,7 +48,7 @@ messages: st.SearchStrategy[Message] = (
     | failed
     | st.builds(Ping, numbers)
     | st.builds(Pong, numbers)
-    | st.sampled_from([Closing(), Retiring(), Roomy(), Spent()])
+    | st.sampled_from([Closing(), Released(), Retiring(), Roomy(), Spent()])
 )
 
 
