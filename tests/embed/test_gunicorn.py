@@ -107,7 +107,11 @@ def test_it_answers_a_thousand_in_turn_and_knows_who_asks(gunicorn: MakeGunicorn
     for _ in range(40):
         one.wait_idle()
         turns.append(ask(one.address)["pid"])
-    assert collections.Counter(turns) == dict.fromkeys(one.workers, 10)
+    counts = collections.Counter(turns)
+    # A sync worker goes to the end of their common queue when it gives its sign of life, once a second.
+    slack = 3 if kind == "Sync" else 0
+    assert set(counts) == set(one.workers)
+    assert all(abs(count - 10) <= slack for count in counts.values()), counts
     assert not strangers(one.address)
     assert_no_descriptor_is_left(one, one.workers[0])
 
