@@ -83,6 +83,19 @@ def do_spin(millions: str = "20") -> dict[str, Any]:
     return identity()
 
 
+class _Deaf:
+    """Python only prints what is raised in here."""
+
+    def __del__(self) -> None:
+        note("deaf")
+        time.sleep(60)
+
+
+def do_deaf() -> None:
+    _Deaf()
+    time.sleep(60)
+
+
 def do_leak(count: str = "1") -> dict[str, Any]:
     """Descriptors, until there are no more."""
     try:

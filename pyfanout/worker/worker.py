@@ -6,6 +6,7 @@ Owns the worker's two descriptors, its channel and its control socket. How conne
 
 from __future__ import annotations
 
+import _thread
 import faulthandler
 import importlib
 import inspect
@@ -15,6 +16,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -303,6 +305,21 @@ def _install_signals(worker: Worker) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGQUIT, stop)
+    _repeat_when_swallowed()
+
+
+def _repeat_when_swallowed() -> None:
+    """Where Python only prints exceptions (in a `__del__`, in a hook around os.fork), Stopped would be lost: then the
+    signal is sent once more, from a thread, so that it comes when that place is left."""
+    others = sys.unraisablehook
+
+    def swallowed(what: sys.UnraisableHookArgs) -> None:
+        if isinstance(what.exc_value, Stopped):
+            _thread.start_new_thread(os.kill, (os.getpid(), signal.SIGQUIT))
+        else:
+            others(what)
+
+    sys.unraisablehook = swallowed
 
 
 def _forget(worker: Worker) -> None:

@@ -183,6 +183,18 @@ def test_fast_stop(server: MakeServer, handler: str, options: dict, signum: int,
     assert not path.exists()
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_fast_stop_where_exceptions_are_swallowed(server: MakeServer, threads: int) -> None:
+    """The signal comes in a `__del__`, as it may come in a hook around os.fork. What stops a loop is no exception."""
+    one = server().start("apps:act", workers=1, threads=threads)
+    sock = connect(one.address, "deaf")
+    one.wait_log("app: deaf")
+    assert one.stop(signal.SIGINT) == 0
+    sock.close()
+    assert "is killed" not in one.log
+    assert "ignored in" not in one.log
+
+
 def test_a_second_int_kills(server: MakeServer, handler: str, options: dict) -> None:
     one = server().start(f"apps:{handler}", workers=2, **options)
     for pid in one.workers:
