@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import embed, field, life, page, procfs, questions, report, run
+from bench import embed, field, life, loadgen, page, procfs, questions, report, run, selfcheck
 from bench.server import ROOT, ServerError
 
 RESULTS = ROOT / "bench" / "results"
@@ -49,7 +49,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     fields.add_argument("--rounds", type=int, help="default 3, with --quick 1")
     fields.add_argument("--only", action="append", default=[], metavar="NAME", help="questions whose name begins so")
     fields.add_argument("--who", action="append", default=[], metavar="NAME", help="subjects whose name begins so")
-    fields.add_argument("--to", metavar="FOLDER", help="where to write; default bench/results/<date>")
+    fields.add_argument("--to", metavar="FOLDER", help="where to write, or to go on; default bench/results/<date>")
     fields.add_argument("--again", metavar="JSONL", help="do not measure: make the report of these samples")
     options = parser.parse_args(arguments)
     if options.rounds is not None and options.rounds < 1:
@@ -141,13 +141,16 @@ def peers(options: argparse.Namespace, arguments: list[str]) -> int:
         scale = questions.QUICK if options.quick else questions.FULL
         if options.rounds is not None:
             scale = replace(scale, rounds=options.rounds)
+        loadgen.build()
         about = header(arguments) | {"versions": field.versions(), "absent": page.absent()}
+        about["load generator"] = selfcheck.check(run.choose_cores()[1])
         folder = Path(options.to) if options.to else RESULTS / about["date"].replace(":", "").replace("+0000", "Z")
         keep = folder / "samples.jsonl"
         run.run(questions.experiments(options.only, options.who, quick=options.quick), scale, keep, about)
-    about, samples = page.read(keep)
+    about, samples = run.read(keep)
     (keep.parent / "report.md").write_text(page.markdown(about, samples))
     (keep.parent / "report.html").write_text(page.page(about, samples))
+    (keep.parent / "overview.svg").write_text(page.overview(samples))
     print(keep.parent.resolve())
     return 0
 

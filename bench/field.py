@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from typing import Any
 
+from bench import netns
 from bench.peers import HERE, PATH, PEERS
 from bench.server import PeerServer, Server
 
@@ -45,14 +49,24 @@ class Subject:
     """It forks another worker when one dies."""
     waits: bool = True
     """It can be asked for work that takes a while."""
+    sleeps: bool = False
+    """A worker serves so many at once as it has threads, and sleeps when the handler does."""
+    sysctls: tuple[tuple[str, str], ...] = ()
+    """Of the network, which it is measured with: in a namespace of its own."""
 
     @property
     def ours(self) -> bool:
         return self.name.startswith("pyfanout")
 
     def missing(self) -> str | None:
-        """What is not installed; None: it can run."""
+        """What is not here; None: it can run."""
+        if self.sysctls and os.geteuid() != 0:
+            return "root, who may set sysctls in a network namespace,"
         return PEERS[self.server].missing() if self.server in PEERS else None
+
+    def place(self) -> contextlib.AbstractContextManager[None]:
+        """Where it is measured, and all that takes part."""
+        return netns.namespace(dict(self.sysctls)) if self.sysctls else contextlib.nullcontext()
 
     def start(self, *, workers: int, cpu: int | None = None, ballast_mb: int = 0) -> Server:
         """A context manager; everyone answers inside."""
@@ -69,18 +83,29 @@ class Subject:
         )
 
 
+BLOCKS: dict[str, Any] = {"kind": "handler", "handler": "blocking", "keeps": False, "sleeps": True}
+STREAMS: dict[str, Any] = {"kind": "streams", "handler": "asyncio"}
+SLEEPERS = ("sync", "gthread", "uWSGI", "waitress")
 SUBJECTS = (
-    Subject("pyfanout blocking", "handler", "pyfanout", "blocking", quick=True, keeps=False),
-    Subject("pyfanout threads", "handler", "pyfanout", "blocking", threads=4, keeps=False),
-    Subject("pyfanout asyncio", "streams", "pyfanout", "asyncio", quick=True),
-    Subject("pyfanout asyncio, least-connections", "streams", "pyfanout", "asyncio", policy="least-connections"),
-    Subject("pyfanout asyncio, source-hash", "streams", "pyfanout", "asyncio", policy="source-hash"),
-    Subject("SO_REUSEPORT blocking", "handler", "reuseport", "blocking", quick=True, keeps=False),
-    Subject("SO_REUSEPORT asyncio", "streams", "reuseport", "asyncio", quick=True),
-    Subject("shared listener blocking", "handler", "shared", "blocking", keeps=False),
-    Subject("shared listener asyncio", "streams", "shared", "asyncio"),
-    Subject("dispatcher in Python, blocking", "handler", "by-hand", "blocking", keeps=False, replaces=False),
-    Subject("dispatcher in Python, asyncio", "streams", "by-hand", "asyncio", replaces=False),
+    Subject("pyfanout blocking", server="pyfanout", quick=True, **BLOCKS),
+    Subject("pyfanout threads", server="pyfanout", threads=4, **BLOCKS),
+    Subject("pyfanout asyncio", server="pyfanout", quick=True, **STREAMS),
+    Subject("pyfanout asyncio, least-connections", server="pyfanout", policy="least-connections", **STREAMS),
+    Subject("pyfanout asyncio, source-hash", server="pyfanout", policy="source-hash", **STREAMS),
+    Subject("SO_REUSEPORT blocking", server="reuseport", quick=True, **BLOCKS),
+    Subject(
+        "SO_REUSEPORT blocking, tcp_migrate_req",
+        server="reuseport",
+        sysctls=(("net.ipv4.tcp_migrate_req", "1"),),
+        **BLOCKS,
+    ),
+    Subject("SO_REUSEPORT asyncio", server="reuseport", quick=True, **STREAMS),
+    Subject("shared listener blocking", server="shared", **BLOCKS),
+    Subject("shared listener asyncio", server="shared", **STREAMS),
+    Subject("dispatcher in Python, blocking", server="by-hand", replaces=False, **BLOCKS),
+    Subject("dispatcher in Python, asyncio", server="by-hand", replaces=False, **STREAMS),
+    Subject("multiprocessing.reduction, blocking", server="reduction", replaces=False, **BLOCKS),
+    Subject("multiprocessing.reduction, asyncio", server="reduction", replaces=False, **STREAMS),
     *(
         Subject(
             name,
@@ -89,6 +114,7 @@ SUBJECTS = (
             quick=name in QUICK,
             keeps="sync" not in name and name != "uWSGI",
             waits=name != "nginx",
+            sleeps=any(word in name for word in SLEEPERS),
         )
         for name in PEERS
     ),

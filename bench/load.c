@@ -42,6 +42,7 @@
 
 enum {
     ANSWER_BYTES = 512, /* a longer answer is a wrong one */
+    PATH_BYTES = 64, TEXT_BYTES = 128, /* of a path, and of a whole request */
     STARTS_PER_TURN = 64,
     EVENTS_PER_TURN = 64,
     WORKERS_MAX = 1024, /* different ids that can be told apart */
@@ -92,8 +93,9 @@ struct options {
     int64_t timeout_ns; /* per request, from its true start */
     uint64_t count; /* requests to start at most, 0: no limit */
     int max_open; /* in flight at most; an arrival beyond it is an error, "overflow" */
-    double slow_fraction; /* of the requests that ask for /slow */
-    const char *path; /* what the others ask for */
+    double slow_fraction; /* of the requests that ask for slow_path */
+    const char *path, *slow_path; /* what the others, and those, ask for */
+    double exponential_us; /* mean of what all ask to wait, 0: they ask for these paths */
     uint64_t seed;
     int sources; /* client addresses to go round in, 0: leave it to the kernel */
     int cpu; /* to run on, -1: any */
@@ -162,6 +164,7 @@ struct request {
     int fd; /* -1 when free */
     enum state state;
     enum request_class class;
+    int64_t wait_us; /* what it asks the server to take, in exponential_us */
     size_t got; /* bytes of the answer */
     int asked; /* requests sent on this connection */
     int64_t due_ns; /* when the schedule wanted it */
@@ -178,7 +181,7 @@ struct worker {
 struct run {
     const struct options *options;
     int epoll;
-    char text[CLASSES][128]; /* the requests as sent */
+    char text[CLASSES][TEXT_BYTES]; /* the requests as sent */
     size_t text_len[CLASSES];
 
     struct request *requests, *free, *oldest, *youngest;
@@ -284,6 +287,12 @@ static bool stays_open(const struct options *o)
     return o->hold > 0 || o->requests > 1;
 }
 
+/* Of a request: servers keep a connection open that is asked by HTTP/1.1. */
+static const char *ending(const struct options *o)
+{
+    return stays_open(o) ? "HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" : "HTTP/1.0\r\n\r\n";
+}
+
 static void finish(struct run *run, struct request *request)
 {
     uint64_t id = 0;
@@ -354,7 +363,14 @@ static void receive(struct run *run, struct request *request, bool closed)
 /* Sends the request; what does not fit into an empty socket's buffer at once never will. */
 static void transmit(struct run *run, struct request *request)
 {
-    ssize_t n = send(request->fd, run->text[request->class], run->text_len[request->class], MSG_NOSIGNAL);
+    const char *text = run->text[request->class];
+    size_t len = run->text_len[request->class];
+    char own[TEXT_BYTES];
+    if (run->options->exponential_us > 0) {
+        len = (size_t)snprintf(own, sizeof own, "GET /wait/%" PRId64 " %s", request->wait_us, ending(run->options));
+        text = own;
+    }
+    ssize_t n = send(request->fd, text, len, MSG_NOSIGNAL);
     bool known = request->state == CONNECTING || request->asked > 0;
     uint32_t wanted = stays_open(run->options) ? EPOLLIN | EPOLLRDHUP : EPOLLRDHUP;
     if (n < 0 && errno == EAGAIN && !known) {
@@ -363,7 +379,7 @@ static void transmit(struct run *run, struct request *request)
     } else if (n < 0) {
         fail(run, request, error_of(errno));
         return;
-    } else if ((size_t)n != run->text_len[request->class]) {
+    } else if ((size_t)n != len) {
         fail(run, request, OTHER);
         return;
     } else {
@@ -399,6 +415,9 @@ static void start(struct run *run, int64_t due_ns, int64_t now)
     enum request_class class = FAST;
     if (run->options->slow_fraction > 0 && chance(&run->class_state) < run->options->slow_fraction)
         class = SLOW;
+    int64_t wait_us = 0;
+    if (run->options->exponential_us > 0)
+        wait_us = (int64_t)(-log1p(-chance(&run->class_state)) * run->options->exponential_us);
     run->started++;
     if (run->open == run->options->max_open) {
         run->errors[OVERFLOW]++;
@@ -408,6 +427,7 @@ static void start(struct run *run, int64_t due_ns, int64_t now)
     run->free = request->next_free;
     run->open++;
     request->class = class;
+    request->wait_us = wait_us;
     request->state = WAITING;
     request->got = 0;
     request->asked = 0;
@@ -524,9 +544,6 @@ static void loop(struct run *run)
 
 static void prepare(struct run *run, const struct options *o)
 {
-    /* Servers keep a connection open that is asked by HTTP/1.1. */
-    static const char *const ENDS = "HTTP/1.0\r\n\r\n", *const STAYS = "HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
-    const char *const SUFFIX = stays_open(o) ? STAYS : ENDS;
     struct rlimit files;
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
         files.rlim_cur = files.rlim_max;
@@ -547,8 +564,9 @@ static void prepare(struct run *run, const struct options *o)
     run->options = o;
     run->arrival_state = o->seed;
     run->class_state = ~o->seed;
-    run->text_len[FAST] = (size_t)snprintf(run->text[FAST], sizeof run->text[FAST], "GET /%s %s", o->path, SUFFIX);
-    run->text_len[SLOW] = (size_t)snprintf(run->text[SLOW], sizeof run->text[SLOW], "GET /slow %s", SUFFIX);
+    const char *const paths[CLASSES] = {[FAST] = o->path, [SLOW] = o->slow_path};
+    for (int i = 0; i < CLASSES; i++)
+        run->text_len[i] = (size_t)snprintf(run->text[i], sizeof run->text[i], "GET /%s %s", paths[i], ending(o));
     run->epoll = epoll_create1(EPOLL_CLOEXEC);
     run->requests = calloc((size_t)o->max_open, sizeof *run->requests);
     if (run->epoll < 0 || run->requests == NULL) {
@@ -637,7 +655,9 @@ static const char *const USAGE =
     "  --warmup S         before that, S seconds whose requests are not timed (default 0)\n"
     "  --timeout S        for one request (default 10)\n"
     "  --max-open N       open loop: in flight at most, beyond is an error 'overflow' (default 10000)\n"
-    "  --path NAME        ask for /NAME (default fast, or hold, or keep); --slow-fraction F: and this often for /slow (default 0)\n"
+    "  --path NAME        ask for /NAME (default fast, or hold, or keep)\n"
+    "  --slow-fraction F  and this often (default 0) for --slow-path NAME (default slow)\n"
+    "  --exponential US   ask for /wait/T instead, T whole microseconds from an exponential distribution of this mean\n"
     "  --seed N           of arrivals and of which are slow (default 1)\n"
     "  --sources N        client addresses to go round in, from 127.64.0.1 on (default 64, 0: the kernel's choice)\n"
     "  --cpu N            run on this core\n"
@@ -645,30 +665,34 @@ static const char *const USAGE =
 
 static struct options parse(int argc, char **argv)
 {
-    enum { CLOSED, RATE, HOLD, REQUESTS, DURATION, COUNT, WARMUP, PATIENCE, MAX_OPEN, SLOWS, SEED, SOURCES, CPU, NUMBERS };
+    enum { CLOSED, RATE, HOLD, REQUESTS, DURATION, COUNT, WARMUP, PATIENCE, MAX_OPEN, SLOWS, EXPONENTIAL, SEED, SOURCES, CPU, NUMBERS };
     struct { const char *name; double value, least, most; } knobs[NUMBERS] = {
         [CLOSED] = {"closed", 0, 1, 1e5}, [RATE] = {"rate", 0, 0.001, 1e7}, [HOLD] = {"hold", 0, 1, 1e6},
         [REQUESTS] = {"requests", 1, 1, 1e6},
         [DURATION] = {"duration", 5, 0.001, 3600}, [COUNT] = {"count", 0, 1, 1e15},
         [WARMUP] = {"warmup", 0, 0, 3600}, [PATIENCE] = {"timeout", 10, 0.001, 600},
         [MAX_OPEN] = {"max-open", 10000, 1, 1e6}, [SLOWS] = {"slow-fraction", 0, 0, 1},
+        [EXPONENTIAL] = {"exponential", 0, 1, 1e6},
         [SEED] = {"seed", 1, 0, 9e15}, [SOURCES] = {"sources", 64, 0, 65534}, [CPU] = {"cpu", -1, 0, CPU_SETSIZE - 1},
     };
-    enum { PATH = NUMBERS, UNIFORM, HISTOGRAM, HELP, ALL };
+    enum { PATH = NUMBERS, SLOW_PATH, UNIFORM, HISTOGRAM, HELP, ALL };
     struct option known[ALL + 1] = {
-        [PATH] = {"path", 1, NULL, PATH}, [UNIFORM] = {"uniform", 0, NULL, UNIFORM},
+        [PATH] = {"path", 1, NULL, PATH}, [SLOW_PATH] = {"slow-path", 1, NULL, SLOW_PATH},
+        [UNIFORM] = {"uniform", 0, NULL, UNIFORM},
         [HISTOGRAM] = {"histogram", 0, NULL, HISTOGRAM}, [HELP] = {"help", 0, NULL, HELP},
     };
     for (int i = 0; i < NUMBERS; i++)
         known[i] = (struct option){knobs[i].name, 1, NULL, i};
 
-    struct options o = {.path = NULL};
+    struct options o = {.path = NULL, .slow_path = "slow"};
     int choice;
     while ((choice = getopt_long(argc, argv, "", known, NULL)) != -1) {
         if (choice < NUMBERS)
             knobs[choice].value = number(knobs[choice].name, optarg, knobs[choice].least, knobs[choice].most);
         else if (choice == PATH)
             o.path = optarg;
+        else if (choice == SLOW_PATH)
+            o.slow_path = optarg;
         else if (choice == UNIFORM)
             o.uniform = true;
         else if (choice == HISTOGRAM)
@@ -699,8 +723,11 @@ static struct options parse(int argc, char **argv)
         usage_error("--closed goes neither with --rate nor with --hold");
     if (o.path == NULL)
         o.path = o.hold > 0 ? "hold" : o.requests > 1 ? "keep" : "fast";
-    if (strlen(o.path) > 64)
-        usage_error("--path wants at most 64 characters");
+    if (strlen(o.path) > PATH_BYTES || strlen(o.slow_path) > PATH_BYTES)
+        usage_error("--path and --slow-path want at most %d characters", PATH_BYTES);
+    o.exponential_us = knobs[EXPONENTIAL].value;
+    if (o.exponential_us > 0 && o.slow_fraction > 0)
+        usage_error("--exponential does not go with --slow-fraction");
     if (o.closed == 0 && o.rate == 0 && o.hold == 0)
         o.closed = 1;
     o.max_open = o.hold > 0 ? o.hold : o.closed > 0 ? o.closed : (int)knobs[MAX_OPEN].value;

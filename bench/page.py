@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import html
 import io
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bench.field import BY_NAME, SUBJECTS
@@ -22,13 +20,9 @@ from bench.run import Sample, Values
 
 LOAD_LIMIT = 0.9
 """Of its core: a load generator that is busier than that was what limited the number."""
+LATE_LIMIT = 0.1
+"""Of the p99: a load generator that itself started requests later than that has added to it."""
 PERCENTILES = ("p50", "p90", "p99", "p999", "max")
-
-
-def read(path: Path) -> tuple[Values, list[Sample]]:
-    """The header of a run, and its samples."""
-    first, *rest = path.read_text().splitlines()
-    return json.loads(first), [Sample(**json.loads(line)) for line in rest]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +35,12 @@ class Line:
     ratios: list[float]
     """Of the best of ours, in the same round, to it; more than 1: we are better. Empty for ours, and for
     who has no equal among us."""
+    curve: list[float]
+    """Medians, at the points of the question."""
     errors: dict[str, int]
     load_busy: float
+    load_late: float
+    """How late the load generator was, to how long requests took; both at p99."""
 
     @property
     def median(self) -> float:
@@ -81,9 +79,22 @@ def lines(question: Question, samples: Sequence[Sample]) -> list[Line]:
         for each in own:
             for kind, count in each.values["errors"].items():
                 errors[kind] = errors.get(kind, 0) + count
+        curve = [statistics.median(each.values[key] for each in own) for _, key in question.points]
         busy = statistics.median(each.values.get("load_busy", 0.0) for each in own)
-        found.append(Line(name, values, ratios, errors, busy))
+        late = statistics.median(_lateness(each.values) for each in own)
+        found.append(Line(name, values, ratios, curve, errors, busy, late))
     return sorted(found, key=lambda line: line.median, reverse=pick is max)
+
+
+def _lateness(values: Values) -> float:
+    return max(
+        (run["late_start_ns"]["p99"] / max(run["latency_ns"]["fast"]["p99"], 1) for run in _runs(values)), default=0
+    )
+
+
+def _runs(values: Values) -> list[Values]:
+    """Those of the load generator."""
+    return values.get("load", [])
 
 
 def _best_of_ours(question: Question, samples: Sequence[Sample], kind: str) -> dict[int, float]:
@@ -135,29 +146,28 @@ def _worse_first(samples: Sequence[Sample]) -> str:
     for question in QUESTIONS:
         for line in lines(question, samples):
             if line.verdict.startswith("**"):
-                said.append(f"- {question.name}: {line.subject}, {_times(1 / statistics.median(line.ratios))} as good")
+                ratio = statistics.median(line.ratios)
+                times = _number(1 / ratio) if ratio else "∞"
+                said.append(f"- {question.name}: {line.subject}, {times} times as good")
     if not said:
         rounds = len({each.round for each in samples})
         return "Nobody was better in every round." if rounds >= ROUNDS_TO_RANK else "Too few rounds to rank anybody."
     return "\n".join(["Better than the best of ours, in every round:", "", *said])
 
 
-def _times(ratio: float) -> str:
-    return f"{ratio:.2f} times"
-
-
 def _table(question: Question, table: Iterable[Line]) -> str:
+    points = "".join(f" {question.along} {point} |" for point, _ in question.points)
     rows = [
-        f"| who | speaks | {question.unit}: median (min..max) | the best of ours to it | |",
-        "|---|---|---|---|---|",
+        f"| who | speaks | {question.unit}: median (min..max) | the best of ours to it |{points} |",
+        f"|---|---|---|---|{'---|' * len(question.points)}---|",
     ]
     for line in table:
         name = f"**{line.subject}**" if BY_NAME[line.subject].ours else line.subject
         middle = f"{_number(line.median)} ({_number(min(line.values))}..{_number(max(line.values))})"
         ratio = f"{_number(statistics.median(line.ratios))}" if line.ratios else ""
-        rows.append(
-            f"| {name} | {BY_NAME[line.subject].kind} | {middle} | {ratio} | {'; '.join(_remarks(question, line))} |"
-        )
+        curve = "".join(f" {_number(value)} |" for value in line.curve)
+        remarks = "; ".join(_remarks(question, line))
+        rows.append(f"| {name} | {BY_NAME[line.subject].kind} | {middle} | {ratio} |{curve} {remarks} |")
     return "\n".join(rows)
 
 
@@ -167,6 +177,8 @@ def _remarks(question: Question, line: Line) -> list[str]:
         said.append("failed: " + ", ".join(f"{count} {kind}" for kind, count in line.errors.items()))
     if line.load_busy > LOAD_LIMIT and question.key == "per_s":
         said.append("the load generator was the limit")
+    if line.load_late > LATE_LIMIT and question.is_open:
+        said.append(f"the load generator was late, {line.load_late:.0%} of the p99")
     return said
 
 
@@ -192,6 +204,7 @@ def page(header: Values, samples: Sequence[Sample]) -> str:
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>pyfanout beside its peers</title>",
         f"<style>{STYLE}</style><h1>pyfanout beside its peers</h1>",
+        f"<p>{OVERVIEW}</p>{overview(samples)}",
         _listed(_about(header)),
         _listed(_worse_first(samples)),
     ]
@@ -200,10 +213,38 @@ def page(header: Values, samples: Sequence[Sample]) -> str:
         if table:
             parts.append(f"<h2>{html.escape(question.text)}</h2>{bars(question, table)}")
             if question.name.startswith("latency"):
-                parts.append(curves(question, samples))
+                parts.append(percentiles(question, samples))
+            if question.points:
+                parts.append(curves(question, table))
             parts += [_rows(question, table), f"<p>{html.escape(question.notes)}</p>"]
             parts.append(_listed("\n".join(failed(question, samples))))
     return "\n".join(parts) + "</html>\n"
+
+
+OVERVIEW = "Each dot is somebody, at the median of the ratios; right of 1 the best of ours is better than they are."
+EDGE = 100.0
+"""Where the picture ends: who lost something where we lost nothing is there."""
+
+
+def overview(samples: Sequence[Sample]) -> str:
+    """Everybody, in every question, to the best of ours."""
+    pyplot = _pyplot()
+    tables = [(question, lines(question, samples)) for question in QUESTIONS]
+    asked = [(question, table) for question, table in tables if any(line.ratios for line in table)]
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.3 * len(asked)))
+    for at, (_, table) in enumerate(reversed(asked)):
+        for line in table:
+            if line.ratios:
+                ratio = min(max(statistics.median(line.ratios), 1 / EDGE), EDGE)
+                colour = {"we are better": "#2a7f3f", "**better than we are**": "#c0392b"}.get(line.verdict, "#9aa5b1")
+                axes.plot(ratio, at, "o", ms=5, color=colour, alpha=0.75, mec="none")
+    axes.set_xscale("log")
+    axes.axvline(1, color="#222", lw=1)
+    axes.set_yticks(range(len(asked)), [question.name for question, _ in reversed(asked)], fontsize=8)
+    axes.set_xlabel("worse than a peer in every round (red) | spreads overlap (grey) | better in every round (green)")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return _svg(figure)
 
 
 def _listed(text: str) -> str:
@@ -217,15 +258,20 @@ def _listed(text: str) -> str:
 
 
 def _rows(question: Question, table: Iterable[Line]) -> str:
-    rows = [f"<tr><th>who<th>speaks<th>{html.escape(question.unit)}<th>min..max<th>the best of ours to it<th></tr>"]
+    points = "".join(f"<th>{question.along} {point}" for point, _ in question.points)
+    head = (
+        f"<tr><th>who<th>speaks<th>{html.escape(question.unit)}<th>min..max<th>the best of ours to it{points}<th></tr>"
+    )
+    rows = [head]
     for line in table:
         kind = " class=ours" if BY_NAME[line.subject].ours else ""
         worse = " class=worse" if line.verdict.startswith("**") else ""
         ratio = _number(statistics.median(line.ratios)) if line.ratios else ""
+        curve = "".join(f"<td>{_number(value)}" for value in line.curve)
         remarks = html.escape("; ".join(_remarks(question, line)).replace("**", ""))
         rows.append(
             f"<tr{kind}><td>{html.escape(line.subject)}<td>{BY_NAME[line.subject].kind}<td>{_number(line.median)}"
-            f"<td>{_number(min(line.values))}..{_number(max(line.values))}<td{worse}>{ratio}<td>{remarks}</tr>"
+            f"<td>{_number(min(line.values))}..{_number(max(line.values))}<td{worse}>{ratio}{curve}<td>{remarks}</tr>"
         )
     return f"<table>{''.join(rows)}</table>"
 
@@ -246,7 +292,22 @@ def bars(question: Question, table: Sequence[Line]) -> str:
     return _svg(figure)
 
 
-def curves(question: Question, samples: Sequence[Sample]) -> str:
+def curves(question: Question, table: Sequence[Line]) -> str:
+    """What becomes of the number along the points of the question."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(9, 4.5))
+    for line in table:
+        ours = BY_NAME[line.subject].ours
+        axes.plot(line.curve, label=line.subject, lw=2.2 if ours else 1, ls="-" if ours else "--", marker=".")
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(question.points)), [point for point, _ in question.points])
+    axes.set_xlabel(question.along)
+    axes.set_ylabel(question.unit)
+    axes.legend(fontsize=6, ncols=2)
+    return _svg(figure)
+
+
+def percentiles(question: Question, samples: Sequence[Sample]) -> str:
     """Latency by percentile, on log axes: the median of the rounds."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(9, 4.5))
@@ -268,6 +329,7 @@ def _pyplot() -> Any:
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "pyfanout"  # the same picture from the same samples
+    matplotlib.rcParams["svg.fonttype"] = "none"  # letters, not their outlines
     from matplotlib import pyplot  # noqa: PLC0415 - after its backend is chosen
 
     return pyplot

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,15 @@ class Usage:
 def cpu_ns(pid: int) -> int:
     """User and system time. schedstat counts ns; utime and stime in stat only ticks of 10 ms."""
     return sum(int((task / "schedstat").read_text().split()[0]) for task in _tasks(pid))
+
+
+def session_cpu_ns(sid: int) -> int:
+    """Of all the living processes of a session."""
+    total = 0
+    for pid in session(sid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            total += cpu_ns(pid)
+    return total
 
 
 def usage(pid: int) -> Usage:

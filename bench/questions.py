@@ -16,29 +16,59 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from bench import loadgen, procfs
+from bench.clients import at_once, first_answer_s, held, held_by_others
 from bench.field import BY_NAME, SUBJECTS, Subject
 from bench.peers import PEERS
-from bench.run import Context, Experiment, Scale, Values, alone, common, tail_capacity_per_s
-from bench.server import POLL_S, Server, ServerError, held
+from bench.run import Context, Experiment, Scale, Values, alone, common, tail_overhead_s
+from bench.server import POLL_S, Server, ServerError
 
 WORKERS = 4
 IN_FLIGHT = 64
 WARMUP_S = 0.5
 RATES = {"low": 200.0, "middle": 1000.0, "high": 3000.0}
 HELD = 1000
-TAIL_SHARE = 0.7
+SHARES = (50, 70, 85, 95)
+"""Percent of what 4 blocking workers can do, in the questions about the tail."""
+SIZES = (1, 4, 16, 64)
+"""Workers."""
+GROWING = {
+    *("pyfanout blocking", "pyfanout asyncio", "pyfanout gunicorn gthread", "pyfanout uvicorn"),
+    *("SO_REUSEPORT blocking", "SO_REUSEPORT asyncio", "shared listener blocking", "shared listener asyncio"),
+    *("dispatcher in Python, blocking", "dispatcher in Python, asyncio", "gunicorn sync", "gunicorn gthread"),
+    *("uWSGI", "uvicorn", "Node cluster, SCHED_RR", "nginx"),
+}
+HOLDS = (100, 1000, 20_000)
+"""Connections that stay open."""
+ASKED_WHILE_HELD = 200
+HOLDERS = 4
+"""Processes that hold them, each within its own limit of descriptors."""
 LOSS_RATE = 500.0
 KILL_EVERY_S = 0.5
 UNDER_WAY_S = 1.0
 """Of load, before something is done to the server: its workers have all been asked by then."""
-RETRY_S = 0.001
-"""Between two tries of a client that is refused or reset; what recovery is measured with."""
 BALLAST_MB = 250
 SETTLE_S = 0.5
 """For what a server does when the last client has gone."""
 REPLACED_LIMIT_S = 5.0
-FULL = Scale(rounds=3, slices=0, tail_s=15.0, kills=20, idle_s=0, each_s=5.0)
-QUICK = Scale(rounds=1, slices=0, tail_s=1.5, kills=3, idle_s=0, each_s=1.0)
+ASKED_AGAIN_S = 0.25
+"""Some servers lose those who come just after a kill, and let them wait."""
+RESTART_S = 4.0
+"""Of load: the slowest is back by then."""
+FULL = Scale(rounds=3, slices=0, tail_s=2.0, kills=6, idle_s=0, each_s=1.0)
+QUICK = Scale(rounds=1, slices=0, tail_s=1.0, kills=2, idle_s=0, each_s=0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """How long requests take: what the load generator is told."""
+
+    mean_ms: float
+    knobs: dict[str, float | str]
+
+
+ONE_IN_100 = Work(0.99 * 1 + 0.01 * 100, {"path": "work", "slow_fraction": 0.01})
+EXPONENTIAL = Work(2, {"exponential": 2000})
+BIMODAL = Work(0.9 * 1 + 0.1 * 11, {"path": "wait/1000", "slow_path": "wait/11000", "slow_fraction": 0.1})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +89,17 @@ class Question:
     notes: str = ""
     measured_by: str = ""
     """The question whose samples this one reads, if not its own."""
+    points: tuple[tuple[str, str], ...] = ()
+    """Of a curve: what stands below each, and its number in `Sample.values`; `key` is one of them."""
+    along: str = ""
+    """What that is."""
+    short: bool = True
+    """It is in the short run, too."""
+
+    @property
+    def is_open(self) -> bool:
+        """Requests come by a schedule, and are timed from it."""
+        return self.name.startswith(("latency", "tail"))
 
     @property
     def source(self) -> str:
@@ -69,7 +110,8 @@ class Question:
 
         def measure(context: Context, name: str, round_: int) -> Values:
             try:
-                return self.measure(context, BY_NAME[name], round_)
+                with BY_NAME[name].place():
+                    return self.measure(context, BY_NAME[name], round_)
             except (ServerError, OSError, subprocess.SubprocessError) as error:  # of one; the others are asked on
                 return {"failed": f"{type(error).__name__}: {error}", "errors": {}}
 
@@ -89,18 +131,10 @@ def throughput(context: Context, subject: Subject, round_: int) -> Values:
     with subject.start(workers=2, cpu=layout.server) as server:
         knobs = {"cpu": layout.load, "closed": IN_FLIGHT, "seed": 1 + round_}
         loadgen.load(server.port, duration=WARMUP_S, **knobs)
-        before = _cpu_ns(server)
+        before = procfs.session_cpu_ns(server.pid)
         answers = loadgen.load(server.port, duration=context.scale.each_s, **knobs)
-        used_ns = _cpu_ns(server) - before
+        used_ns = procfs.session_cpu_ns(server.pid) - before
     return {"per_s": answers.per_s, "cpu_us": used_ns / 1e3 / max(answers["answered"], 1), **common(answers)}
-
-
-def _cpu_ns(server: Server) -> int:
-    total = 0
-    for pid in procfs.session(server.pid):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            total += procfs.cpu_ns(pid)
-    return total
 
 
 def latency(rate: float) -> Callable[[Context, Subject, int], Values]:
@@ -122,23 +156,30 @@ def latency(rate: float) -> Callable[[Context, Subject, int], Values]:
     return measure
 
 
-def tail(context: Context, subject: Subject, round_: int) -> Values:
-    """The same arrivals, and the same slow ones among them, for everybody in a round."""
-    layout = context.core_each
-    rate = TAIL_SHARE * tail_capacity_per_s(context, round_)
-    with subject.start(workers=WORKERS, cpu=layout.server) as server:
-        answers = loadgen.load(
-            server.port,
-            cpu=layout.load,
-            rate=rate,
-            warmup=WARMUP_S,
-            duration=context.scale.tail_s,
-            path="work",
-            slow_fraction=0.01,
-            seed=1000 + round_,
-            timeout=30,
-        )
-    return {"p99_ms": answers.fast_ns("p99") / 1e6, "p50_ms": answers.fast_ns("p50") / 1e6, **common(answers)}
+def tail(work: Work, shares: tuple[int, ...]) -> Callable[[Context, Subject, int], Values]:
+    """The same arrivals, and the same times that they take, for everybody in a round."""
+
+    def measure(context: Context, subject: Subject, round_: int) -> Values:
+        layout = context.core_each
+        capacity_per_s = WORKERS / (tail_overhead_s(context, round_) + work.mean_ms / 1e3)
+        found, runs = {}, []
+        with subject.start(workers=WORKERS, cpu=layout.server) as server:
+            for share in shares:
+                answers = loadgen.load(
+                    server.port,
+                    cpu=layout.load,
+                    rate=share / 100 * capacity_per_s,
+                    warmup=WARMUP_S,
+                    duration=context.scale.tail_s,
+                    seed=1000 + round_,
+                    timeout=30,
+                    **work.knobs,
+                )
+                found[f"p99_{share}_ms"] = answers.fast_ns("p99") / 1e6
+                runs.append(answers)
+        return {**found, **common(*runs)}
+
+    return measure
 
 
 # ---- who gets them -------------------------------------------------------------------------------------------------
@@ -170,7 +211,7 @@ def balance_after_restart(_context: Context, subject: Subject, _round: int) -> V
 def _until_replaced(port: int, known: set[int]) -> None:
     end_s = time.monotonic() + REPLACED_LIMIT_S
     while time.monotonic() < end_s:
-        with contextlib.suppress(OSError), held(port, 8) as answers:
+        with contextlib.suppress(OSError), held(port, 8, ASKED_AGAIN_S) as answers:
             if set(answers) - known:
                 return
         time.sleep(POLL_S)
@@ -246,24 +287,28 @@ def _loading(
         raise
 
 
+def restart(context: Context, subject: Subject, round_: int) -> Values:
+    """Connections that got no answer, refused ones too, around a restart as a service manager does it."""
+    layout = context.core_each
+    with subject.start(workers=WORKERS, cpu=layout.server) as server:
+        with _loading(context, server, RESTART_S, "fast", round_) as run:
+            time.sleep(UNDER_WAY_S)
+            server.restart()
+        answers = loadgen.answers(run)
+    return {"lost": sum(answers.errors.values()), **common(answers)}
+
+
 def recovery(context: Context, subject: Subject, _round: int) -> Values:
-    """From SIGKILL of the only worker to the first answer; a client connects right after it, and again if it is
-    refused or reset."""
+    """From SIGKILL of both workers at once to the first answer."""
     took_ms = []
     for _ in range(max(1, context.scale.kills // 3)):
-        with subject.start(workers=1) as server:
-            with held(server.port, 1) as (old,):
-                pass
-            begin_ns = time.monotonic_ns()
-            os.kill(old, signal.SIGKILL)
-            end_ns = begin_ns + int(REPLACED_LIMIT_S * 1e9)
-            while time.monotonic_ns() < end_ns:
-                with contextlib.suppress(OSError), held(server.port, 1):
-                    break
-                time.sleep(RETRY_S)
-            else:
-                raise ServerError(f"{subject.name}: no answer for {REPLACED_LIMIT_S:g} s after a kill")
-            took_ms.append((time.monotonic_ns() - begin_ns) / 1e6)
+        with subject.start(workers=2) as server:
+            workers = set[int]()
+            while len(workers) < 2:
+                workers |= at_once(server.port, 8)
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL)
+            took_ms.append(first_answer_s(server.port, REPLACED_LIMIT_S) * 1e3)
     return {"recovery_ms": statistics.median(took_ms), "all_ms": took_ms, "errors": {}}
 
 
@@ -275,8 +320,46 @@ def memory(_context: Context, subject: Subject, _round: int) -> Values:
     with subject.start(workers=WORKERS, ballast_mb=BALLAST_MB) as server:
         answers = loadgen.load(server.port, closed=8, count=1000, duration=20)
         time.sleep(SETTLE_S)
-        found = sum(procfs.pss_bytes(pid) for pid in procfs.session(server.pid))
+        found = _pss_bytes(server)
     return {"pss_mb": found / 1e6, **common(answers)}
+
+
+def grow_workers(context: Context, subject: Subject, round_: int) -> Values:
+    """CPU time of a connection, as in `throughput`, with few workers and with many."""
+    layout = context.core_each
+    found, runs = {}, []
+    for workers in SIZES:
+        with subject.start(workers=workers, cpu=layout.server) as server:
+            knobs = {"cpu": layout.load, "closed": IN_FLIGHT, "seed": 1 + round_}
+            loadgen.load(server.port, duration=WARMUP_S, **knobs)
+            before = procfs.session_cpu_ns(server.pid)
+            answers = loadgen.load(server.port, duration=context.scale.each_s / 2, **knobs)
+            used_ns = procfs.session_cpu_ns(server.pid) - before
+        found[f"cpu_{workers}_us"] = used_ns / 1e3 / max(answers["answered"], 1)
+        runs.append(answers)
+    return {**found, **common(*runs)}
+
+
+def grow_held(context: Context, subject: Subject, _round: int) -> Values:
+    """Connections opened one after the other that stay: what each takes of memory (Pss), and what answers cost then."""
+    found, runs = {}, []
+    with subject.start(workers=WORKERS) as server:
+        loadgen.load(server.port, closed=8, count=1000, duration=20)
+        for count in HOLDS:
+            time.sleep(SETTLE_S)
+            before = _pss_bytes(server)
+            with held_by_others(server.port, count, HOLDERS):
+                found[f"kb_{count}"] = (_pss_bytes(server) - before) / 1e3 / count
+                cpu_ns = procfs.session_cpu_ns(server.pid)
+                answers = loadgen.load(server.port, closed=1, count=ASKED_WHILE_HELD, duration=20)
+                cpu_ns = procfs.session_cpu_ns(server.pid) - cpu_ns
+            found[f"cpu_{count}_us"] = cpu_ns / 1e3 / ASKED_WHILE_HELD
+            runs.append(answers)
+    return {**found, **common(*runs)}
+
+
+def _pss_bytes(server: Server) -> int:
+    return sum(procfs.pss_bytes(pid) for pid in procfs.session(server.pid))
 
 
 def _can_reload(subject: Subject) -> bool:
@@ -288,7 +371,7 @@ def _replaces(subject: Subject) -> bool:
 
 
 def _each_s(scale: Scale) -> float:
-    return scale.each_s + WARMUP_S + 2
+    return scale.each_s + WARMUP_S + 1
 
 
 QUESTIONS = (
@@ -324,15 +407,36 @@ QUESTIONS = (
         )
         for name, rate in RATES.items()
     ),
+    *(
+        Question(
+            f"tail-{name}",
+            f"Does a short request wait behind a long one? p99 of {whose} at {SHARES[1]} % of what 4 blocking workers"
+            " can do, where a worker serves one or a few at once.",
+            "ms, p99",
+            f"p99_{SHARES[1]}_ms",
+            tail(work, SHARES),
+            lambda subject: subject.sleeps,
+            lambda scale: len(SHARES) * (scale.tail_s + WARMUP_S + 0.3) + 1,
+            points=tuple((f"{share} %", f"p99_{share}_ms") for share in SHARES),
+            along="load",
+            short=name == "one-in-100",
+        )
+        for name, work, whose in (
+            ("one-in-100", ONE_IN_100, "those that take 1 ms, when 1 % take 100 ms,"),
+            ("exponential", EXPONENTIAL, "all, when they take 2 ms in the mean, exponentially distributed,"),
+            ("bimodal", BIMODAL, "those that take 1 ms, when 10 % take 11 ms,"),
+        )
+    ),
     Question(
-        "tail",
-        "Does a short request wait behind a long one? p99 of those that take 1 ms, when 1 % take 100 ms, at 70 % of"
-        " what 4 blocking workers can do.",
+        "tail-event-loop",
+        f"And where a worker serves any number at once? p99 of those that take 1 ms, when 1 % take 100 ms, at"
+        f" {SHARES[1]} % of what 4 blocking workers can do.",
         "ms, p99",
-        "p99_ms",
-        tail,
-        lambda subject: subject.waits,
+        f"p99_{SHARES[1]}_ms",
+        tail(ONE_IN_100, SHARES[1:2]),
+        lambda subject: subject.waits and not subject.sleeps,
         lambda scale: scale.tail_s + WARMUP_S + 2,
+        short=False,
     ),
     Question(
         "balance-at-once",
@@ -397,8 +501,22 @@ QUESTIONS = (
         across=True,
     ),
     Question(
+        "restart",
+        f"What is lost when the whole service is restarted, at {LOSS_RATE:,.0f} connections a second? SIGTERM, and"
+        " when it has ended, the same command again; refused ones are lost, too.",
+        "connections",
+        "lost",
+        restart,
+        everybody,
+        lambda _: RESTART_S + 1,
+        across=True,
+        short=False,
+        notes="Nobody listens meanwhile. A service manager that holds the listener (systemd's socket units) lets them"
+        " wait instead; pyfanout's `--bind fd://` takes such a one.",
+    ),
+    Question(
         "recovery",
-        "How long is a service of one worker away, when that is killed?",
+        "How long is a service away, when all its workers are killed? Two of them, both at once.",
         "ms",
         "recovery_ms",
         recovery,
@@ -413,8 +531,48 @@ QUESTIONS = (
         "pss_mb",
         memory,
         lambda subject: subject.server != "nginx",
-        lambda _: 8,
+        lambda _: 5,
         notes="As each loads it when nothing is said: before the fork, or in every worker.",
+    ),
+    Question(
+        "workers",
+        f"How does the cost of a connection grow with the workers? CPU time on one core, {IN_FLIGHT} in flight, with"
+        f" {SIZES[-1]} workers.",
+        "us",
+        f"cpu_{SIZES[-1]}_us",
+        grow_workers,
+        lambda subject: subject.name in GROWING,
+        lambda scale: len(SIZES) * (scale.each_s / 2 + WARMUP_S + 2),
+        points=tuple((f"{size}", f"cpu_{size}_us") for size in SIZES),
+        along="workers",
+        short=False,
+        notes="One of each design is asked: to start 64 workers takes many a minute.",
+    ),
+    Question(
+        "held-memory",
+        f"What does a connection take that stays open? Of memory, with {HOLDS[-1]:,} held by 4 workers.",
+        "kB a connection",
+        f"kb_{HOLDS[-1]}",
+        grow_held,
+        lambda subject: subject.keeps,
+        lambda _: 12,
+        points=tuple((f"{count:,}", f"kb_{count}") for count in HOLDS[1:]),
+        along="held",
+        short=False,
+    ),
+    Question(
+        "held-cpu",
+        f"And what does a new one cost beside them? CPU time, one after the other, with {HOLDS[-1]:,} held by 4"
+        " workers.",
+        "us",
+        f"cpu_{HOLDS[-1]}_us",
+        grow_held,
+        lambda subject: subject.keeps,
+        lambda _: 12,
+        points=tuple((f"{count:,}", f"cpu_{count}_us") for count in HOLDS),
+        along="held",
+        measured_by="held-memory",
+        short=False,
     ),
 )
 
@@ -424,11 +582,12 @@ def _is_wanted(name: str, who: list[str], quick: bool) -> bool:
 
 
 def experiments(only: list[str], who: list[str], *, quick: bool) -> list[Experiment]:
-    """Of the questions, and with the subjects, whose names begin with one of these; all if there are none. `quick`: of
-    the subjects only some, unless some are named."""
+    """Of the questions, and with the subjects, whose names begin with one of these; all if there are none. `quick`:
+    only some, unless some are named."""
     found = []
     for question in QUESTIONS:
-        if question.measured_by or (only and not any(question.name.startswith(name) for name in only)):
+        asked = any(question.name.startswith(name) for name in only) if only else question.short or not quick
+        if question.measured_by or not asked:
             continue
         one = question.experiment()
         named = tuple(name for name in one.subjects if _is_wanted(name, who, quick))

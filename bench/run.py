@@ -31,6 +31,7 @@ Measure = Callable[["Context", tuple[str, ...], int], dict[str, Values]]
 IN_FLIGHT = 64
 TAIL_WORKERS = 4
 SLOW_FRACTION = 0.01
+TAIL_MEAN_S = WORK_S + SLOW_FRACTION * (SLOW_S - WORK_S)
 HELD = 4000
 SEQUENCE = 400
 SLICE_S = 0.5
@@ -74,8 +75,8 @@ class Context:
     scale: Scale
     one_core: Layout
     core_each: Layout
-    # Full speed of the tail workload, calibrated once in each round with the shared listener.
-    capacity_per_s: dict[int, float] = field(default_factory=dict)
+    # Of a request in the tail workloads, calibrated once in each round with the shared listener.
+    overhead_s: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +196,7 @@ def tail(load_share: float) -> Measure:
 
     def measure(context: Context, subject: str, round_: int) -> Values:
         layout = context.core_each
-        capacity_per_s = tail_capacity_per_s(context, round_)
+        capacity_per_s = TAIL_WORKERS / (tail_overhead_s(context, round_) + TAIL_MEAN_S)
         with Server(subject, handler="blocking", workers=TAIL_WORKERS, cpu=layout.server) as server:
             answers = loadgen.load(
                 server.port,
@@ -219,21 +220,20 @@ def tail(load_share: float) -> Measure:
     return alone(measure)
 
 
-def tail_capacity_per_s(context: Context, round_: int) -> float:
-    """Connections per second that the workers can do, from what a 1 ms request really takes them.
+def tail_overhead_s(context: Context, round_: int) -> float:
+    """What a 1 ms request takes a worker, besides its 1 ms.
 
     Only 1 ms requests are measured: how many slow ones fall into a short run varies by a tenth, but what they
     add is known.
     """
-    if round_ not in context.capacity_per_s:
+    if round_ not in context.overhead_s:
         layout = context.core_each
         with Server("shared", handler="blocking", workers=TAIL_WORKERS, cpu=layout.server) as server:
             answers = loadgen.load(
                 server.port, cpu=layout.load, closed=3 * TAIL_WORKERS, warmup=0.3, duration=1, path="work"
             )
-        service_s = TAIL_WORKERS / answers.per_s + SLOW_FRACTION * (SLOW_S - WORK_S)
-        context.capacity_per_s[round_] = TAIL_WORKERS / service_s
-    return context.capacity_per_s[round_]
+        context.overhead_s[round_] = TAIL_WORKERS / answers.per_s - WORK_S
+    return context.overhead_s[round_]
 
 
 def hold(policy: str, rate: float | None) -> Measure:
@@ -437,17 +437,39 @@ def _used_s() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
+def read(path: Path) -> tuple[Values, list[Sample]]:
+    """The header of a run, and its samples, without a last line that a killed run did not end."""
+    first, *rest = path.read_text().splitlines(keepends=True)
+    return json.loads(first), [Sample(**json.loads(line)) for line in rest if line.endswith("\n")]
+
+
+def _already(keep: Path, header: Values) -> list[Sample]:
+    """What a run that was broken off has measured; a new one is begun where there is none. Raises ServerError if it was
+    not the same."""
+    if not keep.exists():
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        keep.write_text(json.dumps(header) + "\n")
+        return []
+    before, samples = read(keep)
+    for name in ("commit", "machine", "kernel", "python", "versions", "scale"):
+        if before.get(name) != header.get(name):
+            raise ServerError(f"{keep} is of another {name}: {before.get(name)}, now {header.get(name)}")
+    if not keep.read_text().endswith("\n"):
+        keep.write_text("".join(json.dumps(line) + "\n" for line in (before, *map(asdict, samples))))
+    return samples
+
+
 def run(experiments: list[Experiment], scale: Scale, keep: Path, header: Values) -> list[Sample]:
-    """Measures everything, writing each sample to `keep` as it comes: a broken run is not lost."""
+    """Measures everything, writing each sample to `keep` as it comes. A run that was broken off goes on: what is in
+    `keep` is not measured again."""
     loadgen.build()
     one_core, core_each = choose_cores()
     context = Context(scale, one_core, core_each)
-    plan = list(steps(experiments, scale.rounds))
+    samples = _already(keep, header | {"scale": asdict(scale)})
+    done = {(sample.round, sample.experiment) for sample in samples}
+    plan = [step for step in steps(experiments, scale.rounds) if (step[0], step[1].name) not in done]
     progress = Progress(sum(one.expected_s(scale) * len(subjects) for _, one, subjects in plan), len(plan))
-    samples = []
-    keep.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(keep.open("w")) as out:
-        out.write(json.dumps(header | {"scale": asdict(scale)}) + "\n")
+    with contextlib.closing(keep.open("a")) as out:
         for round_, experiment, subjects in plan:
             found = measure(context, round_, experiment, subjects)
             samples += found

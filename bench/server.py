@@ -11,20 +11,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from bench import procfs
+from bench import clients, procfs
 from bench.peers import PEERS
 
 ROOT = Path(__file__).parents[1]
 READY_LIMIT_S = 20.0
+READY_LIMIT_EACH_S = 1.0
+"""And so much for each worker, of the slowest who start them one after the other."""
+REST_S = 0.5
+"""Some workers of a peer may never be given a connection; all are there when it has used no CPU for so long."""
+REST_CPU_NS = 10_000_000
 STOP_LIMIT_S = 20.0
 LOG_LIMIT_BYTES = 1 << 20
-ANSWER_LIMIT_S = 20.0
-REQUEST = b"GET /hold HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-"""After which the connection may stay open."""
 ASKED_AT_ONCE = 16
 """Connections in which all workers of a peer should be found; if not, so many again."""
 POLL_S = 0.05
@@ -82,8 +83,21 @@ class Server:
         return [pid for pid in procfs.session(self.pid) if pid != self.pid]
 
     def __enter__(self) -> Server:
-        ready, ready_write = os.pipe()
         self._log = tempfile.TemporaryFile()
+        self._launch()
+        return self
+
+    def restart(self) -> None:
+        """As `systemctl restart` does it: SIGTERM, and when it has ended, the same again. It is ready after that."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_LIMIT_S)
+        self._end_all()
+        self._launch()
+
+    def _launch(self) -> None:
+        ready, ready_write = os.pipe()
         try:
             self._process = subprocess.Popen(
                 [*self._command, "--ready-fd", str(ready_write)],
@@ -104,7 +118,6 @@ class Server:
                 raise error
         finally:
             os.close(ready)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -142,7 +155,8 @@ class Server:
 
 
 class PeerServer(Server):
-    """One of `bench.peers`, which says nothing when it is ready: so it is asked until all its workers have answered."""
+    """One of `bench.peers`, which says nothing when it is ready: so it is asked until all its workers have answered, or
+    it has nothing more to do at the start."""
 
     def __init__(self, name: str, *, workers: int, cpu: int | None = None, ballast_mb: int = 0) -> None:
         super().__init__(name, handler="", workers=workers, ballast_mb=ballast_mb)
@@ -152,9 +166,17 @@ class PeerServer(Server):
 
     def __enter__(self) -> PeerServer:
         self._folder = tempfile.TemporaryDirectory(prefix="bench-")
+        self._log = tempfile.TemporaryFile()
+        try:
+            self._launch()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        return self
+
+    def _launch(self) -> None:
         folder = Path(self._folder.name)
         cpus = [] if self._cpu is None else ["taskset", "--cpu-list", str(self._cpu)]
-        self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [*cpus, *self._peer.words(self.port, self._workers, folder)],
             cwd=ROOT,
@@ -164,24 +186,24 @@ class PeerServer(Server):
             stderr=self._log,
             start_new_session=True,
         )
-        try:
-            self._wait_for_workers()
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
-        return self
+        self._wait_for_workers()
 
     def _wait_for_workers(self) -> None:
-        end_s = time.monotonic() + READY_LIMIT_S
+        end_s = time.monotonic() + READY_LIMIT_S + READY_LIMIT_EACH_S * self._workers
         found: set[int] = set()
-        while len(found) < self._workers:
+        while len(found) < self._workers and not (found and self._rests()):
             assert self._process is not None
             if time.monotonic() > end_s or self._process.poll() is not None:
                 raise ServerError(f"{len(found)} workers of {self.name} answer; its log:\n{self.log()}")
             try:
-                found.update(_at_once(self.port, ASKED_AT_ONCE))
+                found.update(clients.at_once(self.port, ASKED_AT_ONCE))
             except OSError:  # it does not listen yet
                 time.sleep(POLL_S)
+
+    def _rests(self) -> bool:
+        before = procfs.session_cpu_ns(self.pid)
+        time.sleep(REST_S)
+        return procfs.session_cpu_ns(self.pid) - before < REST_CPU_NS
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -190,44 +212,3 @@ class PeerServer(Server):
         self._end_all()
         self._log.close()
         self._folder.cleanup()
-
-
-@contextlib.contextmanager
-def held(port: int, count: int) -> Iterator[list[int]]:
-    """So many connections, one after the other, that stay open: the pid that each was answered. Raises OSError if one
-    is refused, reset or silent, and ServerError if that is no answer."""
-    answers = []
-    with contextlib.ExitStack() as stack:
-        for _ in range(count):
-            conn = stack.enter_context(socket.create_connection(("127.0.0.1", port), ANSWER_LIMIT_S))
-            conn.sendall(REQUEST)
-            answers.append(_answer(conn))
-        yield answers
-
-
-def _at_once(port: int, count: int) -> set[int]:
-    """Who answers so many that are all there before the first is answered: one after the other, it may be always the
-    same. Raises as `held`."""
-    with contextlib.ExitStack() as stack:
-        address = ("127.0.0.1", port)
-        conns = [stack.enter_context(socket.create_connection(address, ANSWER_LIMIT_S)) for _ in range(count)]
-        for conn in conns:
-            conn.sendall(REQUEST)
-        found = set()
-        for conn in conns:
-            found.add(_answer(conn))
-            conn.close()  # gunicorn lingers until then
-        return found
-
-
-def _answer(conn: socket.socket) -> int:
-    """The pid of whom has it."""
-    answer = b""
-    while not (answer.endswith(b"\n") and answer.partition(b"\r\n\r\n")[2]):
-        more = conn.recv(4096)
-        if not more:
-            raise ConnectionResetError(f"closed after {answer!r}")
-        answer += more
-    if not answer.startswith((b"HTTP/1.0 200", b"HTTP/1.1 200")):
-        raise ServerError(f"not an answer: {answer!r}")
-    return int(answer.partition(b"\r\n\r\n")[2])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from functools import partial
 
 from bench.workloads import HANDLERS
 
@@ -48,7 +49,13 @@ def _shared(options: argparse.Namespace) -> None:
 def _by_hand(options: argparse.Namespace) -> None:
     from bench.rivals import byhand  # noqa: PLC0415 - one subject, one server's modules
 
-    _rival(byhand.serve, options)
+    _rival(partial(byhand.serve, channel=byhand.FdsOfSocket), options)
+
+
+def _reduction(options: argparse.Namespace) -> None:
+    from bench.rivals import byhand  # noqa: PLC0415 - one subject, one server's modules
+
+    _rival(partial(byhand.serve, channel=byhand.Reduction), options)
 
 
 def _rival(serve: Callable[..., None], options: argparse.Namespace) -> None:
@@ -67,6 +74,7 @@ SUBJECTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "reuseport": _reuseport,
     "shared": _shared,
     "by-hand": _by_hand,
+    "reduction": _reduction,
 }
 
 

@@ -1,8 +1,8 @@
 """The handlers that every subject runs: the same functions whoever accepts the connection.
 
 The path of the request says what to do: `/fast` answers at once, `/work` after 1 ms of sleep, `/slow` after
-100 ms, `/hold` (asyncio) at once and then keeps the connection until the client closes it, `/keep` at once and then
-the next request on the same connection. The answer is this worker's pid.
+100 ms, `/wait/US` after so many microseconds, `/hold` (asyncio) at once and then keeps the connection until the client
+closes it, `/keep` at once and then the next request on the same connection. The answer is this worker's pid.
 """
 
 from __future__ import annotations
@@ -37,16 +37,25 @@ def answer() -> bytes:
     return made
 
 
+def waits_s(request: bytes) -> float:
+    """How long the request, "GET /path ...", wants its answer to take."""
+    if request.startswith(b"GET /work "):
+        return WORK_S
+    if request.startswith(b"GET /slow "):
+        return SLOW_S
+    if request.startswith(b"GET /wait/"):
+        return int(request[10 : request.index(b" ", 10)]) / 1e6
+    return 0
+
+
 def blocking(conn: socket.socket, _addr: Any) -> None:
     """Answers one request, or as many as come on `/keep`; the serving loop closes the connection."""
     request = _request(conn)
     while request.startswith(b"GET /keep "):
         conn.sendall(answer())
         request = _request(conn)
-    if request.startswith(b"GET /work "):
-        time.sleep(WORK_S)
-    elif request.startswith(b"GET /slow "):
-        time.sleep(SLOW_S)
+    if wait_s := waits_s(request):
+        time.sleep(wait_s)
     if request:
         conn.sendall(answer())
 
@@ -70,10 +79,8 @@ async def streams(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
             writer.write(answer())
             await writer.drain()
             request = await reader.readuntil(b"\r\n\r\n")
-        if request.startswith(b"GET /work "):
-            await asyncio.sleep(WORK_S)
-        elif request.startswith(b"GET /slow "):
-            await asyncio.sleep(SLOW_S)
+        if wait_s := waits_s(request):
+            await asyncio.sleep(wait_s)
         writer.write(answer())
         await writer.drain()
         if request.startswith(b"GET /hold "):

@@ -58,7 +58,7 @@ GUNICORN = (
 NGINX = """
 daemon off; master_process on; worker_processes %(workers)s; pid %(folder)s/pid; error_log stderr error;
 worker_rlimit_nofile 65536;
-events { worker_connections 16384; }
+events { worker_connections 32768; }
 http {
     access_log off; keepalive_timeout 75;
     client_body_temp_path %(folder)s/a; proxy_temp_path %(folder)s/b; fastcgi_temp_path %(folder)s/c;
@@ -109,7 +109,7 @@ PEERS = {
     ),
     "granian": Peer(
         "{python} -m granian --interface asginl bench.peers.app:asgi --port {port} --workers {workers} --backlog 4096"
-        " --respawn-failed-workers --log-level error",
+        " --respawn-failed-workers --backpressure 20000 --log-level error",
         "python:granian",
         reload=signal.SIGHUP,
     ),

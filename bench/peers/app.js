@@ -1,7 +1,7 @@
 // What Node serves: the answer of bench/workloads.py. PM2 runs it as it is, in cluster mode.
 const http = require("http");
 
-const ballast = [];
+const ballast = (globalThis.ballast = []); // else it is collected
 for (let mb = 0; mb < Number(process.env.BENCH_BALLAST_MB || 0); mb++) ballast.push(Buffer.alloc(1 << 20, mb & 255));
 const waitsMs = { "/work": 1, "/slow": 100 };
 const body = `${process.pid}\n`;
@@ -12,7 +12,7 @@ function answer(response) {
 }
 
 const server = http.createServer((request, response) => {
-  const waitMs = waitsMs[request.url];
+  const waitMs = request.url.startsWith("/wait/") ? Number(request.url.slice(6)) / 1000 : waitsMs[request.url];
   if (waitMs) setTimeout(answer, waitMs, response);
   else answer(response);
 });

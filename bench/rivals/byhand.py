@@ -1,6 +1,7 @@
-"""Rival (c): a dispatcher in Python, as people write it by hand: accept, and `socket.send_fds` to the next worker.
+"""Rival (c): a dispatcher in Python, as people write it by hand: accept, and pass the connection to the next worker, by
+`socket.send_fds` or by `multiprocessing.reduction`.
 
-A worker is one loop: `recv_fds` and the handler, or a reader of asyncio that makes streams of what it receives.
+A worker is one loop: receive and the handler, or a reader of asyncio that makes streams of what it receives.
 """
 
 from __future__ import annotations
@@ -12,15 +13,50 @@ import os
 import signal
 import socket
 import traceback
+from multiprocessing import Pipe, reduction
+from multiprocessing.connection import Connection
 from typing import Any, NoReturn, cast
 
 from bench.rivals import prefork
 from bench.workloads import BlockingHandler, Handler, StreamsHandler
 
 
+class FdsOfSocket:
+    """Descriptors pass by `socket.send_fds`."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def send(self, fd: int, _pid: int) -> None:
+        socket.send_fds(self.ours, [b"c"], [fd])
+
+    def receive(self) -> int:
+        _, fds, _, _ = socket.recv_fds(self.theirs, 1, 1)
+        return fds[0]
+
+
+class Reduction:
+    """Descriptors pass by `multiprocessing.reduction`, over a pipe of multiprocessing."""
+
+    def __init__(self) -> None:
+        self.ours: Connection
+        self.theirs: Connection
+        self.ours, self.theirs = Pipe()
+
+    def send(self, fd: int, pid: int) -> None:
+        reduction.send_handle(self.ours, fd, pid)
+
+    def receive(self) -> int:
+        return cast(int, reduction.recv_handle(self.theirs))
+
+
+Channel = FdsOfSocket | Reduction
+
+
 def serve(
     handler: Handler,
     *,
+    channel: type[Channel],
     host: str,
     port: int,
     workers: int,
@@ -28,17 +64,18 @@ def serve(
     ready_fd: int,
 ) -> None:
     listener = prefork.listen(host, port, backlog, reuse_port=False)
-    channels, pids = [], []
+    channels: list[Channel] = []
+    pids: list[int] = []
     for _ in range(workers):
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        one = channel()
         pid = os.fork()
         if pid == 0:
             listener.close()
             os.close(ready_fd)
-            ours.close()
-            _work(handler, theirs)
-        theirs.close()
-        channels.append(ours)
+            one.ours.close()
+            _work(handler, one)
+        one.theirs.close()
+        channels.append(one)
         pids.append(pid)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(_stop(pids)))
     os.write(ready_fd, b"\n")
@@ -46,7 +83,7 @@ def serve(
     turn = 0
     while True:
         conn, _ = listener.accept()
-        socket.send_fds(channels[turn], [b"c"], [conn.fileno()])
+        channels[turn].send(conn.fileno(), pids[turn])
         conn.close()
         turn = (turn + 1) % workers
 
@@ -59,7 +96,7 @@ def _stop(pids: list[int]) -> int:
     return 0
 
 
-def _work(handler: Handler, channel: socket.socket) -> NoReturn:
+def _work(handler: Handler, channel: Channel) -> NoReturn:
     try:
         if inspect.iscoroutinefunction(handler):
             asyncio.run(_serve_asyncio(cast(StreamsHandler, handler), channel))
@@ -72,25 +109,22 @@ def _work(handler: Handler, channel: socket.socket) -> NoReturn:
         os._exit(1)
 
 
-def _serve_one(handler: BlockingHandler, channel: socket.socket) -> None:
-    _, fds, _, _ = socket.recv_fds(channel, 1, 1)
-    with socket.socket(fileno=fds[0]) as conn, contextlib.suppress(ConnectionError):  # the client has left
+def _serve_one(handler: BlockingHandler, channel: Channel) -> None:
+    with socket.socket(fileno=channel.receive()) as conn, contextlib.suppress(ConnectionError):  # the client has left
         handler(conn, None)
 
 
-async def _serve_asyncio(handler: StreamsHandler, channel: socket.socket) -> None:
+async def _serve_asyncio(handler: StreamsHandler, channel: Channel) -> None:
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[Any]] = set()
-    channel.setblocking(False)
 
     async def serve_one(conn: socket.socket) -> None:
         await handler(*await asyncio.open_connection(sock=conn))
 
     def arrived() -> None:
-        _, fds, _, _ = socket.recv_fds(channel, 1, 1)
-        task = loop.create_task(serve_one(socket.socket(fileno=fds[0])))
+        task = loop.create_task(serve_one(socket.socket(fileno=channel.receive())))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    loop.add_reader(channel, arrived)
+    loop.add_reader(channel.theirs.fileno(), arrived)
     await asyncio.Event().wait()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import field, page, procfs, questions
+from bench import field, page, procfs, questions, run
 from bench.peers import PEERS, Peer
 from bench.questions import QUESTIONS
 from bench.run import Context, Sample, choose_cores
@@ -78,7 +78,7 @@ ABOUT: dict[str, Any] = {
 def test_what_we_lose_is_said_first_and_who_was_not_run() -> None:
     text = page.markdown(ABOUT, samples("throughput", {OURS: [1.0] * 3, THEIRS: [2.0] * 3}))
     before, _, after = text.partition("## ")
-    assert "throughput: SO_REUSEPORT blocking, 2.00 times as good" in before
+    assert "throughput: SO_REUSEPORT blocking, 2 times as good" in before
     assert "PM2 cluster: not run" in before
     assert "**better than we are**" in after
 
@@ -132,21 +132,23 @@ def test_a_peer_answers_from_all_its_workers_and_leaves_nothing(name: str) -> No
 
 
 def test_a_short_run_makes_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
-    def run(*words: str) -> None:
+    def report(*words: str) -> None:
         command = [sys.executable, "-m", "bench", "peers", *words]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
 
-    run("--quick", "--only", "latency-low", "--only", "stop", "--who", OURS, "--who", THEIRS, "--to", str(tmp_path))
-    about, found = page.read(tmp_path / "samples.jsonl")
+    report("--quick", "--only", "latency-low", "--only", "stop", "--who", OURS, "--who", THEIRS, "--to", str(tmp_path))
+    about, found = run.read(tmp_path / "samples.jsonl")
     assert {(each.experiment, each.subject) for each in found} == {
-        (question, name) for question in ("latency-low", "stop") for name in (OURS, THEIRS)
+        (question, name)
+        for question in ("latency-low", "stop")
+        for name in (OURS, THEIRS, f"{THEIRS}, tcp_migrate_req")
     }
     assert [each.values["lost"] for each in found if (each.experiment, each.subject) == ("stop", OURS)] == [0]
     assert about["command"].startswith("python -m bench peers --quick")
     text = (tmp_path / "report.html").read_text()
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 4
     assert not re.search(r"<(?:script|link|img|iframe)\b|@import|url\((?!#)", text)
     first = (tmp_path / "report.md").read_text()
     (tmp_path / "report.md").unlink()
-    run("--again", str(tmp_path / "samples.jsonl"))
+    report("--again", str(tmp_path / "samples.jsonl"))
     assert (tmp_path / "report.md").read_text() == first

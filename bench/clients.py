@@ -1,0 +1,125 @@
+"""The few connections that the suite makes itself, to know who answers, or to hold them. The load is load.c's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import time
+from collections.abc import Iterator
+
+ANSWER_LIMIT_S = 20.0
+REQUEST = b"GET /hold HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+"""After which the connection may stay open."""
+SOURCES = 64
+"""Addresses of clients, each with its own ports: the thousands of connections before are not yet forgotten."""
+OK = (b"HTTP/1.0 200", b"HTTP/1.1 200")
+PROBE_S = 0.005
+"""Between two connections that look whether somebody answers again."""
+
+
+@contextlib.contextmanager
+def held(port: int, count: int, limit_s: float = ANSWER_LIMIT_S) -> Iterator[list[int]]:
+    """So many connections, one after the other, that stay open: the pid that each was answered. Raises OSError if one
+    is refused, reset or silent, or answers something else."""
+    answers = []
+    with contextlib.ExitStack() as stack:
+        for i in range(count):
+            source = (f"127.65.0.{1 + i % SOURCES}", 0)
+            conn = stack.enter_context(socket.create_connection(("127.0.0.1", port), limit_s, source))
+            conn.sendall(REQUEST)
+            answers.append(_answer(conn))
+        yield answers
+
+
+@contextlib.contextmanager
+def held_by_others(port: int, count: int, processes: int) -> Iterator[None]:
+    """`held`, in so many processes at once, so that `count` may be more than the descriptors that one may have."""
+    leave, leave_write = os.pipe()
+    ready, ready_write = os.pipe()
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, ready)
+        pids = [
+            _fork_holder(port, count // processes, (leave, leave_write), (ready, ready_write)) for _ in range(processes)
+        ]
+        stack.callback(_end_holders, pids, leave_write)
+        os.close(leave)
+        os.close(ready_write)
+        for held_count in range(processes):
+            if not os.read(ready, 1):
+                raise OSError(
+                    f"{processes - held_count} of {processes} could not hold {count // processes:,} connections"
+                )
+        yield
+
+
+def _fork_holder(port: int, count: int, leave: tuple[int, int], ready: tuple[int, int]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.close(leave[1])
+        os.close(ready[0])
+        with held(port, count):
+            os.write(ready[1], b".")
+            os.close(ready[1])
+            os.read(leave[0], 1)  # its end
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def _end_holders(pids: list[int], leave: int) -> None:
+    os.close(leave)
+    for pid in pids:
+        os.waitpid(pid, 0)
+
+
+def at_once(port: int, count: int) -> set[int]:
+    """Who answers so many that are all there before the first is answered: one after the other, it may be always the
+    same. Raises as `held`."""
+    with contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", port)
+        conns = [stack.enter_context(socket.create_connection(address, ANSWER_LIMIT_S)) for _ in range(count)]
+        for conn in conns:
+            conn.sendall(REQUEST)
+        found = set()
+        for conn in conns:
+            found.add(_answer(conn))
+            conn.close()  # gunicorn lingers until then
+        return found
+
+
+def _answer(conn: socket.socket) -> int:
+    """The pid of whom has it."""
+    answer = b""
+    while not (answer.endswith(b"\n") and answer.partition(b"\r\n\r\n")[2]):
+        more = conn.recv(4096)
+        if not more:
+            raise ConnectionResetError(f"closed after {answer!r}")
+        answer += more
+    if not answer.startswith(OK):
+        raise OSError(f"not an answer: {answer!r}")
+    return int(answer.partition(b"\r\n\r\n")[2])
+
+
+def first_answer_s(port: int, limit_s: float) -> float:
+    """From now to the first answer to anybody, with a new client every 5 ms: those that a server has lost do not
+    count. Raises TimeoutError."""
+    begin_s = time.monotonic()
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+        while (now_s := time.monotonic() - begin_s) < limit_s:
+            conn = stack.enter_context(socket.socket())
+            conn.setblocking(False)
+            conn.connect_ex(("127.0.0.1", port))
+            with contextlib.suppress(OSError):
+                conn.send(REQUEST)
+                selector.register(conn, selectors.EVENT_READ)
+            while (rest_s := begin_s + now_s + PROBE_S - time.monotonic()) > 0:
+                for key, _ in selector.select(rest_s):
+                    with contextlib.suppress(OSError):
+                        if key.fileobj.recv(4096).startswith(OK):  # type: ignore[union-attr]
+                            return time.monotonic() - begin_s
+                    selector.unregister(key.fileobj)
+    raise TimeoutError(f"no answer within {limit_s:g} s")
