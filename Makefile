@@ -4,14 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH_ARGS ?=
 
-.PHONY: run test lint asan bench chaos faults tools peers bench-report
+.PHONY: run test lint asan bench chaos faults soak tools peers bench-report
 
 run: .venv/ready
 	$(BIN)/python examples/hello.py
 
 # Those that do not measure themselves with the whole machine, but mostly wait, need not wait for each other.
 BESIDE := tests/core tests/unit tests/embed $(patsubst %,tests/system/test_%.py,boot_failure chaos \
-    corners hostile_worker kill_matrix master master_sweep own_loop shortages shutdown)
+    corners hostile_worker kill_matrix master master_sweep own_loop shortages shutdown soak)
 test: .venv/ready tools
 	$(BIN)/python -m pytest tests/bench tests/system tests/test_guards.py tests/test_readme.py $(BESIDE:%=--ignore=%) $(TEST_ARGS)
 	$(BIN)/python -m pytest --numprocesses=3 $(BESIDE)
@@ -50,14 +50,19 @@ chaos: .venv/ready
 	touch $@
 
 # Each call of the core, and of the master, fails at each of its occurrences, with each error; what else may run out; a
-# worker that does evil. Some of that is in `make test`.
-faults: .venv/ready
-	FAULTS=all $(BIN)/python -m pytest $(patsubst %,tests/system/test_%.py,master_sweep hostile_worker shortages exhaustion) \
-	    tests/core/test_sweep.py $(TEST_ARGS)
+# worker that does evil; any bytes where a worker's or a client's are read; every interleaving. Some of that is in `make test`.
+faults: .venv/ready tools
+	FAULTS=all FUZZ_S=60 $(BIN)/python -m pytest $(patsubst %,tests/system/test_%.py,master_sweep hostile_worker shortages \
+	    exhaustion) $(patsubst %,tests/core/test_%.py,sweep model threads) \
+	    $(patsubst %,tests/unit/test_%.py,fuzz every_life) $(TEST_ARGS)
+
+# As many connections as in a day, of each kind: is memory flat? Half an hour.
+soak: .venv/ready
+	SOAK=10000000 $(BIN)/python -m pytest -s tests/system/test_soak.py $(TEST_ARGS)
 
 # What the tests drive servers with, and the bench is checked against.
 tools:
-	@missing=; for tool in ab:apache2-utils wrk:wrk curl:curl openssl:openssl unshare:util-linux pkill:procps ip:iproute2; do \
+	@missing=; for tool in ab:apache2-utils wrk:wrk spin:spin valgrind:valgrind curl:curl openssl:openssl unshare:util-linux pkill:procps ip:iproute2; do \
 	    command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool#*:}"; done; \
 	if [ -n "$$missing" ]; then \
 	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -393,7 +393,8 @@ def few_descriptors(_worker: pyfanout.Worker) -> None:
 def main() -> None:
     """`serve()` as the JSON in the first argument has it.
 
-    handler, hooks: names in this module. sockets: descriptors to be given as open sockets. nofile: RLIMIT_NOFILE.
+    handler, hooks: names in this module. sockets: descriptors to be given as open sockets. nofile: RLIMIT_NOFILE,
+    nproc: RLIMIT_NPROC.
     uid: whom to become, after all that needs reading was imported. times: how often to serve. timeout: the default
     of sockets.
     """
@@ -409,6 +410,8 @@ def main() -> None:
             config["bind"] = config["bind"][0]
     if "timeout" in asked:
         socket.setdefaulttimeout(asked["timeout"])
+    if "nproc" in asked:
+        resource.setrlimit(resource.RLIMIT_NPROC, (asked["nproc"], asked["nproc"]))
     if "nofile" in asked:
         resource.setrlimit(resource.RLIMIT_NOFILE, (asked["nofile"], asked["nofile"]))
     if "uid" in asked and os.getuid() == 0:

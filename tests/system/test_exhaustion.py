@@ -1,4 +1,5 @@
-"""Descriptors that run out: in the master, in a worker, on their way. It says so, it waits, it loses nothing."""
+"""Descriptors that run out, in the master, in a worker, on their way; and processes. It says so, it waits, it loses
+nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +16,22 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
-from harness import NOBODY, Effort, Server, ask, collect, connect, crowd, fds_of, freeze, hold, read_line, release, who
+from harness import (
+    NOBODY,
+    Effort,
+    Server,
+    ask,
+    collect,
+    connect,
+    crowd,
+    fds_of,
+    freeze,
+    hold,
+    kill,
+    read_line,
+    release,
+    who,
+)
 
 MakeServer = Callable[[], Server]
 
@@ -158,6 +174,43 @@ def test_threads_share_the_last_descriptors(server: MakeServer) -> None:
     answers = who(collect(crowd(one.address, 6, "sleep 0.05")))
     assert None not in answers
     assert "was lost" not in one.log
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+NPROC = 300
+CROWD = """
+import os, sys, time
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setresgid(*[int(sys.argv[1])] * 3)
+    os.setresuid(*[int(sys.argv[1])] * 3)
+for _ in range(int(sys.argv[2])):
+    if os.fork() == 0:
+        sys.stdin.read()
+        os._exit(0)
+print("there", flush=True)
+sys.stdin.read()
+for _ in range(int(sys.argv[2])):
+    os.wait()
+"""
+
+
+def test_no_process_may_be_forked(server: MakeServer, handler: str, options: dict) -> None:
+    """EAGAIN, of the kernel's own: the user has all the processes that it may have. Who lives serves on."""
+    one = server().start(handler, script={"uid": NOBODY, "nproc": NPROC}, workers=2, **options)
+    one.expect("cannot be started: Resource temporarily unavailable")
+    user = NOBODY if os.getuid() == 0 else os.getuid()
+    command = [sys.executable, "-c", CROWD, str(user), str(NPROC)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as others:
+        assert others.stdout is not None
+        assert others.stdout.readline() == b"there\n"
+        victim, survivor = one.workers
+        kill(victim)
+        one.wait_log(r"worker=\d cannot be started: Resource temporarily unavailable")
+        assert {answer["pid"] for answer in who(collect(crowd(one.address, 20, "identity")))} == {survivor}
+        others.communicate()
+    one.wait_workers(2, gone=[victim])
 
 
 # ---- on their way ----------------------------------------------------------------------------------------------------
