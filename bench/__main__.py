@@ -12,7 +12,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import embed, field, life, loadgen, page, procfs, questions, report, run, selfcheck
+from bench import (
+    embed,
+    field,
+    life,
+    loadgen,
+    page,
+    pictures,
+    procfs,
+    questions,
+    report,
+    run,
+    selfcheck,
+    standings,
+)
 from bench.server import ROOT, ServerError
 
 RESULTS = ROOT / "bench" / "results"
@@ -45,7 +58,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     embeds.add_argument("--rounds", type=int, help="default 3")
     embeds.add_argument("--only", action="append", default=[], metavar="NAME", help="servers whose name begins so")
     fields = verbs.add_parser("peers", help="pyfanout beside who else serves with several processes: a report")
-    fields.add_argument("--quick", action="store_true", help="one short round: about 5 minutes instead of hours")
+    fields.add_argument("--quick", action="store_true", help="one short round: about 5 minutes instead of 90")
     fields.add_argument("--rounds", type=int, help="default 3, with --quick 1")
     fields.add_argument("--only", action="append", default=[], metavar="NAME", help="questions whose name begins so")
     fields.add_argument("--who", action="append", default=[], metavar="NAME", help="subjects whose name begins so")
@@ -142,7 +155,7 @@ def peers(options: argparse.Namespace, arguments: list[str]) -> int:
         if options.rounds is not None:
             scale = replace(scale, rounds=options.rounds)
         loadgen.build()
-        about = header(arguments) | {"versions": field.versions(), "absent": page.absent()}
+        about = header(arguments) | {"versions": field.versions(), "absent": standings.absent()}
         about["load generator"] = selfcheck.check(run.choose_cores()[1])
         folder = Path(options.to) if options.to else RESULTS / about["date"].replace(":", "").replace("+0000", "Z")
         keep = folder / "samples.jsonl"
@@ -150,7 +163,7 @@ def peers(options: argparse.Namespace, arguments: list[str]) -> int:
     about, samples = run.read(keep)
     (keep.parent / "report.md").write_text(page.markdown(about, samples))
     (keep.parent / "report.html").write_text(page.page(about, samples))
-    (keep.parent / "overview.svg").write_text(page.overview(samples))
+    (keep.parent / "overview.svg").write_text(pictures.overview(samples))
     print(keep.parent.resolve())
     return 0
 

@@ -112,7 +112,9 @@ SUBJECTS = (
             next((kind for word, kind in KINDS.items() if word in name), "another language"),
             name,
             quick=name in QUICK,
-            keeps="sync" not in name and name != "uWSGI",
+            keeps=not any(
+                word in name for word in ("sync", "uWSGI", "waitress")
+            ),  # waitress: 100, if not told otherwise
             waits=name != "nginx",
             sleeps=any(word in name for word in SLEEPERS),
         )

@@ -10,6 +10,7 @@ import os
 import signal
 import statistics
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -97,9 +98,9 @@ class Question:
     """It is in the short run, too."""
 
     @property
-    def is_open(self) -> bool:
-        """Requests come by a schedule, and are timed from it."""
-        return self.name.startswith(("latency", "tail"))
+    def percentile(self) -> str:
+        """Of the times that were measured from a schedule; empty: there was none."""
+        return "p50" if self.name.startswith("latency") else "p99" if self.name.startswith("tail") else ""
 
     @property
     def source(self) -> str:
@@ -113,7 +114,9 @@ class Question:
                 with BY_NAME[name].place():
                     return self.measure(context, BY_NAME[name], round_)
             except (ServerError, OSError, subprocess.SubprocessError) as error:  # of one; the others are asked on
-                return {"failed": f"{type(error).__name__}: {error}", "errors": {}}
+                print(f"{name}: {error}", file=sys.stderr)
+                words = (str(error) or "no reason").splitlines()  # the rest is its log
+                return {"failed": f"{type(error).__name__}: {words[0]}", "errors": {}}
 
         return Experiment(self.name, subjects, alone(measure), self.expected_s)
 
@@ -190,6 +193,8 @@ def balance(rate: float | None) -> Callable[[Context, Subject, int], Values]:
         layout = context.core_each
         with subject.start(workers=WORKERS, cpu=layout.server) as server:
             answers = loadgen.load(server.port, cpu=layout.load, hold=HELD, rate=rate, seed=1 + round_, timeout=30)
+        if answers.errors:
+            return {"failed": f"not all could be held: {answers.errors}", "errors": answers.errors}
         shares = [0] * (WORKERS - len(answers.by_worker)) + answers.by_worker
         return {"max_to_mean": max(shares) / (HELD / WORKERS), "shares": shares, **common(answers)}
 

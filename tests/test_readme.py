@@ -13,9 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
+from bench import page, questions, run, standings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -211,3 +214,17 @@ def test_the_tests_that_are_named_exist() -> None:
         path = file or path
         assert not name or f"def {name}(" in (ROOT / "tests" / path).read_text(), each
         assert (ROOT / "tests" / path).exists(), each
+
+
+def test_the_worst_number_and_the_picture_are_of_the_committed_report() -> None:
+    """Which is of a full run, with everybody in it, and made of the samples beside it."""
+    (folder,) = {ROOT / "bench" / "results" / name for name in re.findall(r"bench/results/([\d-]+)/", README)}
+    about, samples = run.read(folder / "samples.jsonl")
+    assert about["scale"] == asdict(questions.FULL)
+    assert about["absent"] == []
+    assert {sample.experiment for sample in samples} == {question.source for question in questions.QUESTIONS}
+    assert (folder / "report.md").read_text() == page.markdown(about, samples)
+    worst, line = standings.losses(samples)[0]
+    assert f"**The worst number**: {page.loss(worst, line)}" in " ".join(README.split())
+    assert (folder / "overview.svg").read_text().startswith("<svg")
+    assert "<svg" in (folder / "report.html").read_text()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bench import field, page, procfs, questions, run
+from bench import clients, field, netns, page, procfs, questions, run, selfcheck, standings
 from bench.peers import PEERS, Peer
 from bench.questions import QUESTIONS
-from bench.run import Context, Sample, choose_cores
-from bench.server import ROOT, PeerServer, ServerError
+from bench.run import Context, Experiment, Sample, choose_cores
+from bench.server import ROOT, PeerServer, Server, ServerError
 
 BY_NAME = {question.name: question for question in QUESTIONS}
 
@@ -29,7 +32,7 @@ def samples(question: str, numbers: dict[str, list[float]]) -> list[Sample]:
 
 
 def verdicts(question: str, numbers: dict[str, list[float]]) -> dict[str, str]:
-    return {line.subject: line.verdict for line in page.lines(BY_NAME[question], samples(question, numbers))}
+    return {line.subject: line.verdict for line in standings.lines(BY_NAME[question], samples(question, numbers))}
 
 
 OURS, THEIRS = "pyfanout blocking", "SO_REUSEPORT blocking"
@@ -49,7 +52,7 @@ def test_a_verdict_needs_all_rounds_to_agree(ours: list[float], theirs: list[flo
 
 
 def test_less_is_better_where_it_is_and_none_is_best() -> None:
-    found = page.lines(BY_NAME["stop"], samples("stop", {OURS: [0.0] * 3, THEIRS: [64.0] * 3, "nginx": [0.0] * 3}))
+    found = standings.lines(BY_NAME["stop"], samples("stop", {OURS: [0.0] * 3, THEIRS: [64.0] * 3, "nginx": [0.0] * 3}))
     assert [line.subject for line in found][-1] == THEIRS
     assert {line.subject: line.verdict for line in found} == {OURS: "", THEIRS: "we are better", "nginx": "overlap"}
     assert "∞" in page.markdown(ABOUT, samples("stop", {OURS: [0.0] * 3, THEIRS: [64.0] * 3}))
@@ -57,15 +60,41 @@ def test_less_is_better_where_it_is_and_none_is_best() -> None:
 
 def test_speed_is_compared_among_those_who_speak_the_same() -> None:
     numbers = {OURS: [9.0] * 3, "pyfanout uvicorn": [5.0] * 3, "uvicorn": [4.0] * 3, "nginx": [8.0] * 3}
-    found = {line.subject: line for line in page.lines(BY_NAME["throughput"], samples("throughput", numbers))}
+    found = {line.subject: line for line in standings.lines(BY_NAME["throughput"], samples("throughput", numbers))}
     assert found["uvicorn"].ratios == [1.25] * 3
     assert found["nginx"].ratios == []
 
 
 def test_the_best_of_ours_is_one_and_the_same_in_all_rounds() -> None:
     numbers = {OURS: [100.0, 90.0, 80.0], "pyfanout threads": [99.0, 99.0, 40.0], THEIRS: [95.0] * 3}
-    (line,) = [line for line in page.lines(BY_NAME["throughput"], samples("throughput", numbers)) if line.ratios]
+    (line,) = [line for line in standings.lines(BY_NAME["throughput"], samples("throughput", numbers)) if line.ratios]
     assert line.ratios == [99 / 95, 99 / 95, 40 / 95]
+
+
+def test_who_has_no_equal_among_ours_is_compared_with_one_of_ours_and_not_the_best() -> None:
+    """The best of nine would owe much to luck."""
+    numbers = {OURS: [0.0] * 3, standings.OURS: [2.0] * 3, THEIRS: [4.0] * 3, "nginx": [1.0] * 3}
+    found = {line.subject: line for line in standings.lines(BY_NAME["kill"], samples("kill", numbers))}
+    assert found[THEIRS].ratios == [float("inf")] * 3
+    assert found["nginx"].verdict == "**better than we are**"
+
+
+def test_a_curve_has_a_number_for_each_point() -> None:
+    question = BY_NAME["tail-bimodal"]
+    values = {f"p99_{share}_ms": float(share) for share in questions.SHARES}
+    found = [Sample(question.name, OURS, 0, {**values, "errors": {}})]
+    (line,) = standings.lines(question, found)
+    assert line.curve == [50.0, 70.0, 85.0, 95.0]
+    assert "load 95 %" in page.markdown(ABOUT, found)
+
+
+def test_a_load_generator_that_was_late_is_named() -> None:
+    def sample(late_ns: int) -> list[Sample]:
+        load = [{"late_start_ns": {"p50": late_ns}, "latency_ns": {"fast": {"p50": 1000}}}]
+        return [Sample("latency-low", OURS, 0, {"p50_us": 1.0, "errors": {}, "load": load})]
+
+    assert "the load generator was late, 20% of the p50" in page.markdown(ABOUT, sample(200))
+    assert "late" not in page.markdown(ABOUT, sample(50)).partition("## ")[2]
 
 
 ABOUT: dict[str, Any] = {
@@ -98,8 +127,69 @@ def test_every_question_has_one_of_ours_to_compare_and_every_peer_a_kind() -> No
 
 def test_a_missing_one_is_named_and_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PEERS, "nginx", Peer("no-such-program", "no-such-program"))
-    assert "nginx: not run, no-such-program is not installed" in page.absent()
+    assert "nginx: not run, no-such-program is not installed" in standings.absent()
     assert "nginx" not in BY_NAME["throughput"].experiment().subjects
+
+
+def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
+    """What is there is not measured again, the half line of when it was killed is dropped, another run is refused."""
+    keep = tmp_path / "samples.jsonl"
+    asked = []
+
+    def experiment(name: str) -> Experiment:
+        def measure(_context: Any, subjects: tuple[str, ...], round_: int) -> dict[str, Any]:
+            asked.append((name, round_))
+            return {subject: {"number": round_, "errors": {}} for subject in subjects}
+
+        return Experiment(name, ("one", "other"), measure, lambda _: 1)
+
+    scale = replace(questions.QUICK, rounds=2)
+    both = [experiment("a"), experiment("b")]
+    first = run.run(both[:1], scale, keep, {"commit": "x"})
+    with keep.open("a") as out:
+        out.write('{"experiment": "b", "subj')
+    again = run.run(both, scale, keep, {"commit": "x", "date": "later"})
+    assert asked == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert again[:4] == first
+    assert run.read(keep) == ({"commit": "x", "scale": asdict(scale)}, again)
+    with pytest.raises(ServerError, match="is of another commit: x, now y"):
+        run.run(both, scale, keep, {"commit": "y"})
+
+
+def test_a_stall_that_is_not_seen_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = choose_cores()[1]
+    assert "a stall of 200 ms was seen" in selfcheck.check(layout)
+    monkeypatch.setattr(selfcheck, "signal", SimpleNamespace(SIGSTOP=0, SIGCONT=0))  # nobody is stopped
+    with pytest.raises(ServerError, match="not to be trusted"):
+        selfcheck.check(layout)
+
+
+def test_a_namespace_has_its_own_sysctls() -> None:
+    name, path = "net.ipv4.tcp_migrate_req", Path("/proc/sys/net/ipv4/tcp_migrate_req")
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    before, ours = path.read_text(), os.readlink("/proc/self/ns/net")
+    with netns.namespace({name: "1"}):
+        assert path.read_text() == "1\n"
+        assert os.readlink("/proc/self/ns/net") != ours
+    assert path.read_text() == before
+    assert os.readlink("/proc/self/ns/net") == ours
+
+
+@pytest.mark.parametrize("server", ["by-hand", "reduction"])
+@pytest.mark.parametrize("handler", ["blocking", "asyncio"])
+def test_what_people_write_by_hand_serves_in_turn(server: str, handler: str) -> None:
+    with Server(server, handler=handler, workers=2) as one, clients.held(one.port, 4) as pids:
+        assert pids[:2] == pids[2:]
+        assert len(set(pids)) == 2
+
+
+def test_a_restart_serves_again() -> None:
+    with Server("pyfanout", handler="blocking", workers=1) as one:
+        pid = one.pid
+        one.restart()
+        assert one.pid != pid
+        assert clients.first_answer_s(one.port, 5) < 5
 
 
 def test_one_that_cannot_start_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
