@@ -263,7 +263,7 @@ def stop(context: Context, subject: Subject, round_: int) -> Values:
     with subject.start(workers=WORKERS) as server:
         with _loading(context, server, 2, "work" if subject.waits else "fast", round_, closed=IN_FLIGHT) as run:
             time.sleep(UNDER_WAY_S)
-            os.kill(server.pid, signal.SIGTERM)
+            server.terminate()
         answers = loadgen.answers(run)
     lost = sum(count for kind, count in answers.errors.items() if kind != "refused")
     return {"lost": lost, **common(answers)}

@@ -73,6 +73,8 @@ class Server:
             self._command += ["--cpu", str(cpu)]
         self._environment = _environment() | {"BENCH_BALLAST_MB": str(ballast_mb)}
         self._process: subprocess.Popen[bytes] | None = None
+        self._told = False
+        """To stop: a second SIGTERM, in the last instant of a process, would end it by that."""
 
     @property
     def pid(self) -> int:
@@ -87,13 +89,21 @@ class Server:
         self._launch()
         return self
 
+    def terminate(self) -> None:
+        """SIGTERM, once."""
+        assert self._process is not None
+        if not self._told:
+            self._told = True
+            self._process.send_signal(signal.SIGTERM)
+
     def restart(self) -> None:
         """As `systemctl restart` does it: SIGTERM, and when it has ended, the same again. It is ready after that."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
+        self.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_LIMIT_S)
         self._end_all()
+        self._told = False
         self._launch()
 
     def _launch(self) -> None:
@@ -124,7 +134,7 @@ class Server:
     ) -> None:
         assert self._process is not None
         try:
-            self._process.send_signal(signal.SIGTERM)
+            self.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_LIMIT_S)
             left = self._end_all()
