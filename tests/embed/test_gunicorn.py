@@ -319,7 +319,8 @@ def test_a_stop_serves_all_that_was_accepted(
             client.begin("/slow", close=True)
         tell(one.pid, signal.SIGTERM)
         workers = {client.end(close=True)["pid"] for client in clients}
-        assert len(workers) == 2
+        # One that hears of it before its first client came may leave: then the other serves all.
+        assert len(workers) == 2 or tell is os.killpg
     assert one.wait_exit() == 0
     one.wait_nobody()
 
