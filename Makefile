@@ -10,10 +10,11 @@ run: .venv/ready
 	$(BIN)/python examples/hello.py
 
 # Those that do not measure themselves with the whole machine, but mostly wait, need not wait for each other.
-BESIDE := tests/core tests/unit tests/embed $(patsubst %,tests/system/test_%.py,boot_failure chaos \
-    corners hostile_worker kill_matrix master master_sweep own_loop shortages shutdown soak)
+BESIDE := tests/core tests/unit tests/embed tests/test_guards.py tests/test_readme.py \
+    $(patsubst %,tests/system/test_%.py,boot_failure chaos corners hostile_worker keep_alive kill_matrix master \
+    master_sweep own_loop shortages shutdown soak)
 test: .venv/ready tools
-	$(BIN)/python -m pytest tests/bench tests/system tests/test_guards.py tests/test_readme.py $(BESIDE:%=--ignore=%) $(TEST_ARGS)
+	$(BIN)/python -m pytest tests/bench tests/system $(BESIDE:%=--ignore=%) $(TEST_ARGS)
 	$(BIN)/python -m pytest --numprocesses=3 $(BESIDE)
 
 lint: .venv/ready

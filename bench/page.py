@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from bench.field import BY_NAME
 from bench.pictures import ABOUT_OVERVIEW, bars, curves, overview, percentiles
 from bench.questions import QUESTIONS, Question
-from bench.report import ROUNDS_TO_RANK
+from bench.report import ROUNDS_TO_RANK, noise
 from bench.run import Sample, Values
 from bench.standings import Line, failed, lines, losses
 
@@ -25,7 +25,7 @@ LATE_LIMIT = 0.1
 
 
 def markdown(header: Values, samples: Sequence[Sample]) -> str:
-    parts = ["# pyfanout beside its peers", _about(header), _worse_first(samples)]
+    parts = ["# pyfanout beside its peers", _about(header), noise(samples), _worse_first(samples)]
     for question in QUESTIONS:
         table = lines(question, samples)
         if table:
@@ -108,6 +108,7 @@ def page(header: Values, samples: Sequence[Sample]) -> str:
         f"<style>{STYLE}</style><h1>pyfanout beside its peers</h1>",
         f"<p>{ABOUT_OVERVIEW}</p>{overview(samples)}",
         _listed(_about(header)),
+        _listed(noise(samples)),
         _listed(_worse_first(samples)),
     ]
     for question in QUESTIONS:

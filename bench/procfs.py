@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,13 +38,16 @@ def cpu_ns(pid: int) -> int:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in _tasks(pid))
 
 
+def cpu_ns_if_alive(pid: int) -> int:
+    try:
+        return cpu_ns(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
 def session_cpu_ns(sid: int) -> int:
     """Of all the living processes of a session."""
-    total = 0
-    for pid in session(sid):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            total += cpu_ns(pid)
-    return total
+    return sum(map(cpu_ns_if_alive, session(sid)))
 
 
 def usage(pid: int) -> Usage:

@@ -230,10 +230,10 @@ def absolutes(samples: Sequence[Sample]) -> str:
 
 def noise(samples: Sequence[Sample]) -> str:
     """A warning when others had so much of the machine that the numbers mean little; else nothing."""
-    loud = sorted({one.experiment for one in samples if one.values["others_cpu"] > QUIET_SHARE})
+    loud = sorted({one.experiment for one in samples if one.values.get("others_cpu", 0.0) > QUIET_SHARE})
     if not loud:
         return ""
-    most = max(one.values["others_cpu"] for one in samples)
+    most = max(one.values.get("others_cpu", 0.0) for one in samples)
     return (
         f"**The machine was not quiet**: others used up to {most:.0%} of a core, during {', '.join(loud)}. "
         "Measure again."

@@ -422,19 +422,19 @@ def steps(experiments: list[Experiment], rounds: int) -> Iterator[tuple[int, Exp
 
 def measure(context: Context, round_: int, experiment: Experiment, subjects: tuple[str, ...]) -> list[Sample]:
     """One experiment of one round; and how much CPU went to others meanwhile, who spoil the numbers."""
-    begin_s, busy_s, used_s = time.monotonic(), procfs.machine_busy_s(), _used_s()
+    begin_s, busy_s, ours_s = time.monotonic(), procfs.machine_busy_s(), used_s()
     found = experiment.measure(context, subjects, round_)
-    others_s = procfs.machine_busy_s() - busy_s - (_used_s() - used_s)
+    others_s = procfs.machine_busy_s() - busy_s - (used_s() - ours_s)
     others = max(0.0, others_s / (time.monotonic() - begin_s))
     return [
         Sample(experiment.name, subject, round_, values | {"others_cpu": others}) for subject, values in found.items()
     ]
 
 
-def _used_s() -> float:
-    """CPU seconds of the suite and of all that it started and saw end: load generators, servers, workers."""
+def used_s() -> float:
+    """CPU seconds of the suite and of all that it started: load generators, servers, workers."""
     times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    return times.user + times.system + times.children_user + times.children_system + Server.orphans_s
 
 
 def read(path: Path) -> tuple[Values, list[Sample]]:

@@ -80,13 +80,14 @@ class Master:
             handler = self._load()
             self._load, self._kinds = lambda: handler, [kind_of(handler)]
             log.info("the application is loaded in the master: a reload keeps its code")
-        for kind in self._kinds:
-            server_module(kind)  # imported once, here, and not after each fork
         pidfile = PidFile(config.pidfile) if config.pidfile else None
         with contextlib.ExitStack() as undo:
             endpoints = open_listeners(config.bind, backlog=config.backlog, nodelay=config.nodelay)
             for endpoint in endpoints:
                 undo.callback(endpoint.close)
+            # Once, here, and not after each fork. Clients wait meanwhile: while nobody listens they would be refused.
+            for kind in self._kinds:
+                server_module(kind)
             if pidfile:
                 undo.callback(pidfile.remove)
                 pidfile.create()

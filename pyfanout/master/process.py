@@ -5,6 +5,7 @@ Owns a child's pidfd. Knows nothing of slots or states; is handed what the child
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -13,7 +14,9 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from pyfanout import sigmask
+from pyfanout import sigmask, stdio
+
+log = logging.getLogger("pyfanout.master")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,13 @@ class Process:
         """Readable when the process is dead."""
 
     def send(self, signum: int) -> None:
-        """A process that is already dead is left in peace."""
+        """A process that is already dead is left in peace. So is one that has become a user whom we may not signal."""
         try:
             signal.pidfd_send_signal(self.pidfd, signum)
         except ProcessLookupError:
             return
+        except PermissionError as error:
+            log.error("pid=%d cannot be sent %s: %s", self.pid, signal.Signals(signum).name, error.strerror)
 
     def is_over(self, wait_s: float) -> bool:
         """Whether it is dead, or dies within `wait_s` seconds."""
@@ -88,8 +93,7 @@ def spawn(first_steps: Callable[[], None], entry: Callable[[], int]) -> Process:
     The child never returns into the caller's stack, whatever happens in it. Raises OSError if the fork or its pidfd
     is refused (EAGAIN, ENOMEM, EMFILE); then there is no child.
     """
-    sys.stdout.flush()  # else the child writes what is buffered once more
-    sys.stderr.flush()
+    stdio.flush()  # else the child writes what is buffered once more
     # A signal between the fork and the child's first steps would run the master's handler in the child.
     mask = sigmask.block_all()
     try:
@@ -120,8 +124,7 @@ def _live(first_steps: Callable[[], None], entry: Callable[[], int], mask: Itera
         traceback.print_exc()
     finally:
         try:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            stdio.flush()
         finally:
             os._exit(code)  # not sys.exit: that would unwind into the master's frames and run its clean-up
 

@@ -116,7 +116,10 @@ class Member:
 
     def stacks(self) -> str:
         """What it wrote when it died; empty if nothing."""
-        return os.pread(self.stacks_fd, STACKS_LIMIT_BYTES, 0).decode(errors="replace").rstrip()
+        try:
+            return os.pread(self.stacks_fd, STACKS_LIMIT_BYTES, 0).decode(errors="replace").rstrip()
+        except OSError as error:
+            return f"(unreadable: {error.strerror})"
 
     def close(self) -> None:
         """The master's descriptors of it, but the pidfd; also in a child that has inherited them."""

@@ -271,9 +271,9 @@ class Supervisor:
             message = control.hear(member.control)
             if isinstance(message, Ping):
                 raise DecodeError("a ping from a worker")
-        except BlockingIOError:
+        except OSError:  # there is none; or no memory for it now, and it is told of again
             return False
-        except (DecodeError, OSError) as error:
+        except DecodeError as error:
             member.verdict = f"nonsense on its control socket: {error}"
             log.error("%s talks nonsense on its control socket (%s) and is killed", member, error)
             self._watches.remove(member.control.fileno())

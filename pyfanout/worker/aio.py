@@ -15,9 +15,9 @@ import logging
 import os
 import selectors
 import signal
-import sys
 from typing import TYPE_CHECKING, Any
 
+from pyfanout import stdio
 from pyfanout.control import Roomy
 from pyfanout.core import BATCH, Taker
 from pyfanout.kind import AsyncHandler
@@ -197,8 +197,7 @@ class Server:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("worker=%d: the handler failed, in a child that it forked", self._worker.slot, exc_info=error)
             code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
+        stdio.flush()
         os._exit(code)
 
     def _ended(self) -> None:

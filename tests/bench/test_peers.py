@@ -217,9 +217,12 @@ INSTALLED = [
 
 @pytest.mark.parametrize("name", INSTALLED)
 def test_a_peer_answers_from_all_its_workers_and_leaves_nothing(name: str) -> None:
+    """What its workers used is known, though they are killed beside their parent: nobody shall think it was others."""
+    before_s = run.used_s()
     with PeerServer(name, workers=2) as server:
-        pid = server.pid
+        pid, used_ns = server.pid, procfs.session_cpu_ns(server.pid)
     assert procfs.session(pid) == []
+    assert run.used_s() - before_s >= used_ns / 1e9 - 2 / os.sysconf("SC_CLK_TCK"), "times() counts in ticks"
 
 
 def test_a_short_run_makes_a_page_that_needs_nothing_else(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""A log that cannot be written: its disk is full, or nobody reads it any more. Processes: see test_master_sweep."""
+"""A log that cannot be written: its disk is full, nobody reads it any more, or there is none. Processes: see
+test_master_sweep."""
 
 from __future__ import annotations
 
@@ -26,17 +27,33 @@ def closed_pipe() -> int:
     return writing
 
 
-@pytest.mark.parametrize("make", [full_disk, closed_pipe])
-def test_a_log_that_cannot_be_written(make: Callable[[], int]) -> None:
-    """It lives, replaces, reloads and ends as if nothing was."""
+def nothing() -> int:
+    return os.open("/dev/null", os.O_WRONLY)
+
+
+CLOSED = ("sh", "-c", 'exec "$0" "$@" >&- 2>&-')
+
+
+UNWRITTEN = 120
+"""CPython's exit code when what was printed could not be written in the end."""
+
+
+@pytest.mark.parametrize(
+    ("make", "by", "code"), [(full_disk, (), UNWRITTEN), (closed_pipe, (), UNWRITTEN), (nothing, CLOSED, 0)]
+)
+def test_a_log_that_cannot_be_written(tmp_path: Path, make: Callable[[], int], by: tuple[str, ...], code: int) -> None:
+    """It lives, replaces, reloads and ends as if nothing was; also when the application has printed something, which is
+    still in the buffer of the master that has loaded it."""
+    (tmp_path / "printer.py").write_text("from hostile import handler\nprint('loaded')\n")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    words = ["-m", "pyfanout", "run", "hostile:handler", "--bind", f"127.0.0.1:{port}", "--workers", "2"]
+    words = ["-m", "pyfanout", "run", "printer:handler", "--preload", "--bind", f"127.0.0.1:{port}", "--workers", "2"]
     fd = make()
     try:
         process = subprocess.Popen(
-            [sys.executable, *words, "--log-level", "debug"],
-            cwd=TESTS,
+            [*by, sys.executable, *words, "--log-level", "debug"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(TESTS), "PYTHONUNBUFFERED": ""},
             stdin=subprocess.DEVNULL,
             stdout=fd,
             stderr=fd,
@@ -54,7 +71,7 @@ def test_a_log_that_cannot_be_written(make: Callable[[], int]) -> None:
         process.send_signal(signal.SIGHUP)
         wait_until(lambda: second not in {who(port) for _ in range(10)}, "both are new")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(20) == code
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
