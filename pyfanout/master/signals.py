@@ -77,7 +77,7 @@ class Signals:
         """What was asked for since the last call, oldest first."""
         try:
             numbers = self._reader.recv(4096)
-        except BlockingIOError:
+        except OSError:  # there is nothing; or no memory for it now, and it is told of again
             return []
         return [REQUESTS[signal.Signals(n)] for n in numbers if n in REQUESTS]
 
