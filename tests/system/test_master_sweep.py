@@ -3,7 +3,8 @@ occurrence, with each error of its man page, until a life meets no failure. Noth
 goes on.
 
 Left out are errors that only a bug of ours could cause (EBADF, EFAULT, EINVAL, ...), `close`, which cannot fail for
-what the master has, and what a worker does to its socket (see test_hostile_worker). `make faults` goes through all occurrences; `make test` through some of each, by the seed.
+what the master has, and what a worker does to its socket (see test_hostile_worker). `make faults` goes through all
+occurrences; `make test` through some of each, by the seed.
 """
 
 from __future__ import annotations
