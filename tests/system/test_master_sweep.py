@@ -12,12 +12,12 @@ from __future__ import annotations
 import errno
 import os
 import random
-import textwrap
 from pathlib import Path
 
 import pytest
 from programme import run
 
+TESTS = Path(__file__).parents[1]
 SOME = 3
 """Occurrences of each call that the short sweep looks at, besides the first."""
 
@@ -39,51 +39,63 @@ CALLS = {
     "tempfile.mkstemp": ("EMFILE", "ENFILE", "ENOMEM", "ENOSPC", "EACCES", "EROFS"),
 }
 
-LIFE = """
-import contextlib, errno, itertools, random, tempfile
+SWEEP = """
+import contextlib, itertools, random, tempfile
+from refusal import Refusal
 
-class Refusal:
-    '''A call fails once, in this process: the workers have it as it was, and the clients' sockets are no UNIX ones.'''
+def held():
+    return sorted(os.readlink(path) for path in map("/proc/self/fd/{}".format, os.listdir("/proc/self/fd"))
+                  if os.path.islink(path))
 
-    def __init__(self, name, error, after):
-        *where, self.name = name.split(".")
-        self.owner = sys.modules[where[0]]
-        for each in where[1:]:
-            self.owner = getattr(self.owner, each)
-        self.real, pid = getattr(self.owner, self.name), os.getpid()
-        self.own = self.name in vars(self.owner)
-        self.met = 0
+def nobody_is_left():
+    try:
+        raise AssertionError(("left", os.waitpid(-1, os.WNOHANG)))
+    except ChildProcessError:
+        return True
 
-        def stand_in(*arguments, **options):
-            client = self.name in ("recv", "send") and arguments[0].family != socket.AF_UNIX
-            if os.getpid() == pid and not client:
-                self.met += 1
-                if self.met == after + 1:
-                    if error == errno.ECHILD:  # somebody else has taken it
-                        self.real(*arguments, **options)
-                    raise OSError(error, os.strerror(error))
-            return self.real(*arguments, **options)
+def sweep(call, error, occurrences):
+    for after in occurrences:
+        served.clear()
+        with Refusal(call, error, after) as refusal:
+            refusals.append(refusal)
+            try:
+                live()
+            except (OSError, pyfanout.FanoutError) as failure:
+                if served:
+                    raise AssertionError(f"occurrence {after + 1} ends a server") from failure
+            except AssertionError as failure:
+                failure.add_note(f"occurrence {after + 1}")
+                raise
+        assert nobody_is_left()
+        assert len(held()) == known, (after, held())
+        assert not os.path.exists("pid"), after
+        if refusal.met <= after:
+            return after
+    return -1
 
-        self.stand_in = stand_in
+served, refusals = [], []
+release()
+live()
+known = len(held())
+with Refusal(CALL, 0, 1 << 30) as counter:
+    refusals.append(counter)
+    live()
+assert counter.met, "a life never calls it"
+chosen = sorted({0, *random.Random(SEED).sample(range(counter.met), min(SOME, counter.met))})
+met = sweep(CALL, ERROR, itertools.count() if ALL else chosen)
+print(f"{met if ALL else chosen} of about {counter.met} occurrences")
+"""
 
-    def __enter__(self):
-        setattr(self.owner, self.name, self.stand_in)
-        return self
-
-    def __exit__(self, *_):
-        if self.own:
-            setattr(self.owner, self.name, self.real)
-        else:
-            delattr(self.owner, self.name)
-
+MASTER = """
 def told(request):
     try:
         request()
     except pyfanout.WorkerError:  # it could not, now
         pass
 
+options |= {"workers": 2, "min_uptime": 0.01, "drain_timeout": 1, "pidfile": "pid"}
+
 def live():
-    '''What it has begun to serve.'''
     ready, ready_write = os.pipe()
     try:
         with pyfanout.Master("app:handler", ready_fd=ready_write, **options) as master:
@@ -114,50 +126,106 @@ def live():
         os.close(ready)
         with contextlib.suppress(OSError):
             os.close(ready_write)
-
-def held():
-    return sorted(os.readlink(path) for path in map("/proc/self/fd/{}".format, os.listdir("/proc/self/fd"))
-                  if os.path.islink(path))
-
-def sweep(call, error, occurrences):
-    for after in occurrences:
-        served.clear()
-        with Refusal(call, error, after) as refusal:
-            try:
-                live()
-            except (OSError, pyfanout.FanoutError) as failure:
-                if served:
-                    raise AssertionError(f"occurrence {after + 1} ends a server") from failure
-        try:
-            raise AssertionError(("left", after, os.waitpid(-1, os.WNOHANG)))
-        except ChildProcessError:
-            pass
-        assert len(held()) == known, (after, held())
-        assert not os.path.exists("pid"), after
-        if refusal.met <= after:
-            return after
-    return -1
-
-served = []
-options |= {"workers": 2, "min_uptime": 0.01, "drain_timeout": 1, "pidfile": "pid"}
-release()
-live()
-known = len(held())
-with Refusal(CALL, 0, 1 << 30) as counter:
-    live()
-assert counter.met, "a life never calls it"
-chosen = sorted({0, *random.Random(SEED).sample(range(counter.met), min(SOME, counter.met))})
-met = sweep(CALL, ERROR, itertools.count() if ALL else chosen)
-print(f"{met if ALL else chosen} of about {counter.met} occurrences")
 """
+
+DISPATCHER = """
+from pyfanout.master.guests import Guests
+from pyfanout.worker.worker import serve as serve_in
+
+serving = Guests.run
+
+def armed(guests):
+    if refusals:
+        refusals[-1].arm()  # in the dispatcher's process
+    return serving(guests)
+
+Guests.run = armed
+
+def handler(conn, addr):
+    conn.recv(99)
+    conn.sendall(b"%d" % os.getpid())
+
+def ask(dispatcher):
+    host, port = dispatcher.addresses[0].rsplit(":", 1)
+    with socket.create_connection((host, int(port)), 20) as client:
+        client.sendall(b"x")
+        return int(client.recv(99))
+
+def soon(condition, what):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.005)
+
+def ended(pid):
+    return os.waitpid(pid, os.WNOHANG)[0] == pid
+
+def fork(dispatcher):
+    # a worker that serves; one that cannot join is forked again
+    for _ in range(3):
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reading)
+            code = 1
+            try:
+                worker = dispatcher.join()
+                os.write(writing, b"!")
+                code = serve_in(worker, lambda: handler)
+            finally:
+                os._exit(code)
+        os.close(writing)
+        joined = os.read(reading, 1)
+        os.close(reading)
+        if joined:
+            soon(lambda: ask(dispatcher) == pid, "it serves")
+            return pid
+        os.waitpid(pid, 0)
+    raise AssertionError("cannot join")
+
+def live():
+    with pyfanout.Dispatcher(drain_timeout=5, **options) as dispatcher:
+        workers = [fork(dispatcher) for _ in range(2)]
+        served.append(True)
+        os.kill(workers[0], signal.SIGKILL)
+        soon(lambda: ended(workers[0]), "killed")
+        workers[0] = fork(dispatcher)
+        os.kill(workers[1], signal.SIGTERM)
+        soon(lambda: ended(workers[1]), "drained")
+        workers[1] = fork(dispatcher)
+        soon(lambda: {ask(dispatcher) for _ in range(4)} == set(workers), "both serve")
+        assert dispatcher.alive
+    for pid in workers:
+        soon(lambda: ended(pid), "stopped")
+"""
+
+DISPATCHERS_CALLS = {
+    "socket.socket.recv": ("ENOMEM", "EAGAIN"),
+    "socket.socket.recvmsg": ("ENOMEM", "EAGAIN"),
+    "socket.socket.send": ("ENOBUFS", "ENOMEM", "EAGAIN", "EPIPE", "ECONNRESET"),
+    "socket.socket.sendmsg": ("ENOBUFS", "ENOMEM", "EAGAIN", "ETOOMANYREFS", "EPIPE", "ECONNRESET"),
+    "socket.socket.getsockopt": ("ENOBUFS", "ENOMEM"),
+}
 
 ALL = os.environ.get("FAULTS") == "all"
 """`make faults`; else one error of each call."""
 
 
-@pytest.mark.parametrize(
-    ("call", "error"), [(call, error) for call, errors in CALLS.items() for error in (errors if ALL else errors[:1])]
-)
+def cases(calls: dict[str, tuple[str, ...]]) -> pytest.MarkDecorator:
+    found = [(call, error) for call, errors in calls.items() for error in (errors if ALL else errors[:1])]
+    return pytest.mark.parametrize(("call", "error"), found)
+
+
+def sweep(folder: Path, life: str, call: str, error: str, seed: int) -> None:
+    given = f"CALL, ERROR, SEED = {call!r}, {getattr(errno, error)}, {seed}\nALL, SOME = {ALL}, {SOME}\n"
+    print(run(folder, f"sys.path.append({str(TESTS)!r})\n" + given + life + SWEEP))
+
+
+@cases(CALLS)
 def test_each_occurrence_may_fail(tmp_path: Path, rng: random.Random, call: str, error: str) -> None:
-    given = f"CALL, ERROR, SEED = {call!r}, {getattr(errno, error)}, {rng.getrandbits(32)}\nALL, SOME = {ALL}, {SOME}\n"
-    print(run(tmp_path, given + textwrap.dedent(LIFE)))
+    sweep(tmp_path, MASTER, call, error, rng.getrandbits(32))
+
+
+@cases(DISPATCHERS_CALLS)
+def test_so_may_those_of_a_dispatcher(tmp_path: Path, rng: random.Random, call: str, error: str) -> None:
+    sweep(tmp_path, DISPATCHER, call, error, rng.getrandbits(32))
