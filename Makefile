@@ -6,7 +6,8 @@ BENCH_ARGS ?=
 
 .PHONY: run test lint asan bench chaos faults soak tools peers bench-report
 
-run: .venv/ready
+# As users install it, unless all that developers need is there already.
+run: $(or $(wildcard .venv/ready),.venv/run)
 	$(BIN)/python examples/hello.py
 
 # Those that do not measure themselves with the whole machine, but mostly wait, need not wait for each other.
@@ -43,6 +44,11 @@ bench-report: .venv/ready
 # Ten minutes of chaos for each kind of worker; a short one is in `make test`.
 chaos: .venv/ready
 	CHAOS_S=600 $(BIN)/python -m pytest tests/system/test_chaos.py $(TEST_ARGS)
+
+.venv/run: pyproject.toml setup.py $(wildcard csrc/*)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
 
 # An editable install: the C core is built again when a source of it has changed.
 .venv/ready: pyproject.toml setup.py $(wildcard csrc/*)

@@ -132,12 +132,14 @@ def _rob(channel: socket.socket) -> None:
 
 @contextlib.contextmanager
 def _channels(worker: pyfanout.Worker) -> Iterator[list[socket.socket]]:
-    """Those that it has kept; its own descriptors are left open."""
+    """Those that it has kept (the number of another may be a client's by now); its own descriptors are left open."""
     with contextlib.ExitStack() as stack:
         found = []
         for fd in {worker.station.pool_fd, worker.station.slot_fd}:
             with contextlib.suppress(OSError):
-                found.append(stack.enter_context(socket.socket(fileno=os.dup(fd))))
+                channel = stack.enter_context(socket.socket(fileno=os.dup(fd)))
+                if channel.family == socket.AF_UNIX:
+                    found.append(channel)
         yield found
 
 
