@@ -16,7 +16,7 @@ BESIDE := tests/core tests/unit tests/embed tests/test_guards.py tests/test_read
     master_sweep own_loop shortages shutdown soak)
 test: .venv/ready tools
 	$(BIN)/python -m pytest tests/bench tests/system $(BESIDE:%=--ignore=%) $(TEST_ARGS)
-	$(BIN)/python -m pytest --numprocesses=3 $(BESIDE)
+	$(BIN)/python -m pytest --numprocesses=4 $(BESIDE)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -96,6 +96,16 @@ def do_deaf() -> None:
     time.sleep(60)
 
 
+def do_catch() -> dict[str, Any]:
+    """Whatever is raised, as wsgiref does."""
+    note("catching")
+    try:
+        time.sleep(60)
+    except BaseException as error:
+        return {**identity(), "caught": repr(error)}
+    return identity()
+
+
 def do_leak(count: str = "1") -> dict[str, Any]:
     """Descriptors, until there are no more."""
     try:

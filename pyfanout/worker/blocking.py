@@ -118,6 +118,8 @@ class Server:
                 finally:
                     # Then the next take need not ask for a descriptor: this one is free, and no other thread is here.
                     fd_is_free = conn.finish() and alone
+                if worker.stopped:
+                    self._leave(Stopped(0))
                 if count is not None:
                     count()
             elif rc == 0 or (rc in (-errno.ECANCELED, -errno.EINTR) and worker.draining):

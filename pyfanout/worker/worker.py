@@ -86,6 +86,8 @@ class Worker:
         self.control = control
         self._joined = joined
         self.draining = False
+        self.stopped = False
+        """It was told to stop now. Handlers may catch everything, as wsgiref does: then it stops after them."""
         self.on_drain: Callable[[], None] | None = None
         """Makes what serves take no more; set by it as soon as it may take."""
         self.on_closing: Callable[[], None] = lambda: None
@@ -294,6 +296,7 @@ def _install_signals(worker: Worker) -> None:
     def stop(_signum: int, _frame: FrameType | None) -> None:
         if worker.on_drain is None:  # it boots: there is nothing to finish, and an import would not know what to do
             os._exit(0)
+        worker.stopped = True
         raise Stopped(0)
 
     def terminate(signum: int, frame: FrameType | None) -> None:

@@ -23,6 +23,7 @@ from harness import (
     hold,
     is_over,
     kill,
+    read_line,
     release,
     session_of,
     who,
@@ -193,6 +194,16 @@ def test_a_fast_stop_where_exceptions_are_swallowed(server: MakeServer, threads:
     sock.close()
     assert "is killed" not in one.log
     assert "ignored in" not in one.log
+
+
+def test_a_fast_stop_that_a_handler_catches(server: MakeServer) -> None:
+    one = server().start("apps:act", workers=1)
+    sock = connect(one.address, "catch")
+    one.wait_log("app: catching")
+    assert one.stop(signal.SIGINT) == 0
+    assert "Stopped" in read_line(sock), "its answer, which it could give"
+    sock.close()
+    assert "is killed" not in one.log
 
 
 def test_a_second_int_kills(server: MakeServer, handler: str, options: dict) -> None:
