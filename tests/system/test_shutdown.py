@@ -201,7 +201,7 @@ def test_a_fast_stop_that_a_handler_catches(server: MakeServer) -> None:
     sock = connect(one.address, "catch")
     one.wait_log("app: catching")
     assert one.stop(signal.SIGINT) == 0
-    assert "Stopped" in read_line(sock), "its answer, which it could give"
+    assert b"Stopped" in read_line(sock), "its answer, which it could give"
     sock.close()
     assert "is killed" not in one.log
 
