@@ -6,6 +6,10 @@
 #define _GNU_SOURCE
 #include "core.h"
 
+#ifndef SCM_PIDFD
+#define SCM_PIDFD 4 /* Linux 6.5; glibc may be older */
+#endif
+
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -21,14 +25,17 @@ typedef union {
     char bytes[CMSG_SPACE(sizeof(int))];
 } fd_control;
 
-static void envelope(struct msghdr *message, struct iovec *data, fan_record *record, fd_control *control)
+/* To receive: space also for what any of those who share a socket may have the kernel add, before or behind the
+ * descriptor: times, credentials, a security label, a pidfd (SO_TIMESTAMP, SO_PASSCRED, SO_PASSSEC, SO_PASSPIDFD). */
+typedef union {
+    struct cmsghdr align;
+    char bytes[CMSG_SPACE(sizeof(int)) + 512];
+} fd_received;
+
+static void envelope(struct msghdr *message, struct iovec *data, fan_record *record, void *control, size_t bytes)
 {
     *data = (struct iovec){.iov_base = record, .iov_len = sizeof *record};
-    *message = (struct msghdr){.msg_iov = data, .msg_iovlen = 1};
-    if (control) {
-        message->msg_control = control->bytes;
-        message->msg_controllen = sizeof control->bytes;
-    }
+    *message = (struct msghdr){.msg_iov = data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = bytes};
 }
 
 static void enclose(struct msghdr *message, int fd)
@@ -42,11 +49,17 @@ static void enclose(struct msghdr *message, int fd)
 
 static int enclosed(struct msghdr *message)
 {
-    struct cmsghdr *header = CMSG_FIRSTHDR(message);
-    int fd = -1;
-    if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
-        header->cmsg_len == CMSG_LEN(sizeof fd))
-        memcpy(&fd, CMSG_DATA(header), sizeof fd);
+    int fd = -1, other;
+    for (struct cmsghdr *header = CMSG_FIRSTHDR(message); header; header = CMSG_NXTHDR(message, header)) {
+        if (header->cmsg_level != SOL_SOCKET || header->cmsg_len != CMSG_LEN(sizeof fd))
+            continue;
+        if (header->cmsg_type == SCM_RIGHTS)
+            memcpy(&fd, CMSG_DATA(header), sizeof fd);
+        else if (header->cmsg_type == SCM_PIDFD) {
+            memcpy(&other, CMSG_DATA(header), sizeof other);
+            fan_close(&other);
+        }
+    }
     return fd;
 }
 
@@ -127,20 +140,23 @@ int fan_channel_pass(fan_channel *channel, fan_held *const *held, int count)
     assert(count > 0 && count <= FAN_BATCH);
     for (int i = 0; i < count; i++) {
         memset(&controls[i], 0, sizeof controls[i]);
-        envelope(&messages[i].msg_hdr, &data[i], &held[i]->record, &controls[i]);
+        envelope(&messages[i].msg_hdr, &data[i], &held[i]->record, &controls[i], sizeof controls[i]);
         enclose(&messages[i].msg_hdr, held[i]->fd);
     }
     int passed = sendmmsg(channel->write_fd, messages, (unsigned)count, MSG_NOSIGNAL | MSG_DONTWAIT);
     return passed < 0 ? -errno : passed;
 }
 
-/* A message without a connection: it takes its place in the queue, but wakes the next sleeping reader now. */
+/* A message without a connection: it takes its place in the queue, but wakes the next sleeping reader now. All sleep if
+ * one of them has set SO_PEEK_OFF: that is set back. */
 int fan_channel_nudge(fan_channel *channel)
 {
     fan_record record = {.listener = FAN_NUDGE};
     struct msghdr message;
     struct iovec data;
-    envelope(&message, &data, &record, NULL);
+    int off = -1;
+    setsockopt(channel->read_fd, SOL_SOCKET, SO_PEEK_OFF, &off, sizeof off); /* if it fails nothing is worse */
+    envelope(&message, &data, &record, NULL, 0);
     return sendmsg(channel->write_fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
 }
 
@@ -162,8 +178,8 @@ int fan_channel_receive(int channel_fd, int flags, fan_record *record, int *fd)
 {
     struct msghdr message;
     struct iovec data;
-    fd_control control;
-    envelope(&message, &data, record, &control);
+    fd_received control;
+    envelope(&message, &data, record, &control, sizeof control);
     ssize_t bytes = recvmsg(channel_fd, &message, flags | MSG_CMSG_CLOEXEC);
     return bytes < 0 ? -errno : opened(&message, (size_t)bytes, record, fd);
 }
@@ -209,11 +225,11 @@ int fan_channel_receive_many(int channel_fd, int count, fan_record *records, int
 {
     struct mmsghdr messages[FAN_BATCH];
     struct iovec data[FAN_BATCH];
-    fd_control controls[FAN_BATCH];
+    fd_received controls[FAN_BATCH];
 
     assert(count > 0 && count <= FAN_BATCH);
     for (int i = 0; i < count; i++)
-        envelope(&messages[i].msg_hdr, &data[i], &records[i], &controls[i]);
+        envelope(&messages[i].msg_hdr, &data[i], &records[i], &controls[i], sizeof controls[i]);
     int received = recvmmsg(channel_fd, messages, (unsigned)count, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, NULL);
     if (received < 0)
         return -errno;

@@ -133,7 +133,7 @@ def pid_of(control: socket.socket) -> int:
 
 def welcome(control: socket.socket, place: int, generation: int, ends: tuple[int, int, int]) -> None:
     """`ends` as `Core.ends` gives them. Raises OSError if the guest has gone."""
-    socket.send_fds(control, [_WELCOME.pack(place, generation)], ends, socket.MSG_NOSIGNAL)
+    socket.send_fds(control, [_WELCOME.pack(place, generation)], ends, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
 
 def stop(door: socket.socket) -> None:

@@ -17,6 +17,7 @@ import pyfanout
 from pyfanout import control
 from pyfanout.control import Failed, Pong, Ready, Retiring, Roomy, Spent, Stage
 
+SO_TIMESTAMP, SO_PEEK_OFF, SO_PASSPIDFD = 29, 42, 76  # the socket module has no names for them
 TIMES = 200
 WHILE_S = 0.0001
 """Between two of them: so that the master looks meanwhile."""
@@ -106,6 +107,9 @@ def _stuff(channel: socket.socket, rng: random.Random) -> None:
     with contextlib.suppress(OSError):
         for _ in range(TIMES):
             channel.send(rng.randbytes(200), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    for option, value in ((SO_PEEK_OFF, 1 << 30), (socket.SO_PASSCRED, 1), (SO_TIMESTAMP, 1), (SO_PASSPIDFD, 1)):
+        with contextlib.suppress(OSError):  # Linux 6.5 has the last one
+            channel.setsockopt(socket.SOL_SOCKET, option, value)
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, b"\0" * 8 + (1000).to_bytes(8, "little"))

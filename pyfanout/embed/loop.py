@@ -20,9 +20,6 @@ from pyfanout.worker.listener import Listener
 
 log = logging.getLogger("pyfanout.worker")
 
-SHORTAGE_S = 1.0
-"""Seconds for which nothing is accepted when there is no descriptor; asyncio's ACCEPT_RETRY_DELAY."""
-
 
 def loop_factory(
     name: str | Callable[[], asyncio.AbstractEventLoop], config: Config
@@ -106,7 +103,9 @@ class Server(asyncio.AbstractServer):
         if self._listener is None:
             return
         listener, self._listener = self._listener, None
-        self._pause(listener)
+        if self._serving:
+            self._serving = False
+            self._loop.remove_reader(listener.fileno())
         listener.close()
         if not self._closed.done():
             self._closed.set_result(None)
@@ -114,11 +113,6 @@ class Server(asyncio.AbstractServer):
     async def wait_closed(self) -> None:
         if self._tasks:
             await asyncio.wait(self._tasks)
-
-    def _pause(self, listener: Listener) -> None:
-        if self._serving:
-            self._serving = False
-            self._loop.remove_reader(listener.fileno())
 
     def _accept(self) -> None:
         """All that is there. What comes meanwhile wakes it again: a look in vain takes 30 us in a worker that was
@@ -128,11 +122,6 @@ class Server(asyncio.AbstractServer):
             try:
                 conn, address = listener.accept()
             except BlockingIOError:
-                return
-            except OSError as error:
-                log.error("%s; nothing is accepted for %g s", error.strerror, SHORTAGE_S)
-                self._pause(listener)
-                self._loop.call_later(SHORTAGE_S, self._go_on)
                 return
             self._begin(conn, address)
             more = listener.pending > 0
@@ -148,11 +137,6 @@ class Server(asyncio.AbstractServer):
         except Exception:
             log.exception("no transport for a connection, which is closed")
             conn.close()
-
-    def _go_on(self) -> None:
-        if self._listener is not None:
-            self._serving = True
-            self._loop.add_reader(self._listener.fileno(), self._accept)
 
     async def _connect(self, conn: Any) -> None:
         try:

@@ -13,15 +13,17 @@ import _socket
 import contextlib
 import errno
 import functools
+import logging
 import math
 import os
 import socket
 import threading
 
 # By name: gevent takes these out of their modules, or puts in others. Its greenlets are one thread, with one lock.
-from _thread import RLock
+from _thread import RLock, start_new_thread
 from collections.abc import Iterable
-from select import EPOLLET, EPOLLIN, epoll
+from select import EPOLLET, EPOLLIN, POLLIN, epoll, poll
+from time import sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyfanout.control import Roomy
@@ -34,6 +36,11 @@ if TYPE_CHECKING:
 
 
 __all__ = ["EPOLLET", "EPOLLIN", "Listener", "Public", "epoll"]
+
+log = logging.getLogger("pyfanout.worker")
+
+SHORTAGE_S = 0.05
+"""Between two looks for a free descriptor: nothing tells when there is one."""
 
 UNHEARD = 16
 """A server that finds a connection each time it is woken hears the master at least each so many times: a look costs
@@ -93,6 +100,7 @@ class Listener(socket.socket):
         "_greedy",
         "_live",
         "_lock",
+        "_resting",
         "_taker",
         "_took",
         "_unheard",
@@ -126,6 +134,8 @@ class Listener(socket.socket):
         self._control_fd = worker.control.fileno() if control else None
         if self._control_fd is not None:
             self._epoll.register(self._control_fd, EPOLLIN)
+        self._resting = False
+        """It waits for a descriptor."""
         self._took = False
         """Something, since there was nothing."""
         self._unheard = 0
@@ -134,8 +144,8 @@ class Listener(socket.socket):
     # ---- what a server calls -----------------------------------------------------------------------------------
 
     def accept(self) -> tuple[Connection, Address]:
-        """A connection and its client's address. Raises BlockingIOError if none is there, and OSError (EMFILE, ENFILE)
-        if there is no descriptor for it: then it waits in the channel."""
+        """A connection and its client's address. Raises BlockingIOError if none is there, or no descriptor is free:
+        then it waits in the channel."""
         with self._accepting:
             arrival = self._arrivals.pop() if self._arrivals else self._take()
             fd: int = arrival.fd
@@ -247,20 +257,20 @@ class Listener(socket.socket):
         """Have the readers of those that are silent, and not in the middle of what their client has to say, find the
         end, as if the client had said that it is done. What the server still has to say reaches the client."""
         with self._lock:  # none of them is closed meanwhile, and its number given to another
-            for fd in filter(is_at_rest, self._live):
+            for fd in filter(is_at_rest, list(self._live)):
                 end_input(fd)
 
     def end_all(self) -> None:
         """The same of all of them."""
         with self._lock:
-            for fd in self._live:
+            for fd in list(self._live):  # one may be collected meanwhile, and take itself out
                 end_input(fd)
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
     def _take(self) -> Any:
-        rc = -errno.EAGAIN
-        if self._channel_fd is not None:
+        rc, fd = -errno.EAGAIN, self._channel_fd
+        if fd is not None and not self._resting:
             rc, arrivals = self._taker.take_ready(BATCH if self._greedy else 1)
         if rc > 0:
             self._took = True
@@ -271,6 +281,8 @@ class Listener(socket.socket):
             return self._arrivals.pop()
         if rc == 0:  # the master has finished, or is gone
             self._worker.drain()
+        elif rc in (-errno.EMFILE, -errno.ENFILE) and fd is not None:
+            self._rest(fd, -rc)
         elif rc not in (-errno.EAGAIN, -errno.EINTR):
             raise OSError(-rc, f"take a connection: {os.strerror(-rc)}")
         if self._took and self._unheard < UNHEARD:  # it was woken for that; what else there is wakes it again
@@ -279,6 +291,33 @@ class Listener(socket.socket):
             self._hear()
         self._took = False
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    def _rest(self, fd: int, error: int) -> None:
+        """There is no descriptor: what waits in the channel stays there, until there is one. We say so, once: most
+        servers would each time they come round, and some would end."""
+        channel = poll()
+        channel.register(fd, POLLIN)
+        if channel.poll(0):  # else it was the master who has woken us
+            log.error("worker=%d: %s; takes no connection until one is free", self._worker.slot, os.strerror(error))
+            self._resting = True
+            with contextlib.suppress(OSError, ValueError):  # a signal has made it quiet
+                self._epoll.unregister(fd)
+            start_new_thread(self._wait_for_descriptor, (fd,))
+
+    def _wait_for_descriptor(self, fd: int) -> None:
+        while self._channel_fd == fd:
+            sleep(SHORTAGE_S)
+            try:
+                os.close(os.dup(fd))
+            except OSError:
+                continue
+            log.info("worker=%d: descriptors are free again", self._worker.slot)
+            break
+        with contextlib.suppress(OSError, ValueError):  # it was closed
+            self._epoll.register(fd, EPOLLIN)
+            self._resting = False
+            if self._channel_fd is None:  # `quiet` came before that
+                self._epoll.unregister(fd)
 
     def _hear(self) -> None:
         self._unheard = 0

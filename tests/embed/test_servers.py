@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import itertools
+import resource
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +18,11 @@ from harness import Effort, Server, children_of, fds_of, is_over, kill
 from .kit import POOLED, SUBJECTS, Client, Subject, ask, load, start, strangers
 
 MakeServer = Callable[[], Server]
+
+OF_EACH_KIND = [
+    name for name in SUBJECTS if name not in ("socketserver-handler", "http.server-handler", "waitress-flask")
+]
+PATIENCE_S = 1.0
 
 
 @pytest.fixture(params=list(SUBJECTS))
@@ -73,6 +81,33 @@ def test_a_killed_worker_is_replaced(server: MakeServer, subject: Subject) -> No
     seen: set[int] = set()
     one.wait_until(lambda: seen.add(ask(one.address)["pid"]) or seen == set(pids(one)), "both answer")
     assert old[0] not in seen
+
+
+@contextlib.contextmanager
+def without_descriptors(pid: int) -> Iterator[None]:
+    """Takes its free ones away from a process, and gives them back."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    free = next(fd for fd in itertools.count() if fd not in fds_of(pid))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("name", OF_EACH_KIND)
+def test_one_that_has_no_descriptor_left_is_not_hung(server: MakeServer, subject: Subject) -> None:
+    """Its clients wait; to answer a ping it needs none."""
+    one = start(server(), subject, workers=1, threads=3, ping_interval=0.2, ping_timeout=PATIENCE_S)
+    one.expect("ERROR worker=0: Too many open files; takes no connection until one is free")
+    ask(one.address)
+    (pid,) = pids(one)
+    with Client(one.address) as client:
+        with without_descriptors(pid):
+            client.begin(close=True)
+            time.sleep(2 * PATIENCE_S)  # nothing tells that it was not killed
+        assert client.end(close=True)["pid"] == pid
+    assert pids(one) == [pid]
 
 
 def test_reloads_under_load(server: MakeServer, subject: Subject) -> None:
