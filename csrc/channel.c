@@ -147,15 +147,19 @@ int fan_channel_pass(fan_channel *channel, fan_held *const *held, int count)
     return passed < 0 ? -errno : passed;
 }
 
-/* A message without a connection: it takes its place in the queue, but wakes the next sleeping reader now. All sleep if
- * one of them has set SO_PEEK_OFF: that is set back. */
+/* With SO_PEEK_OFF, which any reader can set, nobody who waits sees a message. If this fails nothing is worse. */
+void fan_channel_mend(fan_channel *channel)
+{
+    int off = -1;
+    setsockopt(channel->read_fd, SOL_SOCKET, SO_PEEK_OFF, &off, sizeof off);
+}
+
+/* A message without a connection: it takes its place in the queue, but wakes the next sleeping reader now. */
 int fan_channel_nudge(fan_channel *channel)
 {
     fan_record record = {.listener = FAN_NUDGE};
     struct msghdr message;
     struct iovec data;
-    int off = -1;
-    setsockopt(channel->read_fd, SOL_SOCKET, SO_PEEK_OFF, &off, sizeof off); /* if it fails nothing is worse */
     envelope(&message, &data, &record, NULL, 0);
     return sendmsg(channel->write_fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
 }

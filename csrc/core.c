@@ -447,6 +447,7 @@ static bool look_at(fan_core *core, int number)
     fan_channel *channel = &core->channels[number];
     if (!channel->nudgeable)
         return false;
+    fan_channel_mend(channel);
     channel->nudgeable = fan_channel_untaken(channel) > 0;
     if (!channel->nudgeable)
         return false;
