@@ -23,28 +23,30 @@ PROBE_S = 0.005
 def held(port: int, count: int, limit_s: float = ANSWER_LIMIT_S) -> Iterator[list[int]]:
     """So many connections, one after the other, that stay open: the pid that each was answered. Raises OSError if one
     is refused, reset or silent, or answers something else."""
-    answers = []
     with contextlib.ExitStack() as stack:
-        for i in range(count):
-            source = (f"127.65.0.{1 + i % SOURCES}", 0)
-            conn = stack.enter_context(socket.create_connection(("127.0.0.1", port), limit_s, source))
-            conn.sendall(REQUEST)
-            answers.append(_answer(conn))
-        yield answers
+        yield [pid for _, pid in _hold(stack, port, count, limit_s)]
+
+
+def _hold(stack: contextlib.ExitStack, port: int, count: int, limit_s: float) -> list[tuple[socket.socket, int]]:
+    found = []
+    for i in range(count):
+        source = (f"127.65.0.{1 + i % SOURCES}", 0)
+        conn = stack.enter_context(socket.create_connection(("127.0.0.1", port), limit_s, source))
+        conn.sendall(REQUEST)
+        found.append((conn, _answer(conn)))
+    return found
 
 
 @contextlib.contextmanager
 def held_by_others(port: int, count: int, processes: int) -> Iterator[None]:
-    """`held`, in so many processes at once, so that `count` may be more than the descriptors that one may have."""
+    """`held`, in so many processes at once, so that `count` may be more than the descriptors that one may have. Raises
+    OSError, in the end, if one was closed meanwhile."""
     leave, leave_write = os.pipe()
     ready, ready_write = os.pipe()
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, ready)
-        pids = [
-            _fork_holder(port, count // processes, (leave, leave_write), (ready, ready_write)) for _ in range(processes)
-        ]
-        stack.callback(_end_holders, pids, leave_write)
-        os.close(leave)
+    pids: list[int] = []
+    try:
+        for _ in range(processes):
+            pids.append(_fork_holder(port, count // processes, (leave, leave_write), (ready, ready_write)))
         os.close(ready_write)
         for held_count in range(processes):
             if not os.read(ready, 1):
@@ -52,28 +54,41 @@ def held_by_others(port: int, count: int, processes: int) -> Iterator[None]:
                     f"{processes - held_count} of {processes} could not hold {count // processes:,} connections"
                 )
         yield
+    finally:
+        os.close(leave)
+        os.close(leave_write)
+        os.close(ready)
+        failed = [pid for pid in pids if os.waitpid(pid, 0)[1]]
+    if failed:
+        raise OSError("some of those that were held were closed meanwhile")
 
 
 def _fork_holder(port: int, count: int, leave: tuple[int, int], ready: tuple[int, int]) -> int:
     pid = os.fork()
     if pid:
         return pid
+    code = 1
     try:
         os.close(leave[1])
         os.close(ready[0])
-        with held(port, count):
+        with contextlib.ExitStack() as stack:
+            conns = _hold(stack, port, count, ANSWER_LIMIT_S)
             os.write(ready[1], b".")
             os.close(ready[1])
             os.read(leave[0], 1)  # its end
-        os._exit(0)
+            code = int(not all(_is_open(conn) for conn, _ in conns))
     finally:
-        os._exit(1)
+        os._exit(code)
 
 
-def _end_holders(pids: list[int], leave: int) -> None:
-    os.close(leave)
-    for pid in pids:
-        os.waitpid(pid, 0)
+def _is_open(conn: socket.socket) -> bool:
+    conn.setblocking(False)
+    try:
+        return bool(conn.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 def at_once(port: int, count: int) -> set[int]:

@@ -41,6 +41,7 @@ class Subject:
     """Of `bench.workloads`; a peer has its own."""
     policy: str = "round-robin"
     threads: int = 1
+    """Of a worker, that serve at once: who has more is not compared with who has fewer."""
     quick: bool = False
     """It is in the short run, too."""
     keeps: bool = True
@@ -112,6 +113,7 @@ SUBJECTS = (
             next((kind for word, kind in KINDS.items() if word in name), "another language"),
             name,
             quick=name in QUICK,
+            threads=4 if "gthread" in name or "waitress" in name else 1,
             keeps=not any(
                 word in name for word in ("sync", "uWSGI", "waitress")
             ),  # waitress: 100, if not told otherwise

@@ -15,8 +15,6 @@ from bench.report import ROUNDS_TO_RANK, noise
 from bench.run import Sample, Values
 from bench.standings import Line, failed, lines, losses
 
-LOAD_LIMIT = 0.9
-"""Of its core: a load generator that is busier than that was what limited the number."""
 LATE_LIMIT = 0.1
 """Of the time that requests took: a load generator that itself started them later than that has added to it."""
 
@@ -44,9 +42,10 @@ def _about(header: Values) -> str:
 def _worse_first(samples: Sequence[Sample]) -> str:
     """What we lose, before what we win."""
     found = [f"- {loss(question, line)}" for question, line in losses(samples)]
-    if found:
-        return "\n".join(["Better than ours in every round, the worst for us first:", "", *found])
     rounds = len({each.round for each in samples})
+    if found:
+        chance = f"where two are equal, all {rounds} rounds agree by chance once in {2 ** (rounds - 1)}"
+        return "\n".join([f"Better than ours in every round ({chance}), the worst for us first:", "", *found])
     return "Nobody was better in every round." if rounds >= ROUNDS_TO_RANK else "Too few rounds to rank anybody."
 
 
@@ -77,8 +76,8 @@ def _remarks(question: Question, line: Line) -> list[str]:
     said = [line.verdict] if line.verdict else []
     if line.errors and "lost" not in question.key:
         said.append("failed: " + ", ".join(f"{count} {kind}" for kind, count in line.errors.items()))
-    if line.load_busy > LOAD_LIMIT and question.key == "per_s":
-        said.append("the load generator was the limit")
+    if line.limited:
+        said.append("the load generator was the limit, of its number or of ours")
     if line.load_late > LATE_LIMIT and question.percentile:
         said.append(f"the load generator was late, {line.load_late:.0%} of the {question.percentile}")
     return said

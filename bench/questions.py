@@ -33,7 +33,8 @@ SHARES = (50, 70, 85, 95)
 SIZES = (1, 4, 16, 64)
 """Workers."""
 GROWING = {
-    *("pyfanout blocking", "pyfanout asyncio", "pyfanout gunicorn gthread", "pyfanout uvicorn"),
+    *("pyfanout blocking", "pyfanout asyncio", "pyfanout gunicorn sync", "pyfanout gunicorn gthread"),
+    "pyfanout uvicorn",
     *("SO_REUSEPORT blocking", "SO_REUSEPORT asyncio", "shared listener blocking", "shared listener asyncio"),
     *("dispatcher in Python, blocking", "dispatcher in Python, asyncio", "gunicorn sync", "gunicorn gthread"),
     *("uWSGI", "uvicorn", "Node cluster, SCHED_RR", "nginx"),
@@ -53,6 +54,10 @@ SETTLE_S = 0.5
 REPLACED_LIMIT_S = 5.0
 ASKED_AGAIN_S = 0.25
 """Some servers lose those who come just after a kill, and let them wait."""
+RELOAD_S = 5.0
+"""Of load: the slowest has replaced all its workers by then."""
+ASKED_FOR_ALL = 64
+"""At once, in which every worker is found."""
 RESTART_S = 4.0
 """Of load: the slowest is back by then."""
 FULL = Scale(rounds=3, slices=0, tail_s=2.0, kills=6, idle_s=0, each_s=1.0)
@@ -240,6 +245,10 @@ def kills(context: Context, subject: Subject, round_: int) -> Values:
                     os.kill(victim, signal.SIGKILL)
                     killed += 1
         answers = loadgen.answers(run)
+        try:
+            at_once(server.port, 1)
+        except OSError as error:
+            raise ServerError(f"nobody serves any more after {killed} kills ({answers.errors})") from error
     lost = sum(answers.errors.values())
     return {"lost_per_kill": lost / max(killed, 1), "lost": lost, "kills": killed, **common(answers)}
 
@@ -250,10 +259,13 @@ def reload(context: Context, subject: Subject, round_: int) -> Values:
     signum = signal.SIGHUP if subject.ours else PEERS[subject.server].reload
     assert signum is not None
     with subject.start(workers=WORKERS, cpu=layout.server) as server:
-        with _loading(context, server, 2 + 2 * context.scale.each_s, "fast", round_) as run:
+        old = at_once(server.port, ASKED_FOR_ALL)
+        with _loading(context, server, RELOAD_S, "fast", round_) as run:
             time.sleep(UNDER_WAY_S)
             os.kill(server.pid, signum)
         answers = loadgen.answers(run)
+        if left := old & at_once(server.port, ASKED_FOR_ALL):
+            raise ServerError(f"{len(left)} workers are not replaced {RELOAD_S - UNDER_WAY_S:g} s after the signal")
     return {"lost": sum(answers.errors.values()), "workers_seen": len(answers["workers"]), **common(answers)}
 
 
@@ -492,7 +504,7 @@ QUESTIONS = (
         "lost",
         reload,
         _can_reload,
-        lambda scale: 5 + 2 * scale.each_s,
+        lambda _: RELOAD_S + 2,
         across=True,
     ),
     Question(
@@ -507,8 +519,8 @@ QUESTIONS = (
     ),
     Question(
         "restart",
-        f"What is lost when the whole service is restarted, at {LOSS_RATE:,.0f} connections a second? SIGTERM, and"
-        " when it has ended, the same command again; refused ones are lost, too.",
+        f"What is lost when the whole service is restarted, at {LOSS_RATE:,.0f} connections a second? The signal for a"
+        " graceful stop, and when it has ended, the same command again; refused ones are lost, too.",
         "connections",
         "lost",
         restart,

@@ -413,10 +413,11 @@ def selected(only: list[str]) -> list[Experiment]:
 
 
 def steps(experiments: list[Experiment], rounds: int) -> Iterator[tuple[int, Experiment, tuple[str, ...]]]:
-    """Round by round, every experiment with its subjects in an order that rotates."""
+    """Round by round, every experiment with its subjects in an order that rotates: in all the rounds, once round."""
     for round_ in range(rounds):
         for experiment in experiments:
-            first = round_ % len(experiment.subjects)
+            count = len(experiment.subjects)
+            first = round_ * max(1, count // rounds) % count
             yield round_, experiment, experiment.subjects[first:] + experiment.subjects[:first]
 
 

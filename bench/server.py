@@ -76,6 +76,7 @@ class Server:
             self._command += ["--cpu", str(cpu)]
         self._environment = _environment() | {"BENCH_BALLAST_MB": str(ballast_mb)}
         self._process: subprocess.Popen[bytes] | None = None
+        self._stop_signal = signal.SIGTERM
         self._told = False
         """To stop: a second SIGTERM, in the last instant of a process, would end it by that."""
 
@@ -93,14 +94,14 @@ class Server:
         return self
 
     def terminate(self) -> None:
-        """SIGTERM, once."""
+        """Tell it to stop gracefully, once."""
         assert self._process is not None
         if not self._told:
             self._told = True
-            self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(self._stop_signal)
 
     def restart(self) -> None:
-        """As `systemctl restart` does it: SIGTERM, and when it has ended, the same again. It is ready after that."""
+        """As `systemctl restart` does it: the signal, and when it has ended, the same again. It is ready after that."""
         assert self._process is not None
         self.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -175,6 +176,7 @@ class PeerServer(Server):
     def __init__(self, name: str, *, workers: int, cpu: int | None = None, ballast_mb: int = 0) -> None:
         super().__init__(name, handler="", workers=workers, ballast_mb=ballast_mb)
         self._peer = PEERS[name]
+        self._stop_signal = self._peer.stop
         self._workers = workers
         self._cpu = cpu
 

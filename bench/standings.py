@@ -9,11 +9,15 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.field import BY_NAME, SUBJECTS
+from bench.field import BY_NAME, SUBJECTS, Subject
 from bench.questions import QUESTIONS, Question
 from bench.report import ROUNDS_TO_RANK
 from bench.run import Sample, Values
 
+LOAD_LIMIT = 0.9
+"""Of its core: a load generator that is busier than that was what limited the number."""
+LEAST = 0.02
+"""By so much at least somebody must be better, in the median, to be called so."""
 OURS = "pyfanout asyncio"
 """Stands for us where servers of other languages are compared: an event loop, with the default policy."""
 
@@ -31,7 +35,8 @@ class Line:
     curve: list[float]
     """Medians, at the points of the question."""
     errors: dict[str, int]
-    load_busy: float
+    limited: bool
+    """By the load generator: it, or the one of ours that it is compared with, might have been faster."""
     load_late: float
     """How late the load generator was itself, to how long requests took."""
 
@@ -44,16 +49,21 @@ class Line:
         """How the best of ours stands to it."""
         if not self.ratios:
             return ""
+        if self.limited:
+            return "not ranked"
         if len(self.ratios) < ROUNDS_TO_RANK:
             return "too few rounds to rank"
+        if self.better_than_ours:
+            return "**better than we are**"
         if min(self.ratios) > 1:
-            return "we are better"
-        return "**better than we are**" if self.better_than_ours else "overlap"
+            return "we are better" if statistics.median(self.ratios) >= 1 + LEAST else "equal within 2 %"
+        return "equal within 2 %" if max(self.ratios) < 1 else "overlap"
 
     @property
     def better_than_ours(self) -> bool:
-        """In every round."""
-        return len(self.ratios) >= ROUNDS_TO_RANK and max(self.ratios) < 1
+        """In every round, and by LEAST."""
+        enough = len(self.ratios) >= ROUNDS_TO_RANK and not self.limited
+        return enough and max(self.ratios) < 1 and statistics.median(self.ratios) <= 1 - LEAST
 
 
 def lines(question: Question, samples: Sequence[Sample]) -> list[Line]:
@@ -64,12 +74,16 @@ def lines(question: Question, samples: Sequence[Sample]) -> list[Line]:
         if "failed" not in each.values:
             by_name.setdefault(each.subject, {})[each.round] = each.values
     numbers = {name: {at: found[question.key] for at, found in rounds.items()} for name, rounds in by_name.items()}
-    lines = [_line(question, name, rounds, numbers) for name, rounds in by_name.items()]
+    lines = [_line(question, name, by_name, numbers) for name in by_name]
     return sorted(lines, key=lambda line: line.median, reverse=not question.less_is_better)
 
 
-def _line(question: Question, name: str, rounds: dict[int, Values], numbers: dict[str, dict[int, float]]) -> Line:
-    ours = {} if BY_NAME[name].ours else _ours_beside(question, BY_NAME[name].kind, numbers)
+def _line(
+    question: Question, name: str, by_name: dict[str, dict[int, Values]], numbers: dict[str, dict[int, float]]
+) -> Line:
+    rounds = by_name[name]
+    beside = None if BY_NAME[name].ours else _ours_beside(question, BY_NAME[name], numbers)
+    ours = numbers[beside] if beside else {}
     errors: dict[str, int] = {}
     for values in rounds.values():
         for kind, count in values["errors"].items():
@@ -80,20 +94,26 @@ def _line(question: Question, name: str, rounds: dict[int, Values], numbers: dic
         ratios=[_ratio(question, ours[at], theirs) for at, theirs in numbers[name].items() if at in ours],
         curve=[statistics.median(values[key] for values in rounds.values()) for _, key in question.points],
         errors=errors,
-        load_busy=statistics.median(values.get("load_busy", 0.0) for values in rounds.values()),
+        limited=question.key == "per_s" and any(_is_limit(by_name[each]) for each in (name, beside) if each),
         load_late=statistics.median(_lateness(values, question.percentile) for values in rounds.values()),
     )
 
 
-def _ours_beside(question: Question, kind: str, numbers: dict[str, dict[int, float]]) -> dict[int, float]:
-    """By round, the numbers of the one of ours that somebody of this kind is compared with: of those who speak the same
-    the best in the median. Where all are compared, who has no equal among ours has OURS beside him, and not the best of
-    nine, which would owe much to luck. Empty if there is none."""
-    alike = [rounds for name, rounds in numbers.items() if BY_NAME[name].ours and BY_NAME[name].kind == kind]
+def _is_limit(rounds: dict[int, Values]) -> bool:
+    """Whether the load generator was what limited them."""
+    return statistics.median(values.get("load_busy", 0.0) for values in rounds.values()) > LOAD_LIMIT
+
+
+def _ours_beside(question: Question, subject: Subject, numbers: dict[str, dict[int, float]]) -> str | None:
+    """Which one of ours it is compared with: of those who speak the same, with as many threads, the best in the median.
+    Where all are compared, who has no equal among ours has OURS beside him: the best of all of ours would owe much to
+    luck. None if there is none."""
+    ours = [BY_NAME[name] for name in numbers if BY_NAME[name].ours]
+    alike = [each.name for each in ours if (each.kind, each.threads) == (subject.kind, subject.threads)]
     if not alike and question.across:
-        return numbers.get(OURS, {})
+        return OURS if OURS in numbers else None
     pick = min if question.less_is_better else max
-    return pick(alike, key=lambda rounds: statistics.median(rounds.values()), default={})
+    return pick(alike, key=lambda name: statistics.median(numbers[name].values()), default=None)
 
 
 def _ratio(question: Question, ours: float, theirs: float) -> float:

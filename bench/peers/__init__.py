@@ -32,6 +32,8 @@ class Peer:
     """Written into its folder before it starts."""
     reload: signal.Signals | None = None
     """What it is told to replace its workers by; None: it cannot."""
+    stop: signal.Signals = signal.SIGTERM
+    """What it is told by to finish what it has begun, and leave."""
 
     def missing(self) -> str | None:
         """What is not installed."""
@@ -83,7 +85,7 @@ PEERS = {
         PYFANOUT.format(app="wsgi") + " --log-level error", "python:waitress", reload=signal.SIGHUP
     ),
     "pyfanout uvicorn": Peer(
-        PYFANOUT.format(app="asgi") + " --log-level error", "python:uvicorn", reload=signal.SIGHUP
+        PYFANOUT.format(app="pyfanout_uvicorn") + " --log-level error --factory", "python:uvicorn", reload=signal.SIGHUP
     ),
     "gunicorn sync": Peer(GUNICORN.format(worker="sync", more=""), "python:gunicorn", reload=signal.SIGHUP),
     "gunicorn sync, reuse_port": Peer(
@@ -91,9 +93,10 @@ PEERS = {
     ),
     "gunicorn gthread": Peer(GUNICORN.format(worker="gthread", more=GTHREAD), "python:gunicorn", reload=signal.SIGHUP),
     "uWSGI": Peer(
-        "uwsgi --http-socket 127.0.0.1:{port} --processes {workers} --master --die-on-term --disable-logging"
-        " --listen 4096 --need-app --module bench.peers.app:wsgi --lazy-apps",
+        "uwsgi --http-socket 127.0.0.1:{port} --processes {workers} --master --disable-logging"
+        " --listen 4096 --need-app --module bench.peers.app:wsgi",
         "uwsgi",
+        (("UWSGI_HOOK_MASTER_START", "unix_signal:15 gracefully_kill_them_all"),),  # else SIGTERM reloads it
         reload=signal.SIGHUP,
     ),
     "uvicorn": Peer(
@@ -104,12 +107,12 @@ PEERS = {
     ),
     "hypercorn": Peer(
         "{python} -m hypercorn bench.peers.app:asgi --bind 127.0.0.1:{port} --workers {workers} --backlog 4096"
-        " --log-level error --keep-alive 75",
+        " --log-level error --keep-alive 75 --worker-class uvloop",
         "python:hypercorn",
     ),
     "granian": Peer(
         "{python} -m granian --interface asginl bench.peers.app:asgi --port {port} --workers {workers} --backlog 4096"
-        " --respawn-failed-workers --backpressure 20000 --log-level error",
+        " --respawn-failed-workers --respawn-interval 0.2 --backpressure 20000 --log-level error",
         "python:granian",
         reload=signal.SIGHUP,
     ),
@@ -120,5 +123,11 @@ PEERS = {
         str(PM2),
         (("PORT", "{port}"), ("PM2_HOME", "{folder}")),
     ),
-    "nginx": Peer("nginx -c {folder}/nginx.conf", "nginx", files=(("nginx.conf", NGINX),), reload=signal.SIGHUP),
+    "nginx": Peer(
+        "nginx -c {folder}/nginx.conf",
+        "nginx",
+        files=(("nginx.conf", NGINX),),
+        reload=signal.SIGHUP,
+        stop=signal.SIGQUIT,
+    ),
 }

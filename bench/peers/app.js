@@ -17,4 +17,5 @@ const server = http.createServer((request, response) => {
   else answer(response);
 });
 server.keepAliveTimeout = 75000;
+process.on("SIGINT", () => server.close(() => process.exit(0))); // PM2's word for a graceful stop
 server.listen({ host: "127.0.0.1", port: Number(process.env.PORT), backlog: 4096 });

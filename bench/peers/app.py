@@ -25,6 +25,13 @@ def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     return [body]
 
 
+def pyfanout_uvicorn() -> Any:
+    """With the time for idle connections that all have here."""
+    from pyfanout.embed import uvicorn
+
+    return uvicorn.Runner(asgi, timeout_keep_alive=75)
+
+
 async def asgi(scope: Any, _receive: Any, send: Any) -> None:
     if scope["type"] != "http":
         raise RuntimeError("no lifespan here")

@@ -5,10 +5,7 @@ if (cluster.isPrimary) {
   cluster.schedulingPolicy = process.argv[2] === "rr" ? cluster.SCHED_RR : cluster.SCHED_NONE;
   cluster.on("exit", (worker) => worker.exitedAfterDisconnect || cluster.fork());
   for (let i = 0; i < Number(process.argv[3]); i++) cluster.fork();
-  process.on("SIGTERM", () => {
-    for (const worker of Object.values(cluster.workers)) worker.process.kill();
-    process.exit(0);
-  });
+  process.on("SIGTERM", () => cluster.disconnect(() => process.exit(0)));
 } else {
   require("./app.js");
 }

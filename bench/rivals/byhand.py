@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import os
 import signal
@@ -32,6 +33,8 @@ class FdsOfSocket:
 
     def receive(self) -> int:
         _, fds, _, _ = socket.recv_fds(self.theirs, 1, 1)
+        if not fds:
+            raise EOFError
         return fds[0]
 
 
@@ -63,7 +66,10 @@ def serve(
     backlog: int,
     ready_fd: int,
 ) -> None:
+    """Until SIGTERM: then each worker serves what it was passed, and finds the end."""
     listener = prefork.listen(host, port, backlog, reuse_port=False)
+    gc.collect()
+    gc.freeze()
     channels: list[Channel] = []
     pids: list[int] = []
     for _ in range(workers):
@@ -72,41 +78,51 @@ def serve(
         if pid == 0:
             listener.close()
             os.close(ready_fd)
-            one.ours.close()
+            for each in (*channels, one):
+                each.ours.close()
             _work(handler, one)
         one.theirs.close()
         channels.append(one)
         pids.append(pid)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(_stop(pids)))
+    signal.signal(signal.SIGTERM, _leave)
     os.write(ready_fd, b"\n")
     os.close(ready_fd)
     turn = 0
-    while True:
-        conn, _ = listener.accept()
-        channels[turn].send(conn.fileno(), pids[turn])
-        conn.close()
-        turn = (turn + 1) % workers
-
-
-def _stop(pids: list[int]) -> int:
-    for pid in pids:
-        os.kill(pid, signal.SIGTERM)
+    with contextlib.suppress(_Leave):
+        while True:
+            conn, _ = listener.accept()
+            channels[turn].send(conn.fileno(), pids[turn])
+            conn.close()
+            turn = (turn + 1) % workers
+    listener.close()
+    for each in channels:
+        each.ours.close()
     for pid in pids:
         os.waitpid(pid, 0)
-    return 0
+
+
+class _Leave(Exception):
+    """The dispatcher was told to."""
+
+
+def _leave(*_: object) -> None:
+    raise _Leave
 
 
 def _work(handler: Handler, channel: Channel) -> NoReturn:
+    code = 1
     try:
         if inspect.iscoroutinefunction(handler):
             asyncio.run(_serve_asyncio(cast(StreamsHandler, handler), channel))
         else:
-            while True:
-                _serve_one(cast(BlockingHandler, handler), channel)
+            with contextlib.suppress(EOFError):
+                while True:
+                    _serve_one(cast(BlockingHandler, handler), channel)
+        code = 0
     except BaseException:
         traceback.print_exc()
     finally:
-        os._exit(1)
+        os._exit(code)
 
 
 def _serve_one(handler: BlockingHandler, channel: Channel) -> None:
@@ -117,14 +133,23 @@ def _serve_one(handler: BlockingHandler, channel: Channel) -> None:
 async def _serve_asyncio(handler: StreamsHandler, channel: Channel) -> None:
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[Any]] = set()
+    ended = asyncio.Event()
 
     async def serve_one(conn: socket.socket) -> None:
         await handler(*await asyncio.open_connection(sock=conn))
 
     def arrived() -> None:
-        task = loop.create_task(serve_one(socket.socket(fileno=channel.receive())))
+        try:
+            conn = socket.socket(fileno=channel.receive())
+        except EOFError:
+            loop.remove_reader(channel.theirs.fileno())
+            ended.set()
+            return
+        task = loop.create_task(serve_one(conn))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
     loop.add_reader(channel.theirs.fileno(), arrived)
-    await asyncio.Event().wait()
+    await ended.wait()
+    if tasks:
+        await asyncio.wait(tasks, timeout=prefork.PATIENCE_S)

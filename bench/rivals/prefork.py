@@ -6,6 +6,7 @@ The serving loops are the plain ones: `accept` in a loop, or `asyncio.start_serv
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import os
@@ -17,6 +18,9 @@ from functools import partial
 from typing import Any, NoReturn, cast
 
 from bench.workloads import BlockingHandler, Handler, StreamsHandler
+
+PATIENCE_S = 10.0
+"""For what a worker has begun when it is told to leave."""
 
 
 def listen(host: str, port: int, backlog: int, *, reuse_port: bool) -> socket.socket:
@@ -31,26 +35,48 @@ def listen(host: str, port: int, backlog: int, *, reuse_port: bool) -> socket.so
     return listener
 
 
+class _Leave(Exception):
+    """The worker was told to, and is idle."""
+
+
 def serve_blocking(handler: BlockingHandler, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Until SIGTERM; what it has begun is finished."""
+    busy = leaving = False
+
+    def leave(*_: object) -> None:
+        nonlocal leaving
+        leaving = True
+        if not busy:
+            raise _Leave
+
+    signal.signal(signal.SIGTERM, leave)
     ready()
-    while True:
-        conn, addr = listener.accept()
-        try:
-            handler(conn, addr)
-        except ConnectionError:
-            pass  # the client has left: the load generator counts that on its side
-        finally:
-            conn.close()
+    with contextlib.suppress(_Leave):
+        while not leaving:
+            conn, addr = listener.accept()
+            busy = True
+            try:
+                handler(conn, addr)
+            except ConnectionError:
+                pass  # the client has left: the load generator counts that on its side
+            finally:
+                conn.close()
+            busy = False
 
 
 async def serve_asyncio(
     handler: StreamsHandler, listener: socket.socket, backlog: int, ready: Callable[[], None]
 ) -> None:
+    """The same."""
+    leave = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave.set)
     listener.setblocking(False)
     server = await asyncio.start_server(cast(Any, handler), sock=listener, backlog=backlog)
-    async with server:
-        ready()
-        await server.serve_forever()
+    ready()
+    await leave.wait()
+    server.close()
+    if begun := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(begun, timeout=PATIENCE_S)
 
 
 def run(
@@ -106,15 +132,17 @@ def _work(
     ready: Callable[[], None],
 ) -> NoReturn:
     """A worker's whole life; it must never come back into the master's stack."""
+    code = 1
     try:
         if inspect.iscoroutinefunction(handler):
             asyncio.run(serve_asyncio(cast(StreamsHandler, handler), listener_of(), backlog, ready))
         else:
             serve_blocking(cast(BlockingHandler, handler), listener_of(), ready)
+        code = 0
     except BaseException:
         traceback.print_exc()
     finally:
-        os._exit(1)
+        os._exit(code)
 
 
 def _close_after(fd: int, data: bytes) -> None:

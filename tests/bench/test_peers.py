@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,9 +72,77 @@ def test_speed_is_compared_among_those_who_speak_the_same() -> None:
 
 
 def test_the_best_of_ours_is_one_and_the_same_in_all_rounds() -> None:
-    numbers = {OURS: [100.0, 90.0, 80.0], "pyfanout threads": [99.0, 99.0, 40.0], THEIRS: [95.0] * 3}
+    other = "pyfanout asyncio, least-connections"
+    numbers = {standings.OURS: [100.0, 90.0, 80.0], other: [99.0, 99.0, 40.0], "SO_REUSEPORT asyncio": [95.0] * 3}
     (line,) = [line for line in standings.lines(BY_NAME["throughput"], samples("throughput", numbers)) if line.ratios]
     assert line.ratios == [99 / 95, 99 / 95, 40 / 95]
+
+
+def test_one_thread_is_not_compared_with_four() -> None:
+    numbers = {OURS: [9.0] * 3, "pyfanout threads": [1.0] * 3, THEIRS: [8.0] * 3}
+    found = {line.subject: line for line in standings.lines(BY_NAME["cpu"], samples("throughput", numbers))}
+    assert found[THEIRS].ratios == [8 / 9] * 3
+    assert {each.threads for each in field.SUBJECTS if each.name in ("uWSGI", "gunicorn sync")} == {1}
+    assert {each.threads for each in field.SUBJECTS if "gthread" in each.name or "waitress" in each.name} == {4}
+
+
+def test_who_was_limited_by_the_load_generator_is_not_ranked() -> None:
+    found = samples("throughput", {OURS: [9.0] * 3, THEIRS: [8.0] * 3})
+    for each in found:
+        each.values["load_busy"] = 0.95 if each.subject == OURS else 0.5
+    (line,) = [line for line in standings.lines(BY_NAME["throughput"], found) if line.ratios]
+    assert line.verdict == "not ranked"
+    assert not line.better_than_ours
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [(1.01, "equal within 2 %"), (1.03, "we are better")])
+def test_a_hair_is_no_victory(ours: float, verdict: str) -> None:
+    assert verdicts("throughput", {OURS: [ours] * 3, THEIRS: [1.0] * 3})[THEIRS] == verdict
+    other_way = verdicts("throughput", {OURS: [1.0] * 3, THEIRS: [ours] * 3})[THEIRS]
+    assert other_way == ("**better than we are**" if verdict == "we are better" else verdict)
+
+
+class _Half(socketserver.BaseRequestHandler):
+    """Answers; of two connections it closes one."""
+
+    def handle(self) -> None:
+        self.request.recv(999)
+        self.request.sendall(b"HTTP/1.1 200 OK\r\n\r\n1\n")
+        self.server.count += 1  # type: ignore[attr-defined]
+        if self.server.count % 2:  # type: ignore[attr-defined]
+            self.request.recv(999)
+
+
+def test_one_that_is_held_and_is_closed_meanwhile_is_an_error() -> None:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Half) as server:
+        server.count = 0  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            port = server.server_address[1]
+            with clients.held_by_others(port, 1, 1):
+                pass
+            with pytest.raises(OSError, match="closed meanwhile"), clients.held_by_others(port, 2, 1):
+                time.sleep(0.2)  # its end is on its way
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("handler", ["blocking", "asyncio"])
+@pytest.mark.parametrize("name", ["reuseport", "shared", "by-hand", "reduction"])
+def test_what_a_rival_has_begun_when_it_is_told_to_stop_it_finishes(name: str, handler: str) -> None:
+    """No handicaps."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Server(name, handler=handler, workers=2))
+        conn = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 10))
+        conn.sendall(b"GET /wait/500000 HTTP/1.0\r\n\r\n")
+        time.sleep(0.2)  # it has begun: nothing tells
+        server.terminate()
+        answer = b""
+        while more := conn.recv(999):
+            answer += more
+    assert answer.startswith(b"HTTP/1.0 200")
 
 
 def test_who_has_no_equal_among_ours_is_compared_with_one_of_ours_and_not_the_best() -> None:
