@@ -259,7 +259,7 @@ def test_a_cancelled_taker_takes_nothing(house: MakeHouse) -> None:
     feed(here, 1)
     worker.taker.cancel()
     assert worker.taker.take(True) == -errno.ECANCELED
-    assert here.core.untaken(POOL) == 1
+    assert here.core.untaken(POOL) == 1 + here.core.count()["nudges"], "it waits; on a slow machine the core has nudged"
 
 
 def test_idle_threads_are_served_in_turn(house: MakeHouse, interruptible: None) -> None:

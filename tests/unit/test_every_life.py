@@ -1,14 +1,17 @@
-"""The supervisor itself, in every order of what may happen to it: two workers that boot, answer, crash or leave, one
-reload or scaling, one stop, and time passing in between. No process is forked and no time passes: the kernel, the core
-and the workers are a `World` here, whose moves are all tried, in each state that was not seen before.
+"""The supervisor itself, in every order of what may happen to it: workers that boot, answer, crash, leave or fail,
+reloads or scaling, a stop, and time passing in between. No process is forked and no time passes: the kernel, the core
+and the workers are a `World` here, whose moves are all tried, in each state that was not seen before. The workers are
+event loops, whose channel is their own, and are pinged only where a reload wants to know.
 
 In each state: who is in rotation is READY, and who is READY is in rotation; a slot has one worker and at most one
-successor. And from each state, when from then on all do what they are told, the server comes to rest: all slots served
-and nobody else left, or all gone after a stop.
+successor; who serves is told to leave only when another has taken its place and answered a ping; who dies young again
+is not replaced at once. And from each state, when from then on all do what they are told, the server comes to rest: all
+slots served and nobody else left, or all gone after a stop.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -17,16 +20,17 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pyfanout.config import Config
-from pyfanout.control import Ping, Pong, Ready, hear, tell
+from pyfanout.control import Failed, Ping, Pong, Ready, Retiring, Spent, Stage, hear, tell
 from pyfanout.core import BoardView, Event, News
 from pyfanout.errors import WorkerError
-from pyfanout.master import lifecycle, roster, supervisor
+from pyfanout.master import lifecycle, policy, roster, supervisor
 from pyfanout.master.callbacks import Callbacks
 from pyfanout.master.lifecycle import Action, Happened, State
 from pyfanout.master.process import ExitReport
@@ -47,11 +51,15 @@ class Process:
     def __init__(self, world: World, pid: int, control: socket.socket) -> None:
         self.pid, self.pidfd, self.control, self._world = pid, PIDFDS + pid, control, world
         self.booting = True
+        self.cut_off = False
+        """Its channel is broken."""
         self.told = self.deaf = self.dying = False
         self.pings: list[int] = []
         self.report: ExitReport | None = None
 
     def send(self, signum: int) -> None:
+        if signum == signal.SIGTERM:
+            self._world.check_leave(self)
         self.dying = self.dying or signum == signal.SIGKILL or (signum == signal.SIGABRT and not self.deaf)
         self.told = True
 
@@ -80,10 +88,13 @@ class Process:
 class World:
     """What the supervisor calls: a core, a clock, fork. It has `moves`, and `do` makes one."""
 
-    def __init__(self, requests: tuple[Request, ...], faults: int, config: Config) -> None:
+    def __init__(self, case: Case, config: Config) -> None:
         self.now_ns = 10**12
         self.workers: list[Process] = []
-        self.requests, self.faults = list(requests), faults
+        self.requests, self.faults, self._kinds = list(case.requests), case.faults, case.kinds
+        self._batches = case.batches
+        self.refused = False
+        """The next fork."""
         self.entered: set[int] = set()
         self.open: set[int] = set()
         """Places with a channel."""
@@ -145,17 +156,30 @@ class World:
         return 0
 
     def spawn(self, first_steps: Any, entry: Callable[[], int]) -> Process:
+        if self.refused:
+            self.refused = False
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         first_steps.args[2].append(None)  # the station, which no one uses
         entry()
         return self.workers[-1]
 
-    def _worker_main(self, _slot: int, _generation: int, _station: Any, control: socket.socket, _stacks_fd: int) -> int:
+    def _worker_main(self, slot: int, _generation: int, _station: Any, control: socket.socket, _stacks_fd: int) -> int:
+        (place,) = [each for each in self.supervisor._roster.slots if each.number == slot]
+        if place.deaths > 1 and place.member is None and self.supervisor._reload is None:
+            assert self.now_ns >= place.died_ns[-1] + policy.FIRST_DELAY_NS, "no back-off"
         self.workers.append(Process(self, next(self._pids), control.dup()))
         return 0
 
     # ---- what may happen ---------------------------------------------------------------------------------------------
 
     def moves(self) -> Iterator[Move]:
+        """One thing, or, in some cases, two before the supervisor looks."""
+        single = list(self._single_moves())
+        yield from single
+        if self._batches:
+            yield from (("both", *two) for two in itertools.permutations(single, 2) if ("time",) not in two)
+
+    def _single_moves(self) -> Iterator[Move]:
         for number, worker in enumerate(self.workers):
             if worker.report is not None:
                 continue
@@ -167,18 +191,40 @@ class World:
             if worker.dying or (does_as_told and (worker.told or (self.finished and not worker.booting))):
                 yield "exit", number
             if self.faults:
-                yield "crash", number
-            if self.faults and not worker.deaf:
-                yield "deaf", number
+                yield from ((kind, number) for kind in self._kinds if self._may(kind, worker))
         if self.finishing and not self.finished:
             yield ("finished",)
         for number, request in enumerate(self.requests):
             if request not in self.requests[:number]:
                 yield "ask", request
+        if self.faults and "no fork" in self._kinds and not self.refused:
+            yield ("no fork",)
         if self.supervisor._deadlines():
             yield ("time",)
 
+    def _may(self, kind: str, worker: Process) -> bool:
+        """Whether this fault can happen to it."""
+        match kind:
+            case "crash":
+                return True
+            case "deaf":
+                return not worker.deaf
+            case "fails":
+                return worker.booting and not worker.deaf
+            case "spent" | "resigns" | "broken":
+                return not (worker.booting or worker.deaf or worker.told)
+        return False
+
     def do(self, move: Move) -> None:
+        if move[0] == "both":
+            for each in move[1:]:
+                if each in list(self._single_moves()):  # the first may have made it impossible
+                    self._act(each)
+        else:
+            self._act(move)
+        self.settle()
+
+    def _act(self, move: Move) -> None:
         worker: Any = self.workers[move[1]] if isinstance(move[-1], int) else None
         match move:
             case ("ready", _):
@@ -194,6 +240,24 @@ class World:
             case ("deaf", _):
                 self.faults -= 1
                 worker.deaf = True
+            case ("fails", _):
+                self.faults -= 1
+                self._say(worker, Failed(Stage.LOAD, "no", ""))
+                self._die(worker, ExitReport(4))
+            case ("spent", _):
+                self.faults -= 1
+                self._say(worker, Spent())
+            case ("resigns", _):
+                self.faults -= 1
+                worker.told = True
+                self._say(worker, Retiring())
+            case ("broken", _):
+                self.faults -= 1
+                worker.told = worker.cut_off = True
+                self._events.append(Event(News.CHANNEL_BROKEN, 0, self._member(worker).place))
+            case ("no fork",):
+                self.faults -= 1
+                self.refused = True
             case ("finished",):
                 self.finished = True
                 self._events.append(Event(News.FINISHED, 0, 0))
@@ -203,7 +267,6 @@ class World:
                 self._events.append(Event(News.WATCHED, 0, self._watched[self.fileno()]))
             case ("time",):
                 self.now_ns = max(self.now_ns, min(self.supervisor._deadlines()))
-        self.settle()
 
     def settle(self) -> None:
         """The supervisor deals with it, and with what comes of that."""
@@ -233,6 +296,18 @@ class World:
 
     # ---- what must be ------------------------------------------------------------------------------------------------
 
+    def check_leave(self, worker: Process) -> None:
+        """It is told to: who shall serve instead?"""
+        member = self._member(worker)
+        if self.supervisor._stopping or member.slot.retired or worker.cut_off:
+            return
+        assert member is not member.slot.successor or member.state is not State.READY
+        if member.ready_ns is not None:
+            other = member.slot.member
+            assert other is not None
+            assert other is not member
+            assert other.pong_ns is not None, "its successor has not answered a ping"
+
     def check(self) -> None:
         members = self.supervisor._roster.members
         serving = {member.place for member in members if member.state is State.READY}
@@ -246,12 +321,16 @@ class World:
             assert in_its_slot or member.state not in (State.BOOTING, State.READY) or self.finishing, member
 
     def key(self) -> tuple[Any, ...]:
-        """States with the same key have the same future. Slots are alike, so they are in any order."""
+        """States with the same key have the same future. Slots are alike, so they are in any order. Of one slot a time
+        counts by how far it is away; of several by its turn, for they would be too many: that one which begins later
+        might be over before one that has begun is then not seen in each of its forms."""
         one = self.supervisor
-        deadlines = sorted(set(one._deadlines()))
+        turns = sorted(set(one._deadlines()))
 
-        def rank(deadline_ns: int | None) -> int:
-            return -1 if deadline_ns is None else deadlines.index(deadline_ns)
+        def away(then_ns: int | None) -> int | None:
+            if then_ns is None:
+                return None
+            return then_ns - self.now_ns if len(one._roster.slots) == 1 else turns.index(then_ns)
 
         slots: dict[roster.Slot, list[tuple[Any, ...]]] = {slot: [] for slot in one._roster.slots}
         for member in sorted(one._roster.members, key=lambda member: member.generation):
@@ -259,35 +338,45 @@ class World:
             slots.setdefault(slot, []).append(
                 (
                     *(slot.member is member, slot.successor is member, member.place == slot.place),
-                    *(member.state.name, rank(member.deadline_ns), member.ready_ns is None, member.pinged_ns is None),
+                    *(member.state.name, away(member.deadline_ns), self._has_lived(member), member.pinged_ns is None),
+                    *(member.place in self.open, member.place in self.entered, member.pong_ns is None),
+                    *(member.resigned, member.spent, member.verdict is None, member.failure is None),
                     *(
                         bool(one._reload) and member in one._reload.trials,
                         process.booting,
                         process.told,
                         process.deaf,
                         process.dying,
+                        process.cut_off,
                     ),
                     *(len(process.pings), str(process.report)),
                 )
             )
         waiting = one._reload.waiting if one._reload else []
         found = sorted(
-            (slot.retired, slot in waiting, rank(slot.respawn_at_ns), min(slot.deaths, 3), slot.failed, members)
+            str((slot.retired, slot in waiting, away(slot.respawn_at_ns), min(slot.deaths, 3), slot.failed, members))
             for slot, members in slots.items()
         )
+        strangers = self.open - {member.place for member in one._roster.members}
         return (
-            *(str(found), tuple(self.requests), self.faults, bool(one._reload), rank(one._stop_deadline_ns)),
+            *(str(found), len(strangers), len(self.entered), tuple(self.requests), self.faults, self.refused),
+            *(bool(one._reload), one._reload_again is not None, away(one._stop_deadline_ns)),
             *(one._stopping, one._ever_ready, one._finished, one._late, self.finishing, self.finished, self.over),
         )
 
+    def _has_lived(self, member: roster.Member) -> bool | None:
+        """None: it is not ready yet."""
+        ready_ns = member.ready_ns
+        return None if ready_ns is None else self.now_ns - ready_ns >= self.supervisor._min_uptime_ns
+
 
 @contextmanager
-def world(path: tuple[Move, ...], slots: int, requests: tuple[Request, ...], faults: int) -> Iterator[World]:
-    """After these moves."""
-    config = Config(bind="127.0.0.1:0", workers=slots, ping_interval=0, drain_timeout=5, boot_timeout=60)
+def world(case: Case) -> Iterator[World]:
+    """In the beginning."""
+    config = Config(bind="127.0.0.1:0", workers=case.slots, ping_interval=0, drain_timeout=5, boot_timeout=60)
     with ExitStack() as undo:
         patched = undo.enter_context(pytest.MonkeyPatch.context())
-        one = World(requests, faults, config)
+        one = World(case, config)
         clock = SimpleNamespace(monotonic_ns=lambda: one.now_ns)
         for module in (supervisor, roster):
             patched.setattr(module, "time", clock)
@@ -301,8 +390,6 @@ def world(path: tuple[Move, ...], slots: int, requests: tuple[Request, ...], fau
         undo.callback(logging.disable, logging.NOTSET)
         with one.supervisor:
             one.settle()
-            for move in path:
-                one.do(move)
             yield one
 
 
@@ -326,14 +413,20 @@ def come_to_rest(one: World) -> None:
         assert one.open == one.entered
 
 
-def explore(slots: int, requests: tuple[Request, ...], faults: int) -> int:
+def explore(case: Case) -> int:
     """Every state, breadth first, so that a failure names a shortest way to it. How many there are."""
     seen: set[tuple[Any, ...]] = set()
     paths: deque[tuple[Move, ...]] = deque([()])
     while paths:
         path = paths.popleft()
         try:
-            with world(path, slots, requests, faults) as one:
+            with world(case) as one:
+                try:
+                    for move in path:
+                        one.do(move)
+                except WorkerError:  # it gives up, as it should if none was ever ready
+                    assert not one.supervisor._ever_ready
+                    continue
                 one.check()
                 if one.key() in seen:
                     continue
@@ -341,36 +434,62 @@ def explore(slots: int, requests: tuple[Request, ...], faults: int) -> int:
                 if not one.over:
                     paths += [(*path, move) for move in one.moves()]
                 come_to_rest(one)
-        except WorkerError:
-            continue  # none was ever ready: it gives up, as it should
+        except WorkerError:  # the same, on the way to rest
+            continue
         except BaseException:
             print("after", path)
             raise
     return len(seen)
 
 
+DEATHS = ("crash", "deaf")
+FAREWELLS = ("fails", "spent", "resigns", "broken", "no fork")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What may happen in it."""
+
+    slots: int
+    requests: tuple[Request, ...] = ()
+    faults: int = 0
+    """How many, of these kinds."""
+    kinds: tuple[str, ...] = DEATHS
+    batches: bool = False
+    """Two things happen before the supervisor looks."""
+
+
 SHORT = {
-    "reload, fault": (1, (Request.RELOAD,), 1),
-    "reload, stop": (1, (Request.RELOAD, Request.STOP), 0),
-    "fewer, more": (2, (Request.FEWER, Request.MORE), 0),
-    "stop, fault": (2, (Request.STOP,), 1),
+    "deaths": Case(1, faults=2),
+    "reload, fault": Case(1, (Request.RELOAD,), 1),
+    "reload, farewell": Case(1, (Request.RELOAD,), 1, FAREWELLS),
+    "reload, stop": Case(1, (Request.RELOAD, Request.STOP)),
+    "reload, stop, at once": Case(1, (Request.RELOAD, Request.STOP), batches=True),
+    "fewer, more": Case(2, (Request.FEWER, Request.MORE)),
+    "stop, fault": Case(2, (Request.STOP,), 1),
 }
 LONG = {
-    "stop, faults": (2, (Request.STOP,), 2),
-    "fast stop, fault": (2, (Request.STOP, Request.STOP_NOW), 1),
-    "reload, fault": (2, (Request.RELOAD,), 1),
-    "reload, stop, fault": (2, (Request.RELOAD, Request.STOP), 1),
-    "reloads, fault": (1, (Request.RELOAD, Request.RELOAD), 1),
-    "fewer, reload, more": (2, (Request.FEWER, Request.RELOAD, Request.MORE), 0),
+    **SHORT,
+    "stop, faults": Case(2, (Request.STOP,), 2),
+    "stop, farewells": Case(2, (Request.STOP,), 2, FAREWELLS),
+    "stop, fault, at once": Case(2, (Request.STOP,), 1, batches=True),
+    "fast stops, fault": Case(2, (Request.STOP, Request.STOP_NOW, Request.STOP_NOW), 1),
+    "reload, fault, two": Case(2, (Request.RELOAD,), 1),
+    "reload, farewell, two": Case(2, (Request.RELOAD,), 1, FAREWELLS),
+    "reload, farewells, at once": Case(1, (Request.RELOAD,), 1, (*DEATHS, *FAREWELLS), batches=True),
+    "reload, stop, fault": Case(2, (Request.RELOAD, Request.STOP), 1),
+    "reloads, fault": Case(1, (Request.RELOAD, Request.RELOAD), 1),
+    "fewer, reload": Case(2, (Request.FEWER, Request.RELOAD)),
+    "reload, more": Case(1, (Request.RELOAD, Request.MORE)),
 }
 CASES = LONG if os.environ.get("FAULTS") == "all" else SHORT
 
 
-@pytest.mark.parametrize(("slots", "requests", "faults"), CASES.values(), ids=CASES.keys())
-def test_every_life(slots: int, requests: tuple[Request, ...], faults: int) -> None:
-    states = explore(slots, requests, faults)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_every_life(case: Case) -> None:
+    states = explore(case)
     print(f"{states:,} states")
-    assert states > 50
+    assert states >= 50
 
 
 WITHOUT = [
@@ -391,4 +510,29 @@ def test_without_it_something_is_wrong(
     left = tuple(each for each in actions if each is not action)
     monkeypatch.setitem(lifecycle.TRANSITIONS, (state, happened), lifecycle.Step(after, left))
     with pytest.raises(AssertionError):
-        [explore(*case) for case in SHORT.values()]
+        [explore(case) for case in SHORT.values()]
+
+
+def promote_at_ready(one: Supervisor, member: roster.Member, pool: bool, threads: int) -> None:
+    """Its old one is told to leave before it has answered a ping."""
+    on_ready(one, member, pool, threads)
+    if member.slot.successor is member and (old := one._roster.promote(member)):
+        one._happened(old, Happened.TOLD_TO_DRAIN)
+
+
+on_ready = Supervisor._on_ready
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "instead"),
+    [
+        (Supervisor, "_on_ready", promote_at_ready),
+        (policy, "respawn_delay_ns", lambda *_: 0),
+        (Supervisor, "_on_lost_successor", lambda *_: None),
+    ],
+    ids=["promoted without a ping", "no back-off", "a lost successor is forgotten"],
+)
+def test_with_it_something_is_wrong(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, instead: Any) -> None:
+    monkeypatch.setattr(owner, name, instead)
+    with pytest.raises(AssertionError):
+        [explore(case) for case in SHORT.values()]
