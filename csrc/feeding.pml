@@ -3,11 +3,14 @@
  * With -D and one of WITHOUT_LOOK, WITHOUT_RECALL, WITHOUT_SUCCESSOR, WITHOUT_PEEK it must find a client that is left.
  *
  * POOL: blocking workers that read one channel; else event loops, a channel each. A step is one system call of the code,
- * or one look at shared memory: what happens between two of those nobody else can see. Names in brackets say where the
+ * or one look at shared memory: what happens between two of those nobody else can see. Three steps are several calls: a
+ * look at a channel and its arming [total_space], what is left of a dead worker and the nudge [fan_slot_leave], and the
+ * last look at all channels, their end, and what Python makes of that [finish_if_done]. Names in brackets say where the
  * code does it.
  *
  * Left out: more than one listener, least-connections and source-hash (they choose who, not whether), max_connections,
- * channels that a worker breaks, calls that fail (tests/core/test_sweep.py), reloads. What a clock brings may come at any
+ * channels that a worker breaks, calls that fail (tests/core/test_sweep.py), reloads, and workers that leave rotation
+ * alive: resigned, found hung, not wanted any more (tests/core/test_random.py has them). What a clock brings may come at any
  * instant; where it would change nothing it does not come. A listener is closed in the same step that finds it empty: a
  * client that comes between these two calls is reset by the kernel.
  */

@@ -74,7 +74,8 @@ def test_without_it_somebody_is_left(options: tuple[str, ...], tmp_path: Path) -
 
 # ---- the model is of this code ---------------------------------------------------------------------------------------
 
-C = "".join(path.read_text() for path in SOURCES.glob("*.[ch]"))
+C = re.sub(r"/\*.*?\*/", "", "".join(path.read_text() for path in SOURCES.glob("*.[ch]")), flags=re.S)
+"""Without comments."""
 PYTHON = "".join(path.read_text() for path in (ROOT / "pyfanout").rglob("*.py"))
 
 
@@ -113,10 +114,27 @@ ORDERS = [
     ("fan_slot_enter", ["entered = true", "recalling = false", "space = 0"]),
     ("fan_slot_leave", ["entered = false", "recalling", "fan_channel_nudge"]),
     ("channel_writable", ["armed = false", "space =", "listeners_may_have_more"]),
-    ("fan_take_wait", ["fan_board_idle_now", "fan_channel_wait"]),
+    ("fan_take_wait", ["fan_board_idle_now", "sleeping, true", "cancelled", "fan_channel_wait", "sleeping, false"]),
     ("fan_take", ["fan_board_busy_now", "receive_if_room", "fan_board_took", "fan_board_idle_now"]),
     ("fan_channel_wait", ["MSG_PEEK"]),
 ]
+
+
+def test_who_is_wanted_in_a_stop_is_decided_so() -> None:
+    """WANTED in the model, `_wants_another` in the code."""
+    found = re.search(r"def _wants_another\(.*?\n    def ", PYTHON, re.S)
+    assert found
+    order = [
+        "self._stopping is None",
+        "self._ever_ready",
+        "STOP_NOW",
+        "not self._finished",
+        "other.state is State.BOOTING",
+    ]
+    order += ["other.pool and", "in _READING", "self._left_in(slot)", "not pooled and self._core.untaken(POOL) > 0"]
+    places = [found[0].find(each) for each in order]
+    assert -1 not in places, dict(zip(order, places, strict=True))
+    assert places == sorted(places), dict(zip(order, places, strict=True))
 
 
 @pytest.mark.parametrize(("function", "steps"), ORDERS, ids=[function for function, _ in ORDERS])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from collections.abc import Callable
 import atheris
 
 with atheris.instrument_imports(include=["pyfanout"]):
-    from pyfanout import control
+    from pyfanout import control, joining
     from pyfanout.config import MAX_THREADS, Policy
     from pyfanout.core import Core
     from pyfanout.master import policy
@@ -59,23 +60,42 @@ def board_page(data: bytes) -> None:
     assert 0 <= view.done <= view.taken
     assert 0 <= view.busy_threads <= view.threads <= MAX_THREADS
     assert view.busy_since_ns >= 0
-    assert view.in_hands >= 0
-    policy.hang(
-        now_ns=time.monotonic_ns(),
-        pinged_ns=None,
-        ping_timeout_ns=10**10,
-        threads=view.threads,
-        busy_threads=view.busy_threads,
-        busy_since_ns=view.busy_since_ns,
-        asked_ns=view.beat_ns,
-        timeout_ns=10**10,
-    )
+    now_ns = time.monotonic_ns()
+    for pinged_ns in (None, now_ns, now_ns - 10**11):
+        policy.hang(
+            now_ns=now_ns,
+            pinged_ns=pinged_ns,
+            ping_timeout_ns=10**10,
+            threads=view.threads,
+            busy_threads=view.busy_threads,
+            busy_since_ns=view.busy_since_ns,
+            asked_ns=view.beat_ns,
+            timeout_ns=10**10,
+        )
+
+
+def door(data: bytes) -> None:
+    """What a guest says when it joins, and the descriptors that it sends: a socket, a word, or OSError; and the
+    dispatcher has none of them afterwards. The first byte says how many, and of which kind."""
+    how, packet = data[0] if data else 0, data[1:64]
+    sent = [_strange[(how >> 2 + i) % len(_strange)] for i in range(how % 4)]
+    socket.send_fds(_outside, [packet], sent)
+    before = len(os.listdir("/proc/self/fd"))
+    try:
+        found = joining.answer(_inside)
+        if isinstance(found, socket.socket):
+            assert packet[:1] == b"J"
+            found.close()
+    except OSError:
+        pass
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "control": control_socket,
     "proxy": proxy_header,
     "board": board_page,
+    "door": door,
 }
 
 if __name__ == "__main__":
@@ -85,6 +105,10 @@ if __name__ == "__main__":
         _core.share()
         _core.begin(0, 1, 0)
         _page = mmap.mmap(_core.ends(0)[2], PAGE_BYTES)
+    if name == "door":
+        _outside, _inside = joining.make_door()
+        _strange = [each.detach() for each in (socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET), socket.socket())]
+        _strange.append(os.open(os.devnull, os.O_RDONLY))
     atheris.Setup(sys.argv, TARGETS[name])
     atheris.Fuzz()
     os._exit(0)
