@@ -18,6 +18,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 typedef struct {
@@ -40,6 +41,7 @@ static atomic_int longest = -1; /* sendmmsg takes no more messages than this; -1
          (fd, messages, longest >= 0 && count > (unsigned)longest ? (unsigned)longest : count, flags))       \
     each(ssize_t, sendmsg, -1, (int fd, const struct msghdr *message, int flags), (fd, message, flags))      \
     each(ssize_t, recvmsg, -1, (int fd, struct msghdr *message, int flags), (fd, message, flags))            \
+    each(ssize_t, recv, -1, (int fd, void *data, size_t bytes, int flags), (fd, data, bytes, flags))         \
     each(int, recvmmsg, -1, (int fd, struct mmsghdr *messages, unsigned count, int flags, struct timespec *t), \
          (fd, messages, count, flags, t))                                                                    \
     each(int, epoll_wait, -1, (int set, struct epoll_event *events, int cap, int timeout_ms),                \
@@ -47,6 +49,9 @@ static atomic_int longest = -1; /* sendmmsg takes no more messages than this; -1
     each(int, epoll_ctl, -1, (int set, int op, int fd, struct epoll_event *event), (set, op, fd, event))     \
     each(int, epoll_create1, -1, (int flags), (flags))                                                       \
     each(int, eventfd, -1, (unsigned value, int flags), (value, flags))                                      \
+    each(int, memfd_create, -1, (const char *name, unsigned flags), (name, flags))                           \
+    each(int, ftruncate, -1, (int fd, off_t bytes), (fd, bytes))                                             \
+    each(int, timerfd_create, -1, (int clock, int flags), (clock, flags))                                    \
     each(int, socketpair, -1, (int domain, int type, int protocol, int *ends), (domain, type, protocol, ends)) \
     each(int, setsockopt, -1, (int fd, int level, int option, const void *value, socklen_t bytes),             \
          (fd, level, option, value, bytes))                                                                    \

@@ -193,7 +193,8 @@ def peer_of(arrival: Any) -> Any:
 class House:
     """A core, its listeners and clients, and the workers, which are played by the test."""
 
-    def __init__(self, slots: int = 1, policy: Policy = Policy.ROUND_ROBIN) -> None:
+    def __init__(self, slots: int = 1, policy: Policy = Policy.ROUND_ROBIN, *, shared: bool = False) -> None:
+        """`shared`: with a file of the board, for guests."""
         self.core = Core(slots, policy)
         self.slots = slots
         self.clients: list[socket.socket] = []
@@ -205,6 +206,8 @@ class House:
         self._stations: list[Station] = []
         self._arrivals: list[Arrival] = []
         try:
+            if shared:
+                self.core.share()
             for slot in range(slots):
                 self.core.begin(slot, 0, slot)
         except BaseException:

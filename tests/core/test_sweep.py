@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import random
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -23,6 +25,9 @@ from pyfanout.errors import CoreError
 from .kit import DEADLINE_S, Faults, House, Worker, descriptors
 
 T = TypeVar("T")
+
+PATIENCE_US = 1000
+"""For which a blocking worker waits here: the same thread plays the master."""
 
 SOME = 4
 """Occurrences of each call that the short sweep looks at, besides the first."""
@@ -39,15 +44,19 @@ ERRORS: dict[str, tuple[int, ...]] = {
     # send(2), unix(7)
     "sendmmsg": (
         *(errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS),
-        *(errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNREFUSED),
+        *(errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNREFUSED, errno.EACCES, errno.EPERM),
     ),
     "sendmsg": (errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM, errno.EPIPE, errno.ECONNRESET),
     "recvmsg": (errno.EINTR, errno.ENOMEM),  # EAGAIN is never wrong: nobody else reads what is recalled
+    "recv": (errno.EINTR, errno.ENOMEM),
     "recvmmsg": (errno.EAGAIN, errno.EINTR, errno.ENOMEM),
     "epoll_wait": (errno.EINTR,),
     "epoll_ctl": (errno.ENOMEM, errno.ENOSPC),
     "epoll_create1": (errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     "eventfd": (errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENOMEM),
+    "memfd_create": (errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    "ftruncate": (errno.EINTR, errno.ENOSPC),
+    "timerfd_create": (errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENOMEM),
     "socketpair": (errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     "setsockopt": (errno.ENOMEM, errno.ENOBUFS),
     "getsockopt": (errno.ENOBUFS,),
@@ -60,8 +69,8 @@ ERRORS: dict[str, tuple[int, ...]] = {
 
 
 class Life:
-    """A core with four workers, two of which share the pool: clients come, two workers leave, one is replaced, the
-    server stops."""
+    """A core with four workers, two of which share the pool and block: clients come, two workers leave, one is
+    replaced, the server stops. With what guests of a dispatcher need, and a loop of the program's own."""
 
     def __init__(self, faults: Faults, policy: Policy) -> None:
         self.faults = faults
@@ -70,8 +79,9 @@ class Life:
         self.workers: dict[int, Worker] = {}
 
     def live(self) -> None:
-        with self.insist(lambda: House(4, self.policy)) as house:
+        with self.insist(lambda: House(4, self.policy, shared=True)) as house:
             self.house = house
+            self.insist(house.core.front)
             self.insist(house.listen)
             for slot, pool in enumerate((False, False, True, True)):
                 self.fork(slot, pool)
@@ -106,6 +116,9 @@ class Life:
         def enter() -> Worker:
             house.begin(slot)
             worker = Worker(house, slot, house.station(slot), pool)
+            if pool:
+                with socket.socket(fileno=os.dup(worker.fd)) as channel:
+                    channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, PATIENCE_US))
             house.core.enter(slot, pool=pool, threads=int(pool), size=8)
             return worker
 
@@ -118,6 +131,7 @@ class Life:
             assert time.monotonic() < end, f"{len(self.taken)} of {count}: {self.house.core.count()}"
             self.house.events.clear()
             self.house.events += self.house.core.run(2_000_000)
+            self.insist(lambda: self.house.core.arm(0))
             for event in self.house.said(News.CHANNEL_BROKEN):
                 self.replace_readers_of(event.token)
             for worker in self.workers.values():
@@ -132,7 +146,11 @@ class Life:
     def take(self, worker: Worker) -> None:
         """All that is there; a call that fails takes nothing, and is made again."""
         for _ in range(100):
-            rc, raws = worker.taker.take_ready(8)
+            if worker.pool:
+                rc = worker.taker.take(False)
+                raws = iter([worker.taker.arrival])
+            else:
+                rc, raws = worker.taker.take_ready(8)
             if rc == 0 or (rc < 0 and worker.waiting() == 0):
                 return
             if rc > 0:
