@@ -25,6 +25,9 @@ BATCH: int = lib.FAN_BATCH
 SLOTS: int = lib.FAN_MAX_SLOTS
 """The most workers of one core, those that are about to leave included."""
 
+SHORTAGE_S = 0.05
+"""Between two looks for a free descriptor, when a `Taker` has none: nothing tells when there is one."""
+
 _AGAIN = -errno.EAGAIN
 
 POOL = -1

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.workers import base, gasgi, gthread, sync
 
 from pyfanout.config import Config
-from pyfanout.core import Taker
+from pyfanout.core import SHORTAGE_S, Taker
 from pyfanout.dispatcher import Dispatcher
 from pyfanout.embed.aio import settled
 from pyfanout.embed.asgi import Application
@@ -42,9 +42,6 @@ less. Also how late it may see a signal that came just before it fell asleep."""
 
 AGAIN_S = 1.0
 """Between two workers that cannot join: the dispatcher may be dying, and the arbiter starts another before it forks."""
-
-SHORTAGE_S = 0.05
-"""Between two looks for a free descriptor: nothing tells when there is one."""
 
 _TIMEVAL = struct.Struct("@ll")
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout import stdio
 from pyfanout.control import Roomy
-from pyfanout.core import BATCH, Taker
+from pyfanout.core import BATCH, SHORTAGE_S, Taker
 from pyfanout.kind import AsyncHandler
 from pyfanout.worker.connection import Connection, address_of
 from pyfanout.worker.idle import LOOK_S, IdleWatch
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from pyfanout.worker.worker import Worker
 
 log = logging.getLogger("pyfanout.worker")
-
-SHORTAGE_S = 0.05
-"""Seconds between two looks for a free descriptor: nothing tells when there is one."""
 
 STREAM_LIMIT = 64 * 1024
 """Bytes that a reader buffers; asyncio's own default."""

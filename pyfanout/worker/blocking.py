@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from pyfanout import sigmask
 from pyfanout.config import Policy
-from pyfanout.core import Taker, interrupt_with
+from pyfanout.core import SHORTAGE_S, Taker, interrupt_with
 from pyfanout.kind import BlockingHandler
 from pyfanout.worker.connection import Connection, address_of
 from pyfanout.worker.greeting import greeted
@@ -40,9 +40,6 @@ NUDGE_S = 0.01
 
 ROUNDS = 20
 """Such signals after one that was not for us: 0.2 s."""
-
-SHORTAGE_S = 0.05
-"""Between two looks for a free descriptor: nothing tells when there is one."""
 
 
 class Server:

@@ -27,7 +27,7 @@ from time import sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyfanout.control import Roomy
-from pyfanout.core import BATCH, Taker
+from pyfanout.core import BATCH, SHORTAGE_S, Taker
 from pyfanout.worker.connection import Address, Connection, address_of
 from pyfanout.worker.idle import end_input, is_at_rest, is_silent
 
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["EPOLLET", "EPOLLIN", "Listener", "Public", "epoll"]
 
 log = logging.getLogger("pyfanout.worker")
-
-SHORTAGE_S = 0.05
-"""Between two looks for a free descriptor: nothing tells when there is one."""
 
 UNHEARD = 16
 """A server that finds a connection each time it is woken hears the master at least each so many times: a look costs
