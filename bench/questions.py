@@ -134,15 +134,23 @@ def everybody(_: Subject) -> bool:
 
 
 def throughput(context: Context, subject: Subject, round_: int) -> Values:
-    """Closed loop on a core of its own; the CPU time is that of all processes of the server."""
+    """Closed loop on a core of its own."""
+    answers, cpu_us = _closed_loop(context, subject, 2, context.scale.each_s, round_)
+    return {"per_s": answers.per_s, "cpu_us": cpu_us, **common(answers)}
+
+
+def _closed_loop(
+    context: Context, subject: Subject, workers: int, duration: float, round_: int
+) -> tuple[loadgen.Answers, float]:
+    """The answers, and the CPU time of all processes of the server for one, in us."""
     layout = context.core_each
-    with subject.start(workers=2, cpu=layout.server) as server:
+    with subject.start(workers=workers, cpu=layout.server) as server:
         knobs = {"cpu": layout.load, "closed": IN_FLIGHT, "seed": 1 + round_}
         loadgen.load(server.port, duration=WARMUP_S, **knobs)
         before = procfs.session_cpu_ns(server.pid)
-        answers = loadgen.load(server.port, duration=context.scale.each_s, **knobs)
+        answers = loadgen.load(server.port, duration=duration, **knobs)
         used_ns = procfs.session_cpu_ns(server.pid) - before
-    return {"per_s": answers.per_s, "cpu_us": used_ns / 1e3 / max(answers["answered"], 1), **common(answers)}
+    return answers, used_ns / 1e3 / max(answers["answered"], 1)
 
 
 def latency(rate: float) -> Callable[[Context, Subject, int], Values]:
@@ -343,16 +351,9 @@ def memory(_context: Context, subject: Subject, _round: int) -> Values:
 
 def grow_workers(context: Context, subject: Subject, round_: int) -> Values:
     """CPU time of a connection, as in `throughput`, with few workers and with many."""
-    layout = context.core_each
     found, runs = {}, []
     for workers in SIZES:
-        with subject.start(workers=workers, cpu=layout.server) as server:
-            knobs = {"cpu": layout.load, "closed": IN_FLIGHT, "seed": 1 + round_}
-            loadgen.load(server.port, duration=WARMUP_S, **knobs)
-            before = procfs.session_cpu_ns(server.pid)
-            answers = loadgen.load(server.port, duration=context.scale.each_s / 2, **knobs)
-            used_ns = procfs.session_cpu_ns(server.pid) - before
-        found[f"cpu_{workers}_us"] = used_ns / 1e3 / max(answers["answered"], 1)
+        answers, found[f"cpu_{workers}_us"] = _closed_loop(context, subject, workers, context.scale.each_s / 2, round_)
         runs.append(answers)
     return {**found, **common(*runs)}
 
