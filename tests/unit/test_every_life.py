@@ -471,11 +471,10 @@ SHORT = {
 LONG = {
     **SHORT,
     "stop, faults": Case(2, (Request.STOP,), 2),
-    "stop, farewells": Case(2, (Request.STOP,), 2, FAREWELLS),
+    "stop, farewell": Case(2, (Request.STOP,), 1, FAREWELLS),
     "stop, fault, at once": Case(2, (Request.STOP,), 1, batches=True),
     "fast stops, fault": Case(2, (Request.STOP, Request.STOP_NOW, Request.STOP_NOW), 1),
     "reload, fault, two": Case(2, (Request.RELOAD,), 1),
-    "reload, farewell, two": Case(2, (Request.RELOAD,), 1, FAREWELLS),
     "reload, farewells, at once": Case(1, (Request.RELOAD,), 1, (*DEATHS, *FAREWELLS), batches=True),
     "reload, stop, fault": Case(2, (Request.RELOAD, Request.STOP), 1),
     "reloads, fault": Case(1, (Request.RELOAD, Request.RELOAD), 1),
