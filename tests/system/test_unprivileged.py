@@ -34,6 +34,7 @@ def test_the_life_of_a_server(server: MakeServer, handler: str, options: dict) -
     answers = who(collect(queued))
     assert answers.count(None) == 0
     one.wait_workers(3, gone=before)
+    one.wait_ready_workers(6)  # one that boots does not drain
     # drained
     victim = one.workers[0]
     os.kill(victim, signal.SIGTERM)
