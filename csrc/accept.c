@@ -6,7 +6,10 @@
 #define _GNU_SOURCE
 #include "core.h"
 
+#include <assert.h>
 #include <errno.h>
+#include <linux/filter.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sched.h>
 #include <sys/epoll.h>
@@ -40,6 +43,23 @@ void fan_listener_close(fan_core *core, int number)
     epoll_ctl(core->outer, EPOLL_CTL_DEL, listener->fd, NULL);
     fan_close(&listener->fd);
     listener->maybe = false;
+}
+
+/* The filter of a listener sees the TCP header first; what is accepted inherits it, and never has a SYN. */
+void fan_core_shut(fan_core *core, int listener)
+{
+    enum { FLAGS = 13, NEW = TH_SYN, ALL = -1 };
+    struct sock_filter newcomers[] = {
+        BPF_STMT(BPF_LD | BPF_B | BPF_ABS, FLAGS),
+        BPF_STMT(BPF_ALU | BPF_AND | BPF_K, TH_SYN | TH_ACK),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, NEW, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, 0),
+        BPF_STMT(BPF_RET | BPF_K, (uint32_t)ALL),
+    };
+    struct sock_fprog program = {.len = sizeof newcomers / sizeof *newcomers, .filter = newcomers};
+    assert(listener >= 0 && listener < core->listener_count);
+    if (core->listeners[listener].fd >= 0)
+        setsockopt(core->listeners[listener].fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program);
 }
 
 /* Clients come fast and one by one. On a core that the master shares with them, or with the workers, it runs before they

@@ -9,6 +9,9 @@
 #ifndef SCM_PIDFD
 #define SCM_PIDFD 4 /* Linux 6.5; glibc may be older */
 #endif
+#ifndef SO_PASSRIGHTS
+#define SO_PASSRIGHTS 83 /* Linux 6.16 */
+#endif
 
 #include <assert.h>
 #include <errno.h>
@@ -65,11 +68,22 @@ static int enclosed(struct msghdr *message)
 
 /* ---- birth, death, size ------------------------------------------------------------------------------------------ */
 
+/* Workers share the reading end, and are not trusted with it: nothing goes back through it, or descriptors that nobody
+ * reads would stay in flight for ever, and nobody puts a filter before it that drops what is passed. A channel to which
+ * that could not be done is one all the same. */
+static void protect(int write_fd, int read_fd)
+{
+    int on = 1;
+    shutdown(write_fd, SHUT_RD);
+    setsockopt(read_fd, SOL_SOCKET, SO_LOCK_FILTER, &on, sizeof on);
+}
+
 int fan_channel_open(fan_channel *channel)
 {
     int ends[2];
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
         return -errno;
+    protect(ends[0], ends[1]);
     *channel = (fan_channel){.write_fd = ends[0], .read_fd = ends[1], .spill_fd = -1};
     return 0;
 }
@@ -105,15 +119,15 @@ int fan_message_bytes(void)
 }
 
 /* The kernel takes a message while less than SO_SNDBUF is in use, so n * message_bytes is full at n messages. It
- * doubles what setsockopt asks for and has a lower and an upper bound (socket(7)): what counts is what it granted. */
+ * doubles what setsockopt asks for and has a lower and an upper bound (socket(7)): what counts is what it granted, which
+ * is what it was if it refuses. If it does not say, it is what was asked for: a message too many is refused later. */
 int fan_channel_resize(fan_channel *channel, int messages, int message_bytes)
 {
     int request = messages * message_bytes / 2, granted;
     socklen_t length = sizeof granted;
-    if (setsockopt(channel->write_fd, SOL_SOCKET, SO_SNDBUF, &request, sizeof request) < 0)
-        return -errno;
+    setsockopt(channel->write_fd, SOL_SOCKET, SO_SNDBUF, &request, sizeof request);
     if (getsockopt(channel->write_fd, SOL_SOCKET, SO_SNDBUF, &granted, &length) < 0)
-        return -errno;
+        granted = 2 * request;
     channel->size = (granted + message_bytes - 1) / message_bytes;
     /* unix_writable(): 4 * (bytes in use + 1) <= SO_SNDBUF */
     channel->quarter = (granted / 4 - 1) / message_bytes;
@@ -147,11 +161,15 @@ int fan_channel_pass(fan_channel *channel, fan_held *const *held, int count)
     return passed < 0 ? -errno : passed;
 }
 
-/* With SO_PEEK_OFF, which any reader can set, nobody who waits sees a message. If this fails nothing is worse. */
-void fan_channel_mend(fan_channel *channel)
+/* Undo what any reader can set for all: with SO_PEEK_OFF nobody who waits sees a message, without SO_PASSRIGHTS none with a
+ * descriptor is taken (EPERM). Whether the latter was so, and is no more. If this fails nothing is worse. */
+bool fan_channel_mend(fan_channel *channel)
 {
-    int off = -1;
+    int off = -1, on = 1, passes = on;
+    socklen_t length = sizeof passes;
     setsockopt(channel->read_fd, SOL_SOCKET, SO_PEEK_OFF, &off, sizeof off);
+    getsockopt(channel->read_fd, SOL_SOCKET, SO_PASSRIGHTS, &passes, &length);
+    return !passes && setsockopt(channel->read_fd, SOL_SOCKET, SO_PASSRIGHTS, &on, sizeof on) == 0;
 }
 
 /* A message without a connection: it takes its place in the queue, but wakes the next sleeping reader now. */

@@ -278,34 +278,35 @@ static int refill(fan_core *core, int space, int64_t now_ns)
  * tried again, at once where that helps, else after a rest. */
 static void refused(fan_core *core, int number, int error, int64_t now_ns)
 {
-    core->stall_until_ns = now_ns + STALL_NS;
-    if (error == ETOOMANYREFS || error == ENOBUFS || error == ENOMEM) {
-        if (!core->stall_told)
-            fan_core_notice(core, FAN_EVENT_PAUSED, error, 0);
-        core->stall_told = true;
-    }
+    core->stall_until_ns = now_ns;
     switch (error) {
-    case EAGAIN: /* although the kernel had said that there is space */
-        core->counters.full_channels++;
-        core->channels[number].space = 0;
-        break;
     case EINTR:
         core->counters.interrupts++;
-        core->stall_until_ns = now_ns;
-        break;
+        return;
     case EPIPE:
     case ECONNRESET:
     case ECONNREFUSED:
     case ENOTCONN:
         fan_channel_replace(core, number);
-        core->stall_until_ns = now_ns;
+        return;
+    case EPERM: /* a reader has seen to that; else it is a security module */
+        if (fan_channel_mend(&core->channels[number]))
+            return;
         break;
-    case ETOOMANYREFS:
-        core->counters.flight_limits++;
-        break;
-    default: /* ENOBUFS, ENOMEM, or a refusal of a security module */
-        core->counters.memory_shortages++;
+    case EAGAIN: /* although the kernel had said that there is space */
+        core->counters.full_channels++;
+        core->channels[number].space = 0;
+        core->stall_until_ns += STALL_NS;
+        return;
     }
+    core->stall_until_ns += STALL_NS;
+    if (error == ETOOMANYREFS)
+        core->counters.flight_limits++;
+    else
+        core->counters.memory_shortages++;
+    if (!core->stall_told)
+        fan_core_notice(core, FAN_EVENT_PAUSED, error, 0);
+    core->stall_told = true;
 }
 
 /* Send what was routed to one channel. Returns how many the kernel took; those are closed here. */

@@ -147,7 +147,7 @@ int fan_channel_resize(fan_channel *channel, int messages, int message_bytes);
 int fan_channel_untaken(const fan_channel *channel);
 int fan_channel_pass(fan_channel *channel, fan_held *const *held, int count);
 int fan_channel_recall(int channel_fd, fan_held *out);
-void fan_channel_mend(fan_channel *channel);
+bool fan_channel_mend(fan_channel *channel);
 int fan_channel_nudge(fan_channel *channel);
 int fan_channel_room(int channel_fd, int want);
 int fan_channel_wait(int channel_fd);

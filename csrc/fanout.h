@@ -117,6 +117,11 @@ int fan_core_run(fan_core *core, int64_t timeout_ns, fan_event *events, int cap)
 int fan_core_front(fan_core *core);
 int fan_core_arm(fan_core *core, int64_t timeout_ns);
 
+/* Before fan_core_finish, for a TCP listener that no other process has: nobody new gets into its queue. A SYN is dropped,
+ * not answered; its client sends it again after a second, and is refused then, or finds who listens next. So the queue
+ * comes to its end under any load, and nobody who is in it is reset. If the kernel refuses that, they come as before. */
+void fan_core_shut(fan_core *core, int listener);
+
 /* The clean end: pass on what the accept queues hold now (at most `limit` a listener), close the listeners, then end
  * the channels: readers find what is left in them, then end-of-file. Then FAN_EVENT_FINISHED, once. While nobody can take
  * them, clients wait; a listener without any is closed all the same. */

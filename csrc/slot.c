@@ -71,6 +71,9 @@ static void rebuild_rotation(fan_core *core)
         if (core->channels[i].workers > 0)
             core->rotation[core->rotation_count++] = i;
     core->cursor = core->rotation_count ? core->cursor % core->rotation_count : 0;
+    fan_channel *pool = &core->channels[core->slot_count];
+    if (pool->workers == 0 && core->rotation_count > 0) /* what waits in it would wait for ever */
+        pool->recalling = core->recall = true;
 }
 
 int fan_slot_begin(fan_core *core, int slot, uint64_t generation, int identity)
@@ -102,12 +105,10 @@ int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size, in
     assert(threads >= 0 && threads <= FAN_MAX_THREADS && (threads > 0 || !pool));
     fan_slot *place = &core->slots[slot];
     fan_channel *channel = &core->channels[pool ? core->slot_count : slot];
-    int rc = fan_channel_resize(channel, size, core->message_bytes);
-    if (rc < 0)
-        return rc;
+    size = fan_channel_resize(channel, size, core->message_bytes);
     if (channel->broken) { /* it has inherited the old pair, and is of no use */
         fan_core_notice(core, FAN_EVENT_CHANNEL_BROKEN, 0, pool ? -1 : slot);
-        return rc;
+        return size;
     }
     if (core->policy == FAN_LEAST_CONNECTIONS)
         fan_slot_warm_up(core, slot, fan_now_ns());
@@ -121,7 +122,7 @@ int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size, in
     channel->threads += threads;
     core->accept_flags = threads > 0 ? SOCK_CLOEXEC : SOCK_CLOEXEC | SOCK_NONBLOCK;
     rebuild_rotation(core);
-    return rc;
+    return size;
 }
 
 void fan_slot_end(fan_core *core, int slot)

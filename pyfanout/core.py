@@ -138,6 +138,10 @@ class Core:
         """After each `run`: for how long `front` may stay silent."""
         check(lib.fan_core_arm(self._core, -1 if timeout_ns is None else max(timeout_ns, 0)), "set a timer")
 
+    def shut(self, number: int) -> None:
+        """Before `finish`: nobody new gets into this TCP listener's queue, which no other process has; see fanout.h."""
+        lib.fan_core_shut(self._core, number)
+
     def finish(self, limit: int) -> None:
         """Pass on what is queued (at most `limit` a listener), close the listeners, end the channels; see fanout.h."""
         lib.fan_core_finish(self._core, limit)

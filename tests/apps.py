@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 import pyfanout
+from pyfanout import control
 
 HTTP_ANSWER = b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\r\nhello\n"
 
@@ -392,6 +393,12 @@ async def exited_async(worker: pyfanout.Worker) -> None:
 
 def failing(_worker: pyfanout.Worker) -> None:
     raise RuntimeError("the hook fails, as asked")
+
+
+def lying(worker: pyfanout.Worker) -> None:
+    """One of them says too early that it serves, and from a queue that it does not read."""
+    if (worker.slot, worker.generation) == (0, 1):
+        control.tell(worker.control, control.Ready(True, 64))
 
 
 def few_descriptors(_worker: pyfanout.Worker) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import random
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +19,10 @@ import pyfanout
 from pyfanout import control
 from pyfanout.control import Failed, Pong, Ready, Retiring, Roomy, Spent, Stage
 
-SO_TIMESTAMP, SO_PEEK_OFF, SO_PASSPIDFD = 29, 42, 76  # the socket module has no names for them
+# The socket module has no names for them.
+SO_ATTACH_FILTER, SO_TIMESTAMP, SO_PEEK_OFF, SO_PASSPIDFD, SO_PASSRIGHTS = 26, 29, 42, 76, 83
+DROP_ALL = ctypes.create_string_buffer((6).to_bytes(8, "little"))
+"""A filter for sockets: BPF_RET | BPF_K, 0."""
 TIMES = 200
 WHILE_S = 0.0001
 """Between two of them: so that the master looks meanwhile."""
@@ -97,7 +102,7 @@ def deafness(worker: pyfanout.Worker, _rng: random.Random) -> None:
 
 
 def stuffing(worker: pyfanout.Worker, rng: random.Random) -> None:
-    """Bytes into the wrong end of its channel, and options that all who share it have to live with."""
+    """Bytes and descriptors into the wrong end of its channel, and options that all who share it have to live with."""
     with _channels(worker) as channels:
         for channel in channels:
             _stuff(channel, rng)
@@ -107,8 +112,14 @@ def _stuff(channel: socket.socket, rng: random.Random) -> None:
     with contextlib.suppress(OSError):
         for _ in range(TIMES):
             channel.send(rng.randbytes(200), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-    for option, value in ((SO_PEEK_OFF, 1 << 30), (socket.SO_PASSCRED, 1), (SO_TIMESTAMP, 1), (SO_PASSPIDFD, 1)):
-        with contextlib.suppress(OSError):  # Linux 6.5 has the last one
+    with contextlib.suppress(OSError):
+        for _ in range(TIMES):
+            socket.send_fds(channel, [b"x"], [channel.fileno()] * 200, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    filtered = struct.pack("@HP", 1, ctypes.addressof(DROP_ALL))
+    options: list[tuple[int, Any]] = [(SO_PEEK_OFF, 1 << 30), (socket.SO_PASSCRED, 1), (SO_TIMESTAMP, 1)]
+    options += [(SO_PASSPIDFD, 1), (SO_PASSRIGHTS, 0), (SO_ATTACH_FILTER, filtered)]
+    for option, value in options:
+        with contextlib.suppress(OSError):  # SO_PASSPIDFD came with Linux 6.5, SO_PASSRIGHTS with 6.16
             channel.setsockopt(socket.SOL_SOCKET, option, value)
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)

@@ -157,11 +157,18 @@ class Endpoint:
     """Ours until `detach`; `family`, `type` and `proto` can be read after it, too."""
     file: SocketFile | None = None
     """The file that we made for it, which only `unlink` takes away."""
+    inherited: bool = False
+    """Somebody else has opened it, and may have it still."""
     address: str = field(init=False)
     """For people, with the real port: 127.0.0.1:8000, [::1]:8000, unix:/path, unix:@name."""
 
     def __post_init__(self) -> None:
         self.address = printable(self.sock.family, self.sock.getsockname())
+
+    @property
+    def can_be_shut(self) -> bool:
+        """A TCP one of our own, see `Core.shut`: a socket file is deleted instead."""
+        return not self.inherited and self.sock.family != socket.AF_UNIX
 
     def detach(self) -> int:
         """The descriptor, which the caller now owns. Once only."""
@@ -367,7 +374,7 @@ class _Opening:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
             raise _error(text, f"{what} cannot listen: {error.strerror}") from error
-        self.endpoints.append(Endpoint(sock))
+        self.endpoints.append(Endpoint(sock, inherited=True))
 
 
 def printable(family: int, name: Any) -> str:

@@ -788,6 +788,9 @@ class Supervisor:
         for member in self._roster.members:
             if member.state is State.READY:
                 member.say(Closing())
+        for number, endpoint in enumerate(self._endpoints):
+            if endpoint.can_be_shut:
+                self._core.shut(number)
         self._core.finish(self._config.backlog + 1)
         self._stop_deadline_ns = time.monotonic_ns() + int(self._config.drain_timeout * 1e9)
 

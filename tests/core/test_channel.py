@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import random
@@ -13,6 +14,7 @@ import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +25,8 @@ from .kit import Faults, House, Worker, clients_of, descriptors, free_descriptor
 
 MakeHouse = Callable[..., House]
 
+SO_ATTACH_FILTER, SO_LOCK_FILTER, SO_PASSRIGHTS = 26, 44, 83  # the socket module has no names for them
+DEFAULT_BYTES = int(Path("/proc/sys/net/core/wmem_default").read_text())
 BROKEN = (errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOTCONN)
 
 
@@ -33,7 +37,8 @@ def write_end(worker: Worker) -> socket.socket:
             continue
         found = socket.socket(fileno=os.dup(fd))
         if found.type == socket.SOCK_SEQPACKET:
-            found.send(b"?", socket.MSG_DONTWAIT)
+            with contextlib.suppress(BrokenPipeError):  # a reading end: nothing goes back through it
+                found.send(b"?", socket.MSG_DONTWAIT)
             if select.select([worker.fd], [], [], 0)[0]:
                 os.read(worker.fd, 1)
                 return found
@@ -445,21 +450,110 @@ def test_a_worker_that_ends_only_its_own_direction_breaks_nothing(house: MakeHou
     assert here["broken_channels"] == 0
 
 
-def test_a_worker_that_writes_into_its_reading_end_harms_nobody(house: MakeHouse, faults: Faults) -> None:
+@contextlib.contextmanager
+def reading_end(worker: Worker) -> Iterator[socket.socket]:
+    """Of the worker's channel, as the worker may use it."""
+    with socket.socket(fileno=os.dup(worker.fd)) as end:
+        yield end
+
+
+def all_arrive(here: House, worker: Worker, count: int = 50) -> None:
+    here.connect(count)
+    assert sorted(here.take_until([worker], count)) == list(range(count))
+    here.check()
+
+
+def test_nothing_goes_back_through_a_reading_end(house: MakeHouse) -> None:
+    """Descriptors that nobody reads would stay in flight, for all of the user's processes, after the worker's death."""
     here = house()
     worker = here.worker(0)
-    end = socket.socket(fileno=os.dup(worker.fd))
-    with end, contextlib.suppress(BlockingIOError):
-        while True:
-            end.send(b"x" * 136, socket.MSG_DONTWAIT)
-    before = faults.calls("epoll_wait")
-    here.run_for(50_000_000)
-    assert faults.calls("epoll_wait") - before <= 3, "it spins"
-    here.connect(50)
-    taken: list[int] = []
-    while len(taken) < 50:
-        here.settle()
-        taken += clients_of(worker.take())
+    with reading_end(worker) as end:
+        with pytest.raises(BrokenPipeError):
+            end.send(b"x")
+        with pytest.raises(BrokenPipeError):
+            socket.send_fds(end, [b"x"], [0])
+    all_arrive(here, worker)
+    assert here["broken_channels"] == 0
+
+
+def test_nobody_puts_a_filter_before_a_reading_end(house: MakeHouse) -> None:
+    """One that drops what is passed, with the kernel saying that it was taken."""
+    here = house()
+    worker = here.worker(0)
+    drop_all = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0))  # BPF_RET | BPF_K, 0
+    program = struct.pack("@HP", 1, ctypes.addressof(drop_all))
+    with reading_end(worker) as end:
+        for option, value in ((SO_ATTACH_FILTER, program), (SO_LOCK_FILTER, struct.pack("i", 0))):
+            with pytest.raises(PermissionError):
+                end.setsockopt(socket.SOL_SOCKET, option, value)
+    all_arrive(here, worker)
+
+
+def passes_rights(end: socket.socket) -> bool:
+    """False before Linux 6.16, too."""
+    with contextlib.suppress(OSError):
+        return bool(end.getsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS))
+    return False
+
+
+def test_a_reading_end_that_refuses_descriptors_is_mended(house: MakeHouse) -> None:
+    here = house(2)
+    worker = here.worker(0)
+    with reading_end(worker) as end:
+        if not passes_rights(end):
+            pytest.skip("this kernel has no SO_PASSRIGHTS")
+        end.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+        all_arrive(here, worker)
+        assert passes_rights(end)
+    assert not here.said(News.PAUSED)
+
+
+def test_what_a_security_module_refuses_is_said_and_tried_again(house: MakeHouse, faults: Faults) -> None:
+    here = house()
+    worker = here.worker(0)
+    faults.fail("sendmmsg", errno.EPERM, times=3)
+    here.connect(5)
+    assert here.take_until([worker], 5) == list(range(5))
+    assert [event.error for event in here.said(News.PAUSED)] == [errno.EPERM]
+    assert here.said(News.RESUMED)
+    assert faults.calls("sendmmsg") <= 6, "it spins"
+
+
+@pytest.mark.parametrize("call", ["setsockopt", "getsockopt"])
+def test_a_size_that_the_kernel_refuses(house: MakeHouse, faults: Faults, call: str) -> None:
+    """It keeps the one that it has, and the worker comes into rotation."""
+    here = house()
+    faults.fail(call, errno.ENOMEM)
+    worker = here.worker(0, 12)
+    assert faults.failed(call) == 1
+    assert worker.size == (12 if call == "getsockopt" else (DEFAULT_BYTES - 1) // here.core.message_bytes + 1)
+    all_arrive(here, worker)
+
+
+def test_what_waits_in_a_pool_that_nobody_reads_goes_to_others(house: MakeHouse) -> None:
+    """A worker said that it reads the pool's channel, and the others have one each."""
+    here = house(2)
+    liar = here.worker(0, 8, pool=True)
+    here.connect(6)
+    here.settle()
+    assert here.untaken() == [0, 0, 6]
+    honest = here.worker(1)
+    liar.leave()
+    assert sorted(here.take_until([honest], 6)) == list(range(6))
+    here.check()
+
+
+def test_so_it_does_when_the_others_come_later(house: MakeHouse) -> None:
+    here = house(2)
+    liar = here.worker(0, 8, pool=True)
+    here.connect(6)
+    here.settle()
+    liar.leave()
+    here.settle()
+    assert here.untaken() == [0, 0, 6]
+    honest = here.worker(1)
+    assert sorted(here.take_until([honest], 6)) == list(range(6))
+    here.check()
 
 
 @pytest.mark.parametrize("error", BROKEN)

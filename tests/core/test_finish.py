@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import pytest
 
 from pyfanout.core import POOL, News
 
-from .kit import DEADLINE_S, Faults, House, clients_of
+from .kit import DEADLINE_S, Faults, House, clients_of, has_ipv6
 
 MakeHouse = Callable[..., House]
 
@@ -69,6 +70,43 @@ def test_clients_that_keep_coming_do_not_keep_it_from_ending(house: MakeHouse) -
         client.settimeout(DEADLINE_S)
         with pytest.raises(ConnectionResetError):
             client.recv(1)
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_one_that_is_shut_serves_its_queue_and_nobody_new(house: MakeHouse, family: int) -> None:
+    """Who comes then is not answered before the end, and refused afterwards; who was there is served."""
+    if family == socket.AF_INET6 and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    here = house(listening=False)
+    here.listen(("127.0.0.1" if family == socket.AF_INET else "::1", 0), family)
+    here.connect(40)
+    here.core.shut(0)
+    with socket.socket(family) as late:
+        late.setblocking(False)
+        assert late.connect_ex(here.addresses[0]) == errno.EINPROGRESS
+        worker = here.worker(0)
+        here.core.finish(1000)
+        taken = here.take_until([worker], 35)
+        here.run_until(lambda: finished(here), "it is said")
+        assert taken + clients_of(worker.rest()) == list(range(40))
+        late.settimeout(DEADLINE_S)
+        assert late.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0  # it still tries
+        assert select.select([], [late], [], DEADLINE_S)[1]
+        assert late.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+    here.check()
+
+
+def test_one_that_cannot_be_shut(house: MakeHouse, faults: Faults) -> None:
+    here = house()
+    worker = here.worker(0)
+    here.connect(5)
+    faults.fail("setsockopt", errno.ENOMEM)
+    here.core.shut(0)
+    assert faults.failed("setsockopt") == 1
+    here.connect(5)
+    here.core.finish(1000)
+    here.run_until(lambda: finished(here), "it is said")
+    assert clients_of(worker.rest()) == list(range(10))
 
 
 def test_a_limit_of_nothing(house: MakeHouse) -> None:

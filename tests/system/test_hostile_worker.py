@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 
 import pytest
-from harness import Server, asking, connect, fds_of, read_all
+from harness import Server, asking, collect, connect, crowd, fds_of, kill, read_all, who
 from hostile import EVILS
 
 MakeServer = Callable[[], Server]
@@ -61,3 +61,15 @@ def test_others_notice_nothing(server: MakeServer, evil: str, kind: str) -> None
     one.wait_until(lambda: len(fds_of(one.pid)) <= before, "the master has no more descriptors than before")
     assert evil in SHARED or workers - guilty <= set(one.workers)
     assert one.stop() == 0
+
+
+def test_one_that_says_too_early_that_it_serves(server: MakeServer) -> None:
+    """And from the queue of blocking workers, where there are none. Who waits there is answered when it is gone."""
+    one = server().start("act_async", script={"on_worker_start": "lying"}, workers=3)
+    liar, *others = one.workers
+    queued = crowd(one.address, 60, "identity")
+    one.wait_idle_master()
+    kill(liar)
+    answers = who(collect(queued))
+    assert {answer["pid"] for answer in answers} >= set(others)
+    assert {answer["pid"] for answer in who(collect(crowd(one.address, 20, "identity")))} >= set(others)

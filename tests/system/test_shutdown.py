@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from harness import (
     Effort,
     Server,
     ask,
+    asking,
     close_all,
     collect,
     connect,
@@ -67,6 +69,28 @@ def test_term_finishes_what_is_there(server: MakeServer, handler: str, options: 
     assert one.wait_exit() == 0
     assert refused(address)
     assert "WARNING" not in one.log
+
+
+def test_clients_that_come_all_the_time_are_answered_or_refused(
+    server: MakeServer, handler: str, options: dict
+) -> None:
+    """There are always some in the queue, and each asks again at once: nobody is reset, and it comes to an end."""
+    one = server().start(f"apps:{handler}", workers=2, backlog=16, **options)
+    address, refusals = one.address, []
+
+    def ask_until_refused(answers: list[int]) -> None:
+        if threading.current_thread() in refusals:
+            return
+        try:
+            answers.append(ask(address, "sleep 0.005")["pid"])
+        except ConnectionRefusedError:
+            refusals.append(threading.current_thread())
+
+    with asking(ask_until_refused, 16) as answers:
+        one.wait_until(lambda: len(answers) >= 200, "answers")
+        one.send(signal.SIGTERM)
+        one.wait_until(lambda: len(refusals) == 16, "all are refused")
+    assert one.wait_exit() == 0
 
 
 def test_new_clients_are_refused_while_it_drains(server: MakeServer, handler: str, options: dict) -> None:
