@@ -113,7 +113,7 @@ def page(header: Values, samples: Sequence[Sample]) -> str:
     for question in QUESTIONS:
         table = lines(question, samples)
         if table:
-            parts.append(f"<h2>{html.escape(question.text)}</h2>{bars(question, table)}")
+            parts.append(f"<h2>{html.escape(question.text)}</h2>{bars(question, table, _number)}")
             if question.name.startswith("latency"):
                 parts.append(percentiles(question, samples))
             if question.points:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -298,11 +299,28 @@ def test_a_peer_answers_from_all_its_workers_and_leaves_nothing(name: str) -> No
     assert run.used_s() - before_s >= used_ns / 1e9 - 2 / os.sysconf("SC_CLK_TCK"), "times() counts in ticks"
 
 
-def test_a_short_run_makes_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
-    def report(*words: str) -> None:
-        command = [sys.executable, "-m", "bench", "peers", *words]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+def report(*words: str) -> None:
+    command = [sys.executable, "-m", "bench", "peers", *words]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
 
+
+def test_pictures_name_the_worst_for_us_show_who_lost_none_and_draw_no_percentile_of_luck(tmp_path: Path) -> None:
+    found = samples("kill", {standings.OURS: [2.0] * 3, "nginx": [0.0] * 3, "uvicorn": [1.0] * 3, THEIRS: [1e3] * 3})
+    for rate, count in (("low", 999), ("high", 1000)):
+        times = {"count": count, **dict.fromkeys(("p50", "p90", "p99", "p999"), 1000)}
+        load = [{"latency_ns": {"fast": times}, "late_start_ns": {"p50": 0}}]
+        found.append(Sample(f"latency-{rate}", OURS, 0, {"p50_us": 1.0, "errors": {}, "load": load}))
+    (tmp_path / "samples.jsonl").write_text("\n".join(map(json.dumps, [ABOUT, *map(asdict, found)])) + "\n")
+    report("--again", str(tmp_path / "samples.jsonl"))
+    overview = (tmp_path / "overview.svg").read_text()
+    assert [name for name in field.BY_NAME if f">{name}<" in overview] == ["nginx"]
+    _, low, high, kill = (part.split("<table>")[0] for part in (tmp_path / "report.html").read_text().split("<h2>"))
+    assert re.findall(r">(p\d[\d.]*)<", low) == ["p50", "p90"]
+    assert re.findall(r">(p\d[\d.]*)<", high) == ["p50", "p90", "p99"]
+    assert {"0", "1", "10", "100", "1,000"} <= set(re.findall(r">([\d,]+)</text>", kill))
+
+
+def test_a_short_run_makes_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
     report("--quick", "--only", "latency-low", "--only", "stop", "--who", OURS, "--who", THEIRS, "--to", str(tmp_path))
     about, found = run.read(tmp_path / "samples.jsonl")
     assert {(each.experiment, each.subject) for each in found} == {
