@@ -24,7 +24,7 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 asan: .venv/ready
-	$(BIN)/python tests/core/sanitized.py
+	$(BIN)/python tests/checked.py asan
 
 bench: .venv/ready
 	$(BIN)/python -m bench dispatch $(BENCH_ARGS)

@@ -1,27 +1,34 @@
 """Coverage-guided fuzzing of all that reads what a worker or a client wrote: `decoders.py NAME [options of libFuzzer]`.
 
-What is found is written to crash-...; a run of that file shows it again. tests/unit/test_fuzz.py runs all of them.
+What is found is written to crash-...; a run of that file shows it again. tests/unit/test_fuzz.py runs all of them. The
+board is read in C: it is guided if the core was built with coverage.c, as it is there.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import socket
 import sys
 import time
 from collections.abc import Callable
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import atheris
 
 with atheris.instrument_imports(include=["pyfanout"]):
-    from pyfanout import control, joining
+    from pyfanout import _core, control, joining
     from pyfanout.config import MAX_THREADS, Policy
-    from pyfanout.core import Core
+    from pyfanout.core import Core, News
     from pyfanout.master import policy
     from pyfanout.worker import proxy
 
+LIBFUZZER = Path(atheris.__file__).with_name("core_with_libfuzzer" + EXTENSION_SUFFIXES[0])
 PAGE_BYTES = 4096
+CLIENTS = 64
+"""More than both workers get: some wait, and the master looks for room."""
 
 
 def control_socket(data: bytes) -> None:
@@ -53,25 +60,38 @@ def proxy_header(data: bytes) -> None:
     assert proxy.parse(data + b"\r\nmore") == header
 
 
+def guide() -> None:
+    """By what the core does, too, if it was built with coverage.c. libFuzzer is loaded when the first input comes."""
+    core, fuzzer = ctypes.CDLL(_core.__file__), ctypes.CDLL(str(LIBFUZZER))
+    if begin := getattr(core, "coverage_begin", None):
+        begin(fuzzer["__sanitizer_cov_8bit_counters_init"], fuzzer["__sanitizer_cov_pcs_init"])
+
+
 def board_page(data: bytes) -> None:
-    """A worker's page of the board: whatever is there, what the master makes of it is possible."""
-    _page[:] = data[:PAGE_BYTES].ljust(PAGE_BYTES, data[-1:] or b"\0")
-    view = _core.look(0)
-    assert 0 <= view.done <= view.taken
-    assert 0 <= view.busy_threads <= view.threads <= MAX_THREADS
-    assert view.busy_since_ns >= 0
-    now_ns = time.monotonic_ns()
-    for pinged_ns in (None, now_ns, now_ns - 10**11):
-        policy.hang(
-            now_ns=now_ns,
-            pinged_ns=pinged_ns,
-            ping_timeout_ns=10**10,
-            threads=view.threads,
-            busy_threads=view.busy_threads,
-            busy_since_ns=view.busy_since_ns,
-            asked_ns=view.beat_ns,
-            timeout_ns=10**10,
-        )
+    """The pages of two workers: whatever is there, what the master makes of it is possible, and connections go on."""
+    if not _guided:
+        _guided.append(guide())
+    for page in _pages:
+        page[:] = data[:PAGE_BYTES].ljust(PAGE_BYTES, data[-1:] or b"\0")
+    for event in _master.run(0):
+        assert event.news is News.WATCHED, event
+    for place in range(len(_pages)):
+        view = _master.look(place)
+        assert 0 <= view.done <= view.taken
+        assert 0 <= view.busy_threads <= view.threads <= MAX_THREADS
+        assert view.busy_since_ns >= 0
+        now_ns = time.monotonic_ns()
+        for pinged_ns in (None, now_ns, now_ns - 10**11):
+            policy.hang(
+                now_ns=now_ns,
+                pinged_ns=pinged_ns,
+                ping_timeout_ns=10**10,
+                threads=view.threads,
+                busy_threads=view.busy_threads,
+                busy_since_ns=view.busy_since_ns,
+                asked_ns=view.beat_ns,
+                timeout_ns=10**10,
+            )
 
 
 def door(data: bytes) -> None:
@@ -91,6 +111,8 @@ def door(data: bytes) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+_guided: list[None] = []
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "control": control_socket,
     "proxy": proxy_header,
@@ -101,10 +123,19 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 if __name__ == "__main__":
     name = sys.argv.pop(1)
     if name == "board":
-        _core = Core(1, Policy.ROUND_ROBIN)
-        _core.share()
-        _core.begin(0, 1, 0)
-        _page = mmap.mmap(_core.ends(0)[2], PAGE_BYTES)
+        _master = Core(2, Policy.LEAST_CONNECTIONS)
+        _master.share()
+        for place in range(2):
+            _master.begin(place, 1, place)
+            _master.enter(place, pool=place == 1, threads=place, size=8, most=4)
+        _pages = [mmap.mmap(_master.ends(0)[2], PAGE_BYTES, offset=place * PAGE_BYTES) for place in range(2)]
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
+            listener.bind("")
+            listener.listen(CLIENTS)
+            _clients = [socket.socket(socket.AF_UNIX) for _ in range(CLIENTS)]
+            for client in _clients:
+                client.connect(listener.getsockname())
+            _master.listen(listener.detach())
     if name == "door":
         _outside, _inside = joining.make_door()
         _strange = [each.detach() for each in (socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET), socket.socket())]

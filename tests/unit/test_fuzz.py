@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import checked
 import pytest
 
 DECODERS = Path(__file__).parents[1] / "fuzz" / "decoders.py"
 FUZZ_S = int(os.environ.get("FUZZ_S", "0"))
 RUNS = 30_000
+CORES = 100
+"""Edges that are seen of the board's decoder, if those in C are."""
 SEEDS = {
     "control": [b"R\x01\x00\x01", b"F\x01no\x00Traceback", b"I\x00\x00\x00\x07", b"T"],
     "proxy": [
@@ -29,6 +32,16 @@ SEEDS = {
 }
 
 
+def guided_core(folder: Path) -> dict[str, str]:
+    """The environment of a core whose edges guide the fuzzer."""
+    copy, coverage = folder / "tree", folder / "coverage.o"
+    copy.mkdir()
+    source = DECODERS.with_name("coverage.c")
+    subprocess.run([*checked.compiler(), "-c", "-fPIC", "-O1", "-o", coverage, source], check=True)
+    checked.build(copy, "-O1 -fsanitize-coverage=trace-pc", str(coverage))
+    return {"PYTHONPATH": str(copy)}
+
+
 @pytest.mark.parametrize("name", SEEDS)
 def test_any_bytes(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     corpus = tmp_path / "corpus"
@@ -37,10 +50,16 @@ def test_any_bytes(name: str, tmp_path: Path, request: pytest.FixtureRequest) ->
         (corpus / str(number)).write_bytes(seed)
     how_long = [f"-max_total_time={FUZZ_S}"] if FUZZ_S else [f"-runs={RUNS}"]
     command = [sys.executable, str(DECODERS), name, *how_long, "-max_len=8192", str(corpus)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=FUZZ_S + 120, check=False)
+    environment = os.environ | (guided_core(tmp_path) if name == "board" else {})
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=FUZZ_S + 120, check=False
+    )
     found = [(path.name, path.read_bytes()[:200]) for path in tmp_path.glob("crash-*")]
     assert done.returncode == 0, f"{found}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
     runs = re.search(r"Done (\d+) runs", done.stderr)
     assert runs, done.stderr[-2000:]
     assert int(runs[1]) >= RUNS
+    edges = re.search(r"INITED cov: (\d+)", done.stderr)
+    assert edges, done.stderr[-2000:]
+    assert int(edges[1]) > (CORES if name == "board" else 0)
     print(done.stderr.splitlines()[-1])
