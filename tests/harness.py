@@ -38,6 +38,7 @@ HIGH_FD = 40
 
 NOBODY = 65534
 SUSPECT = re.compile(r" (ERROR|CRITICAL) |^Traceback |Warning\b|^Exception |Fatal Python error|AddressSanitizer|assert")
+IN_HANDS = re.compile(r"with (\d+) connections? in its hands")
 LISTENING = re.compile(r"listening on (.*) with (\d+) workers?, ([\w-]+)$", re.MULTILINE)
 
 
@@ -309,6 +310,12 @@ class Server:
     @property
     def out(self) -> str:
         return self.out_path.read_text(errors="replace")
+
+    @property
+    def in_hands(self) -> int:
+        """How many connections were in the hands of workers that died, or stopped at once, by the log: no more may be
+        lost."""
+        return sum(map(int, IN_HANDS.findall(self.log)))
 
     @property
     def addresses(self) -> list[str]:
