@@ -423,7 +423,7 @@ def test_a_stop_that_the_arbiter_has_queued_is_not_a_workers(gunicorn: MakeGunic
 def test_a_worker_that_drains_does_not_spin(gunicorn: MakeGunicorn, kind: str) -> None:
     one = gunicorn().serve(kind, workers=1).ready(1)
     (pid,) = one.workers
-    assert_it_drains_calmly(one, pid, lambda: kill(pid, signal.SIGTERM))
+    assert_it_drains_calmly(one, pid)
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
