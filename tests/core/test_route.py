@@ -444,7 +444,7 @@ def test_a_pool_is_one_queue(house: MakeHouse) -> None:
     here = house(3)
     workers = [here.worker(slot, 12, pool=True) for slot in range(3)]
     here.connect(12)
-    here.settle()
+    here.run_until_passed(12)
     assert here.untaken() == [0, 0, 0, 12]
     order: list[int] = []
     for turn in range(12):

@@ -34,7 +34,7 @@ def interruptible() -> Iterator[None]:
 
 def feed(here: House, count: int) -> None:
     here.connect(count)
-    here.settle()
+    here.run_until_passed(here["passed"] + count)
 
 
 # ---- descriptors -------------------------------------------------------------------------------------------------
