@@ -283,6 +283,8 @@ def serve(worker: Worker, load: Callable[[], App]) -> int:
     try:
         serve(worker)
     except Exception as error:
+        if worker.stopped:  # what trio makes of Stopped, when that is raised in the middle of its own affairs
+            return 0
         if worker.on_drain is not None:
             log.exception("worker=%d: its serving loop failed", worker.slot)
             return 3

@@ -174,6 +174,30 @@ def test_an_upload_that_pauses_is_not_cut(server: MakeServer, name: str) -> None
     assert one.wait_exit() == 0
 
 
+def test_a_stop_that_comes_in_the_middle_of_trio_is_no_failure(server: MakeServer, tmp_path: Path) -> None:
+    """When a worker has drained it no longer leaves signals to trio, and `Stopped` may be raised anywhere in it; which
+    trio calls a bug of its own."""
+    (tmp_path / "app.py").write_text(
+        textwrap.dedent(
+            """
+            import signal, trio
+            from pyfanout.embed.trio import Runner
+
+            class Late(Runner):
+                async def _live(self, worker):
+                    await super()._live(worker)
+                    trio.lowlevel.current_trio_token().run_sync_soon(signal.raise_signal, signal.SIGQUIT)
+                    await trio.sleep_forever()
+
+            app = Late(lambda stream: None)
+            """
+        )
+    )
+    one = server().start("app:app", cwd=tmp_path, workers=1)
+    assert one.stop() == 0
+    assert "exited with code" not in one.log
+
+
 def test_max_requests(server: MakeServer) -> None:
     one = start(server(), SUBJECTS["uvicorn"], workers=1, max_requests=20, max_requests_jitter=0)
     generations = [ask(one.address)["generation"] for _ in range(100)]
