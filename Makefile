@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH_ARGS ?=
 
-.PHONY: run test lint asan bench chaos faults soak tools peers bench-report
+.PHONY: run test lint asan valgrind bench chaos faults soak tools peers bench-report
 
 # As users install it, unless all that developers need is there already.
 run: $(or $(wildcard .venv/ready),.venv/run)
@@ -25,6 +25,10 @@ lint: .venv/ready
 
 asan: .venv/ready
 	$(BIN)/python tests/checked.py asan
+
+# The core's tests, too, but without another build: 15 minutes. A short life of the core under valgrind is in `make test`.
+valgrind: .venv/ready tools
+	$(BIN)/python tests/checked.py valgrind $(TEST_ARGS)
 
 bench: .venv/ready
 	$(BIN)/python -m bench dispatch $(BENCH_ARGS)

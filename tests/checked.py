@@ -12,6 +12,7 @@ of the core in it. Left out are tests in which each descriptor counts, of which 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,9 @@ FLAGS = f"{SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -fno-wrap
 PYTEST = ("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/core")
 OTHER_TOOLS = ("model", "threads")
 """Tests that run tools themselves."""
+
+LIMITS = "descriptor or birth or random_life or lost_connection or full_but or cannot_be_made or at_once or wake_up"
+"""Tests with limits of descriptors, or of time, which valgrind changes."""
 
 
 def build(copy: Path, flags: str, link_flags: str = "") -> None:
@@ -74,7 +78,26 @@ def asan(copy: Path, arguments: list[str]) -> int:
     return run(copy, environment, OTHER_TOOLS, arguments)
 
 
-TOOLS = {"asan": asan}
+def valgrind(copy: Path, arguments: list[str]) -> int:
+    build(copy, "-g -O1 -Werror")
+    logs = copy / "logs"
+    logs.mkdir()
+    by = ["valgrind", "--quiet", "--leak-check=no", "--error-limit=no", f"--log-file={logs}/%p"]
+    # malloc: valgrind cannot look into Python's own pools.
+    code = run(copy, {"PYTHONMALLOC": "malloc"}, (*OTHER_TOOLS, "sweep"), ["-k", f"not ({LIMITS})", *arguments], *by)
+    found = [report for log in logs.iterdir() for report in reports_on_the_core(log.read_text())]
+    print(*found, sep="\n")
+    print(f"valgrind: {len(found)} reports on the core in {len(list(logs.iterdir()))} processes")
+    return code or len(found) > 0
+
+
+def reports_on_the_core(log: str) -> list[str]:
+    """Those of valgrind's that have a line of the core in them."""
+    text = re.sub(r"^==\d+== ?", "", log, flags=re.M)
+    return [report for report in text.split("\n\n") if any(f"({name}:" in report for name in SOURCES)]
+
+
+TOOLS = {"asan": asan, "valgrind": valgrind}
 
 
 def main(tool: str, *arguments: str) -> int:
