@@ -28,6 +28,9 @@ SLOTS: int = lib.FAN_MAX_SLOTS
 SHORTAGE_S = 0.05
 """Between two looks for a free descriptor, when a `Taker` has none: nothing tells when there is one."""
 
+OUT_OF_MEMORY = (-errno.ENOMEM, -errno.ENOBUFS)
+"""Of `Taker.take_ready`: nothing was taken, and it may be tried again after SHORTAGE_S."""
+
 _AGAIN = -errno.EAGAIN
 
 POOL = -1

@@ -18,6 +18,8 @@ import threading
 import time
 from typing import Any
 
+from refusal import refuse_to_take
+
 import pyfanout
 from pyfanout import control
 
@@ -177,6 +179,11 @@ def do_later(how: str, when: str = "idle") -> dict[str, Any]:
         sum(range(10**15))
 
     threading.Thread(target=act_later, daemon=True).start()
+    return identity()
+
+
+def do_refuse(error: str, times: str) -> dict[str, Any]:
+    refuse_to_take(error, int(times))
     return identity()
 
 

@@ -1,4 +1,5 @@
-"""A call of Python's that fails once, with a given error: for programmes that sweep over all its occurrences."""
+"""Calls that fail: one of Python's, once, for programmes that sweep over all its occurrences; a worker's looks into its
+channel, for servers under test."""
 
 from __future__ import annotations
 
@@ -7,8 +8,11 @@ import mmap
 import os
 import socket
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
+
+from pyfanout.core import Taker
 
 
 class Refusal:
@@ -58,3 +62,15 @@ class Refusal:
             setattr(self.owner, self.name, self.real)
         else:
             delattr(self.owner, self.name)
+
+
+def refuse_to_take(error: str, times: int) -> None:
+    """The next `times` looks for a connection fail in this process, as if the kernel did not let it have one."""
+    left = [True] * times
+
+    def refusing(look: Callable[..., Any], refused: Any) -> Callable[..., Any]:
+        return lambda *arguments: refused if left and left.pop() else look(*arguments)
+
+    rc = -getattr(errno, error)
+    Taker.take = refusing(Taker.take, rc)  # type: ignore[method-assign]
+    Taker.take_ready = refusing(Taker.take_ready, (rc, ()))  # type: ignore[method-assign]

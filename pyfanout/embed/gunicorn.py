@@ -249,6 +249,9 @@ class Sync(Joined, sync.SyncWorker):
                 time.sleep(SHORTAGE_S)
             elif rc == -errno.ENOBUFS:
                 self.log.error("a connection was lost, no descriptor was free for it")
+            elif rc == -errno.ENOMEM:
+                worker.short_of(-rc)
+                time.sleep(SHORTAGE_S)
             elif rc not in (-errno.EAGAIN, -errno.EINTR):
                 raise OSError(-rc, f"take a connection: {os.strerror(-rc)}")
         taker.cancel()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout import stdio
 from pyfanout.control import Roomy
-from pyfanout.core import BATCH, SHORTAGE_S, Taker
+from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
 from pyfanout.kind import AsyncHandler
 from pyfanout.worker.connection import Connection, address_of
 from pyfanout.worker.idle import LOOK_S, IdleWatch
@@ -75,7 +75,7 @@ class Server:
     # ---- taking ------------------------------------------------------------------------------------------------
 
     def _read_on(self) -> None:
-        if not self._reading and not self._worker.draining and self._live < self._most:
+        if not (self._reading or self._worker.draining or self._over.done()) and self._live < self._most:
             self._reading = True
             self._loop.add_reader(self._fd, self._take)
 
@@ -97,6 +97,10 @@ class Server:
         elif rc in (-errno.EMFILE, -errno.ENFILE):
             self._pause()
             self._loop.call_later(SHORTAGE_S, self._look_for_descriptor, False)
+        elif rc in OUT_OF_MEMORY:
+            self._worker.short_of(-rc)
+            self._pause()
+            self._loop.call_later(SHORTAGE_S, self._read_on)
         elif rc not in (-errno.EAGAIN, -errno.EINTR):
             self._fail(OSError(-rc, f"take a connection: {os.strerror(-rc)}"))
 
@@ -255,13 +259,19 @@ class Server:
     def _stop(self) -> None:
         """At once: asyncio.Runner cancels the handlers that still run."""
         if not self._over.done():
-            self._worker.stopped_with(self._live)
+            self._cut_short()
             self._over.set_result(None)
 
     def _fail(self, error: BaseException) -> None:
         """The worker ends because of `error`: SystemExit in a handler, or a channel that cannot be read."""
         if not self._over.done():
+            self._cut_short()
             self._over.set_exception(error)
+
+    def _cut_short(self) -> None:
+        """The loop comes round a few times more: what it would take then waits for another worker."""
+        self._pause()
+        self._worker.stopped_with(self._live)
 
     def _on_control(self) -> None:
         """A pong from here proves that the loop comes round. End-of-file is the master's death, and the channel says so

@@ -125,6 +125,9 @@ class Server:
                 self._wait_for_descriptor()
             elif rc == -errno.ENOBUFS:
                 log.error("worker=%d: a connection was lost, no descriptor was free for it", worker.slot)
+            elif rc == -errno.ENOMEM:
+                worker.short_of(-rc)
+                time.sleep(SHORTAGE_S)
             elif rc not in (-errno.EINTR, -errno.EAGAIN):
                 self._leave(OSError(-rc, f"take a connection: {os.strerror(-rc)}"))
         del self._idents[taker]

@@ -27,7 +27,7 @@ from time import sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyfanout.control import Roomy
-from pyfanout.core import BATCH, SHORTAGE_S, Taker
+from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
 from pyfanout.worker.connection import Address, Connection, address_of
 from pyfanout.worker.idle import end_input, is_at_rest, is_silent
 
@@ -278,7 +278,7 @@ class Listener(socket.socket):
             return self._arrivals.pop()
         if rc == 0:  # the master has finished, or is gone
             self._worker.drain()
-        elif rc in (-errno.EMFILE, -errno.ENFILE) and fd is not None:
+        elif rc in (-errno.EMFILE, -errno.ENFILE, *OUT_OF_MEMORY) and fd is not None:
             self._rest(fd, -rc)
         elif rc not in (-errno.EAGAIN, -errno.EINTR):
             raise OSError(-rc, f"take a connection: {os.strerror(-rc)}")
@@ -290,25 +290,30 @@ class Listener(socket.socket):
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def _rest(self, fd: int, error: int) -> None:
-        """There is no descriptor: what waits in the channel stays there, until there is one. We say so, once: most
-        servers would each time they come round, and some would end."""
+        """There is no descriptor, or no memory: what waits in the channel stays there, until there is one. We say so,
+        once: most servers would each time they come round, and some would end."""
         channel = poll()
         channel.register(fd, POLLIN)
         if channel.poll(0):  # else it was the master who has woken us
-            log.error("worker=%d: %s; takes no connection until one is free", self._worker.slot, os.strerror(error))
+            memory = -error in OUT_OF_MEMORY
+            if memory:
+                self._worker.short_of(error)
+            else:
+                log.error("worker=%d: %s; takes no connection until one is free", self._worker.slot, os.strerror(error))
             self._resting = True
             with contextlib.suppress(OSError, ValueError):  # a signal has made it quiet
                 self._epoll.unregister(fd)
-            start_new_thread(self._wait_for_descriptor, (fd,))
+            start_new_thread(self._wait_for_descriptor, (fd, not memory))
 
-    def _wait_for_descriptor(self, fd: int) -> None:
+    def _wait_for_descriptor(self, fd: int, told: bool) -> None:
         while self._channel_fd == fd:
             sleep(SHORTAGE_S)
             try:
                 os.close(os.dup(fd))
             except OSError:
                 continue
-            log.info("worker=%d: descriptors are free again", self._worker.slot)
+            if told:
+                log.info("worker=%d: descriptors are free again", self._worker.slot)
             break
         with contextlib.suppress(OSError, ValueError):  # it was closed
             self._epoll.register(fd, EPOLLIN)

@@ -7,11 +7,13 @@ Owns the worker's two descriptors, its channel and its control socket. How conne
 from __future__ import annotations
 
 import _thread
+import errno
 import faulthandler
 import importlib
 import inspect
 import itertools
 import logging
+import math
 import os
 import random
 import signal
@@ -85,6 +87,8 @@ class Worker:
         self.station = station
         self.control = control
         self._joined = joined
+        self._short_s = -math.inf
+        """When `short_of` last said something."""
         self.draining = False
         self.stopped = False
         """It was told to stop now. Handlers may catch everything, as wsgiref does: then it stops after them."""
@@ -161,10 +165,8 @@ class Worker:
         """One message of the master is there: do what it asks. False: the master is gone."""
         try:
             message = hear(self.control)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+        except OSError as error:  # nothing is there; or no memory for it now, and it is told of again
+            return error.errno in (errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS)
         match message:
             case Ping(number):
                 self.say(Pong(number))
@@ -193,6 +195,13 @@ class Worker:
             return
         log.error("worker=%d: the master is gone and %g s are over", self.slot, self.config.drain_timeout)
         os._exit(1)
+
+    def short_of(self, error: int) -> None:
+        """There was no memory to take a connection with, which is tried again. Says so, once a second at most."""
+        now_s = time.monotonic()
+        if now_s >= self._short_s + 1:
+            self._short_s = now_s
+            log.error("worker=%d: %s; takes no connection for a moment", self.slot, os.strerror(error))
 
     def stopped_with(self, connections: int) -> None:
         """It stops now: their clients get no whole answer."""

@@ -13,6 +13,11 @@ from typing import Any
 
 import pyfanout
 
+if error := os.environ.get("REFUSE"):
+    from refusal import refuse_to_take
+
+    refuse_to_take(error, 5)
+
 SLOW_S = 1.4
 LONG_S = 20.0
 

@@ -116,6 +116,14 @@ def test_it_answers_a_thousand_in_turn_and_knows_who_asks(gunicorn: MakeGunicorn
     assert_no_descriptor_is_left(one, one.workers[0])
 
 
+def test_no_memory_to_take_a_connection(gunicorn: MakeGunicorn, kind: str) -> None:
+    one = gunicorn()
+    one.expect("ERROR worker=0: Cannot allocate memory; takes no connection for a moment")
+    one.serve(kind, workers=1, PYFANOUT_PING_INTERVAL="0", REFUSE="ENOMEM").ready(1)
+    assert [ask(one.address)["pid"]] == one.workers
+    one.wait_log("takes no connection for a moment")
+
+
 def test_policy_is_a_variable(gunicorn: MakeGunicorn) -> None:
     one = gunicorn().serve("GThread", PYFANOUT_POLICY="least-connections").ready()
     held = [Client(one.address) for _ in range(10)]

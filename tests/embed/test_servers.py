@@ -110,6 +110,18 @@ def test_one_that_has_no_descriptor_left_is_not_hung(server: MakeServer, subject
     assert pids(one) == [pid]
 
 
+@pytest.mark.parametrize("name", OF_EACH_KIND)
+def test_one_that_has_no_memory_to_take_a_connection(server: MakeServer, subject: Subject) -> None:
+    """It is there in a moment."""
+    one = server()
+    one.expect("ERROR worker=0: Cannot allocate memory; takes no connection for a moment")
+    start(one, subject, workers=1, environ={"REFUSE": "ENOMEM"}, ping_interval=0)
+    workers = pids(one)
+    assert ask(one.address)["pid"] in workers
+    one.wait_log("takes no connection for a moment")
+    assert pids(one) == workers
+
+
 def test_reloads_under_load(server: MakeServer, subject: Subject) -> None:
     """Connections of one request, then, if it keeps them, of twenty."""
     one = start(server(), subject, workers=2)

@@ -176,6 +176,38 @@ def test_threads_share_the_last_descriptors(server: MakeServer) -> None:
     assert "was lost" not in one.log
 
 
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_memory_to_take_a_connection(server: MakeServer, kind: str, handler: str, options: dict) -> None:
+    """The worker says so, once, and looks again: whom it has in its hands, and who waits, is answered."""
+    one = server()
+    one.expect("ERROR worker=0: Cannot allocate memory; takes no connection for a moment")
+    one.start(handler, script={}, workers=1, **options)
+    pids = one.workers
+    held = [hold(one.address) for _ in range(0 if kind == "blocking" else 2)]
+    ask(one.address, "refuse ENOMEM 4")
+    assert [answer["pid"] for answer in who(collect(crowd(one.address, 20, "identity")))] == pids * 20
+    assert [release(sock) for sock in held] == [b"released\n"] * len(held)
+    assert one.workers == pids
+    assert len(re.findall("takes no connection for a moment", one.log)) == 1
+
+
+def test_a_channel_that_cannot_be_read(server: MakeServer) -> None:
+    """An event loop ends, and says how many it cuts short; who waits is answered by the next worker."""
+    one = server()
+    one.expect("its serving loop failed", "^ *Traceback ")
+    one.start("apps:act_async", workers=1)
+    pids = one.workers
+    held = [hold(one.address) for _ in range(3)]
+    ask(one.address, "refuse EIO 1")
+    one.wait_idle()  # that client is gone, for the worker, too
+    waiting = crowd(one.address, 5, "identity")
+    assert collect(held) == [b""] * 3
+    one.wait_log("WARNING worker=0 stops, with 3 connections in its hands")
+    assert not {answer["pid"] for answer in who(collect(waiting))} & set(pids)
+
+
 # ---- processes -------------------------------------------------------------------------------------------------------
 
 NPROC = 300

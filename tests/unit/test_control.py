@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -27,6 +29,7 @@ from pyfanout.control import (
     decode,
     encode,
 )
+from pyfanout.worker.worker import Worker
 
 REASON_BYTES = 1024
 
@@ -159,3 +162,14 @@ def test_the_largest_packet_arrives_whole() -> None:
     with ours, theirs:
         theirs.send(packet, socket.MSG_DONTWAIT)
         assert ours.recv(PACKET_BYTES) == packet
+
+
+@pytest.mark.parametrize(("error", "lives"), [(errno.EAGAIN, True), (errno.ENOMEM, True), (errno.EBADF, False)])
+def test_no_memory_to_hear_its_master_is_not_its_end(error: int, lives: bool) -> None:
+    class Control:
+        def recv(self, *_: object) -> bytes:
+            raise OSError(error, "refused")
+
+    worker: Any = object.__new__(Worker)
+    worker.control = Control()
+    assert worker.hear() is lives
