@@ -1,10 +1,159 @@
-"""Where log lines go: to stderr, unless the application has said."""
+"""Where log lines go: to stderr, unless the application has said. Nobody waits for who should read them, and no text of
+others looks like a line of ours.
+"""
 
 from __future__ import annotations
 
+import _socket
+import contextlib
+import functools
 import logging
+import os
+import re
+import socket
+import stat
+import time
+from collections.abc import Callable
+
+# By name: gevent, in a worker, puts its own into the module, which must not switch in the middle of a line.
+from select import POLLOUT, poll
+from typing import TextIO
 
 FORMAT = "%(asctime)s [%(process)d] %(levelname)s %(message)s"
+
+PATIENCE_S = 0.05
+"""For a reader that is only slow: a burst of lines, or a traceback, may be more than fits into a pipe. Not once more
+before it has read: then what is logged meanwhile is lost."""
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def plain(text: str) -> str:
+    """With what others have put into it (an exception's text, the last words of a worker) made harmless: control
+    characters are shown and drive no terminal, and what begins at the margin is ours, for lines after the first are
+    indented."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text).replace("\n", "\n  ")
+
+
+class Lines(logging.Formatter):
+    """Plain ones."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
+
+
+class Handler(logging.StreamHandler[TextIO]):
+    """Never waits, but for PATIENCE_S, when the stream is a pipe, a terminal or a socket: a log that nobody reads would
+    stop the whole server. A line that does not fit is dropped; how many were is said as soon as there is room.
+
+    The stream's own file cannot be made non-blocking, for it may be the shell's, too. So a pipe or a terminal is opened
+    once more; where that cannot be done (no /proc, another user's terminal), lines are written as ever.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(stream)
+        self._fd = -1
+        """The stream's file, opened by us; children inherit it. -1: it is not."""
+        self._file: tuple[int, int] | None = None
+        """Which that was: a program may redirect its stderr, or close all descriptors that it does not know."""
+        self._rest = b""
+        """Of a line of which only the beginning fitted: it comes before the next one."""
+        self._lost = 0
+        """Lines, since it was last said how many."""
+        os.register_at_fork(after_in_child=self._forget)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            fd, write = self._way()
+        except (AttributeError, OSError, ValueError):  # the stream is closed, or none that has a descriptor
+            fd, write = -1, None
+        if write is None:
+            super().emit(record)
+            return
+        try:
+            text = self.format(record)
+            if self._lost:
+                words = f"{self._lost} line{'s were' if self._lost > 1 else ' was'} lost: nobody read the log"
+                note = logging.LogRecord(record.name, logging.WARNING, "", 0, words, None, None)
+                text = f"{self.format(note)}\n{text}"
+            self._lost = 0 if self._put(fd, write, text) else self._lost + 1
+        except Exception:
+            self.handleError(record)
+
+    def close(self) -> None:
+        self._let_go()
+        super().close()
+
+    # ---- the way -------------------------------------------------------------------------------------------------
+
+    def _way(self) -> tuple[int, Callable[[bytes], int] | None]:
+        """A descriptor to wait for, and what writes to it without waiting; None: there is no such way, or no need."""
+        fd = self.stream.fileno()
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISSOCK(mode):  # which cannot be opened
+            return fd, functools.partial(_send, fd)
+        if stat.S_ISFIFO(mode) or os.isatty(fd):
+            if _file_of(self._fd) != _file_of(fd):
+                self._let_go()
+                self._fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+                self._file = _file_of(self._fd)
+            return self._fd, functools.partial(os.write, self._fd)
+        return fd, None
+
+    def _let_go(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0 and _file_of(fd) == self._file:  # else the number is somebody else's by now
+            os.close(fd)
+
+    def _forget(self) -> None:
+        """In a child: that is for the parent to say."""
+        self._rest, self._lost = b"", 0
+
+    # ---- a line --------------------------------------------------------------------------------------------------
+
+    def _put(self, fd: int, write: Callable[[bytes], int], text: str) -> bool:
+        """Whether it is on its way: written, or so much of it that the rest must follow."""
+        patience_s = 0 if self._lost else PATIENCE_S
+        self._rest = _push(self._rest, fd, write, patience_s)
+        if self._rest:
+            return False
+        line = f"{text}\n".encode(errors="backslashreplace")
+        rest = _push(line, fd, write, patience_s)
+        if rest == line:
+            return False
+        self._rest = rest
+        return True
+
+
+def _push(data: bytes, fd: int, write: Callable[[bytes], int], patience_s: float) -> bytes:
+    """Write as much as there is room for; what is left."""
+    end_s = time.monotonic() + patience_s
+    while data:
+        try:
+            data = data[write(data) :]
+        except BlockingIOError:
+            wait_s = end_s - time.monotonic()
+            room = poll()
+            room.register(fd, POLLOUT)
+            if wait_s <= 0 or not room.poll(wait_s * 1000):
+                break
+    return data
+
+
+def _send(fd: int, data: bytes) -> int:
+    # As if it were non-blocking: else `socket.setdefaulttimeout` would make it so, for all who have it.
+    sock = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, fd)
+    try:
+        return sock.send(data, socket.MSG_DONTWAIT)
+    finally:
+        sock.detach()
+
+
+def _file_of(fd: int) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        file = os.fstat(fd)
+        return file.st_dev, file.st_ino
+    return None
 
 
 def set_up_logging(level: str) -> None:
@@ -12,6 +161,6 @@ def set_up_logging(level: str) -> None:
     log = logging.getLogger("pyfanout")
     log.setLevel(level.upper())
     if not log.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(FORMAT))
+        handler = Handler()
+        handler.setFormatter(Lines(FORMAT))
         log.addHandler(handler)

@@ -8,6 +8,7 @@ from typing import Unpack
 from pyfanout.config import Options
 from pyfanout.errors import FanoutError
 from pyfanout.kind import App
+from pyfanout.log import plain
 from pyfanout.server import Master
 
 
@@ -34,5 +35,5 @@ def serve(app: App, **options: Unpack[Options]) -> None:
         with Master(app, **options) as master:
             master.run()
     except FanoutError as error:
-        print(f"pyfanout: {error}", file=sys.stderr)
+        print(f"pyfanout: {plain(str(error))}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error

@@ -37,7 +37,9 @@ HIGH_FD = 40
 """Descriptors that a server inherits have numbers from here on: low ones are for LISTEN_FDS."""
 
 NOBODY = 65534
-SUSPECT = re.compile(r" (ERROR|CRITICAL) |^Traceback |Warning\b|^Exception |Fatal Python error|AddressSanitizer|assert")
+SUSPECT = re.compile(
+    r" (ERROR|CRITICAL) |^ *(Traceback|Exception) |Warning\b|Fatal Python error|AddressSanitizer|assert"
+)
 IN_HANDS = re.compile(r"with (\d+) connections? in its hands")
 LISTENING = re.compile(r"listening on (.*) with (\d+) workers?, ([\w-]+)$", re.MULTILINE)
 

@@ -127,7 +127,7 @@ def test_leaking_tests_fail(tmp_path: Path) -> None:
         "test_descriptor": "is left open: /dev/null",
         "test_child": "is left, state Z",
         "test_thread": "thread ",
-        "test_log": "unexpected in the log: Traceback (most recent call last):",
+        "test_log": "unexpected in the log:   Traceback (most recent call last):",
         "test_left_behind": "processes are left behind: ",
         "test_exit_code": "the server ended with -9",
     }.items():

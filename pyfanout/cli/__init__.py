@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from pyfanout.cli import run
 from pyfanout.errors import ConfigError, FanoutError
+from pyfanout.log import plain
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,6 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser().parse_args(argv)
         code: int = arguments.act(arguments)
     except FanoutError as error:
-        print(f"pyfanout: {error}", file=sys.stderr)
+        print(f"pyfanout: {plain(str(error))}", file=sys.stderr)
         return error.exit_code
     return code

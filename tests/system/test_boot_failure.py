@@ -28,6 +28,7 @@ APPS = {
     "generator": "def handler(conn, addr):\n    yield\n",
     "killed": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n",
     "dies": "import os\nos._exit(7)\n",
+    "paints": "raise ValueError('\\x1b[2J\\n2026-01-01 00:00:00,000 [1] INFO all is well')\n",
     "slow": "import time\ntime.sleep(100)\n",
 }
 
@@ -37,7 +38,7 @@ def run_app(server: MakeServer, folder: Path, app: str, **options: Any) -> Serve
     for name, text in APPS.items():
         (folder / f"{name}.py").write_text(text)
     one = server()
-    one.expect("ERROR", "^Traceback ", "^pyfanout: ")
+    one.expect("ERROR", "^ *Traceback ", "^pyfanout: ")
     return one.start(app, cwd=folder, wait=False, **{"workers": 2, "log_level": "info", **options})
 
 
@@ -71,7 +72,7 @@ def test_an_application_that_cannot_be_loaded(
     assert reason in last_line(one)
     assert one.log.count("Traceback (most recent call last)") == (1 if traceback else 0)
     if traceback:
-        assert re.search(f"^{traceback}", one.log, re.MULTILINE)
+        assert re.search(f"^ *{traceback}", one.log, re.MULTILINE)
     assert len(re.findall("could not start", one.log)) >= 1
 
 
@@ -81,10 +82,18 @@ def test_the_traceback_is_the_applications(server: MakeServer, tmp_path: Path) -
     assert 'raises.py", line 2, in deep' in one.log
 
 
+def test_the_text_of_an_application_neither_paints_nor_forges(server: MakeServer, tmp_path: Path) -> None:
+    one = run_app(server, tmp_path, "paints:handler", workers=1)
+    assert one.wait_exit() == 4
+    assert "\x1b" not in one.log
+    assert "\n  ValueError: \\x1b[2J\n  2026-01-01 00:00:00,000 [1] INFO all is well\n" in one.log
+    assert last_line(one).endswith("the import of 'paints' failed: ValueError: \\x1b[2J")
+
+
 @pytest.mark.parametrize("handler", ["act", "act_async"])
 def test_a_start_hook_that_raises(server: MakeServer, handler: str) -> None:
     one = server()
-    one.expect("ERROR", "^Traceback ", "^pyfanout: ")
+    one.expect("ERROR", "^ *Traceback ", "^pyfanout: ")
     one.start(handler, script={"on_worker_start": "failing"}, workers=3, wait=False)
     assert one.wait_exit() == 3
     assert one.log.count("Traceback (most recent call last)") == 1

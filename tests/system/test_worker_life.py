@@ -136,7 +136,7 @@ def test_a_replacement_comes_at_once_the_first_time(server: MakeServer, handler:
 def test_a_handler_that_raises(server: MakeServer, handler: str, options: dict) -> None:
     """The client sees the end, the log has the traceback, the worker lives."""
     one = server()
-    one.expect("the handler failed", "^Traceback ")
+    one.expect("the handler failed", "^ *Traceback ")
     one.start(f"apps:{handler}", workers=1, **options)
     for _ in range(3):
         assert ask(one.address, "raise") is None
@@ -149,7 +149,7 @@ def test_a_handler_that_raises(server: MakeServer, handler: str, options: dict) 
 def test_a_handler_that_ends_its_worker(server: MakeServer, handler: str, options: dict, line: str) -> None:
     """The client sees the end at once, the slot gets a new worker, the log says how the old one ended."""
     one = server()
-    one.expect("^Traceback ", "^Fatal Python error", "was here when it died", "the handler failed")
+    one.expect("^ *Traceback ", "^ *Fatal Python error", "was here when it died", "the handler failed")
     one.start(f"apps:{handler}", workers=1, **options)
     before = one.workers
     client = connect(one.address, line)
@@ -212,7 +212,7 @@ def test_a_handler_that_forks(server: MakeServer, handler: str, options: dict, e
     """The child is no worker, whatever it does: it takes no connection and does not touch the board."""
     one = server()
     if end == "raise":
-        one.expect("the handler failed", "^Traceback ")
+        one.expect("the handler failed", "^ *Traceback ")
     one.start(f"apps:{handler}", workers=2, **options)
     workers = one.workers
     forked = []
@@ -417,7 +417,7 @@ def test_hooks_do_not_run_in_a_forked_child(server: MakeServer, handler: str, op
 def test_an_exit_hook_that_raises(server: MakeServer, handler: str, options: dict) -> None:
     """It is logged; the worker leaves all the same and is replaced."""
     one = server()
-    one.expect("^Traceback ", "ERROR")
+    one.expect("^ *Traceback ", "ERROR")
     one.start(handler, script={"on_worker_exit": "failing"}, workers=1, **options)
     before = one.workers
     os.kill(before[0], signal.SIGTERM)
