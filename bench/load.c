@@ -6,6 +6,7 @@
  * from the instant the schedule gave, so a server that stalls is charged for everyone who had to wait.
  * Hold (--hold N): opens N connections, reads from each the id of the worker that has it, keeps all of them open
  * until the last has answered.
+ * SIGTERM ends each of them early: nothing more is started, what is under way is finished, and all is said.
  *
  * One connection is one request: connect, send, read until the server closes, close. An answer is
  * "HTTP/1.x 200 ...\r\n\r\n<worker id>\n", so that wrk and ab can be pointed at the same server.
@@ -25,6 +26,7 @@
 #include <math.h>
 #include <netinet/in.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -34,6 +36,7 @@
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -49,6 +52,9 @@ enum {
 };
 
 #define NS_PER_S INT64_C(1000000000)
+/* A client of the closed loop that was refused comes again after so long: without a pause, 64 of them would take the CPU
+ * from the server that is about to come back. */
+#define REFUSED_PAUSE_NS INT64_C(10000000)
 
 /* ---- time, chance ------------------------------------------------------------------------------------------ */
 
@@ -187,6 +193,9 @@ struct run {
     struct request *requests, *free, *oldest, *youngest;
     int open; /* in flight, held ones too */
     int held;
+    int64_t *paused_until; /* closed loop: a ring of when those who were refused come again, the first one first */
+    int paused, paused_first;
+    bool stopped; /* by SIGTERM */
 
     int64_t begin_ns, window_ns, end_ns; /* first request; first timed one; no more start from here */
     int64_t next_ns; /* open loop: the next arrival */
@@ -229,6 +238,8 @@ static void fail(struct run *run, struct request *request, enum error error)
     if (request->state == HELD)
         run->answered--; /* it had answered, but then it was not held */
     release(run, request);
+    if (error == REFUSED && run->options->closed > 0)
+        run->paused_until[(run->paused_first + run->paused++) % run->options->closed] = now_ns() + REFUSED_PAUSE_NS;
 }
 
 static enum error error_of(int number)
@@ -452,9 +463,24 @@ static void start(struct run *run, int64_t due_ns, int64_t now)
 
 static bool may_start(const struct run *run, int64_t at_ns)
 {
+    if (run->stopped)
+        return false;
     if (run->options->hold > 0)
         return run->started < (uint64_t)run->options->hold;
     return at_ns < run->end_ns && (run->options->count == 0 || run->started < run->options->count);
+}
+
+static bool is_full(const struct run *run)
+{
+    return run->options->closed > 0 && run->open + run->paused >= run->options->closed;
+}
+
+static void end_pauses(struct run *run, int64_t now)
+{
+    while (run->paused > 0 && run->paused_until[run->paused_first] <= now) {
+        run->paused_first = (run->paused_first + 1) % run->options->closed;
+        run->paused--;
+    }
 }
 
 /* A turn starts only so many that answers are looked at in between. */
@@ -470,7 +496,8 @@ static void start_due(struct run *run)
             run->next_ns += ns_of(o->uniform ? 1 / o->rate : -log1p(-chance(&run->arrival_state)) / o->rate);
             start(run, due_ns, now);
         } else {
-            if (!may_start(run, now) || (o->closed > 0 && run->open >= o->closed))
+            end_pauses(run, now);
+            if (!may_start(run, now) || is_full(run))
                 return;
             start(run, now, now);
         }
@@ -497,8 +524,10 @@ static int64_t next_wake(const struct run *run, int64_t now)
     if (run->options->rate > 0) {
         if (may_start(run, run->next_ns) && run->next_ns < wake)
             wake = run->next_ns;
-    } else if (may_start(run, now) && (run->options->closed == 0 || run->open < run->options->closed)) {
+    } else if (may_start(run, now) && !is_full(run)) {
         wake = now;
+    } else if (may_start(run, now) && run->paused > 0 && run->paused_until[run->paused_first] < wake) {
+        wake = run->paused_until[run->paused_first];
     }
     return wake;
 }
@@ -507,6 +536,14 @@ static bool done(const struct run *run, int64_t now)
 {
     int64_t next = run->options->rate > 0 ? run->next_ns : now;
     return !may_start(run, next) && run->open == run->held;
+}
+
+/* As at the end of the duration. */
+static void stop(struct run *run, int64_t now)
+{
+    run->stopped = true;
+    if (now < run->end_ns)
+        run->end_ns = now;
 }
 
 static void loop(struct run *run)
@@ -532,7 +569,9 @@ static void loop(struct run *run)
         run->idle_ns += turn_ns - before;
         for (int i = 0; i < n; i++) {
             struct request *request = events[i].data.ptr;
-            if (request->state == CONNECTING)
+            if (request == NULL)
+                stop(run, turn_ns);
+            else if (request->state == CONNECTING)
                 transmit(run, request);
             else
                 receive(run, request, (events[i].events & (EPOLLRDHUP | EPOLLHUP)) != 0);
@@ -569,7 +608,15 @@ static void prepare(struct run *run, const struct options *o)
         run->text_len[i] = (size_t)snprintf(run->text[i], sizeof run->text[i], "GET /%s %s", paths[i], ending(o));
     run->epoll = epoll_create1(EPOLL_CLOEXEC);
     run->requests = calloc((size_t)o->max_open, sizeof *run->requests);
-    if (run->epoll < 0 || run->requests == NULL) {
+    run->paused_until = calloc((size_t)o->max_open, sizeof *run->paused_until);
+    sigset_t term;
+    sigemptyset(&term);
+    sigaddset(&term, SIGTERM);
+    sigprocmask(SIG_BLOCK, &term, NULL);
+    int told = signalfd(-1, &term, SFD_CLOEXEC);
+    struct epoll_event event = {.events = EPOLLIN | EPOLLONESHOT, .data.ptr = NULL}; /* it is not read */
+    if (run->epoll < 0 || run->requests == NULL || run->paused_until == NULL || told < 0 ||
+        epoll_ctl(run->epoll, EPOLL_CTL_ADD, told, &event) < 0) {
         perror("load: start");
         exit(1);
     }
@@ -647,11 +694,11 @@ static int histogram_main(void)
 
 static const char *const USAGE =
     "usage: load [--closed C | --rate R [--uniform] | --hold N [--rate R]] [options] 127.0.0.1:PORT\n"
-    "  --closed C         C connections always in flight (default 1)\n"
+    "  --closed C         C connections always in flight (default 1); who was refused comes again after 10 ms\n"
     "  --rate R           open loop: R requests per second, exponential distances (--uniform: equal ones)\n"
     "  --hold N           open N connections (at once, or at --rate), hold all until the last has answered\n"
     "  --requests N       on each connection, one after the other; it is answered when all are (default 1)\n"
-    "  --duration S       start requests for S seconds (default 5); --count N: and at most N of them\n"
+    "  --duration S       start requests for S seconds (default 5), or until SIGTERM; --count N: and at most N of them\n"
     "  --warmup S         before that, S seconds whose requests are not timed (default 0)\n"
     "  --timeout S        for one request (default 10)\n"
     "  --max-open N       open loop: in flight at most, beyond is an error 'overflow' (default 10000)\n"

@@ -387,3 +387,27 @@ def test_wrk_sees_the_same_server(load: Load) -> None:
     ratio = ours["answers_per_s"] / float(found[2])
     print(f"load saw {ours['answers_per_s']:.0f}/s, wrk {float(found[2]):.0f}/s: {ratio:.2f}")
     assert 0.1 < ratio < 10
+
+
+# ---- its end, and clients that are refused ---------------------------------------------------------------
+
+
+def test_sigterm_ends_it_and_what_is_under_way_is_finished(binary: Path) -> None:
+    def slow(conn: socket.socket, _request: bytes) -> None:
+        time.sleep(0.3)
+        conn.sendall(ANSWER)
+
+    with Server(slow) as server:
+        command = [str(binary), "--closed", "1", "--duration", "20", f"127.0.0.1:{server.port}"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        time.sleep(0.1)
+        process.terminate()
+        printed, _ = process.communicate(timeout=RUN_LIMIT_S)
+    result = json.loads(printed)
+    assert (process.returncode, result["started"], result["answered"]) == (0, 1, 1)
+
+
+def test_who_is_refused_in_a_closed_loop_pauses(load: Load, closed_port: int) -> None:
+    result = load(closed_port, "--closed", 8, "--duration", 0.5)
+    assert 8 <= result["errors"]["refused"] <= 8 * 51
+    assert set(errors(result)) == {"refused"}
