@@ -6,6 +6,7 @@ import argparse
 import datetime
 import os
 import platform
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -58,12 +59,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     embeds.add_argument("--rounds", type=int, help="default 3")
     embeds.add_argument("--only", action="append", default=[], metavar="NAME", help="servers whose name begins so")
     fields = verbs.add_parser("peers", help="pyfanout beside who else serves with several processes: a report")
-    fields.add_argument("--quick", action="store_true", help="one short round: about 5 minutes instead of 90")
+    fields.add_argument("--quick", action="store_true", help="one short round: about 5 minutes instead of 70")
     fields.add_argument("--rounds", type=int, help="default 3, with --quick 1")
     fields.add_argument("--only", action="append", default=[], metavar="NAME", help="questions whose name begins so")
     fields.add_argument("--who", action="append", default=[], metavar="NAME", help="subjects whose name begins so")
     fields.add_argument("--to", metavar="FOLDER", help="where to write, or to go on; default bench/results/<date>")
     fields.add_argument("--again", metavar="JSONL", help="do not measure: make the report of these samples")
+    fields.add_argument("--note", metavar="TEXT", help="what readers shall know of this run")
     options = parser.parse_args(arguments)
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds wants 1 or more")
@@ -148,19 +150,26 @@ def embeds(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def peers(options: argparse.Namespace, arguments: list[str]) -> int:
+    note = {"note": options.note} if options.note else {}
     if options.again:
         keep = Path(options.again)
     else:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
         scale = questions.QUICK if options.quick else questions.FULL
         if options.rounds is not None:
             scale = replace(scale, rounds=options.rounds)
         loadgen.build()
+        experiments = questions.experiments(options.only, options.who, quick=options.quick)
+        runs = dict.fromkeys(name for one in experiments for name in one.subjects)
         about = header(arguments) | {"versions": field.versions(), "absent": standings.absent()}
+        about["commands"] = {name: field.BY_NAME[name].command() for name in runs}
         about["load generator"] = selfcheck.check(run.choose_cores()[1])
         folder = Path(options.to) if options.to else RESULTS / about["date"].replace(":", "").replace("+0000", "Z")
         keep = folder / "samples.jsonl"
-        run.run(questions.experiments(options.only, options.who, quick=options.quick), scale, keep, about)
+        run.run(experiments, scale, keep, about | note)
     about, samples = run.read(keep)
+    about |= note
+    about["commit"] += standings.doubt(about["commit"], refuse=bool(options.again))
     (keep.parent / "report.md").write_text(page.markdown(about, samples))
     (keep.parent / "report.html").write_text(page.page(about, samples))
     (keep.parent / "overview.svg").write_text(pictures.overview(samples))

@@ -15,8 +15,10 @@ REQUEST = b"GET /hold HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 SOURCES = 64
 """Addresses of clients, each with its own ports: the thousands of connections before are not yet forgotten."""
 OK = (b"HTTP/1.0 200", b"HTTP/1.1 200")
-PROBE_S = 0.005
+PROBE_S = 0.0005
 """Between two connections that look whether somebody answers again."""
+TICK_S = 0.0002
+"""Between two looks for an answer, and after a refusal: more often, and it would need a core of its own."""
 
 
 @contextlib.contextmanager
@@ -91,12 +93,12 @@ def _is_open(conn: socket.socket) -> bool:
         return False
 
 
-def at_once(port: int, count: int) -> set[int]:
+def at_once(port: int, count: int, limit_s: float = ANSWER_LIMIT_S) -> set[int]:
     """Who answers so many that are all there before the first is answered: one after the other, it may be always the
     same. Raises as `held`."""
     with contextlib.ExitStack() as stack:
         address = ("127.0.0.1", port)
-        conns = [stack.enter_context(socket.create_connection(address, ANSWER_LIMIT_S)) for _ in range(count)]
+        conns = [stack.enter_context(socket.create_connection(address, limit_s)) for _ in range(count)]
         for conn in conns:
             conn.sendall(REQUEST)
         found = set()
@@ -120,21 +122,32 @@ def _answer(conn: socket.socket) -> int:
 
 
 def first_answer_s(port: int, limit_s: float) -> float:
-    """From now to the first answer to anybody, with a new client every 5 ms: those that a server has lost do not
-    count. Raises TimeoutError."""
-    begin_s = time.monotonic()
+    """From now to the first answer to anybody, with a new client every PROBE_S, and after a refusal: those that a
+    server has lost do not count. Raises TimeoutError."""
+    begin_s = next_s = time.monotonic()
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-        while (now_s := time.monotonic() - begin_s) < limit_s:
-            conn = stack.enter_context(socket.socket())
-            conn.setblocking(False)
-            conn.connect_ex(("127.0.0.1", port))
-            with contextlib.suppress(OSError):
-                conn.send(REQUEST)
-                selector.register(conn, selectors.EVENT_READ)
-            while (rest_s := begin_s + now_s + PROBE_S - time.monotonic()) > 0:
-                for key, _ in selector.select(rest_s):
-                    with contextlib.suppress(OSError):
-                        if key.fileobj.recv(4096).startswith(OK):  # type: ignore[union-attr]
-                            return time.monotonic() - begin_s
-                    selector.unregister(key.fileobj)
+        while (now_s := time.monotonic()) < begin_s + limit_s:
+            if now_s >= next_s and _asks(stack, selector, port):
+                next_s = now_s + PROBE_S
+            time.sleep(TICK_S)  # an epoll sleeps whole milliseconds
+            for key, _ in selector.select(0):
+                with contextlib.suppress(OSError):
+                    if key.fileobj.recv(4096).startswith(OK):  # type: ignore[union-attr]
+                        return time.monotonic() - begin_s
+                selector.unregister(key.fileobj)
+                next_s = now_s
     raise TimeoutError(f"no answer within {limit_s:g} s")
+
+
+def _asks(stack: contextlib.ExitStack, selector: selectors.BaseSelector, port: int) -> bool:
+    """False: refused, which loopback says at once."""
+    conn = socket.socket()
+    conn.setblocking(False)
+    conn.connect_ex(("127.0.0.1", port))
+    try:
+        conn.send(REQUEST)
+    except OSError:
+        conn.close()
+        return False
+    selector.register(stack.enter_context(conn), selectors.EVENT_READ)
+    return True

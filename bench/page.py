@@ -7,13 +7,14 @@ from __future__ import annotations
 import html
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from bench.field import BY_NAME
 from bench.pictures import ABOUT_OVERVIEW, bars, curves, overview, percentiles
 from bench.questions import QUESTIONS, Question
 from bench.report import ROUNDS_TO_RANK, noise
 from bench.run import Sample, Values
-from bench.standings import Line, failed, lines, losses
+from bench.standings import LEAST, Line, chance, failed, lines, losses, own, unasked
 
 LATE_LIMIT = 0.1
 """Of the time that requests took: a load generator that itself started them later than that has added to it."""
@@ -28,8 +29,8 @@ def markdown(header: Values, samples: Sequence[Sample]) -> str:
         table = lines(question, samples)
         if table:
             parts += [f"## {question.text}", _table(question, table), "\n".join(failed(question, samples))]
-            if question.notes:
-                parts.append(question.notes)
+            parts += [question.notes, *unasked(question)]
+    parts += ["## How each was started", _commands(header)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -39,37 +40,67 @@ def _about(header: Values) -> str:
     return "\n".join([*known, f"- versions: {versions}", *(f"- **{each}**" for each in header["absent"])])
 
 
+def _commands(header: Values) -> str:
+    """But for the port and the number of workers."""
+    return "\n".join(f"- {name}: `{command}`" for name, command in header.get("commands", {}).items())
+
+
 def _worse_first(samples: Sequence[Sample]) -> str:
     """What we lose, before what we win."""
     found = [f"- {loss(question, line)}" for question, line in losses(samples)]
     rounds = len({each.round for each in samples})
+    if rounds < ROUNDS_TO_RANK:
+        return "Too few rounds to rank anybody."
+    rule = (
+        f"by {LEAST:.0%} or more in the median, and in the worst of {rounds} rounds than the other in its best, which"
+        f" comes by chance once in {chance(rounds)} where two are equal"
+    )
     if found:
-        chance = f"where two are equal, all {rounds} rounds agree by chance once in {2 ** (rounds - 1)}"
-        return "\n".join([f"Better than ours in every round ({chance}), the worst for us first:", "", *found])
-    return "Nobody was better in every round." if rounds >= ROUNDS_TO_RANK else "Too few rounds to rank anybody."
+        return "\n".join([f"Better than the one of ours beside it ({rule}), the worst for us first:", "", *found])
+    return f"Nobody was better than the one of ours beside it ({rule})."
 
 
 def loss(question: Question, line: Line) -> str:
     """Who is better than ours, in what, and by how much."""
     ratio = statistics.median(line.ratios)
     times = _number(1 / ratio) if ratio else "∞"
-    return f"{question.name}: {line.subject}, {times} times as good"
+    return f"{question.name}: {line.subject}, {times} times as good as {line.beside}"
 
 
 def _table(question: Question, table: Iterable[Line]) -> str:
-    points = "".join(f" {question.along} {point} |" for point, _ in question.points)
+    titles = _titles(question)
     rows = [
-        f"| who | speaks | {question.unit}: median (min..max) | the best of ours to it |{points} |",
-        f"|---|---|---|---|{'---|' * len(question.points)}---|",
+        f"| who | speaks | {question.unit}: median (min..max) | ours beside it, to it |"
+        f"{''.join(f' {title} |' for title in titles)} |",
+        f"|---|---|---|---|{'---|' * len(titles)}---|",
     ]
     for line in table:
         name = f"**{line.subject}**" if BY_NAME[line.subject].ours else line.subject
         middle = f"{_number(line.median)} ({_number(min(line.values))}..{_number(max(line.values))})"
-        ratio = f"{_number(statistics.median(line.ratios))}" if line.ratios else ""
-        curve = "".join(f" {_number(value)} |" for value in line.curve)
+        more = "".join(f" {number} |" for number in _more(question, line))
         remarks = "; ".join(_remarks(question, line))
-        rows.append(f"| {name} | {BY_NAME[line.subject].kind} | {middle} | {ratio} |{curve} {remarks} |")
+        rows.append(f"| {name} | {BY_NAME[line.subject].kind} | {middle} | {_compared(line)} |{more} {remarks} |")
     return "\n".join(rows)
+
+
+def _compared(line: Line) -> str:
+    """With whom, and how that stands to it."""
+    return f"{line.beside}: {_number(statistics.median(line.ratios))}" if line.ratios else ""
+
+
+def _titles(question: Question) -> list[str]:
+    return [each.title for each in question.columns] + [f"{question.along} {point}" for point, _ in question.points]
+
+
+def _more(question: Question, line: Line) -> list[str]:
+    """What stands below those."""
+    columns = zip(question.columns, line.columns, strict=True)
+    found = [_signed(number) if column.added_to else _number(number) for column, number in columns]
+    return found + [_number(number) for number in line.curve]
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+,.0f}"
 
 
 def _remarks(question: Question, line: Line) -> list[str]:
@@ -83,7 +114,9 @@ def _remarks(question: Question, line: Line) -> list[str]:
     return said
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
     if value == float("inf"):
         return "∞"
     if value == int(value) and abs(value) < 1e6:
@@ -115,12 +148,18 @@ def page(header: Values, samples: Sequence[Sample]) -> str:
         if table:
             parts.append(f"<h2>{html.escape(question.text)}</h2>{bars(question, table, _number)}")
             if question.name.startswith("latency"):
-                parts.append(percentiles(question, samples))
+                parts.append(percentiles(question, _own(question, samples)))
             if question.points:
                 parts.append(curves(question, table))
-            parts += [_rows(question, table), f"<p>{html.escape(question.notes)}</p>"]
+            parts += [_rows(question, table), _listed("\n".join([question.notes, *unasked(question)]))]
             parts.append(_listed("\n".join(failed(question, samples))))
+    parts += ["<h2>How each was started</h2>", _listed(_commands(header).replace("`", ""))]
     return "\n".join(parts) + "</html>\n"
+
+
+def _own(question: Question, samples: Sequence[Sample]) -> list[Sample]:
+    """With the runs of the load generator that are this question's."""
+    return [replace(each, values=own(question, each.values)) for each in samples if each.experiment == question.source]
 
 
 def _listed(text: str) -> str:
@@ -134,19 +173,16 @@ def _listed(text: str) -> str:
 
 
 def _rows(question: Question, table: Iterable[Line]) -> str:
-    points = "".join(f"<th>{question.along} {point}" for point, _ in question.points)
-    head = (
-        f"<tr><th>who<th>speaks<th>{html.escape(question.unit)}<th>min..max<th>the best of ours to it{points}<th></tr>"
-    )
+    more = "".join(f"<th>{html.escape(title)}" for title in _titles(question))
+    head = f"<tr><th>who<th>speaks<th>{html.escape(question.unit)}<th>min..max<th>ours beside it, to it{more}<th></tr>"
     rows = [head]
     for line in table:
         kind = " class=ours" if BY_NAME[line.subject].ours else ""
         worse = " class=worse" if line.verdict.startswith("**") else ""
-        ratio = _number(statistics.median(line.ratios)) if line.ratios else ""
-        curve = "".join(f"<td>{_number(value)}" for value in line.curve)
+        more = "".join(f"<td>{number}" for number in _more(question, line))
         remarks = html.escape("; ".join(_remarks(question, line)).replace("**", ""))
         rows.append(
             f"<tr{kind}><td>{html.escape(line.subject)}<td>{BY_NAME[line.subject].kind}<td>{_number(line.median)}"
-            f"<td>{_number(min(line.values))}..{_number(max(line.values))}<td{worse}>{ratio}{curve}<td>{remarks}</tr>"
+            f"<td>{_number(min(line.values))}..{_number(max(line.values))}<td{worse}>{_compared(line)}{more}<td>{remarks}</tr>"
         )
     return f"<table>{''.join(rows)}</table>"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +62,41 @@ def usage(pid: int) -> Usage:
             elif name == "nonvoluntary_ctxt_switches":
                 involuntary += int(value)
     return Usage(cpu_ns(pid), voluntary, involuntary)
+
+
+def exits(pid: int, limit_s: float) -> bool:
+    """Wait until a process has exited; False: it has not, after so long."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([fd], [], [], max(0.0, limit_s))[0])
+    finally:
+        os.close(fd)
+
+
+def pin(sid: int, cpu: int) -> None:
+    """All the processes of a session, and what they will start, to one core."""
+    while loose := [task for task in _tasks_of_session(sid) if _cpus(task) - {cpu}]:
+        for task in loose:
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(task, {cpu})
+
+
+def _tasks_of_session(sid: int) -> list[int]:
+    found = []
+    for pid in session(sid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += [int(task.name) for task in _tasks(pid)]
+    return found
+
+
+def _cpus(task: int) -> set[int]:
+    try:
+        return os.sched_getaffinity(task)
+    except ProcessLookupError:
+        return set()
 
 
 def pss_bytes(pid: int) -> int:

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bench import loadgen, procfs
 from bench.clients import at_once, first_answer_s, held, held_by_others
@@ -25,42 +26,63 @@ from bench.server import POLL_S, Server, ServerError
 
 WORKERS = 4
 IN_FLIGHT = 64
-WARMUP_S = 0.5
-RATES = {"low": 200.0, "middle": 1000.0, "high": 3000.0}
+WARM_EACH = 2_000
+"""Answers of each worker before anything is timed: a JIT has compiled what it will by then. Told by answers, since the
+same seconds are ten times as many for one as for another."""
+WARM_MOST = 20_000
+"""Of all workers: 64 of them would take half a minute."""
+WARM_LIMIT_S = 4.0
+"""The slowest have no JIT, and imported all that they need long before."""
+STEADY_S = 0.2
+"""Of an open loop before its requests are timed."""
+RATES = {"low": (200.0, 3.0), "middle": (1000.0, 2.0), "high": (3000.0, 2.0)}
+"""Connections a second, and for how many seconds: the fewer, the longer."""
+BASE = "SO_REUSEPORT blocking"
+"""Whose latency is that of the kernel and the load generator alone."""
 HELD = 1000
 SHARES = (50, 70, 85, 95)
 """Percent of what 4 blocking workers can do, in the questions about the tail."""
+ENDS = (70, 95)
+"""Where it matters: the one that is compared, and nearly full."""
 SIZES = (1, 4, 16, 64)
 """Workers."""
 GROWING = {
-    *("pyfanout blocking", "pyfanout asyncio", "pyfanout gunicorn sync", "pyfanout gunicorn gthread"),
-    "pyfanout uvicorn",
-    *("SO_REUSEPORT blocking", "SO_REUSEPORT asyncio", "shared listener blocking", "shared listener asyncio"),
-    *("dispatcher in Python, blocking", "dispatcher in Python, asyncio", "gunicorn sync", "gunicorn gthread"),
-    *("uWSGI", "uvicorn", "Node cluster, SCHED_RR", "nginx"),
+    *("pyfanout blocking", "pyfanout asyncio", "pyfanout gunicorn gthread"),
+    *("SO_REUSEPORT blocking", "SO_REUSEPORT asyncio", "shared listener blocking"),
+    *("gunicorn gthread", "Node cluster, SCHED_RR", "nginx"),
 }
+"""One of each design, and nobody who starts 64 programs for a minute."""
+HOLDING = {
+    *("pyfanout asyncio", "pyfanout gunicorn gthread", "pyfanout uvicorn"),
+    *("SO_REUSEPORT asyncio", "gunicorn gthread", "uvicorn", "granian", "Node cluster, SCHED_RR", "nginx"),
+}
+"""One of each protocol and language: who accepts does not matter to one that stays."""
 HOLDS = (100, 1000, 20_000)
 """Connections that stay open."""
-ASKED_WHILE_HELD = 200
+ASKED_WHILE_HELD = 1000
 HOLDERS = 4
 """Processes that hold them, each within its own limit of descriptors."""
 LOSS_RATE = 500.0
 KILL_EVERY_S = 0.5
-UNDER_WAY_S = 1.0
+UNDER_WAY_S = 0.5
 """Of load, before something is done to the server: its workers have all been asked by then."""
+BEYOND_S = 1.0
+"""Of load, after it was done."""
+UNTIL_DONE_S = 12.0
+"""It must be done by then: who is slower has failed."""
 BALLAST_MB = 250
 SETTLE_S = 0.5
 """For what a server does when the last client has gone."""
 REPLACED_LIMIT_S = 5.0
 ASKED_AGAIN_S = 0.25
 """Some servers lose those who come just after a kill, and let them wait."""
-RELOAD_S = 5.0
-"""Of load: the slowest has replaced all its workers by then."""
 ASKED_FOR_ALL = 64
 """At once, in which every worker is found."""
-RESTART_S = 4.0
-"""Of load: the slowest is back by then."""
-FULL = Scale(rounds=3, slices=0, tail_s=2.0, kills=6, idle_s=0, each_s=1.0)
+VARIANT = "asked only where what they differ in may matter"
+START_S = 0.6
+"""In the mean of all, and to warm up 4 workers; only the time left is reckoned with them."""
+WARM_S = 1.0
+FULL = Scale(rounds=3, slices=0, tail_s=2.5, kills=5, idle_s=0, each_s=1.5)
 QUICK = Scale(rounds=1, slices=0, tail_s=1.0, kills=2, idle_s=0, each_s=0.5)
 
 
@@ -75,6 +97,23 @@ class Work:
 ONE_IN_100 = Work(0.99 * 1 + 0.01 * 100, {"path": "work", "slow_fraction": 0.01})
 EXPONENTIAL = Work(2, {"exponential": 2000})
 BIMODAL = Work(0.9 * 1 + 0.1 * 11, {"path": "wait/1000", "slow_path": "wait/11000", "slow_fraction": 0.1})
+SHAPES = {
+    "one-in-100": (ONE_IN_100, SHARES, "those that take 1 ms, when 1 % take 100 ms,"),
+    "exponential": (EXPONENTIAL, ENDS, "all, when they take 2 ms in the mean, exponentially distributed,"),
+    "bimodal": (BIMODAL, ENDS, "those that take 1 ms, when 10 % take 11 ms,"),
+}
+TAIL_RUNS = {"one-in-100": (0, 4), "exponential": (4, 6), "bimodal": (6, 8)}
+"""Of the load generator, from and to, of each of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A number beside that which is compared."""
+
+    title: str
+    key: str
+    added_to: str = ""
+    """By how much it is more than that of this subject, in the same round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +127,17 @@ class Question:
     """The number that is compared, of `Sample.values`."""
     measure: Callable[[Context, Subject, int], Values]
     of: Callable[[Subject], bool]
+    """Who can be asked."""
     expected_s: Callable[[Scale], float]
     less_is_better: bool = True
     across: bool = False
     """All are compared; else only who speaks the same."""
     notes: str = ""
+    unasked: str = ""
+    """Why the others cannot, or need not."""
+    columns: tuple[Column, ...] = ()
+    runs: tuple[int, int] | None = None
+    """Of the load generator, those that are its own, from and to, where one experiment answers several questions."""
     measured_by: str = ""
     """The question whose samples this one reads, if not its own."""
     points: tuple[tuple[str, str], ...] = ()
@@ -111,8 +156,11 @@ class Question:
     def source(self) -> str:
         return self.measured_by or self.name
 
+    def asks(self, subject: Subject) -> bool:
+        return self.of(subject) and subject.is_asked(self.source)
+
     def experiment(self) -> Experiment:
-        subjects = tuple(each.name for each in SUBJECTS if self.of(each) and each.missing() is None)
+        subjects = tuple(each.name for each in SUBJECTS if self.asks(each) and each.missing() is None)
 
         def measure(context: Context, name: str, round_: int) -> Values:
             try:
@@ -123,11 +171,18 @@ class Question:
                 words = (str(error) or "no reason").splitlines()  # the rest is its log
                 return {"failed": f"{type(error).__name__}: {words[0]}", "errors": {}}
 
-        return Experiment(self.name, subjects, alone(measure), self.expected_s)
+        return Experiment(self.name, subjects, alone(measure), self.expected_s, singly=True)
 
 
 def everybody(_: Subject) -> bool:
     return True
+
+
+def warm_up(context: Context, server: Server, workers: int = WORKERS) -> loadgen.Answers:
+    """By answers, in a closed loop."""
+    count = min(WARM_EACH * workers, WARM_MOST)
+    cpu = context.core_each.load
+    return loadgen.load(server.port, cpu=cpu, closed=IN_FLIGHT, count=count, duration=WARM_LIMIT_S)
 
 
 # ---- what a connection costs ---------------------------------------------------------------------------------------
@@ -145,57 +200,63 @@ def _closed_loop(
     """The answers, and the CPU time of all processes of the server for one, in us."""
     layout = context.core_each
     with subject.start(workers=workers, cpu=layout.server) as server:
-        knobs = {"cpu": layout.load, "closed": IN_FLIGHT, "seed": 1 + round_}
-        loadgen.load(server.port, duration=WARMUP_S, **knobs)
+        warm_up(context, server, workers)
         before = procfs.session_cpu_ns(server.pid)
-        answers = loadgen.load(server.port, duration=duration, **knobs)
+        answers = loadgen.load(server.port, cpu=layout.load, closed=IN_FLIGHT, duration=duration, seed=1 + round_)
         used_ns = procfs.session_cpu_ns(server.pid) - before
     return answers, used_ns / 1e3 / max(answers["answered"], 1)
 
 
-def latency(rate: float) -> Callable[[Context, Subject, int], Values]:
-    """Open loop: counted from the instant that the schedule gave."""
-
-    def measure(context: Context, subject: Subject, round_: int) -> Values:
-        layout = context.core_each
-        with subject.start(workers=WORKERS, cpu=layout.server) as server:
+def latency(context: Context, subject: Subject, round_: int) -> Values:
+    """Open loop, rate after rate: counted from the instant that the schedule gave."""
+    layout = context.core_each
+    found, runs = {}, []
+    with subject.start(workers=WORKERS, cpu=layout.server) as server:
+        warm_up(context, server)
+        for name, (rate, duration) in RATES.items():
             answers = loadgen.load(
                 server.port,
                 cpu=layout.load,
                 rate=rate,
-                warmup=WARMUP_S,
-                duration=context.scale.each_s,
+                warmup=STEADY_S,
+                duration=duration * context.scale.each_s / FULL.each_s,
                 seed=100 + round_,
             )
-        return {"p50_us": answers.fast_ns("p50") / 1e3, "p99_us": answers.fast_ns("p99") / 1e3, **common(answers)}
+            found |= {f"p50_{name}_us": answers.fast_ns("p50") / 1e3, f"p99_{name}_us": answers.fast_ns("p99") / 1e3}
+            runs.append(answers)
+    return {**found, **common(*runs)}
 
-    return measure
 
-
-def tail(work: Work, shares: tuple[int, ...]) -> Callable[[Context, Subject, int], Values]:
+def tail(shapes: dict[str, tuple[Work, tuple[int, ...]]]) -> Callable[[Context, Subject, int], Values]:
     """The same arrivals, and the same times that they take, for everybody in a round."""
 
     def measure(context: Context, subject: Subject, round_: int) -> Values:
-        layout = context.core_each
-        capacity_per_s = WORKERS / (tail_overhead_s(context, round_) + work.mean_ms / 1e3)
+        overhead_s = tail_overhead_s(context, round_)
         found, runs = {}, []
-        with subject.start(workers=WORKERS, cpu=layout.server) as server:
-            for share in shares:
-                answers = loadgen.load(
-                    server.port,
-                    cpu=layout.load,
-                    rate=share / 100 * capacity_per_s,
-                    warmup=WARMUP_S,
-                    duration=context.scale.tail_s,
-                    seed=1000 + round_,
-                    timeout=30,
-                    **work.knobs,
-                )
-                found[f"p99_{share}_ms"] = answers.fast_ns("p99") / 1e6
-                runs.append(answers)
+        with subject.start(workers=WORKERS, cpu=context.core_each.server) as server:
+            warm_up(context, server)
+            for name, (work, shares) in shapes.items():
+                for share in shares:
+                    rate = share / 100 * WORKERS / (overhead_s + work.mean_ms / 1e3)
+                    answers = loadgen.load(server.port, **_arrivals(context, work, rate, round_))
+                    found[f"p99_{name}_{share}_ms"] = answers.fast_ns("p99") / 1e6
+                    runs.append(answers)
         return {**found, **common(*runs)}
 
     return measure
+
+
+def _arrivals(context: Context, work: Work, rate: float, round_: int) -> dict[str, Any]:
+    """What the load generator is told."""
+    return {
+        "cpu": context.core_each.load,
+        "rate": rate,
+        "warmup": STEADY_S,
+        "duration": context.scale.tail_s,
+        "seed": 1000 + round_,
+        "timeout": 30,
+        **work.knobs,
+    }
 
 
 # ---- who gets them -------------------------------------------------------------------------------------------------
@@ -242,51 +303,64 @@ def _until_replaced(port: int, known: set[int]) -> None:
 def kills(context: Context, subject: Subject, round_: int) -> Values:
     """Connections that got no whole answer, for each SIGKILL under load, of the worker whose turn it is."""
     layout, count = context.core_each, context.scale.kills
-    duration = WARMUP_S + KILL_EVERY_S * (count + 2)
     with subject.start(workers=WORKERS, cpu=layout.server) as server:
-        with _loading(context, server, duration, "work" if subject.waits else "fast", round_) as run:
-            time.sleep(WARMUP_S)
+        with _loading(context, server, KILL_EVERY_S * (count + 2), _path(subject), round_) as run:
             killed = 0
             for _ in range(count):
                 time.sleep(KILL_EVERY_S)
-                with contextlib.suppress(OSError), held(server.port, 1) as (victim,):
+                with contextlib.suppress(OSError), held(server.port, 1, KILL_EVERY_S) as (victim,):
                     os.kill(victim, signal.SIGKILL)
                     killed += 1
         answers = loadgen.answers(run)
         try:
-            at_once(server.port, 1)
+            at_once(server.port, 1, REPLACED_LIMIT_S)
         except OSError as error:
             raise ServerError(f"nobody serves any more after {killed} kills ({answers.errors})") from error
     lost = sum(answers.errors.values())
     return {"lost_per_kill": lost / max(killed, 1), "lost": lost, "kills": killed, **common(answers)}
 
 
+def _path(subject: Subject) -> str:
+    return "work" if subject.waits else "fast"
+
+
 def reload(context: Context, subject: Subject, round_: int) -> Values:
-    """Connections that got no whole answer while all workers were replaced once, by the signal that is for that."""
-    layout = context.core_each
-    signum = signal.SIGHUP if subject.ours else PEERS[subject.server].reload
-    assert signum is not None
-    with subject.start(workers=WORKERS, cpu=layout.server) as server:
+    """Connections that got no whole answer while all workers were replaced once, as it is told to do that."""
+    with subject.start(workers=WORKERS, cpu=context.core_each.server) as server:
         old = at_once(server.port, ASKED_FOR_ALL)
-        with _loading(context, server, RELOAD_S, "fast", round_) as run:
-            time.sleep(UNDER_WAY_S)
-            os.kill(server.pid, signum)
+        with _until_done(context, server, "fast", round_) as run:
+            begin_s = time.monotonic()
+            server.reload()
+            for pid in old:
+                if not procfs.exits(pid, begin_s + UNTIL_DONE_S - time.monotonic()):
+                    raise ServerError(f"a worker is not replaced after {UNTIL_DONE_S:g} s")
+            took_s = time.monotonic() - begin_s
         answers = loadgen.answers(run)
-        if left := old & at_once(server.port, ASKED_FOR_ALL):
-            raise ServerError(f"{len(left)} workers are not replaced {RELOAD_S - UNDER_WAY_S:g} s after the signal")
-    return {"lost": sum(answers.errors.values()), "workers_seen": len(answers["workers"]), **common(answers)}
+    lost = sum(answers.errors.values())
+    return {"lost": lost, "took_s": took_s, "workers_seen": len(answers["workers"]), **common(answers)}
 
 
 def stop(context: Context, subject: Subject, round_: int) -> Values:
-    """A closed loop of clients while the server is told to stop: connections that were made, and got no whole answer.
-    Who is refused because it no longer listens is not lost."""
-    with subject.start(workers=WORKERS) as server:
-        with _loading(context, server, 2, "work" if subject.waits else "fast", round_, closed=IN_FLIGHT) as run:
-            time.sleep(UNDER_WAY_S)
-            server.terminate()
+    """A closed loop of clients while the server is told to stop, and until it has: connections that were made, and got
+    no whole answer. Who is refused because it no longer listens is not lost."""
+    with subject.start(workers=WORKERS, cpu=context.core_each.server) as server:
+        with _until_done(context, server, _path(subject), round_, closed=IN_FLIGHT) as run:
+            took_s = server.stopped_s(UNTIL_DONE_S)
         answers = loadgen.answers(run)
     lost = sum(count for kind, count in answers.errors.items() if kind != "refused")
-    return {"lost": lost, **common(answers)}
+    return {"lost": lost, "took_s": took_s, **common(answers)}
+
+
+@contextlib.contextmanager
+def _until_done(
+    context: Context, server: Server, path: str, seed: int, closed: int | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The load generator before, beside and beyond what is done to the server meanwhile."""
+    with _loading(context, server, UNDER_WAY_S + UNTIL_DONE_S + BEYOND_S, path, seed, closed) as run:
+        time.sleep(UNDER_WAY_S)
+        yield run
+        time.sleep(BEYOND_S)
+        run.terminate()
 
 
 @contextlib.contextmanager
@@ -314,19 +388,21 @@ def _loading(
 
 def restart(context: Context, subject: Subject, round_: int) -> Values:
     """Connections that got no answer, refused ones too, around a restart as a service manager does it."""
-    layout = context.core_each
-    with subject.start(workers=WORKERS, cpu=layout.server) as server:
-        with _loading(context, server, RESTART_S, "fast", round_) as run:
-            time.sleep(UNDER_WAY_S)
+    with subject.start(workers=WORKERS, cpu=context.core_each.server) as server:
+        with _until_done(context, server, "fast", round_) as run:
+            begin_s = time.monotonic()
             server.restart()
+            took_s = time.monotonic() - begin_s
+            if took_s > UNTIL_DONE_S:
+                raise ServerError(f"was not back after {UNTIL_DONE_S:g} s")
         answers = loadgen.answers(run)
-    return {"lost": sum(answers.errors.values()), **common(answers)}
+    return {"lost": sum(answers.errors.values()), "took_s": took_s, **common(answers)}
 
 
 def recovery(context: Context, subject: Subject, _round: int) -> Values:
     """From SIGKILL of both workers at once to the first answer."""
     took_ms = []
-    for _ in range(max(1, context.scale.kills // 3)):
+    for _ in range(_recoveries(context.scale)):
         with subject.start(workers=2) as server:
             workers = set[int]()
             while len(workers) < 2:
@@ -337,12 +413,16 @@ def recovery(context: Context, subject: Subject, _round: int) -> Values:
     return {"recovery_ms": statistics.median(took_ms), "all_ms": took_ms, "errors": {}}
 
 
+def _recoveries(scale: Scale) -> int:
+    return max(1, scale.kills // 2)
+
+
 # ---- what it takes -------------------------------------------------------------------------------------------------
 
 
 def memory(_context: Context, subject: Subject, _round: int) -> Values:
     """Of all its processes, what is theirs alone and their shares of what they share (Pss), after 1,000 connections."""
-    with subject.start(workers=WORKERS, ballast_mb=BALLAST_MB) as server:
+    with subject.start(workers=WORKERS, ballast_mb=BALLAST_MB, preload=True) as server:
         answers = loadgen.load(server.port, closed=8, count=1000, duration=20)
         time.sleep(SETTLE_S)
         found = _pss_bytes(server)
@@ -359,20 +439,23 @@ def grow_workers(context: Context, subject: Subject, round_: int) -> Values:
 
 
 def grow_held(context: Context, subject: Subject, _round: int) -> Values:
-    """Connections opened one after the other that stay: what each takes of memory (Pss), and what answers cost then."""
+    """Connections opened one after the other that stay, with a server of their own for each number of them: what each
+    takes of memory (Pss), and what answers cost then."""
     found, runs = {}, []
-    with subject.start(workers=WORKERS) as server:
-        loadgen.load(server.port, closed=8, count=1000, duration=20)
-        for count in HOLDS:
+    for count in HOLDS:
+        with subject.start(workers=WORKERS, cpu=context.core_each.server) as server:
+            warm_up(context, server)
             time.sleep(SETTLE_S)
             before = _pss_bytes(server)
             with held_by_others(server.port, count, HOLDERS):
                 found[f"kb_{count}"] = (_pss_bytes(server) - before) / 1e3 / count
                 cpu_ns = procfs.session_cpu_ns(server.pid)
-                answers = loadgen.load(server.port, closed=1, count=ASKED_WHILE_HELD, duration=20)
+                answers = loadgen.load(
+                    server.port, cpu=context.core_each.load, closed=1, count=ASKED_WHILE_HELD, duration=20
+                )
                 cpu_ns = procfs.session_cpu_ns(server.pid) - cpu_ns
-            found[f"cpu_{count}_us"] = cpu_ns / 1e3 / ASKED_WHILE_HELD
-            runs.append(answers)
+            found[f"cpu_{count}_us"] = cpu_ns / 1e3 / max(answers["answered"], 1)
+        runs.append(answers)
     return {**found, **common(*runs)}
 
 
@@ -388,10 +471,37 @@ def _replaces(subject: Subject) -> bool:
     return subject.replaces
 
 
-def _each_s(scale: Scale) -> float:
-    return scale.each_s + WARMUP_S + 1
+def _a_while(seconds: float) -> Callable[[Scale], float]:
+    return lambda _: START_S + seconds
 
 
+def _throughput_s(scale: Scale) -> float:
+    return START_S + WARM_S / 2 + scale.each_s
+
+
+def _latency_s(scale: Scale) -> float:
+    share = scale.each_s / FULL.each_s
+    return START_S + WARM_S + sum(STEADY_S + duration * share for _, duration in RATES.values())
+
+
+def _tail_s(points: int) -> Callable[[Scale], float]:
+    return lambda scale: START_S + WARM_S + points * (scale.tail_s + STEADY_S + 0.1)
+
+
+def _grow_workers_s(scale: Scale) -> float:
+    return len(SIZES) * (2 * START_S + WARM_S + scale.each_s / 2)
+
+
+def _grow_held_s(_scale: Scale) -> float:
+    return len(HOLDS) * (START_S + WARM_S + SETTLE_S + 0.5) + 6
+
+
+TOO_FEW = "a worker serves one at a time, or as many as it has threads"
+HELD_UNASKED = (
+    f"{TOO_FEW}; or it looks through all that it holds at each turn, so that {HOLDS[-1]:,} take minutes (waitress); or"
+    " somebody of the same protocol and language is asked"
+)
+UNREPLACED = "does not replace a worker that dies"
 QUESTIONS = (
     Question(
         "throughput",
@@ -400,7 +510,7 @@ QUESTIONS = (
         "per_s",
         throughput,
         everybody,
-        _each_s,
+        _throughput_s,
         less_is_better=False,
     ),
     Question(
@@ -410,7 +520,7 @@ QUESTIONS = (
         "cpu_us",
         throughput,
         everybody,
-        _each_s,
+        _throughput_s,
         measured_by="throughput",
     ),
     *(
@@ -418,43 +528,45 @@ QUESTIONS = (
             f"latency-{name}",
             f"How long does an answer take at {rate:,.0f} connections a second? 4 workers on one core.",
             "us, median",
-            "p50_us",
-            latency(rate),
+            f"p50_{name}_us",
+            latency,
             everybody,
-            _each_s,
+            _latency_s,
+            columns=(Column(f"added to {BASE}, us", f"p50_{name}_us", added_to=BASE),),
+            runs=(at, at + 1),
+            measured_by="" if at == 0 else f"latency-{next(iter(RATES))}",
         )
-        for name, rate in RATES.items()
+        for at, (name, (rate, _)) in enumerate(RATES.items())
     ),
     *(
         Question(
             f"tail-{name}",
-            f"Does a short request wait behind a long one? p99 of {whose} at {SHARES[1]} % of what 4 blocking workers"
+            f"Does a short request wait behind a long one? p99 of {whose} at {ENDS[0]} % of what 4 blocking workers"
             " can do, where a worker serves one or a few at once.",
             "ms, p99",
-            f"p99_{SHARES[1]}_ms",
-            tail(work, SHARES),
+            f"p99_{name}_{ENDS[0]}_ms",
+            tail({name: (work, shares) for name, (work, shares, _) in SHAPES.items()}),
             lambda subject: subject.sleeps,
-            lambda scale: len(SHARES) * (scale.tail_s + WARMUP_S + 0.3) + 1,
-            points=tuple((f"{share} %", f"p99_{share}_ms") for share in SHARES),
+            _tail_s(sum(len(shares) for _, shares, _ in SHAPES.values())),
+            points=tuple((f"{share} %", f"p99_{name}_{share}_ms") for share in shares),
             along="load",
-            short=name == "one-in-100",
+            runs=TAIL_RUNS[name],
+            measured_by="" if at == 0 else f"tail-{next(iter(SHAPES))}",
+            unasked="a worker serves any number at once, which is asked below, or has nothing to wait for",
         )
-        for name, work, whose in (
-            ("one-in-100", ONE_IN_100, "those that take 1 ms, when 1 % take 100 ms,"),
-            ("exponential", EXPONENTIAL, "all, when they take 2 ms in the mean, exponentially distributed,"),
-            ("bimodal", BIMODAL, "those that take 1 ms, when 10 % take 11 ms,"),
-        )
+        for at, (name, (_, shares, whose)) in enumerate(SHAPES.items())
     ),
     Question(
         "tail-event-loop",
         f"And where a worker serves any number at once? p99 of those that take 1 ms, when 1 % take 100 ms, at"
-        f" {SHARES[1]} % of what 4 blocking workers can do.",
+        f" {ENDS[0]} % of what 4 blocking workers can do.",
         "ms, p99",
-        f"p99_{SHARES[1]}_ms",
-        tail(ONE_IN_100, SHARES[1:2]),
+        f"p99_one-in-100_{ENDS[0]}_ms",
+        tail({"one-in-100": (ONE_IN_100, ENDS[:1])}),
         lambda subject: subject.waits and not subject.sleeps,
-        lambda scale: scale.tail_s + WARMUP_S + 2,
+        _tail_s(1),
         short=False,
+        unasked="a worker serves one or a few at once, which is asked above, or has nothing to wait for",
     ),
     Question(
         "balance-at-once",
@@ -464,8 +576,9 @@ QUESTIONS = (
         "max_to_mean",
         balance(None),
         lambda subject: subject.keeps,
-        lambda _: 4,
+        _a_while(0.6),
         across=True,
+        unasked=TOO_FEW,
     ),
     Question(
         "balance-steady",
@@ -474,8 +587,9 @@ QUESTIONS = (
         "max_to_mean",
         balance(500.0),
         lambda subject: subject.keeps,
-        lambda _: 6,
+        _a_while(2.2),
         across=True,
+        unasked=TOO_FEW,
     ),
     Question(
         "balance-restart",
@@ -484,8 +598,9 @@ QUESTIONS = (
         "max_to_mean",
         balance_after_restart,
         lambda subject: subject.keeps and subject.replaces,
-        lambda _: 6,
+        _a_while(2),
         across=True,
+        unasked=f"{TOO_FEW}, or {UNREPLACED}",
     ),
     Question(
         "kill",
@@ -494,9 +609,10 @@ QUESTIONS = (
         "lost_per_kill",
         kills,
         _replaces,
-        lambda scale: KILL_EVERY_S * (scale.kills + 2) + 3,
-        notes="A worker that is killed cannot finish what it had begun.",
+        lambda scale: START_S + KILL_EVERY_S * (scale.kills + 2),
+        notes="A worker that is killed cannot finish what it had begun. nginx has nothing that takes a while.",
         across=True,
+        unasked=UNREPLACED,
     ),
     Question(
         "reload",
@@ -505,18 +621,23 @@ QUESTIONS = (
         "lost",
         reload,
         _can_reload,
-        lambda _: RELOAD_S + 2,
+        _a_while(UNDER_WAY_S + 1.5 + BEYOND_S),
         across=True,
+        columns=(Column("all replaced after, s", "took_s"),),
+        unasked="has no signal or command for it",
     ),
     Question(
         "stop",
-        "What is lost in a graceful stop? 64 clients in a closed loop; refused ones are not lost.",
+        f"What is lost in a graceful stop? {IN_FLIGHT} clients in a closed loop until the server has exited, and"
+        f" {BEYOND_S:g} s beyond; refused ones are not lost.",
         "connections",
         "lost",
         stop,
         everybody,
-        lambda _: 5,
+        _a_while(UNDER_WAY_S + 0.5 + BEYOND_S),
         across=True,
+        columns=(Column("exited after, s", "took_s"),),
+        notes="A client that was refused comes again after 10 ms.",
     ),
     Question(
         "restart",
@@ -526,9 +647,10 @@ QUESTIONS = (
         "lost",
         restart,
         everybody,
-        lambda _: RESTART_S + 1,
+        _a_while(UNDER_WAY_S + 1.5 + BEYOND_S),
         across=True,
         short=False,
+        columns=(Column("serves again after, s", "took_s"),),
         notes="Nobody listens meanwhile. A service manager that holds the listener (systemd's socket units) lets them"
         " wait instead; pyfanout's `--bind fd://` takes such a one.",
     ),
@@ -539,8 +661,9 @@ QUESTIONS = (
         "recovery_ms",
         recovery,
         _replaces,
-        lambda scale: 1.5 * max(1, scale.kills // 3),
+        lambda scale: (START_S + 0.3) * _recoveries(scale),
         across=True,
+        unasked=UNREPLACED,
     ),
     Question(
         "memory",
@@ -549,8 +672,10 @@ QUESTIONS = (
         "pss_mb",
         memory,
         lambda subject: subject.server != "nginx",
-        lambda _: 5,
-        notes="As each loads it when nothing is said: before the fork, or in every worker.",
+        _a_while(3),
+        notes="It is loaded before the fork by all who can, and are told to if they must be. uvicorn, hypercorn,"
+        " granian, Node and PM2 load it in every worker.",
+        unasked="has no application",
     ),
     Question(
         "workers",
@@ -560,11 +685,11 @@ QUESTIONS = (
         f"cpu_{SIZES[-1]}_us",
         grow_workers,
         lambda subject: subject.name in GROWING,
-        lambda scale: len(SIZES) * (scale.each_s / 2 + WARMUP_S + 2),
+        _grow_workers_s,
         points=tuple((f"{size}", f"cpu_{size}_us") for size in SIZES),
         along="workers",
         short=False,
-        notes="One of each design is asked: to start 64 workers takes many a minute.",
+        unasked="one of each design is, and nobody who starts 64 programs for a minute",
     ),
     Question(
         "held-memory",
@@ -572,11 +697,13 @@ QUESTIONS = (
         "kB a connection",
         f"kb_{HOLDS[-1]}",
         grow_held,
-        lambda subject: subject.keeps,
-        lambda _: 12,
-        points=tuple((f"{count:,}", f"kb_{count}") for count in HOLDS[1:]),
+        lambda subject: subject.name in HOLDING,
+        _grow_held_s,
+        points=tuple((f"{count:,}", f"kb_{count}") for count in HOLDS),
         along="held",
         short=False,
+        notes="The processes' own (Pss); what the kernel takes for the sockets is not in it, and is the same for all.",
+        unasked=HELD_UNASKED,
     ),
     Question(
         "held-cpu",
@@ -585,12 +712,13 @@ QUESTIONS = (
         "us",
         f"cpu_{HOLDS[-1]}_us",
         grow_held,
-        lambda subject: subject.keeps,
-        lambda _: 12,
+        lambda subject: subject.name in HOLDING,
+        _grow_held_s,
         points=tuple((f"{count:,}", f"cpu_{count}_us") for count in HOLDS),
         along="held",
         measured_by="held-memory",
         short=False,
+        unasked=HELD_UNASKED,
     ),
 )
 

@@ -230,14 +230,15 @@ def absolutes(samples: Sequence[Sample]) -> str:
 
 def noise(samples: Sequence[Sample]) -> str:
     """A warning when others had so much of the machine that the numbers mean little; else nothing."""
-    loud = sorted({one.experiment for one in samples if one.values.get("others_cpu", 0.0) > QUIET_SHARE})
+    loud: dict[str, set[str]] = {}
+    for one in samples:
+        if one.values.get("others_cpu", 0.0) > QUIET_SHARE:
+            loud.setdefault(one.experiment, set()).add(one.subject)
     if not loud:
         return ""
     most = max(one.values.get("others_cpu", 0.0) for one in samples)
-    return (
-        f"**The machine was not quiet**: others used up to {most:.0%} of a core, during {', '.join(loud)}. "
-        "Measure again."
-    )
+    hit = ", ".join(f"{experiment} ({'; '.join(sorted(subjects))})" for experiment, subjects in sorted(loud.items()))
+    return f"**The machine was not quiet**: others used up to {most:.0%} of a core, during {hit}. Measure again."
 
 
 def write_block(readme: Path, block: str) -> None:

@@ -85,6 +85,7 @@ class Experiment:
     subjects: tuple[str, ...]
     measure: Measure  # its subjects in this order in this round
     expected_s: Callable[[Scale], float]  # for one subject; only the time left is reckoned with it
+    singly: bool = False  # a step of the run for each subject: then it is known whose turn others disturbed
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,7 +419,9 @@ def steps(experiments: list[Experiment], rounds: int) -> Iterator[tuple[int, Exp
         for experiment in experiments:
             count = len(experiment.subjects)
             first = round_ * max(1, count // rounds) % count
-            yield round_, experiment, experiment.subjects[first:] + experiment.subjects[:first]
+            order = experiment.subjects[first:] + experiment.subjects[:first]
+            for subjects in [(one,) for one in order] if experiment.singly else [order]:
+                yield round_, experiment, subjects
 
 
 def measure(context: Context, round_: int, experiment: Experiment, subjects: tuple[str, ...]) -> list[Sample]:
@@ -467,8 +470,12 @@ def run(experiments: list[Experiment], scale: Scale, keep: Path, header: Values)
     one_core, core_each = choose_cores()
     context = Context(scale, one_core, core_each)
     samples = _already(keep, header | {"scale": asdict(scale)})
-    done = {(sample.round, sample.experiment) for sample in samples}
-    plan = [step for step in steps(experiments, scale.rounds) if (step[0], step[1].name) not in done]
+    done = {(sample.round, sample.experiment, sample.subject) for sample in samples}
+    plan = [
+        (round_, one, subjects)
+        for round_, one, subjects in steps(experiments, scale.rounds)
+        if not {(round_, one.name, subject) for subject in subjects} <= done
+    ]
     progress = Progress(sum(one.expected_s(scale) * len(subjects) for _, one, subjects in plan), len(plan))
     with contextlib.closing(keep.open("a")) as out:
         for round_, experiment, subjects in plan:

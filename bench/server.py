@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[1]
 READY_LIMIT_S = 20.0
 READY_LIMIT_EACH_S = 1.0
 """And so much for each worker, of the slowest who start them one after the other."""
-REST_S = 0.5
+REST_S = 0.2
 """Some workers of a peer may never be given a connection; all are there when it has used no CPU for so long."""
-REST_CPU_NS = 10_000_000
+REST_CPU_NS = 4_000_000
 STOP_LIMIT_S = 20.0
 LOG_LIMIT_BYTES = 1 << 20
 ASKED_AT_ONCE = 16
@@ -41,6 +41,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def words(name: str, handler: str, threads: int, policy: str) -> list[str]:
+    """Of the command that starts one of `bench.subjects`."""
+    return ["-m", "bench.subjects", name, "--handler", handler, "--threads", str(threads), "--policy", policy]
 
 
 def _environment() -> dict[str, str]:
@@ -70,8 +75,8 @@ class Server:
     ) -> None:
         self.name = name
         self.port = free_port()
-        self._command = [sys.executable, "-m", "bench.subjects", name, "--handler", handler, "--threads", str(threads)]
-        self._command += ["--port", str(self.port), "--workers", str(workers), "--policy", policy]
+        self._command = [sys.executable, *words(name, handler, threads, policy)]
+        self._command += ["--port", str(self.port), "--workers", str(workers)]
         if cpu is not None:
             self._command += ["--cpu", str(cpu)]
         self._environment = _environment() | {"BENCH_BALLAST_MB": str(ballast_mb)}
@@ -100,8 +105,25 @@ class Server:
             self._told = True
             self._process.send_signal(self._stop_signal)
 
+    def stopped_s(self, limit_s: float) -> float:
+        """Tell it to stop gracefully: how long until its master and all its workers have exited. Raises ServerError."""
+        begin_s = time.monotonic()
+        took_s, leaving = 0.0, procfs.session(self.pid)
+        self.terminate()
+        while leaving:
+            for pid in leaving:
+                if not procfs.exits(pid, begin_s + limit_s - time.monotonic()):
+                    raise ServerError(f"had not stopped after {limit_s:g} s")
+            took_s = time.monotonic() - begin_s
+            leaving = procfs.session(self.pid)  # who was forked meanwhile
+        return took_s
+
+    def reload(self) -> None:
+        """Tell it to replace its workers; it may return before they are."""
+        os.kill(self.pid, signal.SIGHUP)
+
     def restart(self) -> None:
-        """As `systemctl restart` does it: the signal, and when it has ended, the same again. It is ready after that."""
+        """As `systemctl restart` does it: the signal, and when it has ended, the same again. It serves after that."""
         assert self._process is not None
         self.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -171,14 +193,18 @@ class Server:
 
 class PeerServer(Server):
     """One of `bench.peers`, which says nothing when it is ready: so it is asked until all its workers have answered, or
-    it has nothing more to do at the start."""
+    it has nothing more to do at the start. It starts on all cores, which is quicker. A restart, which is measured, has
+    the one core from its beginning, and is over when somebody answers: under load nobody rests."""
 
-    def __init__(self, name: str, *, workers: int, cpu: int | None = None, ballast_mb: int = 0) -> None:
+    def __init__(
+        self, name: str, *, workers: int, cpu: int | None = None, ballast_mb: int = 0, preload: bool = False
+    ) -> None:
         super().__init__(name, handler="", workers=workers, ballast_mb=ballast_mb)
         self._peer = PEERS[name]
         self._stop_signal = self._peer.stop
         self._workers = workers
         self._cpu = cpu
+        self._preload = preload
 
     def __enter__(self) -> PeerServer:
         self._folder = tempfile.TemporaryDirectory(prefix="bench-")
@@ -192,22 +218,38 @@ class PeerServer(Server):
 
     def _launch(self) -> None:
         folder = Path(self._folder.name)
-        cpus = [] if self._cpu is None else ["taskset", "--cpu-list", str(self._cpu)]
+        again = self._process is not None
+        pinned = again and self._cpu is not None
         self._process = subprocess.Popen(
-            [*cpus, *self._peer.words(self.port, self._workers, folder)],
+            [
+                *(["taskset", "--cpu-list", str(self._cpu)] if pinned else []),
+                *self._peer.words(self.port, self._workers, folder, preload=self._preload),
+            ],
             cwd=ROOT,
-            env=self._environment | self._peer.environment(self.port, folder),
+            env=self._environment_there(),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,
         )
-        self._wait_for_workers()
+        self._wait_for(1 if again else self._workers)
+        if self._cpu is not None:
+            procfs.pin(self.pid, self._cpu)
 
-    def _wait_for_workers(self) -> None:
+    def _environment_there(self) -> dict[str, str]:
+        return self._environment | self._peer.environment(self.port, Path(self._folder.name))
+
+    def reload(self) -> None:
+        if isinstance(self._peer.reload, signal.Signals):
+            os.kill(self.pid, self._peer.reload)
+        elif self._peer.reload:
+            command = self._peer.reload.split()
+            subprocess.run(command, cwd=ROOT, env=self._environment_there(), check=True, capture_output=True)
+
+    def _wait_for(self, workers: int) -> None:
         end_s = time.monotonic() + READY_LIMIT_S + READY_LIMIT_EACH_S * self._workers
         found: set[int] = set()
-        while len(found) < self._workers and not (found and self._rests()):
+        while len(found) < workers and not (found and self._rests()):
             assert self._process is not None
             if time.monotonic() > end_s or self._process.poll() is not None:
                 raise ServerError(f"{len(found)} workers of {self.name} answer; its log:\n{self.log()}")

@@ -1,25 +1,35 @@
-"""Who stands where: each subject's answer to a question, and how the best of ours compares.
+"""Who stands where: each subject's answer to a question, and how the one of ours that does the same work compares.
 
-Ratios are taken within a round. Nobody is called better where the spread of the ratios reaches across 1.
+Ratios are taken within a round. Nobody is called better unless all rounds agree, by LEAST in the median, and the worst
+round of the one is better than the best of the other.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
+import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.field import BY_NAME, SUBJECTS, Subject
-from bench.questions import QUESTIONS, Question
+from bench.questions import QUESTIONS, VARIANT, Column, Question
 from bench.report import ROUNDS_TO_RANK
 from bench.run import Sample, Values
+from bench.server import ROOT, ServerError
 
 LOAD_LIMIT = 0.9
 """Of its core: a load generator that is busier than that was what limited the number."""
 LEAST = 0.02
 """By so much at least somebody must be better, in the median, to be called so."""
-OURS = "pyfanout asyncio"
-"""Stands for us where servers of other languages are compared: an event loop, with the default policy."""
+
+Rounds = dict[int, Values]
+
+
+def chance(rounds: int) -> int:
+    """Of two equals, one is in all its rounds above the other in all of his, by chance once in so many."""
+    return math.comb(2 * rounds, rounds) // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +40,8 @@ class Line:
     values: list[float]
     """One a round."""
     ratios: list[float]
-    """Of the best of ours, in the same round, to it; more than 1: we are better. Empty for ours, and for
-    who has no equal among us."""
+    """Of the one of ours beside it, in the same round, to it; more than 1: we are better. Empty for ours, and where
+    none is beside it."""
     curve: list[float]
     """Medians, at the points of the question."""
     errors: dict[str, int]
@@ -39,6 +49,12 @@ class Line:
     """By the load generator: it, or the one of ours that it is compared with, might have been faster."""
     load_late: float
     """How late the load generator was itself, to how long requests took."""
+    beside: str = ""
+    """The one of ours that it is compared with."""
+    apart: bool = False
+    """The spreads of the two do not overlap."""
+    columns: tuple[float | None, ...] = ()
+    """Medians, of the columns of the question."""
 
     @property
     def median(self) -> float:
@@ -46,7 +62,7 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        """How the best of ours stands to it."""
+        """How the one of ours beside it stands to it."""
         if not self.ratios:
             return ""
         if self.limited:
@@ -55,65 +71,82 @@ class Line:
             return "too few rounds to rank"
         if self.better_than_ours:
             return "**better than we are**"
-        if min(self.ratios) > 1:
-            return "we are better" if statistics.median(self.ratios) >= 1 + LEAST else "equal within 2 %"
-        return "equal within 2 %" if max(self.ratios) < 1 else "overlap"
+        if not self.apart:
+            return "overlap"
+        better = min(self.ratios) > 1 and statistics.median(self.ratios) >= 1 + LEAST
+        return "we are better" if better else "equal within 2 %"
 
     @property
     def better_than_ours(self) -> bool:
-        """In every round, and by LEAST."""
-        enough = len(self.ratios) >= ROUNDS_TO_RANK and not self.limited
+        enough = len(self.ratios) >= ROUNDS_TO_RANK and not self.limited and self.apart
         return enough and max(self.ratios) < 1 and statistics.median(self.ratios) <= 1 - LEAST
 
 
 def lines(question: Question, samples: Sequence[Sample]) -> list[Line]:
     """Best first."""
-    asked = [each for each in samples if each.experiment == question.source and question.of(BY_NAME[each.subject])]
-    by_name: dict[str, dict[int, Values]] = {}
+    asked = [each for each in samples if each.experiment == question.source and question.asks(BY_NAME[each.subject])]
+    by_name: dict[str, Rounds] = {}
     for each in asked:
         if "failed" not in each.values:
-            by_name.setdefault(each.subject, {})[each.round] = each.values
-    numbers = {name: {at: found[question.key] for at, found in rounds.items()} for name, rounds in by_name.items()}
-    lines = [_line(question, name, by_name, numbers) for name in by_name]
+            by_name.setdefault(each.subject, {})[each.round] = own(question, each.values)
+    lines = [_line(question, name, by_name) for name in by_name]
     return sorted(lines, key=lambda line: line.median, reverse=not question.less_is_better)
 
 
-def _line(
-    question: Question, name: str, by_name: dict[str, dict[int, Values]], numbers: dict[str, dict[int, float]]
-) -> Line:
+def own(question: Question, values: Values) -> Values:
+    """Of a sample that answers several questions, what is this one's: its runs of the load generator, and their
+    errors."""
+    if question.runs is None or "load" not in values:
+        return values
+    runs = values["load"][slice(*question.runs)]
+    errors: Counter[str] = Counter()
+    for run in runs:
+        errors.update({kind: count for kind, count in run.get("errors", {}).items() if count})
+    return {**values, "load": runs, "errors": dict(errors)}
+
+
+def _line(question: Question, name: str, by_name: dict[str, Rounds]) -> Line:
     rounds = by_name[name]
-    beside = None if BY_NAME[name].ours else _ours_beside(question, BY_NAME[name], numbers)
-    ours = numbers[beside] if beside else {}
-    errors: dict[str, int] = {}
+    beside = _beside(question, BY_NAME[name], by_name)
+    theirs = {at: values[question.key] for at, values in rounds.items()}
+    ours = {at: values[question.key] for at, values in by_name[beside].items()} if beside else {}
+    errors: Counter[str] = Counter()
     for values in rounds.values():
-        for kind, count in values["errors"].items():
-            errors[kind] = errors.get(kind, 0) + count
+        errors.update(values["errors"])
     return Line(
         subject=name,
-        values=list(numbers[name].values()),
-        ratios=[_ratio(question, ours[at], theirs) for at, theirs in numbers[name].items() if at in ours],
+        values=list(theirs.values()),
+        ratios=[_ratio(question, ours[at], number) for at, number in theirs.items() if at in ours],
         curve=[statistics.median(values[key] for values in rounds.values()) for _, key in question.points],
-        errors=errors,
+        errors=dict(errors),
         limited=question.key == "per_s" and any(_is_limit(by_name[each]) for each in (name, beside) if each),
         load_late=statistics.median(_lateness(values, question.percentile) for values in rounds.values()),
+        beside=beside,
+        apart=bool(ours) and (max(ours.values()) < min(theirs.values()) or max(theirs.values()) < min(ours.values())),
+        columns=tuple(_column(column, rounds, by_name) for column in question.columns),
     )
+
+
+def _column(column: Column, rounds: Rounds, by_name: dict[str, Rounds]) -> float | None:
+    """None: there is nothing to subtract."""
+    if not column.added_to:
+        return statistics.median(values[column.key] for values in rounds.values())
+    base = by_name.get(column.added_to, {})
+    added = [values[column.key] - base[at][column.key] for at, values in rounds.items() if at in base]
+    return statistics.median(added) if added else None
+
+
+def _beside(question: Question, subject: Subject, by_name: dict[str, Rounds]) -> str:
+    """Which one of ours it is compared with; empty: none. Servers in another language are only compared where their
+    speed is not what is asked."""
+    if subject.kind == "another language" and not question.across:
+        return ""
+    return subject.beside if subject.beside in by_name else ""
 
 
 def _is_limit(rounds: dict[int, Values]) -> bool:
     """Whether the load generator was what limited them."""
     return statistics.median(values.get("load_busy", 0.0) for values in rounds.values()) > LOAD_LIMIT
-
-
-def _ours_beside(question: Question, subject: Subject, numbers: dict[str, dict[int, float]]) -> str | None:
-    """Which one of ours it is compared with: of those who speak the same, with as many threads, the best in the median.
-    Where all are compared, who has no equal among ours has OURS beside him: the best of all of ours would owe much to
-    luck. None if there is none."""
-    ours = [BY_NAME[name] for name in numbers if BY_NAME[name].ours]
-    alike = [each.name for each in ours if (each.kind, each.threads) == (subject.kind, subject.threads)]
-    if not alike and question.across:
-        return OURS if OURS in numbers else None
-    pick = min if question.less_is_better else max
-    return pick(alike, key=lambda name: statistics.median(numbers[name].values()), default=None)
 
 
 def _ratio(question: Question, ours: float, theirs: float) -> float:
@@ -140,7 +173,40 @@ def absent() -> list[str]:
     return [f"{each.name}: not run, {missing} is not installed" for each in SUBJECTS if (missing := each.missing())]
 
 
+def unasked(question: Question) -> list[str]:
+    """Who is not asked it, and why."""
+    able = {each.name: question.of(each) for each in SUBJECTS}
+    groups = {
+        question.unasked: [name for name in able if not able[name]],
+        VARIANT: [name for name in able if able[name] and not question.asks(BY_NAME[name])],
+    }
+    return [f"Not asked: {'; '.join(names)}: {why}." for why, names in groups.items() if names]
+
+
 def losses(samples: Sequence[Sample]) -> list[tuple[Question, Line]]:
-    """Who was better than ours in every round, and in what; the worst for us first."""
+    """Who was better than the one of ours beside it, and in what; the worst for us first."""
     found = [(question, line) for question in QUESTIONS for line in lines(question, samples) if line.better_than_ours]
     return sorted(found, key=lambda each: statistics.median(each[1].ratios))
+
+
+MEASURES = (
+    *("bench/field.py", "bench/questions.py", "bench/clients.py", "bench/server.py", "bench/loadgen.py"),
+    *("bench/load.c", "bench/histogram.h", "bench/netns.py", "bench/procfs.py", "bench/run.py", "bench/workloads.py"),
+    *("bench/subjects.py", "bench/peers", "bench/rivals", "pyfanout", "csrc"),
+)
+"""A change in these may have changed the samples, or what is said of them."""
+
+
+def doubt(commit: str, *, refuse: bool) -> str:
+    """What is to be said of samples that this commit has measured. Raises ServerError, to `refuse` them, if it measured
+    otherwise than the work tree does."""
+    known = commit.removesuffix("-dirty")
+    command = ["git", "diff", "--quiet", known, "--", *MEASURES]
+    code = subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode
+    if known != commit:
+        return ", and what was not committed: nobody can tell whether it measures the same now"
+    if code > 1:
+        return ", which is not known here: nobody can tell whether it measured the same as it does now"
+    if code and refuse:
+        raise ServerError(f"measured by {commit}, which measures otherwise than what is here: check that out")
+    return ", and the work tree was changed while it ran" if code else ""

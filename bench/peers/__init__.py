@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -30,10 +31,12 @@ class Peer:
     variables: tuple[tuple[str, str], ...] = ()
     files: tuple[tuple[str, str], ...] = ()
     """Written into its folder before it starts."""
-    reload: signal.Signals | None = None
-    """What it is told to replace its workers by; None: it cannot."""
+    reload: signal.Signals | str | None = None
+    """What it is told to replace its workers by, a signal or a command; None: it cannot."""
     stop: signal.Signals = signal.SIGTERM
     """What it is told by to finish what it has begun, and leave."""
+    preload: str = ""
+    """Option to load the application before the fork; empty: it does so by itself, or cannot."""
 
     def missing(self) -> str | None:
         """What is not installed."""
@@ -42,11 +45,18 @@ class Peer:
             return None if importlib.util.find_spec(module) else module
         return None if shutil.which(self.needs, path=PATH) else Path(self.needs).name
 
-    def words(self, port: int, workers: int, folder: Path) -> list[str]:
+    def text(self) -> str:
+        """Its command line, as a report has it."""
+        variables = [f"{name}={shlex.quote(text) if ' ' in text else text}" for name, text in self.variables]
+        text = " ".join([*variables, *self.command.split()])
+        return text.replace(str(HERE), "{here}").replace("{here}", "bench/peers").replace("{python}", "python")
+
+    def words(self, port: int, workers: int, folder: Path, *, preload: bool = False) -> list[str]:
         values = {"port": port, "workers": workers, "folder": folder, "here": HERE, "python": sys.executable}
         for name, text in self.files:
             (folder / name).write_text(text % values)
-        program, *rest = self.command.format(**values).split()
+        command = f"{self.command} {self.preload}" if preload else self.command
+        program, *rest = command.format(**values).split()
         return [shutil.which(program, path=PATH) or program, *rest]
 
     def environment(self, port: int, folder: Path) -> dict[str, str]:
@@ -70,28 +80,31 @@ http {
 """
 
 PYFANOUT = (
-    "{{python}} -m pyfanout run bench.peers.app:{app} --bind 127.0.0.1:{{port}} --workers {{workers}} --backlog 4096"
+    "{{python}} -m pyfanout run bench.peers.app:{app} --factory --bind 127.0.0.1:{{port}} --workers {{workers}}"
+    " --backlog 4096 --log-level error"
 )
 GTHREAD = "--threads 4 --worker-connections 20000"
 
+
+def _gunicorn(worker: str, more: str = "") -> Peer:
+    command = GUNICORN.format(worker=worker, more=more)
+    return Peer(command, "python:gunicorn", reload=signal.SIGHUP, preload="--preload")
+
+
+def _pyfanout(server: str) -> Peer:
+    command = PYFANOUT.format(app=f"pyfanout_{server}")
+    return Peer(command, f"python:{server}", reload=signal.SIGHUP, preload="--preload")
+
+
 PEERS = {
-    "pyfanout gunicorn sync": Peer(
-        GUNICORN.format(worker="pyfanout.embed.gunicorn.Sync", more=""), "python:gunicorn", reload=signal.SIGHUP
-    ),
-    "pyfanout gunicorn gthread": Peer(
-        GUNICORN.format(worker="pyfanout.embed.gunicorn.GThread", more=GTHREAD), "python:gunicorn", reload=signal.SIGHUP
-    ),
-    "pyfanout waitress": Peer(
-        PYFANOUT.format(app="wsgi") + " --log-level error", "python:waitress", reload=signal.SIGHUP
-    ),
-    "pyfanout uvicorn": Peer(
-        PYFANOUT.format(app="pyfanout_uvicorn") + " --log-level error --factory", "python:uvicorn", reload=signal.SIGHUP
-    ),
-    "gunicorn sync": Peer(GUNICORN.format(worker="sync", more=""), "python:gunicorn", reload=signal.SIGHUP),
-    "gunicorn sync, reuse_port": Peer(
-        GUNICORN.format(worker="sync", more="--reuse-port"), "python:gunicorn", reload=signal.SIGHUP
-    ),
-    "gunicorn gthread": Peer(GUNICORN.format(worker="gthread", more=GTHREAD), "python:gunicorn", reload=signal.SIGHUP),
+    "pyfanout gunicorn sync": _gunicorn("pyfanout.embed.gunicorn.Sync"),
+    "pyfanout gunicorn gthread": _gunicorn("pyfanout.embed.gunicorn.GThread", GTHREAD),
+    "pyfanout waitress": _pyfanout("waitress"),
+    "pyfanout uvicorn": _pyfanout("uvicorn"),
+    "pyfanout hypercorn": _pyfanout("hypercorn"),
+    "gunicorn sync": _gunicorn("sync"),
+    "gunicorn sync, reuse_port": _gunicorn("sync", "--reuse-port"),
+    "gunicorn gthread": _gunicorn("gthread", GTHREAD),
     "uWSGI": Peer(
         "uwsgi --http-socket 127.0.0.1:{port} --processes {workers} --master --disable-logging"
         " --listen 4096 --need-app --module bench.peers.app:wsgi",
@@ -122,6 +135,7 @@ PEERS = {
         f"{PM2} start {{here}}/app.js -i {{workers}}",
         str(PM2),
         (("PORT", "{port}"), ("PM2_HOME", "{folder}")),
+        reload=f"{PM2.with_name('pm2')} reload all",
     ),
     "nginx": Peer(
         "nginx -c {folder}/nginx.conf",

@@ -32,6 +32,20 @@ def pyfanout_uvicorn() -> Any:
     return uvicorn.Runner(asgi, timeout_keep_alive=75)
 
 
+def pyfanout_hypercorn() -> Any:
+    """As its peer is told on its command line."""
+    from pyfanout.embed import hypercorn
+
+    return hypercorn.Runner(asgi, loop="uvloop", keep_alive_timeout=75)
+
+
+def pyfanout_waitress() -> Any:
+    """waitress has a limit of 100 connections, and select(), unless it is told otherwise."""
+    from pyfanout.embed import waitress
+
+    return waitress.Runner(wsgi, connection_limit=20_000, asyncore_use_poll=True)
+
+
 async def asgi(scope: Any, _receive: Any, send: Any) -> None:
     if scope["type"] != "http":
         raise RuntimeError("no lifespan here")
