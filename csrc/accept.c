@@ -46,7 +46,7 @@ void fan_listener_close(fan_core *core, int number)
 }
 
 /* The filter of a listener sees the TCP header first; what is accepted inherits it, and never has a SYN. */
-void fan_core_shut(fan_core *core, int listener)
+void fan_listener_shut(int fd)
 {
     enum { FLAGS = 13, NEW = TH_SYN, ALL = -1 };
     struct sock_filter newcomers[] = {
@@ -57,9 +57,14 @@ void fan_core_shut(fan_core *core, int listener)
         BPF_STMT(BPF_RET | BPF_K, (uint32_t)ALL),
     };
     struct sock_fprog program = {.len = sizeof newcomers / sizeof *newcomers, .filter = newcomers};
+    setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program);
+}
+
+void fan_core_shut(fan_core *core, int listener)
+{
     assert(listener >= 0 && listener < core->listener_count);
     if (core->listeners[listener].fd >= 0)
-        setsockopt(core->listeners[listener].fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program);
+        fan_listener_shut(core->listeners[listener].fd);
 }
 
 /* Clients come fast and one by one. On a core that the master shares with them, or with the workers, it runs before they

@@ -121,6 +121,7 @@ int fan_core_arm(fan_core *core, int64_t timeout_ns);
  * not answered; its client sends it again after a second, and is refused then, or finds who listens next. So the queue
  * comes to its end under any load, and nobody who is in it is reset. If the kernel refuses that, they come as before. */
 void fan_core_shut(fan_core *core, int listener);
+void fan_listener_shut(int fd); /* the same, of one that no core has */
 
 /* The clean end: pass on what the accept queues hold now (at most `limit` a listener), close the listeners, then end
  * the channels: readers find what is left in them, then end-of-file. Then FAN_EVENT_FINISHED, once. While nobody can take

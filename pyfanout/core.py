@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import socket
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -284,6 +285,12 @@ class Taker:
     def sleeps(self) -> bool:
         """Whether the thread waits for a connection."""
         return bool(lib.fan_taker_sleeps(self._taker))
+
+
+def shut(listener: socket.socket) -> None:
+    """As `Core.shut`, of one that no core has. No other process may go on with it."""
+    if listener.family != socket.AF_UNIX:
+        lib.fan_listener_shut(listener.fileno())
 
 
 def interrupt_with(signum: int) -> None:

@@ -596,9 +596,9 @@ def collect(socks: Sequence[socket.socket], deadline_s: float = 20.0) -> list[by
 
 
 @contextlib.contextmanager
-def asking(ask: Callable[[list[Any]], object], clients: int) -> Iterator[list[Any]]:
+def asking(ask: Callable[[list[Any]], object], clients: int, *, until_refused: bool = False) -> Iterator[list[Any]]:
     """Clients that call `ask` one time after the other, with the list that this yields, of the answers so far.
-    AssertionError at the end if one of them raised."""
+    AssertionError at the end if one of them raised. `until_refused`: each leaves, and must, when it is refused."""
     answers: list[Any] = []
     errors: list[BaseException] = []
     over = threading.Event()
@@ -608,13 +608,16 @@ def asking(ask: Callable[[list[Any]], object], clients: int) -> Iterator[list[An
             while not over.is_set():
                 ask(answers)
         except BaseException as error:
-            errors.append(error)
+            if not (until_refused and isinstance(error, ConnectionRefusedError)):
+                errors.append(error)
 
     threads = [threading.Thread(target=ask_on) for _ in range(clients)]
     for thread in threads:
         thread.start()
     try:
         yield answers
+        if until_refused:
+            wait_until(lambda: not any(thread.is_alive() for thread in threads), "all are refused")
     finally:
         over.set()
         for thread in threads:

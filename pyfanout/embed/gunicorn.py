@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.workers import base, gasgi, gthread, sync
 
 from pyfanout.config import Config
-from pyfanout.core import SHORTAGE_S, Taker
+from pyfanout.core import SHORTAGE_S, Taker, shut
 from pyfanout.dispatcher import Dispatcher
 from pyfanout.embed.aio import settled
 from pyfanout.embed.asgi import Application
@@ -54,6 +54,8 @@ class Desk:
         self._dispatcher: Dispatcher | None = None
         self._former: list[Dispatcher] = []
         """Their workers have not all left yet, as far as we know."""
+        self.arbiter: Any = None
+        """gunicorn's, once it makes workers."""
         atexit.register(self._close)
 
     def _close(self) -> None:
@@ -62,15 +64,23 @@ class Desk:
             if each is not None:
                 each.close(0)
 
+    def _alone(self) -> bool:
+        """No other arbiter goes on with the listeners, and systemd does not have them."""
+        arbiter = self.arbiter
+        return arbiter is not None and arbiter.reexec_pid == arbiter.master_pid == 0 and not arbiter.systemd
+
     def _stop(self) -> None:
         if self._dispatcher is not None:
             self._dispatcher.stop()
 
-    def _stop_before(self, close: Callable[[], None]) -> Callable[[], None]:
+    def _stop_before(self, listener: Any) -> Callable[[], None]:
         """The arbiter closes its listeners just before it tells its workers to leave: then they know that all that was
-        accepted is theirs, since there are no others."""
+        accepted is theirs, since there are no others. Nor does anybody new come, unless somebody else has it, too."""
+        close = listener.close
 
         def stop_and_close() -> None:
+            if self._alone():
+                shut(listener.sock)
             self._stop()
             close()
 
@@ -87,7 +97,7 @@ class Desk:
                 self._former.append(self._dispatcher)
             self._listeners = list(listeners)
             for listener in listeners:
-                listener.close = self._stop_before(listener.close)
+                listener.close = self._stop_before(listener)
             self._dispatcher = Dispatcher(
                 bind=[listener.sock for listener in listeners],
                 backlog=config.backlog,
@@ -125,10 +135,10 @@ class Joined:
         self._alive = True
         self._retiring = False
         self._worker: Any = None
+        desk.arbiter = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         self._dispatcher = desk.dispatcher(sockets, cfg)
         super().__init__(age, ppid, sockets, app, timeout, cfg, log)  # type: ignore[call-arg]
-        arbiter = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-        self._queue = getattr(arbiter, "SIG_QUEUE", None)
+        self._queue = getattr(desk.arbiter, "SIG_QUEUE", None)
         self._arbiters_own = 0 if self._queue is None else self._queue.qsize()
 
     @property

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Server, children_of, freeze, is_over, kill, read_all, session_of
+from harness import Server, asking, children_of, freeze, is_over, kill, read_all, session_of
 
 from .kit import FOLDER, Client, ask, load, strangers
 from .test_servers import assert_it_drains_calmly, assert_no_descriptor_is_left, connections
@@ -331,6 +331,21 @@ def test_a_stop_serves_all_that_was_accepted(
         assert len(workers) == 2 or tell is os.killpg
     assert one.wait_exit() == 0
     one.wait_nobody()
+
+
+def test_clients_that_come_all_the_time_are_answered_or_refused(gunicorn: MakeGunicorn, kind: str) -> None:
+    """There are always some in the queue, and each asks again at once: nobody is reset."""
+    one = gunicorn().serve(kind, "--backlog", "32", workers=2).ready()
+    address = one.address
+
+    def ask_once(answers: list[Any]) -> None:
+        with Client(address) as client:
+            answers.append(client.ask(close=True))
+
+    with asking(ask_once, 16, until_refused=True) as answers:
+        one.wait_until(lambda: len(answers) >= 200, "answers")
+        one.send(signal.SIGTERM)
+    assert one.wait_exit() == 0
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT])

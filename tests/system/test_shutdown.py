@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,20 +75,10 @@ def test_clients_that_come_all_the_time_are_answered_or_refused(
 ) -> None:
     """There are always some in the queue, and each asks again at once: nobody is reset, and it comes to an end."""
     one = server().start(f"apps:{handler}", workers=2, backlog=16, **options)
-    address, refusals = one.address, []
-
-    def ask_until_refused(answers: list[int]) -> None:
-        if threading.current_thread() in refusals:
-            return
-        try:
-            answers.append(ask(address, "sleep 0.005")["pid"])
-        except ConnectionRefusedError:
-            refusals.append(threading.current_thread())
-
-    with asking(ask_until_refused, 16) as answers:
+    address = one.address
+    with asking(lambda answers: answers.append(ask(address, "sleep 0.005")["pid"]), 16, until_refused=True) as answers:
         one.wait_until(lambda: len(answers) >= 200, "answers")
         one.send(signal.SIGTERM)
-        one.wait_until(lambda: len(refusals) == 16, "all are refused")
     assert one.wait_exit() == 0
 
 
