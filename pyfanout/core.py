@@ -95,6 +95,7 @@ class Core:
         check(lib.fan_core_new(slots, _POLICIES[policy], out), f"make the core for {slots} workers")
         self._core: Any = out[0]
         self._events = ffi.new("fan_event[]", 64)
+        self._counters = ffi.new("fan_counters *")
 
     def __enter__(self) -> Core:
         return self
@@ -152,9 +153,14 @@ class Core:
 
     def count(self) -> dict[str, int]:
         """The counters of fanout.h by name, since the core was made."""
-        out = ffi.new("fan_counters *")
-        lib.fan_core_count(self._core, out)
-        return {name: getattr(out, name) for name in dir(out)}
+        lib.fan_core_count(self._core, self._counters)
+        return {name: getattr(self._counters, name) for name in dir(self._counters)}
+
+    @property
+    def truncated(self) -> int:
+        """Connections that the kernel closed on their way back from a channel, for want of a descriptor."""
+        lib.fan_core_count(self._core, self._counters)
+        return int(self._counters.truncated)
 
     @property
     def message_bytes(self) -> int:

@@ -28,6 +28,7 @@ class OomKills:
 
     def __init__(self, paths: tuple[Path, ...] = (_CGROUP_EVENTS, _VMSTAT)) -> None:
         self._path = next((path for path in paths if _kills(path) is not None), None)
+        self._seen = 0
         self._seen = self._count()
         self._looked_ns: int | None = None
         self._last_ns: int | None = None
@@ -47,4 +48,5 @@ class OomKills:
         return self._last_ns is not None and now_ns - self._last_ns <= RECENT_NS
 
     def _count(self) -> int:
-        return (_kills(self._path) or 0) if self._path else 0
+        kills = _kills(self._path) if self._path else None
+        return self._seen if kills is None else kills  # unreadable for once: nothing new, now or at the next look

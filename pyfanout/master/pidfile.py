@@ -63,9 +63,11 @@ class PidFile:
         folder, name = os.path.split(self.path)
         fd, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
         try:
-            with open(fd, "w", encoding="ascii") as file:
-                file.write(f"{os.getpid()}\n")
+            try:
+                os.write(fd, f"{os.getpid()}\n".encode())
                 os.fchmod(fd, 0o644)  # others may read it, as with gunicorn; mkstemp says 0600
+            finally:
+                os.close(fd)
             os.replace(temporary, self.path)
         except BaseException:
             os.unlink(temporary)

@@ -1,5 +1,5 @@
-"""Shortage: the log lines about accepting that rests, once a second at most: at a limit it comes and goes with each
-connection."""
+"""Shortage: what the log has of it. Accepting that rests, once a second at most, for at a limit it comes and goes with
+each connection; and who was lost by it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class Shortage:
     def __init__(self) -> None:
         self._said = False
         self._said_ns = -INTERVAL_NS
+        self._lost = 0
 
     def begins(self, error: int) -> bool:
         """Whether it was said."""
@@ -32,3 +33,13 @@ class Shortage:
         if self._said:
             self._said = False
             log.info("accepting goes on")
+
+    def lost(self, count: int) -> None:
+        """So many, by now, were lost on their way back from a worker's channel."""
+        if count > self._lost:
+            log.error(
+                "no descriptor was free for what is taken back from workers that are gone: %d lost, %d since the start",
+                count - self._lost,
+                count,
+            )
+            self._lost = count

@@ -168,6 +168,7 @@ class Supervisor:
         for event in events:
             self._on_event(event)
         if self._has_front:
+        self._shortage.lost(self._core.truncated)
             self._arm(at_once=bool(events))
         return True
 
@@ -377,7 +378,9 @@ class Supervisor:
                 self._end_reload(member.failure.reason if member.failure else f"{member} {words}")
 
     def _read_last_words(self, member: Member) -> None:
-        """Its death may be reported before what it said."""
+        """Its death may be reported before what it said. A child that it has left behind may go on to write, but not to
+        an end that is shut: then this comes to one."""
+        member.control.shutdown(socket.SHUT_RD)
         while True:
             try:
                 message = control.hear(member.control)

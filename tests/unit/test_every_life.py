@@ -158,6 +158,8 @@ class World:
     def spawn(self, first_steps: Any, entry: Callable[[], int]) -> Process:
         if self.refused:
             self.refused = False
+    truncated = 0
+
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         first_steps.args[2].append(None)  # the station, which no one uses
         entry()

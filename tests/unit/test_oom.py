@@ -42,3 +42,14 @@ def test_without_counters_it_never_says_so(tmp_path: Path) -> None:
 
 def test_this_kernel_has_one() -> None:
     assert not OomKills().happened(S)
+
+
+def test_a_counter_that_cannot_be_read_for_once_explains_nothing(tmp_path: Path) -> None:
+    events, away = tmp_path / "memory.events", tmp_path / "away"
+    events.write_text("oom_kill 2\n")
+    kills = OomKills((events,))
+    kills.look(10 * S)
+    events.rename(away)
+    assert not kills.happened(11 * S)
+    away.rename(events)
+    assert not kills.happened(12 * S)

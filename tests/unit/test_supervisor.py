@@ -1,0 +1,40 @@
+"""supervisor: what a dead worker has said. Its lives are in test_every_life."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+from pyfanout.config import Config
+from pyfanout.control import Failed, Stage, tell
+from pyfanout.master.callbacks import Callbacks
+from pyfanout.master.roster import Member, Slot
+from pyfanout.master.supervisor import Supervisor
+
+
+def test_last_words_come_to_an_end() -> None:
+    """Although a child that the worker has left behind has its socket, and writes as fast as it can."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.settimeout(20)
+    process: Any = SimpleNamespace(pid=1)
+    worker_main: Any = None
+    stopped = threading.Event()
+    tell(theirs, Failed(Stage.START, "why", ""))
+
+    def write() -> None:
+        try:
+            while True:
+                theirs.send(b"O")
+        except BrokenPipeError:
+            stopped.set()
+
+    with ours, theirs:
+        writer = threading.Thread(target=write)
+        writer.start()
+        member = Member(Slot(0), 1, 0, process, ours, -1, None)
+        Supervisor(Config(), [], worker_main, Callbacks())._read_last_words(member)
+        writer.join()
+    assert member.failure == Failed(Stage.START, "why", "")
+    assert stopped.is_set()
