@@ -6,14 +6,13 @@ side. As `supervisor`, but without processes: a guest is there while its control
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
 import socket
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyfanout import control, joining
 from pyfanout.config import Config
@@ -24,6 +23,7 @@ from pyfanout.joining import Knock
 from pyfanout.master import policy
 from pyfanout.master.limits import most_in_flight
 from pyfanout.master.listeners import Endpoint
+from pyfanout.master.outbox import AGAIN_NS, Outbox
 from pyfanout.master.shortage import Shortage
 from pyfanout.master.watches import Watches
 
@@ -46,6 +46,8 @@ class Guest:
     generation: int
     pid: int
     control: socket.socket
+    outbox: Outbox = field(init=False)
+    """What it is told."""
     ready: Ready | None = None
     """What it said when it was."""
     spent_ns: int | None = None
@@ -58,15 +60,23 @@ class Guest:
     """It is in rotation."""
     ping_number: int = 0
     pinged_ns: int | None = None
-    """When the ping was sent that waits for its pong; None: none does."""
+    """When the ping was said that waits for its pong; None: none does."""
+
+    def __post_init__(self) -> None:
+        self.outbox = Outbox(self.control)
 
     def __str__(self) -> str:
         return f"worker={self.place} gen={self.generation} pid={self.pid}"
 
-    def say(self, message: Message) -> None:
-        """Without waiting: one that has stopped reading, or is dead, does not hear it."""
-        with contextlib.suppress(OSError):
-            control.tell(self.control, message)
+    @property
+    def asked_ns(self) -> int:
+        """Since when it has been its turn, if it owes a pong."""
+        return max(self.pinged_ns or 0, self.outbox.short_ns)
+
+    @property
+    def wanted(self) -> bool:
+        """It shall be in rotation."""
+        return self.ready is not None and not self.leaving and not self.silent
 
 
 class Guests:
@@ -125,9 +135,12 @@ class Guests:
         return not self._guests
 
     def _step(self) -> None:
-        late_ns = [(guest.pinged_ns or 0) + self._patience_ns for guest in self._debtors()]
+        late_ns = [guest.asked_ns + self._patience_ns for guest in self._debtors()]
         release_ns = [guest.spent_ns + RELEASE_NS for guest in self._waiting() if guest.spent_ns is not None]
-        deadlines_ns = late_ns + release_ns + [ns for ns in (self._round_ns, self._end_ns) if ns is not None]
+        undone = any(guest.outbox or guest.wanted != guest.entered for guest in self._guests.values())
+        again_ns = time.monotonic_ns() + AGAIN_NS if undone else None
+        deadlines_ns = late_ns + release_ns
+        deadlines_ns += [ns for ns in (self._round_ns, self._end_ns, again_ns) if ns is not None]
         timeout_ns = min(deadlines_ns) - time.monotonic_ns() if deadlines_ns else None
         events = self._core.run(timeout_ns)
         for event in events:
@@ -135,6 +148,10 @@ class Guests:
         if not events:  # else an answer may wait among those that were not read yet
             self._ask_and_judge()
         self._release()
+        for guest in self._guests.values():  # what the system had no room for
+            guest.outbox.flush()
+            self._arrange(guest)
+        self._shortage.lost(self._core.truncated)
 
     # ---- events -------------------------------------------------------------------------------------------------
 
@@ -204,7 +221,7 @@ class Guests:
         self._door.close()  # whoever is on the way in sees the end
         for guest in self._guests.values():
             guest.pinged_ns = None
-            guest.say(Closing())
+            guest.outbox.say(Closing())
         self._core.finish(self._config.backlog + 1)
 
     def _on_message(self, guest: Guest) -> None:
@@ -227,7 +244,7 @@ class Guests:
                 guest.ready = message
                 log.debug("%s is ready", guest)
                 if self._end_ns is not None:
-                    guest.say(Closing())
+                    guest.outbox.say(Closing())
             case Failed(_, reason, details):
                 log.error("%s could not start: %s%s", guest, reason, details and f"\n{details.rstrip()}")
             case Retiring():
@@ -258,7 +275,7 @@ class Guests:
                 continue
             guest.leaving = True
             self._arrange(guest)
-            guest.say(Released())
+            guest.outbox.say(Released())
 
     def _on_gone(self, guest: Guest) -> None:
         lost = self._core.look(guest.place).in_hands
@@ -276,11 +293,10 @@ class Guests:
     def _arrange(self, guest: Guest) -> None:
         """In rotation or out of it, as it should be."""
         ready = guest.ready
-        wanted = ready is not None and not guest.leaving and not guest.silent
-        if wanted == guest.entered:
+        if guest.wanted == guest.entered:
             return
-        guest.entered = wanted
-        if ready is None or not wanted:
+        if ready is None or not guest.wanted:
+            guest.entered = False
             self._core.leave(guest.place)
             return
         count = len(self._guests)
@@ -296,7 +312,7 @@ class Guests:
         """Who reads from the pool is not asked: nothing waits for it alone."""
         now_ns = time.monotonic_ns()
         for guest in self._debtors():
-            silent_ns = now_ns - (guest.pinged_ns or 0)
+            silent_ns = now_ns - guest.asked_ns
             if silent_ns >= self._patience_ns:
                 log.warning("%s: no answer to a ping for %.1f s; others have its connections", guest, silent_ns / 1e9)
                 guest.silent = True
@@ -307,4 +323,4 @@ class Guests:
                 if guest.entered and guest.pinged_ns is None and guest.ready and not guest.ready.pool:
                     guest.ping_number = (guest.ping_number + 1) % 2**32
                     guest.pinged_ns = now_ns
-                    guest.say(Ping(guest.ping_number))
+                    guest.outbox.say(Ping(guest.ping_number))

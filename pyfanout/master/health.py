@@ -51,7 +51,7 @@ class Health:
 
     def next_deadline_ns(self, members: Iterable[Member]) -> int | None:
         """When to call `judge` next: when a pong is late, and then again while it is, and at each round."""
-        late = [self._since(m.pinged_ns) + self._ping_timeout_ns for m in members if self._owes(m)]
+        late = [self._asked_ns(m) + self._ping_timeout_ns for m in members if self._owes(m)]
         deadlines = [each if each > self._judged_ns else self._judged_ns + self._ping_timeout_ns for each in late]
         if self._round_ns is not None:
             deadlines.append(self._round_ns)
@@ -65,7 +65,7 @@ class Health:
             return
         member.ping_number = (member.ping_number + 1) % 2**32
         member.pinged_ns = now_ns
-        member.say(Ping(member.ping_number))
+        member.outbox.say(Ping(member.ping_number))
 
     def on_pong(self, member: Member, number: int, now_ns: int) -> bool:
         """Whether it answers the ping that is out; one that was asked before, or never, counts for nothing."""
@@ -82,7 +82,7 @@ class Health:
         """Why it is hung, or None."""
         return policy.hang(
             now_ns=now_ns,
-            pinged_ns=None if member.pinged_ns is None else self._since(member.pinged_ns),
+            pinged_ns=None if member.pinged_ns is None else self._asked_ns(member),
             ping_timeout_ns=self._ping_timeout_ns,
             threads=member.threads,
             busy_threads=view.busy_threads,
@@ -103,5 +103,9 @@ class Health:
     def _owes(self, member: Member) -> bool:
         return member.state is State.READY and member.pinged_ns is not None
 
-    def _since(self, then_ns: int | None) -> int:
-        return max(then_ns or 0, self._resumed_ns)
+    def _asked_ns(self, member: Member) -> int:
+        """Since when it has been its turn, if it owes a pong."""
+        return self._since(max(member.pinged_ns or 0, member.outbox.short_ns))
+
+    def _since(self, then_ns: int) -> int:
+        return max(then_ns, self._resumed_ns)

@@ -8,7 +8,6 @@ is its channel and its page of the board, until it is reaped.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
@@ -16,10 +15,11 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from pyfanout.control import Failed, Message, tell
+from pyfanout.control import Failed
 from pyfanout.core import SLOTS
 from pyfanout.master import policy
 from pyfanout.master.lifecycle import State
+from pyfanout.master.outbox import Outbox
 from pyfanout.master.process import Process
 
 log = logging.getLogger("pyfanout.master")
@@ -75,6 +75,8 @@ class Member:
     """A file in memory: what faulthandler writes when it dies of a signal. Owned."""
     deadline_ns: int | None
     """CLOCK_MONOTONIC: until when it may be in its state; None: for ever."""
+    outbox: Outbox = field(init=False)
+    """What it is told."""
     forked_ns: int = field(default_factory=time.monotonic_ns)
     state: State = State.BOOTING
     since_ns: int = field(default_factory=time.monotonic_ns)
@@ -95,9 +97,12 @@ class Member:
     """Why we ended it, in words."""
     ping_number: int = 0
     pinged_ns: int | None = None
-    """When the ping was sent that waits for its pong; None: none does."""
+    """When the ping was said that waits for its pong; None: none does."""
     pong_ns: int | None = None
     """When the last pong came."""
+
+    def __post_init__(self) -> None:
+        self.outbox = Outbox(self.control)
 
     def __str__(self) -> str:
         return f"worker={self.slot.number} gen={self.generation} pid={self.process.pid}"
@@ -108,11 +113,6 @@ class Member:
             took_ms = (now_ns - self.since_ns) / 1e6
             log.debug("%s %s->%s after %.0fms", self, self.state.name, state.name, took_ms)
             self.state, self.since_ns = state, now_ns
-
-    def say(self, message: Message) -> None:
-        """Without waiting: one that has stopped reading, or is dead, does not hear it."""
-        with contextlib.suppress(OSError):
-            tell(self.control, message)
 
     def stacks(self) -> str:
         """What it wrote when it died; empty if nothing."""

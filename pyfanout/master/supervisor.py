@@ -40,6 +40,7 @@ from pyfanout.master.lifecycle import Action, Happened, State, step
 from pyfanout.master.limits import most_in_flight
 from pyfanout.master.listeners import Endpoint
 from pyfanout.master.oom import OomKills
+from pyfanout.master.outbox import AGAIN_NS
 from pyfanout.master.process import ExitReport, spawn
 from pyfanout.master.reload import Reload
 from pyfanout.master.roster import Member, Roster, Slot
@@ -310,7 +311,7 @@ class Supervisor:
             self._ever_ready = True
             self._respawn_those_that_failed()
         if self._stopping:
-            member.say(Closing())
+            member.outbox.say(Closing())
         if member.slot.successor is member or (self._reload and member in self._reload.trials):
             self._health.ping(member, time.monotonic_ns())
         self._tell_if_all_are_ready()
@@ -645,6 +646,8 @@ class Supervisor:
             if member.deadline_ns is not None and member.deadline_ns <= now_ns:
                 self._time_is_up(member)
         if self._stop_deadline_ns is not None and self._stop_deadline_ns <= now_ns:
+        for member in self._roster.members:
+            member.outbox.flush()
             self._stop_deadline_ns = None
             self._lose_patience()
         if self._stopping is None and self._health.is_due(now_ns, self._roster.members):
@@ -688,6 +691,8 @@ class Supervisor:
     # ---- reload and scale ---------------------------------------------------------------------------------------
 
     def reload(self, when_over: WhenReloaded | None = None) -> None:
+        if any(member.outbox for member in self._roster.members):
+            deadlines.append(time.monotonic_ns() + AGAIN_NS)
         """Replace every worker, one after the other; `when_over` is called when that is done or has failed. While one
         reload is under way all further requests together are one more."""
         told = [] if when_over is None else [when_over]
@@ -790,7 +795,7 @@ class Supervisor:
         self._begin_stop(Request.STOP)
         for member in self._roster.members:
             if member.state is State.READY:
-                member.say(Closing())
+                member.outbox.say(Closing())
         for number, endpoint in enumerate(self._endpoints):
             if endpoint.can_be_shut:
                 self._core.shut(number)

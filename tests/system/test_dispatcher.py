@@ -101,6 +101,26 @@ SETUP = """
 
     import select
     from dataclasses import replace
+
+    import errno
+    from pyfanout.control import Closing, Ping, Released
+    from pyfanout.master import outbox
+
+    def refusing(kind, error, times):
+        '''The first messages of this kind are not sent. A descriptor, readable when the last of them was not.'''
+        tell, reading, writing = outbox.tell, *os.pipe()
+
+        def refuse(sock, message):
+            nonlocal times
+            if isinstance(message, kind) and times:
+                times -= 1
+                if not times:
+                    os.write(writing, b"!")
+                raise OSError(error, os.strerror(error))
+            tell(sock, message)
+
+        outbox.tell = refuse
+        return reading
 """
 
 
@@ -583,3 +603,43 @@ def test_nobody_is_left_when_its_owner_dies(signum: int) -> None:
         process.send_signal(signum)
         process.wait(20)
         wait_until(lambda: not [pid for pid in session_of(process.pid) if not is_over(pid)], "all are gone")
+
+
+@pytest.mark.parametrize("error", ["ENOBUFS", "ENOMEM", "EAGAIN"])
+def test_pings_that_cannot_be_sent(tmp_path: Path, error: str) -> None:
+    """For far longer than a pong may take: who does not read them is passed over until he answers; that the system has
+    no memory for them is nobody's fault."""
+    said = run_with_workers(
+        tmp_path,
+        f"""
+        options |= {{"ping_interval": 0.05, "ping_timeout": 0.3, "log_level": "info"}}
+        refused = refusing(Ping, errno.{error}, 60)
+        with pyfanout.Dispatcher(**options) as dispatcher:
+            workers = [fork_asyncio(dispatcher) for _ in range(2)]
+            os.read(refused, 1)
+            soon(lambda: {{ask(dispatcher) for _ in range(4)}} == set(workers), "both serve")
+        for pid in workers:
+            assert ended(pid) == 0
+        """,
+    )
+    assert ("others have its connections" in said) == (error == "EAGAIN"), said
+    assert said.count("answers again") == said.count("others have its connections"), said
+
+
+@pytest.mark.parametrize("kind", ["Released", "Closing"])
+def test_a_farewell_that_cannot_be_sent_is_sent_later(tmp_path: Path, kind: str) -> None:
+    run_with_workers(
+        tmp_path,
+        f"""
+        refused = refusing({kind}, errno.ENOBUFS, 2)
+        with pyfanout.Dispatcher(**options) as dispatcher:
+            workers = [fork(dispatcher, accepting) for _ in range(2)]
+            soon(lambda: {{ask(dispatcher) for _ in range(4)}} == set(workers), "both serve")
+            if {kind} is Released:
+                os.kill(workers[0], signal.SIGTERM)
+                assert ended(workers.pop(0)) == 7
+        for pid in workers:
+            assert ended(pid) == 7
+        os.read(refused, 1)
+        """,
+    )

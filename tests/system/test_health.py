@@ -8,9 +8,11 @@ import select
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from harness import Server, ask, collect, connect, crowd, freeze, hold, is_over, read_line, release, who
+from programme import run
 
 MakeServer = Callable[..., Server]
 
@@ -181,3 +183,57 @@ def test_pings_can_be_switched_off(server: MakeServer, handler: str, options: di
     assert None not in who(collect(waiting))
     assert "is hung" not in one.log
     assert one.workers[0] == pid
+
+
+SHORT = """
+import errno
+from pyfanout.control import Ping
+from pyfanout.master import outbox
+
+class Refusing:
+    # No ping is sent: `times` of them in this process
+    def __init__(self, error, times):
+        self.error, self.left, self.pid, self.tell = error, times, os.getpid(), outbox.tell
+
+    def __call__(self, sock, message):
+        if isinstance(message, Ping) and self.left and os.getpid() == self.pid:
+            self.left -= 1
+            raise OSError(self.error, os.strerror(self.error))
+        self.tell(sock, message)
+
+exits = []
+options |= {"workers": 2, "ping_interval": 0.1, "ping_timeout": 0.5}
+master = pyfanout.Master("app:handler", **options)
+master.on("exit", exits.append)
+"""
+
+
+@pytest.mark.parametrize("error", ["ENOBUFS", "ENOMEM"])
+def test_pings_that_cannot_be_sent(tmp_path: Path, error: str) -> None:
+    """For far longer than `ping_timeout`: for want of memory in the system nobody is killed."""
+    run(
+        tmp_path,
+        SHORT
+        + f"""
+with master:
+    outbox.tell = Refusing(errno.{error}, 40)
+    until(master, lambda: not outbox.tell.left, "all are refused")
+    until(master, lambda: all(worker.last_pong for worker in master.workers), "all are pinged")
+    assert not exits, exits
+""",
+    )
+
+
+def test_pings_that_a_worker_does_not_read(tmp_path: Path) -> None:
+    """As when its socket is full: that is its own fault."""
+    run(
+        tmp_path,
+        SHORT
+        + """
+with master:
+    until_ready(master)
+    outbox.tell = Refusing(errno.EAGAIN, 10**9)
+    until(master, lambda: exits, "it is found")
+    assert "hung: no answer to a ping" in exits[0].detail, exits
+""",
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import pytest
 from pyfanout.config import Config
 from pyfanout.control import PACKET_BYTES, Ping, decode
 from pyfanout.core import BoardView
+from pyfanout.master import outbox
 from pyfanout.master.health import PAUSE_NS, Health
 from pyfanout.master.lifecycle import State
 from pyfanout.master.reload import Reload
@@ -122,6 +125,50 @@ def test_pings_go_to_ready_workers_only(pair: tuple[Member, socket.socket]) -> N
         one.state = state
         health.next_round([one], second * S)
         assert heard(theirs) == ([1] if state is State.READY else [])
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, error: int, clock: list[int]) -> None:
+    """No message can be sent, from now on. It is `clock[0]`."""
+
+    def tell(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(outbox, "tell", tell)
+    monkeypatch.setattr(outbox, "time", SimpleNamespace(monotonic_ns=lambda: clock[0]))
+
+
+@pytest.mark.parametrize("error", [errno.ENOBUFS, errno.ENOMEM])
+def test_a_ping_that_the_system_has_no_memory_for_is_nobodys_fault(
+    monkeypatch: pytest.MonkeyPatch, pair: tuple[Member, socket.socket], error: int
+) -> None:
+    one, theirs = pair
+    health = Health(Config(ping_interval=1, ping_timeout=2))
+    with monkeypatch.context() as shortage:
+        clock = [0]
+        refuse(shortage, error, clock)
+        for clock[0] in range(0, 10 * S, S):
+            health.ping(one, clock[0])
+            one.outbox.flush()
+            assert health.judge(one, IDLE, clock[0]) is None
+    assert health.next_deadline_ns([one]) == 11 * S, "from the last try on"
+    one.outbox.flush()
+    assert heard(theirs) == [1]
+    assert health.judge(one, IDLE, 11 * S) is not None
+
+
+def test_a_ping_that_a_worker_does_not_read_waits_for_a_pong_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, pair: tuple[Member, socket.socket]
+) -> None:
+    one, theirs = pair
+    health = Health(Config(ping_interval=1, ping_timeout=2))
+    with monkeypatch.context() as full:
+        refuse(full, errno.EAGAIN, [0])
+        health.ping(one, S)
+        one.outbox.flush()
+    assert health.judge(one, IDLE, 3 * S - 1) is None
+    assert health.judge(one, IDLE, 3 * S) is not None
+    one.outbox.flush()
+    assert heard(theirs) == [1], "it may still answer, if nobody has judged it yet"
 
 
 def slots(*states: State | None) -> list[Slot]:
