@@ -193,8 +193,10 @@ class Core:
         return pool_fd[0], slot_fd[0], board_fd[0]
 
     def untaken(self, slot: int) -> int:
-        """Messages that wait in the slot's own channel, or in the POOL's."""
-        return check(lib.fan_slot_untaken(self._core, slot), f"look into the channel of worker {slot}")
+        """Messages that wait in the slot's own channel, or in the POOL's. 1 if the kernel does not say: then somebody
+        shall look, for a client may wait there."""
+        count: int = lib.fan_slot_untaken(self._core, slot)
+        return 1 if count < 0 else count
 
     def look(self, slot: int) -> BoardView:
         out = ffi.new("fan_board_view *")

@@ -18,7 +18,7 @@ from pyfanout import control, joining
 from pyfanout.config import Config
 from pyfanout.control import Closing, DecodeError, Failed, Message, Ping, Pong, Ready, Released, Retiring, Spent
 from pyfanout.core import POOL, SLOTS, Core, Event, News
-from pyfanout.errors import FanoutError
+from pyfanout.errors import CoreError, FanoutError
 from pyfanout.joining import Knock
 from pyfanout.master import policy
 from pyfanout.master.limits import most_in_flight
@@ -302,7 +302,12 @@ class Guests:
         count = len(self._guests)
         size = policy.channel_size(ready.threads * (count if ready.pool else 1), self._most_in_flight // count)
         most = 0 if ready.threads else self._config.max_connections
-        self._core.enter(guest.place, pool=ready.pool, threads=ready.threads, size=size, most=most)
+        try:
+            self._core.enter(guest.place, pool=ready.pool, threads=ready.threads, size=size, most=most)
+        except CoreError as error:
+            log.error("%s cannot have connections yet: %s", guest, error.strerror)
+        else:
+            guest.entered = True
 
     def _debtors(self) -> list[Guest]:
         """Who owes a pong, and is not known for it yet."""

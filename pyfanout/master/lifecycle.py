@@ -41,6 +41,8 @@ class Happened(Enum):
     """Fast stop; or patience is over."""
     CHANNEL_BROKEN = auto()
     """A worker has shut down the channel that this one reads."""
+    NOT_ENTERED = auto()
+    """The system had no room to put it into rotation. It may have a client all the same, from the pool."""
     FOUND_HUNG = auto()
     TIME_IS_UP = auto()
     """It was in its state for longer than it may be."""
@@ -54,6 +56,8 @@ class Action(Enum):
     """Into rotation."""
     LEAVE = auto()
     """Out of rotation; what it had not taken goes to others."""
+    CLOSE = auto()
+    """Its channel has an end, where it leaves: idle connections may go."""
     TERMINATE = auto()
     """SIGTERM: it takes nothing new, finishes, exits."""
     QUIT = auto()
@@ -95,7 +99,9 @@ TRANSITIONS: dict[tuple[State, Happened], Step] = {
     (_R, Happened.CHANNELS_ENDED): Step(_D),
     (_R, Happened.TOLD_TO_DRAIN): Step(_D, (Action.LEAVE, Action.TERMINATE)),
     (_R, Happened.TOLD_TO_STOP): Step(_S, (Action.LEAVE, Action.QUIT)),
-    (_R, Happened.CHANNEL_BROKEN): Step(_D, (Action.LEAVE, Action.TERMINATE, Action.REPLACE)),
+    # It leaves at the end of its channel. A SIGTERM may find it draining, and then means: at once.
+    (_R, Happened.CHANNEL_BROKEN): Step(_D, (Action.LEAVE, Action.CLOSE, Action.REPLACE)),
+    (_R, Happened.NOT_ENTERED): Step(_D, (Action.LEAVE, Action.TERMINATE, Action.REPLACE)),
     (_R, Happened.FOUND_HUNG): Step(_H, (Action.LEAVE, Action.ABORT)),
     (_R, Happened.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
     (_D, Happened.SAID_READY): Step(_D),  # it crossed with what we asked

@@ -32,7 +32,7 @@ from pyfanout.control import (
     Stage,
 )
 from pyfanout.core import POOL, SLOTS, BoardView, Core, Event, News, Station
-from pyfanout.errors import LoadError, WorkerError
+from pyfanout.errors import CoreError, LoadError, WorkerError
 from pyfanout.master import policy
 from pyfanout.master.callbacks import Callbacks, Notice
 from pyfanout.master.health import Health
@@ -168,8 +168,8 @@ class Supervisor:
         events = self._core.run(None if deadline_ns is None else deadline_ns - time.monotonic_ns())
         for event in events:
             self._on_event(event)
-        if self._has_front:
         self._shortage.lost(self._core.truncated)
+        if self._has_front:
             self._arm(at_once=bool(events))
         return True
 
@@ -184,10 +184,11 @@ class Supervisor:
     def _arm(self, *, at_once: bool) -> None:
         """After news there may be something to do that no descriptor tells."""
         deadline_ns = min(self._deadlines(), default=None)
-        if at_once:
-            self._core.arm(0)
-        else:
-            self._core.arm(None if deadline_ns is None else deadline_ns - time.monotonic_ns())
+        try:
+            self._core.arm(0 if at_once else None if deadline_ns is None else deadline_ns - time.monotonic_ns())
+        except CoreError:  # then `step` shall be called, and tries again: of what this does, half is enough for that
+            with contextlib.suppress(CoreError):
+                self._core.arm(0)
 
     def _over(self) -> bool:
         if self._roster.members:
@@ -239,7 +240,7 @@ class Supervisor:
                     self._happened(member, Happened.TOLD_TO_DRAIN if needless else Happened.CHANNELS_ENDED)
 
     def _on_broken(self, place: int) -> None:
-        """Its readers see end-of-file and leave by themselves; those that do not are told to."""
+        """Its readers see end-of-file and leave by themselves."""
         for member in self._roster.members:
             if member.state is State.READY and (member.pool if place == POOL else member.place == place):
                 log.error("%s: its channel was shut down by a worker; it is replaced", member)
@@ -446,7 +447,7 @@ class Supervisor:
             member.deadline_ns = self._deadline_of(state, now_ns)
         for action in actions:
             self._perform(action, member)
-        if changed and state in _TOLD:
+        if changed and state in _TOLD and state is member.state:  # an action may have failed, and led on
             self._tell(_TOLD[state], member, member.verdict or "")
 
     def _deadline_of(self, state: State, now_ns: int) -> int | None:
@@ -467,6 +468,8 @@ class Supervisor:
                 self._enter(member)
             case Action.LEAVE:
                 self._core.leave(member.place)
+            case Action.CLOSE:
+                member.outbox.say(Closing())
             case Action.TERMINATE:
                 member.process.send(signal.SIGTERM)
             case Action.QUIT:
@@ -484,7 +487,11 @@ class Supervisor:
         readers = member.threads * (slots if member.pool else 1)
         size = policy.channel_size(readers, self._most_in_flight // max(slots, 1))
         most = 0 if member.threads else self._config.max_connections
-        self._core.enter(member.place, pool=member.pool, threads=member.threads, size=size, most=most)
+        try:
+            self._core.enter(member.place, pool=member.pool, threads=member.threads, size=size, most=most)
+        except CoreError as error:
+            log.error("%s cannot have connections, and is replaced: %s", member, error.strerror)
+            self._happened(member, Happened.NOT_ENTERED)
 
     def _replace(self, member: Member) -> None:
         """It has no slot any more. If it had, that gets another worker, now or later."""
@@ -639,6 +646,8 @@ class Supervisor:
     # ---- time ---------------------------------------------------------------------------------------------------
 
     def _keep_time(self, now_ns: int) -> None:
+        for member in self._roster.members:
+            member.outbox.flush()
         for slot in self._roster.slots:
             if slot.respawn_at_ns is not None and slot.respawn_at_ns <= now_ns:
                 self._spawn(slot)
@@ -646,8 +655,6 @@ class Supervisor:
             if member.deadline_ns is not None and member.deadline_ns <= now_ns:
                 self._time_is_up(member)
         if self._stop_deadline_ns is not None and self._stop_deadline_ns <= now_ns:
-        for member in self._roster.members:
-            member.outbox.flush()
             self._stop_deadline_ns = None
             self._lose_patience()
         if self._stopping is None and self._health.is_due(now_ns, self._roster.members):
@@ -684,6 +691,8 @@ class Supervisor:
         deadlines = [slot.respawn_at_ns for slot in self._roster.slots]
         deadlines += [member.deadline_ns for member in self._roster.members]
         deadlines.append(self._stop_deadline_ns)
+        if any(member.outbox for member in self._roster.members):
+            deadlines.append(time.monotonic_ns() + AGAIN_NS)
         if self._stopping is None:
             deadlines.append(self._health.next_deadline_ns(self._roster.members))
         return [each for each in deadlines if each is not None]
@@ -691,8 +700,6 @@ class Supervisor:
     # ---- reload and scale ---------------------------------------------------------------------------------------
 
     def reload(self, when_over: WhenReloaded | None = None) -> None:
-        if any(member.outbox for member in self._roster.members):
-            deadlines.append(time.monotonic_ns() + AGAIN_NS)
         """Replace every worker, one after the other; `when_over` is called when that is done or has failed. While one
         reload is under way all further requests together are one more."""
         told = [] if when_over is None else [when_over]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 
 from pyfanout.core import Core
+from pyfanout.errors import CoreError
 
 
 class Watches:
@@ -30,8 +32,11 @@ class Watches:
         """No-op if it is not watched."""
         token = self._tokens.pop(fd, None)
         if token is not None:
-            self._core.unwatch(fd)
             del self._callbacks[token]
+            # Nothing is to be done about a refusal: the kernel forgets `fd` when that is closed, and until then what it
+            # reports has a token that nobody knows.
+            with contextlib.suppress(CoreError):
+                self._core.unwatch(fd)
 
     def call(self, token: int) -> None:
         """An event has come. One that was removed by an event before this one is not called."""

@@ -29,7 +29,7 @@ import pytest
 from pyfanout.config import Config
 from pyfanout.control import Failed, Ping, Pong, Ready, Retiring, Spent, Stage, hear, tell
 from pyfanout.core import BoardView, Event, News
-from pyfanout.errors import WorkerError
+from pyfanout.errors import CoreError, WorkerError
 from pyfanout.master import lifecycle, policy, roster, supervisor
 from pyfanout.master.callbacks import Callbacks
 from pyfanout.master.lifecycle import Action, Happened, State
@@ -52,7 +52,7 @@ class Process:
         self.pid, self.pidfd, self.control, self._world = pid, PIDFDS + pid, control, world
         self.booting = True
         self.cut_off = False
-        """Its channel is broken."""
+        """Nothing can be passed to it."""
         self.told = self.deaf = self.dying = False
         self.pings: list[int] = []
         self.report: ExitReport | None = None
@@ -93,8 +93,8 @@ class World:
         self.workers: list[Process] = []
         self.requests, self.faults, self._kinds = list(case.requests), case.faults, case.kinds
         self._batches = case.batches
-        self.refused = False
-        """The next fork."""
+        self.refused: str | None = None
+        """What the system has no room for, when it is asked next: a fork, or an entry into rotation."""
         self.entered: set[int] = set()
         self.open: set[int] = set()
         """Places with a channel."""
@@ -140,6 +140,9 @@ class World:
     def enter(self, place: int, **_: object) -> None:
         assert place in self.open
         assert place not in self.entered
+        member: Any = self.supervisor._roster.lives_in(place)
+        member.process.cut_off |= self.refused == "no entry"
+        self._refuse("no entry")
         self.entered.add(place)
 
     def leave(self, place: int) -> None:
@@ -155,15 +158,18 @@ class World:
     def untaken(self, _place: int) -> int:
         return 0
 
-    def spawn(self, first_steps: Any, entry: Callable[[], int]) -> Process:
-        if self.refused:
-            self.refused = False
     truncated = 0
 
-            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    def spawn(self, first_steps: Any, entry: Callable[[], int]) -> Process:
+        self._refuse("no fork")
         first_steps.args[2].append(None)  # the station, which no one uses
         entry()
         return self.workers[-1]
+
+    def _refuse(self, what: str) -> None:
+        if self.refused == what:
+            self.refused = None
+            raise CoreError(errno.EAGAIN, what)
 
     def _worker_main(self, slot: int, _generation: int, _station: Any, control: socket.socket, _stacks_fd: int) -> int:
         (place,) = [each for each in self.supervisor._roster.slots if each.number == slot]
@@ -199,8 +205,8 @@ class World:
         for number, request in enumerate(self.requests):
             if request not in self.requests[:number]:
                 yield "ask", request
-        if self.faults and "no fork" in self._kinds and not self.refused:
-            yield ("no fork",)
+        if self.faults and not self.refused:
+            yield from ((kind,) for kind in ("no fork", "no entry") if kind in self._kinds)
         if self.supervisor._deadlines():
             yield ("time",)
 
@@ -257,9 +263,9 @@ class World:
                 self.faults -= 1
                 worker.told = worker.cut_off = True
                 self._events.append(Event(News.CHANNEL_BROKEN, 0, self._member(worker).place))
-            case ("no fork",):
+            case ("no fork" | "no entry" as what,):
                 self.faults -= 1
-                self.refused = True
+                self.refused = what
             case ("finished",):
                 self.finished = True
                 self._events.append(Event(News.FINISHED, 0, 0))
@@ -445,7 +451,7 @@ def explore(case: Case) -> int:
 
 
 DEATHS = ("crash", "deaf")
-FAREWELLS = ("fails", "spent", "resigns", "broken", "no fork")
+FAREWELLS = ("fails", "spent", "resigns", "broken", "no fork", "no entry")
 
 
 @dataclass(frozen=True)
