@@ -56,14 +56,14 @@ options = {"bind": "127.0.0.1:0", "log_level": "critical"}
 """
 
 
-def run(folder: Path, body: str, *, code: int = 0) -> str:
+def run(folder: Path, body: str, *, code: int = 0, patience_s: float = 60) -> str:
     """The programme's output; it must end by itself with `code`."""
     done = subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", "-B", "-c", PRELUDE + textwrap.dedent(body)],
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience_s,
         check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr

@@ -1,25 +1,28 @@
-"""Calls that fail: one of Python's, once, for programmes that sweep over all its occurrences; a worker's looks into its
-channel, for servers under test."""
+"""Calls that fail: one of Python's or of the core's, once, for programmes that sweep over all its occurrences; a
+worker's looks into its channel, for servers under test."""
 
 from __future__ import annotations
 
 import errno
 import mmap
 import os
-import socket
 import sys
 from collections.abc import Callable
-from types import TracebackType
+from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 from pyfanout.core import Taker
 
+LIBRARY = {"contextlib", "pathlib", "socket", "tempfile"}
+"""Modules that make calls for others."""
+
 
 class Refusal:
-    """`with Refusal("os.fork", errno.EAGAIN, after=2):` - the third one fails.
+    """`with Refusal("os.fork", errno.EAGAIN, after=2):` - the third one of Python's fails.
 
-    Only in one process, the one that called `arm`, or made it: those that it forks have the call as it was. And not on
-    the sockets of clients, which are no UNIX ones.
+    Only those that pyfanout makes, and only in one process, the one that called `arm`, or made it: what that forks has
+    the call as it was.
     """
 
     def __init__(self, name: str, error: int, after: int) -> None:
@@ -41,11 +44,15 @@ class Refusal:
         """Occurrences."""
         return int.from_bytes(self._met[:4], "little")
 
+    @met.setter
+    def met(self, count: int) -> None:
+        self._met[:4] = count.to_bytes(4, "little")
+
     def __enter__(self) -> Refusal:
         def stand_in(*arguments: Any, **options: Any) -> Any:  # a function: in a class it becomes a method
-            client = self.name.startswith(("recv", "send")) and arguments[0].family != socket.AF_UNIX
-            if os.getpid() == self.pid and not client:
-                self._met[:4] = (self.met + 1).to_bytes(4, "little")
+            adopts = self.name == "__init__" and (len(arguments) > 4 or "fileno" in options)  # a socket that is there
+            if os.getpid() == self.pid and is_ours(sys._getframe(1)) and not adopts:
+                self.met += 1
                 if self.met == self.after + 1:
                     if self.error == errno.ECHILD:  # somebody else has taken it
                         self.real(*arguments, **options)
@@ -62,6 +69,49 @@ class Refusal:
             setattr(self.owner, self.name, self.real)
         else:
             delattr(self.owner, self.name)
+
+    def over(self) -> None:
+        """The process that was armed is about to end."""
+
+
+class CoreRefusal(Refusal):
+    """The same of a call that the core makes. `library`: tests/core/faults.c, compiled."""
+
+    faults: Any = None
+
+    def __init__(self, library: str, call: str, error: int, after: int) -> None:
+        self.call, self.error, self.after = call, error, after
+        self._met = mmap.mmap(-1, 4)
+        if CoreRefusal.faults is None:
+            from core.kit import Faults  # noqa: PLC0415 - it needs the core
+
+            CoreRefusal.faults = Faults(Path(library))
+            os.register_at_fork(after_in_child=self.faults.reset)
+        self.arm()
+
+    def arm(self) -> None:
+        self.pid = os.getpid()
+        self.faults.reset()
+        self.faults.fail(self.call, self.error, after=self.after)
+
+    def over(self) -> None:
+        self.met = max(self.met, self.faults.calls(self.call))
+
+    def __enter__(self) -> CoreRefusal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.over()
+        self.faults.reset()
+
+
+def is_ours(frame: FrameType | None) -> bool:
+    """Whether pyfanout makes the call, by itself or through a module of the library."""
+    while frame is not None and frame.f_globals["__name__"] in LIBRARY:
+        frame = frame.f_back
+    return frame is not None and frame.f_globals["__name__"].startswith("pyfanout.")
 
 
 def refuse_to_take(error: str, times: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pyfanout.core import BoardView
+from pyfanout.master.lifecycle import State
 from pyfanout.master.roster import Member, Slot
 
 
@@ -24,7 +25,7 @@ class WorkerStatus:
     since: float
     """Seconds for which it has been in that state."""
     in_flight: int
-    """Connections that it has taken and not closed; by its own word."""
+    """Connections that it has taken and not closed, by its own word. GONE: those that were lost with it."""
     last_pong: float | None
     """Seconds since it last answered a ping; None: it never has."""
     restarts: int
@@ -38,7 +39,8 @@ def status_of(slot: Slot, member: Member | None, view: BoardView | None, now_ns:
     if member is None or view is None:
         state, since_ns, pong_ns, in_flight = "FAILED" if slot.failed else "WAITING", slot.since_ns, None, 0
     else:
-        state, since_ns, pong_ns, in_flight = member.state.name, member.since_ns, member.pong_ns, view.taken - view.done
+        state, since_ns, pong_ns = member.state.name, member.since_ns, member.pong_ns
+        in_flight = view.in_hands if member.state is State.GONE else view.taken - view.done
     return WorkerStatus(
         slot=slot.number,
         pid=member.process.pid if member else None,
