@@ -20,8 +20,8 @@ ENOUGH_BEYOND = 10
 EDGE = 100.0
 """Where the overview ends: who lost something where we lost nothing is there."""
 ABOUT_OVERVIEW = (
-    "Each dot is somebody, at the median of the ratios; right of 1 the best of ours is better than they are. Of those"
-    " who were better in every round the worst for us is named. An arrowhead at the edge stands for"
+    "Each dot is somebody, at the median of the ratios; right of 1 ours that does the same work is better than they are."
+    " Of those who were clearly better the worst for us is named. An arrowhead at the edge stands for"
     f" {EDGE:.0f} times or more."
 )
 MARGIN, LETTER = 1.3, 1.15
@@ -44,7 +44,7 @@ COLUMNS = 3
 
 
 def overview(samples: Sequence[Sample]) -> str:
-    """Everybody, in every question, to the best of ours."""
+    """Everybody, in every question, to ours that does the same work."""
     tables = [(question.name, [line for line in lines(question, samples) if line.ratios]) for question in QUESTIONS]
     asked = [(name, table) for name, table in reversed(tables) if table]
     figure, axes = _pyplot().subplots(figsize=(9, 1.2 + 0.3 * len(asked)))
@@ -57,7 +57,7 @@ def overview(samples: Sequence[Sample]) -> str:
     axes.set_yticks(range(len(asked)), [name for name, _ in asked], fontsize=9)
     axes.set_ylim(-0.7, len(asked) - 0.3)
     axes.grid(axis="y", color="#eee", lw=0.8)
-    axes.set_xlabel("how many times as good the best of ours is", fontsize=9)
+    axes.set_xlabel("how many times as good ours is", fontsize=9)
     _meanings(axes)
     return _svg(figure)
 
@@ -81,7 +81,7 @@ def _name(axes: Any, at: int, line: Line, *, above: bool) -> None:
 
 
 def _worst(table: Sequence[Line]) -> Line | None:
-    """Of those who were better in every round: who is furthest to the left."""
+    """Of those who were clearly better: who is furthest to the left."""
     return min((line for line in table if line.better_than_ours), key=_ratio, default=None)
 
 
@@ -100,9 +100,9 @@ def _ratio(line: Line) -> float:
 def _meanings(axes: Any) -> None:
     """The legend, above all dots."""
     words = {
-        ("o", RED): "better than ours in every round",
+        ("o", RED): "better than ours",
         ("o", GREY): "equal, overlap or not ranked",
-        ("o", GREEN): "ours is better in every round",
+        ("o", GREEN): "ours is better",
         (">", "#222"): f"{EDGE:.0f} times or more",
     }
     for (marker, colour), text in words.items():
