@@ -20,8 +20,8 @@ ENOUGH_BEYOND = 10
 EDGE = 100.0
 """Where the overview ends: who lost something where we lost nothing is there."""
 ABOUT_OVERVIEW = (
-    "Each dot is somebody, at the median of the ratios; right of 1 ours that does the same work is better than they are."
-    " Of those who were clearly better the worst for us is named. An arrowhead at the edge stands for"
+    "Each dot is somebody, at the median of the ratios; right of 1 ours, that does the same work, is better. Of those"
+    " who were clearly better the worst for us is named. An arrowhead at the edge stands for"
     f" {EDGE:.0f} times or more."
 )
 MARGIN, LETTER = 1.3, 1.15
