@@ -39,7 +39,7 @@ from pyfanout.control import (
     hear,
     tell,
 )
-from pyfanout.core import Station
+from pyfanout.core import SHORTAGE_S, Station
 from pyfanout.errors import ConfigError, FanoutError, LoadError
 from pyfanout.kind import App, Kind, kind_of
 from pyfanout.worker.listener import Listener, Public
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from types import FrameType
 
 log = logging.getLogger("pyfanout.worker")
+
+TRIES = 20
+"""To say something, SHORTAGE_S apart."""
 
 _current: Worker | None = None
 
@@ -155,11 +158,17 @@ class Worker:
         self.say(Spent())
 
     def say(self, message: Message) -> None:
-        """To the master; never waits."""
-        try:
-            tell(self.control, message)
-        except OSError as error:  # the master is gone, which the channel says too
-            log.debug("worker=%d: %s", self.slot, error)
+        """To the master. Waits for nobody but, for a second at most, for memory: what is not said now never is, and a
+        READY or a PONG that did not come would be the worker's end."""
+        for _ in range(TRIES):
+            try:
+                tell(self.control, message)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOBUFS, errno.ENOMEM):
+                    log.debug("worker=%d: %s", self.slot, error)  # the master is gone, which the channel says too
+                    return
+                time.sleep(SHORTAGE_S)
 
     def hear(self) -> bool:
         """One message of the master is there: do what it asks. False: the master is gone."""

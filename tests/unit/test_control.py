@@ -173,3 +173,22 @@ def test_no_memory_to_hear_its_master_is_not_its_end(error: int, lives: bool) ->
     worker: Any = object.__new__(Worker)
     worker.control = Control()
     assert worker.hear() is lives
+
+
+@pytest.mark.parametrize("error", [errno.ENOBUFS, errno.ENOMEM])
+def test_what_there_was_no_memory_for_is_said_again(error: int) -> None:
+    sent: list[bytes] = []
+
+    class Control:
+        refusals = 2
+
+        def send(self, packet: bytes, _flags: int) -> None:
+            if self.refusals:
+                self.refusals -= 1
+                raise OSError(error, "refused")
+            sent.append(packet)
+
+    worker: Any = object.__new__(Worker)
+    worker.control = Control()
+    worker.say(Pong(7))
+    assert sent == [encode(Pong(7))]
