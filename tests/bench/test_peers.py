@@ -213,7 +213,7 @@ def test_a_curve_has_a_number_for_each_point() -> None:
     found = samples(question.source, {OURS: [0.0]})
     found[0].values.update({key: float(point.split()[0]) for point, key in question.points})
     (line,) = standings.lines(question, found)
-    assert line.curve == [70.0, 95.0]
+    assert line.curve == [50.0, 70.0, 85.0, 95.0]
     assert "load 95 %" in page.markdown(ABOUT, found)
 
 
