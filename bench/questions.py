@@ -82,7 +82,7 @@ VARIANT = "asked only where what they differ in may matter"
 START_S = 0.6
 """In the mean of all, and to warm up 4 workers; only the time left is reckoned with them."""
 WARM_S = 1.0
-FULL = Scale(rounds=3, slices=0, tail_s=2.5, kills=5, idle_s=0, each_s=1.5)
+FULL = Scale(rounds=3, slices=0, tail_s=2.0, kills=5, idle_s=0, each_s=1.5)
 QUICK = Scale(rounds=1, slices=0, tail_s=1.0, kills=2, idle_s=0, each_s=0.5)
 
 

@@ -11,11 +11,11 @@ import contextlib
 import errno
 import logging
 import os
-import selectors
 import signal
 import socket
 import threading
 import time
+from select import POLLIN, poll
 from typing import TYPE_CHECKING
 
 from pyfanout import sigmask
@@ -171,19 +171,19 @@ class Server:
     def _listen(self) -> None:
         """Until the master is gone (end-of-file). The channel says so too, as soon as it is empty."""
         sigmask.block_all()  # they are the main thread's
-        control, wakeup = self._worker.control, self._wakeup
-        with selectors.DefaultSelector() as selector:
-            selector.register(control, selectors.EVENT_READ)
-            selector.register(wakeup, selectors.EVENT_READ)
-            while True:
-                ready = [key.fileobj for key, _ in selector.select(LOOK_S if self._closing else None)]
-                if self._closing:
-                    self._end_idle()
-                if wakeup in ready:
-                    wakeup.recv(4096)
-                    self._wake_sleepers()
-                if control in ready and not self._worker.hear():
-                    break
+        control, wakeup = self._worker.control.fileno(), self._wakeup
+        news = poll()  # which needs no descriptor: a start hook, or a handler, may have taken them all
+        for fd in (control, wakeup.fileno()):
+            news.register(fd, POLLIN)
+        while True:
+            ready = dict(news.poll(LOOK_S * 1000 if self._closing else None))
+            if self._closing:
+                self._end_idle()
+            if wakeup.fileno() in ready:
+                wakeup.recv(4096)
+                self._wake_sleepers()
+            if control in ready and not self._worker.hear():
+                break
         self._worker.outlive_master()
 
     def _wake_sleepers(self) -> None:
