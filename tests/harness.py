@@ -33,6 +33,9 @@ DEADLINE_S = 15.0
 POLL_S = 0.004
 """Between two looks at a condition that nothing announces."""
 
+RETURN_S = 0.2
+"""For a handler to return after its client has seen the end."""
+
 HIGH_FD = 40
 """Descriptors that a server inherits have numbers from here on: low ones are for LISTEN_FDS."""
 
@@ -409,6 +412,7 @@ class Server:
             self.ready_reader = -1
         if self._process is not None:
             if self._process.poll() is None:
+                self._let_handlers_return()
                 self._process.send_signal(self.ends_by)
                 self._process.send_signal(signal.SIGCONT)
                 try:
@@ -427,6 +431,13 @@ class Server:
             wait_until(lambda: not session_of(self.pid), "killed processes are gone")
             self._process = None
         return problems + self.suspicious()
+
+    def _let_handlers_return(self) -> None:
+        """Their clients have all they asked for already; one that a fast stop cuts short then may say so in the log.
+        Not for long: some do not rest, or shall not."""
+        end = time.monotonic() + RETURN_S
+        while time.monotonic() < end and not all(map(is_asleep, self.workers)):
+            time.sleep(POLL_S)
 
     def suspicious(self) -> list[str]:
         """Log lines that tell of an error which no test expected; the first few."""

@@ -52,6 +52,8 @@ static atomic_int longest = -1; /* sendmmsg takes no more messages than this; -1
     each(int, memfd_create, -1, (const char *name, unsigned flags), (name, flags))                           \
     each(int, ftruncate, -1, (int fd, off_t bytes), (fd, bytes))                                             \
     each(int, timerfd_create, -1, (int clock, int flags), (clock, flags))                                    \
+    each(int, timerfd_settime, -1, (int fd, int flags, const struct itimerspec *at, struct itimerspec *before), \
+         (fd, flags, at, before))                                                                            \
     each(int, socketpair, -1, (int domain, int type, int protocol, int *ends), (domain, type, protocol, ends)) \
     each(int, setsockopt, -1, (int fd, int level, int option, const void *value, socklen_t bytes),             \
          (fd, level, option, value, bytes))                                                                    \

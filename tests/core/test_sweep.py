@@ -1,8 +1,8 @@
 """The sweep: each system call of the core fails at its 1st, 2nd, 3rd ... occurrence, with each error that its man page
 has for it, until a life meets no failure. Nothing crashes, is lost, doubled or left open, and the service goes on.
 
-The errors that only a bug of ours could cause (EBADF, EFAULT, EINVAL, ...) are left out, but for ioctl, which has no
-others. `make faults` goes through all occurrences; `make test` through some of each, by the seed.
+The errors that only a bug of ours could cause (EBADF, EFAULT, EINVAL, ...) are left out, but for those calls that have
+no others. `make faults` goes through all occurrences; `make test` through some of each, by the seed.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import TypeVar
 
 import pytest
 
 from pyfanout.config import Policy
-from pyfanout.core import POOL, News
+from pyfanout.core import POOL, Event, News, Station
 from pyfanout.errors import CoreError
 
 from .kit import DEADLINE_S, Faults, House, Worker, descriptors
@@ -28,6 +29,9 @@ T = TypeVar("T")
 
 PATIENCE_US = 1000
 """For which a blocking worker waits here: the same thread plays the master."""
+
+WATCHED = 7
+"""The token of what Python watches."""
 
 SOME = 4
 """Occurrences of each call that the short sweep looks at, besides the first."""
@@ -57,6 +61,7 @@ ERRORS: dict[str, tuple[int, ...]] = {
     "memfd_create": (errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     "ftruncate": (errno.EINTR, errno.ENOSPC),
     "timerfd_create": (errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENOMEM),
+    "timerfd_settime": (errno.EINVAL,),
     "socketpair": (errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     "setsockopt": (errno.ENOMEM, errno.ENOBUFS),
     "getsockopt": (errno.ENOBUFS,),
@@ -69,37 +74,56 @@ ERRORS: dict[str, tuple[int, ...]] = {
 
 
 class Life:
-    """A core with four workers, two of which share the pool and block: clients come, two workers leave, one is
-    replaced, the server stops. With what guests of a dispatcher need, and a loop of the program's own."""
+    """A core with four workers, two of which share the pool and block: clients come over TCP and UNIX, two workers
+    leave, one is replaced, one slot ends, the server stops. With what guests of a dispatcher need, a loop of the
+    program's own, something that Python watches, and looks at everything all the time."""
 
     def __init__(self, faults: Faults, policy: Policy) -> None:
         self.faults = faults
         self.policy = policy
         self.taken: list[int] = []
+        self.heard: list[Event] = []
         self.workers: dict[int, Worker] = {}
 
     def live(self) -> None:
-        with self.insist(lambda: House(4, self.policy, shared=True)) as house:
-            self.house = house
+        with ExitStack() as stack:
+            self.watched, speaks = (stack.enter_context(end) for end in socket.socketpair())
+            house = self.house = stack.enter_context(self.insist(lambda: House(4, self.policy, shared=True)))
             self.insist(house.core.front)
             self.insist(house.listen)
+            self.insist(lambda: house.listen("", socket.AF_UNIX))
+            self.insist(lambda: house.core.watch(self.watched.fileno(), WATCHED))
             for slot, pool in enumerate((False, False, True, True)):
                 self.fork(slot, pool)
-            house.connect(25)
+            house.connect(15)
+            house.connect(10, 1)
             self.drive(25)
             house.connect(20)
             house.settle()  # they wait in channels
             for slot in (1, 3):
                 self.workers.pop(slot).leave()
+            house.core.end(3)
+            speaks.send(b"!")
             self.drive(45)  # what waited for the one goes to others, and the pool's other reader was nudged
+            self.insist(self.be_a_guest)
             self.fork(1, False)
-            house.connect(5)
+            house.connect(5, 1)
             self.drive(50)
             house.connect(5)
+            house.core.shut(0)
             house.core.finish(100)
             self.drive(55)
             house.check()
         assert sorted(self.taken) == list(range(55)), "each client has one worker"
+        assert [event.token for event in self.heard] == [WATCHED]
+
+    def be_a_guest(self) -> None:
+        """For a moment: what it was sent is mapped, and unmapped as in a child that it forks."""
+        pool_fd, slot_fd, board_fd = self.house.core.ends(0)
+        station = Station.of(os.dup(pool_fd), os.dup(slot_fd), os.dup(board_fd), 0)
+        station.disown()
+        os.close(station.pool_fd)
+        os.close(station.slot_fd)
 
     def insist(self, act: Callable[[], T]) -> T:
         """As the master does: what the system refuses is tried again."""
@@ -132,6 +156,12 @@ class Life:
             self.house.events.clear()
             self.house.events += self.house.core.run(2_000_000)
             self.insist(lambda: self.house.core.arm(0))
+            if self.house.said(News.WATCHED):
+                self.watched.recv(1)
+                self.heard += self.house.said(News.WATCHED)
+            for slot in range(4):
+                assert self.house.core.look(slot).done <= 55
+                assert self.house.core.untaken(slot) >= 0
             for event in self.house.said(News.CHANNEL_BROKEN):
                 self.replace_readers_of(event.token)
             for worker in self.workers.values():
