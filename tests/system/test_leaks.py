@@ -36,9 +36,9 @@ def open_kinds(pid: int) -> Counter[str]:
 STACKS = "/memfd:stacks (deleted)"  # where it says what it was doing when a signal kills it
 
 OWN = {
-    # channel and control socket; the pair that wakes the control thread, and its selector
-    "blocking": Counter({"seqpacket": 2, "stream": 2, "epoll": 1, STACKS: 1}),
-    "threads": Counter({"seqpacket": 2, "stream": 2, "epoll": 1, STACKS: 1}),
+    # channel and control socket; the pair that wakes the control thread
+    "blocking": Counter({"seqpacket": 2, "stream": 2, STACKS: 1}),
+    "threads": Counter({"seqpacket": 2, "stream": 2, STACKS: 1}),
     # channel and control socket; the loop's own pair and selector
     "asyncio": Counter({"seqpacket": 2, "stream": 2, "epoll": 1, STACKS: 1}),
 }
