@@ -610,9 +610,12 @@ class Supervisor:
                 if place != slot.place:  # else what waits in it waits for the next one
                     undo.callback(self._core.end, place)
                 station: list[Station] = []
+                gate, opener = os.pipe()
+                undo.callback(os.close, opener)
+                undo.callback(os.close, gate)
                 gc.freeze()  # what exists now is shared with the child until somebody writes to it; the collector would
                 process = spawn(
-                    functools.partial(self._first_steps, place, ours, station),
+                    functools.partial(self._first_steps, place, ours, station, gate, opener),
                     lambda: self._worker_main(slot.number, generation, station[0], theirs, stacks_fd),
                 )
             boot_deadline_ns = time.monotonic_ns() + int(self._config.boot_timeout * 1e9)
@@ -627,10 +630,14 @@ class Supervisor:
                 raise
             self._roster.add(member, successor=slot.member is not None)
             undo.pop_all()
+            os.close(gate)
+            os.close(opener)
             return member
 
-    def _first_steps(self, place: int, ours: socket.socket, station: list[Station]) -> None:
-        """In the child, signals blocked: let go of all that is the master's, in this order."""
+    def _first_steps(self, place: int, ours: socket.socket, station: list[Station], gate: int, opener: int) -> None:
+        """In the child, signals blocked: let go of all that is the master's, in this order. Then wait until the master
+        has closed the gate's other end: before that it may be refused what it needs to learn of this child's death, and
+        kill it, which must not have a client by then."""
         self._signals.forget()
         station.append(self._core.abandon(place))
         ours.close()
@@ -642,6 +649,9 @@ class Supervisor:
                 bind.close()  # the caller's own copy: it would keep the port open when the master is gone
         if self._config.ready_fd is not None and self._config.ready_fd > 2:
             os.close(self._config.ready_fd)
+        os.close(opener)
+        os.read(gate, 1)
+        os.close(gate)
 
     # ---- time ---------------------------------------------------------------------------------------------------
 
