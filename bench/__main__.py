@@ -59,7 +59,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     embeds.add_argument("--rounds", type=int, help="default 3")
     embeds.add_argument("--only", action="append", default=[], metavar="NAME", help="servers whose name begins so")
     fields = verbs.add_parser("peers", help="pyfanout beside who else serves with several processes: a report")
-    fields.add_argument("--quick", action="store_true", help="one short round: about 5 minutes instead of 70")
+    fields.add_argument("--quick", action="store_true", help="one short round: about 5 minutes instead of 60")
     fields.add_argument("--rounds", type=int, help="default 3, with --quick 1")
     fields.add_argument("--only", action="append", default=[], metavar="NAME", help="questions whose name begins so")
     fields.add_argument("--who", action="append", default=[], metavar="NAME", help="subjects whose name begins so")
