@@ -21,7 +21,7 @@ import threading
 
 # By name: gevent takes these out of their modules, or puts in others. Its greenlets are one thread, with one lock.
 from _thread import RLock, start_new_thread
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from select import EPOLLET, EPOLLIN, POLLIN, epoll, poll
 from time import sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -73,6 +73,35 @@ class Accepted(Connection):
     def __del__(self) -> None:
         if (on_done := getattr(self, "_on_done", None)) is not None:
             on_done()
+
+
+class Bare:
+    """A connection as uvloop wants it: a file object that is closed after its descriptor, which libuv has closed."""
+
+    __slots__ = ("_fd", "_on_done", "family")
+    type = int(socket.SOCK_STREAM)
+
+    def __init__(self, fd: int, family: int, on_done: Callable[[], None]) -> None:
+        self._fd = fd
+        self.family = family
+        self._on_done: Callable[[], None] | None = on_done
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        """Reports the end, once."""
+        on_done, self._on_done = self._on_done, None
+        if on_done is not None:
+            on_done()
+
+    def lose(self) -> None:
+        """The loop has failed before it had all of it."""
+        self.close()
+        with contextlib.suppress(OSError):  # but had closed the descriptor
+            os.close(self._fd)
+
+    __del__ = close
 
 
 class Listener(socket.socket):
@@ -145,13 +174,20 @@ class Listener(socket.socket):
         then it waits in the channel."""
         with self._accepting:
             arrival = self._arrivals.pop() if self._arrivals else self._take()
-            fd: int = arrival.fd
-            conn = Accepted.arrived(arrival, self._blocking, functools.partial(self._ended, fd))
-            self._live.add(fd)
+            conn = Accepted.arrived(arrival, self._blocking, self._begun(arrival.fd))
             address = address_of(arrival)
         if self._count is not None:
             self._count()
         return conn, address
+
+    def accept_bare(self) -> Bare:
+        """The same, for a loop that does all with the descriptor itself."""
+        with self._accepting:
+            arrival = self._arrivals.pop() if self._arrivals else self._take()
+            conn = Bare(arrival.fd, arrival.family, self._begun(arrival.fd))
+        if self._count is not None:
+            self._count()
+        return conn
 
     def _accept(self) -> tuple[int, Address]:
         """What `socket.socket.accept` is made of; some servers call it. The descriptor is the caller's, who need not
@@ -328,6 +364,11 @@ class Listener(socket.socket):
                 self._epoll.unregister(self._control_fd)
             self._control_fd = None
             threading.Thread(target=self._worker.outlive_master, daemon=True).start()
+
+    def _begun(self, fd: int) -> Callable[[], None]:
+        """What reports its end."""
+        self._live.add(fd)
+        return functools.partial(self._ended, fd)
 
     def _ended(self, fd: int) -> None:
         with self._lock:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Server, connect, read_all, wait_until
+from harness import Server, connect, fds_of, read_all, wait_until
 from websockets.sync.client import connect as open_websocket
 
 from pyfanout.worker.idle import is_silent
@@ -96,6 +96,68 @@ def test_stock_uvloop_does_not_take_the_listener_in_silence(server: MakeServer, 
     one.expect("could not start", "Traceback", "RuntimeError", "pyfanout: ", "ResourceWarning: .*TCPServer")
     assert one.wait_exit() == 3
     assert "uvloop cannot accept from a pyfanout.Listener: use pyfanout.embed.loop" in one.log
+
+
+@pytest.mark.parametrize("loop", ["new_asyncio_loop", "new_uvloop"])
+def test_protocols_that_fail(server: MakeServer, tmp_path: Path, loop: str) -> None:
+    """Of four clients the first finds its connection closed, since no protocol was made for it, the second one that was
+    aborted by its protocol, and none of them is held."""
+    (tmp_path / "app.py").write_text(
+        textwrap.dedent(
+            f"""
+            import asyncio, itertools
+            from pyfanout.embed import loop
+            from pyfanout.embed.aio import AsyncioRunner
+
+            numbers = itertools.count()
+
+            class Answer(asyncio.Protocol):
+                def connection_made(self, transport):
+                    transport.write(b"%d" % LISTENER.live)
+                    transport.close()
+
+            class Abort(asyncio.Protocol):
+                def connection_made(self, transport):
+                    transport.abort()
+
+            def make():
+                match next(numbers) % 4:
+                    case 0:
+                        raise ZeroDivisionError("not for you")
+                    case 1:
+                        return Abort()
+                return Answer()
+
+            class Some(AsyncioRunner):
+                loop = staticmethod(loop.{loop})
+
+                async def run(self, worker, listener, started, stopping):
+                    global LISTENER
+                    LISTENER = listener
+                    await asyncio.get_running_loop().create_server(make, sock=listener)
+                    started()
+                    await stopping.wait()
+
+            app = Some()
+            """
+        )
+    )
+    one = server().start("app:app", cwd=tmp_path, workers=1)
+    one.expect("no transport for a connection", "Traceback", "ZeroDivisionError")
+    (worker,) = one.workers
+    answers, descriptors = [], []
+    for _ in range(20):
+        one.wait_idle()
+        descriptors.append(len(fds_of(worker)))
+        with connect(one.address) as client:
+            try:
+                answers.append(read_all(client))
+            except ConnectionResetError:
+                answers.append(b"")
+    assert answers == [b"", b"", b"1", b"1"] * 5
+    assert descriptors[4:] == descriptors[4:5] * 16, "libuv opens one at its first connection"
+    assert one.log.count("no transport for a connection, which is closed") == 5
+    assert one.stop() == 0
 
 
 # ---- ASGI ------------------------------------------------------------------------------------------------------------
