@@ -345,6 +345,7 @@ static int pass_to(fan_core *core, int number, int64_t now_ns)
         core->slots[number].passed += (uint64_t)passed;
     if (channel->threads > 0) {
         channel->nudgeable = true;
+        channel->nudges = 0; /* those before were for others, who may all be gone by now */
         if (core->look_at_ns == 0)
             core->look_at_ns = now_ns + LOOK_NS;
     }

@@ -49,7 +49,7 @@ typedef struct {
     bool recalling;          /* no reader of its own any more: take back what waits in it */
     bool ending;             /* close it when it is empty */
     bool nudgeable;          /* blocking readers, and something was passed since it was last seen empty */
-    int nudges;              /* sent since a message was last taken */
+    int nudges;              /* sent since a message was last passed or taken */
     uint64_t taken_seen;     /* sum of the readers' `taken` at the last look */
     int64_t full_since_ns;   /* when space last became 0 */
 } fan_channel;

@@ -278,7 +278,7 @@ inline pass(n) {                                                                
         :: else
         fi;
 #ifdef POOL
-        nudgeable = true
+        nudgeable = true; nudges = 0
 #endif
     :: dest[n] != NOBODY && len(channel[dest[n]]) == SIZE -> space[dest[n]] = 0; stalled = true
     :: else

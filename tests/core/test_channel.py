@@ -386,6 +386,28 @@ def test_nudges_are_not_repeated_for_ever(house: MakeHouse) -> None:
     here.check()
 
 
+def test_nudges_for_one_client_are_none_for_the_next(house: MakeHouse) -> None:
+    """What was sent for the first, and read by somebody who took nothing, has woken nobody for the second."""
+    here = house(2)
+    busy, idle = (here.worker(slot, 16, pool=True) for slot in range(2))
+    here.connect()
+    here.run_until(lambda: here["nudges"] > 0, "one is nudged")
+    assert busy.taker.take(False) == 1
+    here.run_for(60_000_000)
+    with socket.socket(fileno=os.dup(idle.fd)) as channel, contextlib.suppress(BlockingIOError):
+        while channel.recv(100, socket.MSG_DONTWAIT):
+            pass
+    before = here["nudges"]
+    here.connect()
+    here.run_until(lambda: here["nudges"] == before + 1, "one is nudged again")
+    here.run_for(60_000_000)
+    assert here["nudges"] == before + 1, "and no other is idle"
+    assert idle.taker.take(False) == 1
+    for each in (busy, idle):
+        here.arrived(each.taker.arrival)
+    here.check()
+
+
 # ---- a channel is shut down by a worker ----------------------------------------------------------------------------
 
 
