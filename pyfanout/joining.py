@@ -1,7 +1,7 @@
 """How a worker that somebody else has forked joins a dispatcher: the packets, and the descriptors that go with them.
 
 Guest to door: `J` with the dispatcher's end of a fresh control socket. Dispatcher to guest, on that: a `Welcome` with
-the pool's reading end, its own, and the board's file. Owner to door: `S`, stop; end-of-file means the same.
+the pool's reading end, its own, and the board's file. End-of-file at the door: the owner stops, or all have let go.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def answer(door: socket.socket) -> socket.socket | Knock:
         return control
     for fd in fds:
         os.close(fd)
-    return Knock.STOP if packet in (b"", b"S") else Knock.NOBODY
+    return Knock.NOBODY if packet else Knock.STOP
 
 
 def pid_of(control: socket.socket) -> int:
@@ -137,6 +137,6 @@ def welcome(control: socket.socket, place: int, generation: int, ends: tuple[int
 
 
 def stop(door: socket.socket) -> None:
-    """The owner's word."""
+    """The owner's, for all who have the door. No packet, for which there might be no memory."""
     with contextlib.suppress(OSError):  # the dispatcher is gone
-        door.send(b"S", socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        door.shutdown(socket.SHUT_WR)

@@ -248,6 +248,33 @@ def test_stop_serves_what_is_queued(tmp_path: Path) -> None:
     )
 
 
+def test_a_stop_needs_no_room_at_the_door(tmp_path: Path) -> None:
+    """Whoever has filled it, and whoever holds it open, the word reaches a dispatcher that was slow to read."""
+    run_with_workers(
+        tmp_path,
+        """
+        with pyfanout.Dispatcher(**options) as dispatcher:
+            pid = fork_asyncio(dispatcher)
+            holder = os.fork()
+            if holder == 0:
+                signal.pause()
+            os.kill(dispatcher.pid, signal.SIGSTOP)
+            dispatcher._door.settimeout(0.1)
+            try:
+                while True:
+                    dispatcher._door.send(b"x")
+            except TimeoutError:
+                dispatcher.stop()
+            os.kill(dispatcher.pid, signal.SIGCONT)
+            try:
+                soon(lambda: not dispatcher.alive, "it ends")
+            finally:
+                os.kill(holder, signal.SIGKILL)
+            assert (ended(pid), ended(holder)) == (0, -9)
+        """,
+    )
+
+
 def test_a_dispatcher_that_dies_is_started_again_on_the_same_port(tmp_path: Path) -> None:
     """Its workers leave; clients wait in the kernel's queue for those that join the next one."""
     run_with_workers(
