@@ -43,6 +43,13 @@ class Runner(ASGIRunner):
                     raise WorkerError("the application's startup failed (lifespan), see the log") from None
                 started()
 
+            async def main_loop(self) -> None:
+                """Looks ten times a second whether it shall end; here it need not wait for the next look."""
+                looking = asyncio.ensure_future(super().main_loop())
+                await asyncio.wait([looking, trigger], return_when=asyncio.FIRST_COMPLETED)
+                if not looking.cancel():  # it has found out first, or failed
+                    looking.result()
+
             @contextlib.contextmanager
             def capture_signals(self) -> Iterator[None]:
                 yield  # they are the worker's
@@ -54,8 +61,8 @@ class Runner(ASGIRunner):
             config.ssl = context
         config.loaded_app = self.app = Application(config.loaded_app)  # as ASGI 3, with uvicorn's own middleware
         self._server = server = Server(config)
-        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         trigger = asyncio.ensure_future(stopping.wait())
+        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         try:
             await asyncio.wait([serving, trigger], return_when=asyncio.FIRST_COMPLETED)
             server.should_exit = True
