@@ -1,12 +1,14 @@
 """The supervisor itself, in every order of what may happen to it: workers that boot, answer, crash, leave or fail,
-reloads or scaling, a stop, and time passing in between. No process is forked and no time passes: the kernel, the core
-and the workers are a `World` here, whose moves are all tried, in each state that was not seen before. The workers are
-event loops, whose channel is their own, and are pinged only where a reload wants to know.
+reloads or scaling, a stop, clients that wait, and time passing in between. No process is forked and no time passes: the
+kernel, the core and the workers are a `World` here, whose moves are all tried, in each state that was not seen before.
+The workers are event loops, whose channel is their own, or read one pool, and are pinged only where a reload wants to
+know.
 
 In each state: who is in rotation is READY, and who is READY is in rotation; a slot has one worker and at most one
 successor; who serves is told to leave only when another has taken its place and answered a ping; who dies young again
 is not replaced at once. And from each state, when from then on all do what they are told, the server comes to rest: all
-slots served and nobody else left, or all gone after a stop.
+slots served and nobody else left, or all gone after a stop; and no client waits any more, unless a stop had to end a
+worker that was hung.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import logging
 import os
 import signal
 import socket
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ import pytest
 
 from pyfanout.config import Config
 from pyfanout.control import Failed, Ping, Pong, Ready, Retiring, Spent, Stage, hear, tell
-from pyfanout.core import BoardView, Event, News
+from pyfanout.core import POOL, BoardView, Event, News
 from pyfanout.errors import CoreError, WorkerError
 from pyfanout.master import lifecycle, policy, roster, supervisor
 from pyfanout.master.callbacks import Callbacks
@@ -92,7 +94,11 @@ class World:
         self.now_ns = 10**12
         self.workers: list[Process] = []
         self.requests, self.faults, self._kinds = list(case.requests), case.faults, case.kinds
-        self._batches = case.batches
+        self._batches, self._pool, self._clients = case.batches, case.pool, case.clients
+        self.waiting: Counter[int] = Counter()
+        """Clients that were passed and not taken, by place, or in the POOL."""
+        self._recalled: set[int] = set()
+        """Places out of rotation, whose clients go to others."""
         self.refused: str | None = None
         """What the system has no room for, when it is asked next: a fork, or an entry into rotation."""
         self.entered: set[int] = set()
@@ -144,19 +150,23 @@ class World:
         member.process.cut_off |= self.refused == "no entry"
         self._refuse("no entry")
         self.entered.add(place)
+        self._recalled.discard(place)
 
     def leave(self, place: int) -> None:
         self.entered.discard(place)
+        self._recalled.add(place)
 
     def end(self, place: int) -> None:
         assert place not in self.entered
+        assert not (self.finished and self.waiting[place]), "nobody will read what waits there"
         self.open.discard(place)
+        self._recalled.add(place)
 
     def look(self, place: int) -> BoardView:
         return BoardView(1, 0, 0, 0, self.now_ns, 0, 0, 1, 0)
 
-    def untaken(self, _place: int) -> int:
-        return 0
+    def untaken(self, place: int) -> int:
+        return self.waiting[place]
 
     truncated = 0
 
@@ -196,11 +206,19 @@ class World:
                 yield "ready", number
             if worker.pings and does_as_told:
                 yield "pong", number
-            if worker.dying or (does_as_told and (worker.told or (self.finished and not worker.booting))):
+            at_the_end = self.finished and not worker.booting and not self.waiting[self._channel_of(worker)]
+            if worker.dying or (does_as_told and (worker.told or at_the_end)):
                 yield "exit", number
+            if does_as_told and not (worker.booting or worker.told) and self.waiting[self._channel_of(worker)]:
+                yield "take", number
             if self.faults:
                 yield from ((kind, number) for kind in self._kinds if self._may(kind, worker))
-        if self.finishing and not self.finished:
+        back = [place for place in sorted(self._recalled) if self.waiting[place]]
+        if not self.finished and self.entered:
+            yield from (("pass on", place) for place in back)
+            if self._clients:
+                yield from (("client", place) for place in ([POOL] if self._pool else sorted(self.entered)))
+        if self.finishing and not self.finished and not back:
             yield ("finished",)
         for number, request in enumerate(self.requests):
             if request not in self.requests[:number]:
@@ -233,11 +251,19 @@ class World:
         self.settle()
 
     def _act(self, move: Move) -> None:
-        worker: Any = self.workers[move[1]] if isinstance(move[-1], int) else None
+        worker: Any = self.workers[move[1]] if move[0] in ON_WORKERS else None
         match move:
+            case ("client", place):
+                self._clients -= 1
+                self.waiting[place] += 1
+            case ("pass on", place):
+                self.waiting[place] -= 1
+                self.waiting[min(self.entered)] += 1
+            case ("take", _):
+                self.waiting[self._channel_of(worker)] -= 1
             case ("ready", _):
                 worker.booting = False
-                self._say(worker, Ready(pool=False, threads=0))
+                self._say(worker, Ready(pool=self._pool, threads=int(self._pool)))
             case ("pong", _):
                 self._say(worker, Pong(worker.pings.pop(0)))
             case ("exit", _):
@@ -298,6 +324,9 @@ class World:
         worker.control.close()
         self._events.append(Event(News.WATCHED, 0, self._watched[worker.pidfd]))
 
+    def _channel_of(self, worker: Process) -> int:
+        return POOL if self._pool else self._member(worker).place
+
     def _member(self, worker: Process) -> roster.Member:
         (member,) = [each for each in self.supervisor._roster.members if each.process is worker]
         return member
@@ -348,6 +377,7 @@ class World:
                     *(slot.member is member, slot.successor is member, member.place == slot.place),
                     *(member.state.name, away(member.deadline_ns), self._has_lived(member), member.pinged_ns is None),
                     *(member.place in self.open, member.place in self.entered, member.pong_ns is None),
+                    *(self.waiting[member.place], member.place in self._recalled),
                     *(member.resigned, member.spent, member.verdict is None, member.failure is None),
                     *(
                         bool(one._reload) and member in one._reload.trials,
@@ -362,12 +392,18 @@ class World:
             )
         waiting = one._reload.waiting if one._reload else []
         found = sorted(
-            str((slot.retired, slot in waiting, away(slot.respawn_at_ns), min(slot.deaths, 3), slot.failed, members))
+            str(
+                (
+                    *(slot.retired, slot in waiting, away(slot.respawn_at_ns), min(slot.deaths, 3), slot.failed),
+                    *(slot.place is not None and self.waiting[slot.place], members),
+                )
+            )
             for slot, members in slots.items()
         )
         strangers = self.open - {member.place for member in one._roster.members}
         return (
             *(str(found), len(strangers), len(self.entered), tuple(self.requests), self.faults, self.refused),
+            *(self._clients, self.waiting.total(), self.waiting[POOL]),
             *(bool(one._reload), one._reload_again is not None, away(one._stop_deadline_ns)),
             *(one._stopping, one._ever_ready, one._finished, one._late, self.finishing, self.finished, self.over),
         )
@@ -405,6 +441,7 @@ def come_to_rest(one: World) -> None:
     """All do what they are told, and nothing else happens."""
     one.faults = 0
     one.requests.clear()
+    too_late = one.supervisor._late or any(worker.deaf for worker in one.workers)
     for _ in range(REST):
         moves = [move for move in one.moves() if move[0] != "time"] or list(one.moves())
         if one.over or not moves:
@@ -412,6 +449,9 @@ def come_to_rest(one: World) -> None:
         one.do(moves[0])
         one.check()
     members = one.supervisor._roster.members
+    if one.supervisor._stopping is not Request.STOP_NOW and not too_late:
+        assert not one.supervisor._late, "a stop waits for nobody"
+        assert not one.waiting.total(), "somebody is left"
     if one.supervisor._stopping is not None:
         assert one.over
         assert members == []
@@ -450,8 +490,12 @@ def explore(case: Case) -> int:
     return len(seen)
 
 
+ON_WORKERS = {"ready", "pong", "exit", "take", "crash", "deaf", "fails", "spent", "resigns", "broken"}
+"""Moves of one of them."""
 DEATHS = ("crash", "deaf")
 FAREWELLS = ("fails", "spent", "resigns", "broken", "no fork", "no entry")
+FAREWELLS_POOL = ("fails", "spent", "resigns", "no fork", "no entry")
+"""What breaks the pool is tests/core/test_channel.py's."""
 
 
 @dataclass(frozen=True)
@@ -465,6 +509,9 @@ class Case:
     kinds: tuple[str, ...] = DEATHS
     batches: bool = False
     """Two things happen before the supervisor looks."""
+    clients: int = 0
+    pool: bool = False
+    """They wait in one channel, that all workers read."""
 
 
 SHORT = {
@@ -475,6 +522,9 @@ SHORT = {
     "reload, stop, at once": Case(1, (Request.RELOAD, Request.STOP), batches=True),
     "fewer, more": Case(2, (Request.FEWER, Request.MORE)),
     "stop, fault": Case(2, (Request.STOP,), 1),
+    "stop, fault, client": Case(1, (Request.STOP,), 1, clients=1),
+    "stop, fault, pool": Case(1, (Request.STOP,), 1, clients=1, pool=True),
+    "reload, fault, pool": Case(1, (Request.RELOAD,), 1, clients=1, pool=True),
 }
 LONG = {
     **SHORT,
@@ -488,6 +538,13 @@ LONG = {
     "reloads, fault": Case(1, (Request.RELOAD, Request.RELOAD), 1),
     "fewer, reload": Case(2, (Request.FEWER, Request.RELOAD)),
     "reload, more": Case(1, (Request.RELOAD, Request.MORE)),
+    "stop, faults, clients": Case(2, (Request.STOP,), 2, clients=2),
+    "stop, faults, clients, pool": Case(2, (Request.STOP,), 2, clients=2, pool=True),
+    "stop, farewell, client": Case(2, (Request.STOP,), 1, FAREWELLS, clients=1),
+    "stop, farewell, client, pool": Case(2, (Request.STOP,), 1, FAREWELLS_POOL, clients=1, pool=True),
+    "reload, stop, client": Case(2, (Request.RELOAD, Request.STOP), clients=1),
+    "reload, fault, two, pool": Case(2, (Request.RELOAD,), 1, clients=1, pool=True),
+    "fewer, fault, client": Case(2, (Request.FEWER,), 1, clients=1),
 }
 CASES = LONG if os.environ.get("FAULTS") == "all" else SHORT
 
@@ -527,7 +584,7 @@ def promote_at_ready(one: Supervisor, member: roster.Member, pool: bool, threads
         one._happened(old, Happened.TOLD_TO_DRAIN)
 
 
-on_ready = Supervisor._on_ready
+on_ready, wants_another = Supervisor._on_ready, Supervisor._wants_another
 
 
 @pytest.mark.parametrize(
@@ -536,8 +593,9 @@ on_ready = Supervisor._on_ready
         (Supervisor, "_on_ready", promote_at_ready),
         (policy, "respawn_delay_ns", lambda *_: 0),
         (Supervisor, "_on_lost_successor", lambda *_: None),
+        (Supervisor, "_wants_another", lambda one, slot: wants_another(one, slot) and not one._finished),
     ],
-    ids=["promoted without a ping", "no back-off", "a lost successor is forgotten"],
+    ids=["promoted without a ping", "no back-off", "a lost successor is forgotten", "who waits is forgotten"],
 )
 def test_with_it_something_is_wrong(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, instead: Any) -> None:
     monkeypatch.setattr(owner, name, instead)
