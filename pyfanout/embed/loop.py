@@ -24,6 +24,9 @@ from pyfanout.worker.listener import Listener
 log = logging.getLogger("pyfanout.worker")
 
 
+_FINDS_THE_PROXY = "loop: uvloop asks the kernel who the client is, and so finds the proxy; use asyncio"
+
+
 def loop_factory(
     name: str | Callable[[], asyncio.AbstractEventLoop], config: Config
 ) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -33,7 +36,7 @@ def loop_factory(
     if name not in ("auto", "asyncio", "uvloop"):
         raise ConfigError(f"loop: {name!r} is not one of auto, asyncio, uvloop")
     if name == "uvloop" and config.proxy_protocol:
-        raise ConfigError("loop: uvloop asks the kernel who the client is, and so finds the proxy; use asyncio")
+        raise ConfigError(_FINDS_THE_PROXY)
     wanted = name == "uvloop" or (name == "auto" and not config.proxy_protocol)
     if not wanted or (name == "auto" and importlib.util.find_spec("uvloop") is None):
         return new_asyncio_loop
@@ -77,6 +80,8 @@ class Server(asyncio.AbstractServer):
             self._options.setdefault("ssl_handshake_timeout", listener.handshake_timeout)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._make_transport = getattr(loop, "_make_socket_transport", None)
+        if self._make_transport is None and listener.proxied:
+            raise ConfigError(_FINDS_THE_PROXY)
         if self._options.get("ssl"):
             self._begin = self._shake_hands
         else:
@@ -136,9 +141,9 @@ class Server(asyncio.AbstractServer):
         conn, address = listener.accept()
         try:
             self._make_transport(conn, self._protocol_factory(), extra={"peername": address})
-        except Exception:
-            log.exception("no transport for a connection, which is closed")
+        except BaseException as error:
             conn.close()
+            _tell(error)
 
     def _open_bare(self, listener: Listener) -> None:
         """uvloop: its coroutine makes the transport before its first wait, and what is left needs no task."""
@@ -146,9 +151,9 @@ class Server(asyncio.AbstractServer):
         connecting = self._loop.connect_accepted_socket(self._protocol_factory, conn)
         try:
             made = connecting.send(None)
-        except Exception:
-            log.exception("no transport for a connection, which is closed")
+        except BaseException as error:
             conn.lose()
+            _tell(error)
         else:
             made.add_done_callback(functools.partial(_go_on, connecting))
 
@@ -167,6 +172,12 @@ class Server(asyncio.AbstractServer):
         except BaseException:
             conn.close()
             raise
+
+
+def _tell(error: BaseException) -> None:
+    if not isinstance(error, Exception):
+        raise error
+    log.error("no transport for a connection, which is closed", exc_info=error)
 
 
 def _go_on(connecting: Coroutine[Any, Any, Any], _made: asyncio.Future[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
@@ -29,6 +30,8 @@ class Runner(runner.Runner):
 
         if worker.config.tls:
             raise ConfigError("certfile: twisted has TLS in its factory; wrap it in TLSMemoryBIOFactory")
+        if worker.public.family == socket.AF_UNIX or any(str(each).startswith("unix:") for each in worker.config.bind):
+            raise ConfigError("bind: twisted serves TCP clients here, and none of a UNIX socket")
         reactor: Any = found
         worker.call_hook(worker.config.on_worker_start)
         listener = worker.listener()

@@ -46,8 +46,11 @@ class Runner(ASGIRunner):
             async def main_loop(self) -> None:
                 """Looks ten times a second whether it shall end; here it need not wait for the next look."""
                 looking = asyncio.ensure_future(super().main_loop())
-                await asyncio.wait([looking, trigger], return_when=asyncio.FIRST_COMPLETED)
-                if not looking.cancel():  # it has found out first, or failed
+                try:
+                    await asyncio.wait([looking, trigger], return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    found = not looking.cancel()
+                if found:  # or failed
                     looking.result()
 
             @contextlib.contextmanager

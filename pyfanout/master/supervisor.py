@@ -512,6 +512,7 @@ class Supervisor:
             return
         if successor is not None:  # told to leave
             self._roster.vacate(successor)
+            slot.place = member.place  # where somebody may wait
         self._count_death(slot, member)
         if self._wants_another(slot):
             self._respawn_later(slot)
@@ -842,6 +843,9 @@ class Supervisor:
             endpoint.unlink()
         if self._reload:
             self._end_reload("the server stops")  # and whoever asked for one more is told that, too
+        for slot in self._roster.slots:
+            if slot.successor is not None:  # whose channel nobody would look after
+                self._happened(slot.successor, Happened.TOLD_TO_DRAIN)
 
     def _kill_all(self) -> None:
         for member in self._roster.members:

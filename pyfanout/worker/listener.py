@@ -23,13 +23,13 @@ import threading
 from _thread import RLock, start_new_thread
 from collections.abc import Callable, Iterable
 from select import EPOLLET, EPOLLIN, POLLIN, epoll, poll
-from time import sleep
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyfanout.control import Roomy
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
 from pyfanout.worker.connection import Address, Connection, address_of
-from pyfanout.worker.idle import end_input, is_at_rest, is_silent
+from pyfanout.worker.idle import IDLE_S, end_input, is_at_rest, is_silent
 
 if TYPE_CHECKING:
     from pyfanout.worker.worker import Worker
@@ -104,6 +104,11 @@ class Bare:
     __del__ = close
 
 
+def _is_old(since_s: float) -> bool:
+    """Enough to be idle."""
+    return monotonic() - since_s >= IDLE_S
+
+
 class Listener(socket.socket):
     """Accepts what the master passes to this worker. Made by `Worker.listener`.
 
@@ -156,7 +161,8 @@ class Listener(socket.socket):
         most = worker.config.max_connections
         self._full: float = max(most - BATCH, 1) if most else math.inf
         """From so many on the master is told when one ends: at `max_connections` it passes nothing before it is."""
-        self._live: set[int] = set()
+        self._live: dict[int, float] = {}
+        """Since when, of UNIX ones: the kernel does not know how long they were silent."""
         self._control_fd = worker.control.fileno() if control else None
         if self._control_fd is not None:
             self._epoll.register(self._control_fd, EPOLLIN)
@@ -174,7 +180,7 @@ class Listener(socket.socket):
         then it waits in the channel."""
         with self._accepting:
             arrival = self._arrivals.pop() if self._arrivals else self._take()
-            conn = Accepted.arrived(arrival, self._blocking, self._begun(arrival.fd))
+            conn = Accepted.arrived(arrival, self._blocking, self._begun(arrival))
             address = address_of(arrival)
         if self._count is not None:
             self._count()
@@ -184,7 +190,7 @@ class Listener(socket.socket):
         """The same, for a loop that does all with the descriptor itself."""
         with self._accepting:
             arrival = self._arrivals.pop() if self._arrivals else self._take()
-            conn = Bare(arrival.fd, arrival.family, self._begun(arrival.fd))
+            conn = Bare(arrival.fd, arrival.family, self._begun(arrival))
         if self._count is not None:
             self._count()
         return conn
@@ -276,6 +282,11 @@ class Listener(socket.socket):
         return self._worker.config.handshake_timeout
 
     @property
+    def proxied(self) -> bool:
+        """Whether proxies say who the client is."""
+        return self._worker.config.proxy_protocol
+
+    @property
     def live(self) -> int:
         """Connections that were accepted, and neither closed nor detached."""
         return len(self._live)
@@ -283,15 +294,17 @@ class Listener(socket.socket):
     @property
     def settled(self) -> bool:
         """Whether each of them is between two requests, as far as one can tell from outside: nothing came or went for
-        a second. TCP only; any other counts as settled."""
-        return not self._arrivals and all(map(is_silent, list(self._live)))
+        a second. Of TCP; any other counts as settled a second after it was accepted."""
+        known = list(self._live.items())
+        return not self._arrivals and all(_is_old(since_s) and is_silent(fd) for fd, since_s in known)
 
     def end_silent(self) -> None:
         """Have the readers of those that are silent, and not in the middle of what their client has to say, find the
         end, as if the client had said that it is done. What the server still has to say reaches the client."""
         with self._lock:  # none of them is closed meanwhile, and its number given to another
-            for fd in filter(is_at_rest, list(self._live)):
-                end_input(fd)
+            for fd, since_s in list(self._live.items()):
+                if _is_old(since_s) and is_at_rest(fd):
+                    end_input(fd)
 
     def end_all(self) -> None:
         """The same of all of them."""
@@ -365,15 +378,16 @@ class Listener(socket.socket):
             self._control_fd = None
             threading.Thread(target=self._worker.outlive_master, daemon=True).start()
 
-    def _begun(self, fd: int) -> Callable[[], None]:
+    def _begun(self, arrival: Any) -> Callable[[], None]:
         """What reports its end."""
-        self._live.add(fd)
+        fd: int = arrival.fd
+        self._live[fd] = monotonic() if arrival.family == socket.AF_UNIX else -math.inf
         return functools.partial(self._ended, fd)
 
     def _ended(self, fd: int) -> None:
         with self._lock:
             held = len(self._live)
-            self._live.discard(fd)
+            self._live.pop(fd, None)
             self._done[0] += 1
         if held >= self._full and not self._worker.forked:
             self._worker.say(Roomy())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -100,8 +101,8 @@ def test_stock_uvloop_does_not_take_the_listener_in_silence(server: MakeServer, 
 
 @pytest.mark.parametrize("loop", ["new_asyncio_loop", "new_uvloop"])
 def test_protocols_that_fail(server: MakeServer, tmp_path: Path, loop: str) -> None:
-    """Of four clients the first finds its connection closed, since no protocol was made for it, the second one that was
-    aborted by its protocol, and none of them is held."""
+    """Of four clients the first and the third find their connection closed, since no protocol was made for them, the
+    second one that was aborted by its protocol, and none of them is held."""
     (tmp_path / "app.py").write_text(
         textwrap.dedent(
             f"""
@@ -126,6 +127,8 @@ def test_protocols_that_fail(server: MakeServer, tmp_path: Path, loop: str) -> N
                         raise ZeroDivisionError("not for you")
                     case 1:
                         return Abort()
+                    case 2:
+                        raise asyncio.CancelledError
                 return Answer()
 
             class Some(AsyncioRunner):
@@ -143,7 +146,9 @@ def test_protocols_that_fail(server: MakeServer, tmp_path: Path, loop: str) -> N
         )
     )
     one = server().start("app:app", cwd=tmp_path, workers=1)
-    one.expect("no transport for a connection", "Traceback", "ZeroDivisionError")
+    one.expect(
+        "no transport for a connection", "Traceback", "ZeroDivisionError", "CancelledError", "Exception in callback"
+    )
     (worker,) = one.workers
     answers, descriptors = [], []
     for _ in range(20):
@@ -154,10 +159,65 @@ def test_protocols_that_fail(server: MakeServer, tmp_path: Path, loop: str) -> N
                 answers.append(read_all(client))
             except ConnectionResetError:
                 answers.append(b"")
-    assert answers == [b"", b"", b"1", b"1"] * 5
+    assert answers == [b"", b"", b"", b"1"] * 5
     assert descriptors[4:] == descriptors[4:5] * 16, "libuv opens one at its first connection"
     assert one.log.count("no transport for a connection, which is closed") == 5
     assert one.stop() == 0
+
+
+def test_uvloop_is_not_for_who_is_behind_a_proxy(server: MakeServer, tmp_path: Path) -> None:
+    """However it is chosen."""
+    (tmp_path / "app.py").write_text(
+        textwrap.dedent(
+            """
+            import asyncio
+            from pyfanout.embed import loop
+            from pyfanout.embed.aio import AsyncioRunner
+
+            class Mine(AsyncioRunner):
+                loop = staticmethod(loop.new_uvloop)
+
+                async def run(self, worker, listener, started, stopping):
+                    await asyncio.get_running_loop().create_server(asyncio.Protocol, sock=listener)
+                    started()
+                    await stopping.wait()
+
+            app = Mine()
+            """
+        )
+    )
+    one = server().start("app:app", cwd=tmp_path, workers=1, wait=False, proxy_protocol=True)
+    one.expect("could not start", "Traceback", "ConfigError", "pyfanout: ")
+    assert one.wait_exit() == 3
+    assert "uvloop asks the kernel who the client is, and so finds the proxy; use asyncio" in one.log
+
+
+def test_twisted_says_that_it_serves_no_unix_socket(server: MakeServer, tmp_path: Path) -> None:
+    one = start(server(), SUBJECTS["twisted"], workers=1, bind=("127.0.0.1:0", f"unix:{tmp_path}/s"), wait=False)
+    one.expect("could not start", "Traceback", "ConfigError", "pyfanout: ")
+    assert one.wait_exit() == 3
+    assert "bind: twisted serves TCP clients here, and none of a UNIX socket" in one.log
+
+
+UNIX = ("uvicorn", "uvicorn-asyncio", "hypercorn", "hypercorn-uvloop", "aiohttp", "tornado", "cheroot")
+
+
+@pytest.mark.parametrize("name", UNIX)
+def test_a_stop_waits_for_who_has_just_connected_by_unix(server: MakeServer, tmp_path: Path, name: str) -> None:
+    """The kernel does not know how long its client is silent already."""
+    one = start(server(), SUBJECTS[name], workers=1, threads=2, bind=f"unix:{tmp_path}/s", drain_timeout=20)
+    (worker,) = one.workers
+    before = len(fds_of(worker))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"{tmp_path}/s")
+        one.wait_until(lambda: len(fds_of(worker)) > before, "it is accepted")
+        one.send(signal.SIGTERM)
+        one.wait_log("stopping: what was begun")
+        one.wait_until(lambda: f"pid={worker} READY->DRAINING" in one.log, "it drains")
+        assert not select.select([client], [], [], 0.3)[0], "nor ended at the server's next look"
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b" 200 " in read_all(client)
+    assert one.wait_exit() == 0
 
 
 # ---- ASGI ------------------------------------------------------------------------------------------------------------
