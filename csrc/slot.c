@@ -47,8 +47,6 @@ static void mend(fan_core *core, int number)
         return;
     }
     fan_channel_resize(&fresh, channel->size, core->message_bytes);
-    if (core->finished)
-        shutdown(fresh.write_fd, SHUT_WR);
     fresh.spill_fd = spilled ? channel->spill_fd : channel->read_fd;
     if (spilled)
         fan_close(&channel->read_fd);
