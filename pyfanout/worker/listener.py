@@ -295,14 +295,14 @@ class Listener(socket.socket):
     def settled(self) -> bool:
         """Whether each of them is between two requests, as far as one can tell from outside: nothing came or went for
         a second. Of TCP; any other counts as settled a second after it was accepted."""
-        known = list(self._live.items())
+        known = self._live.copy().items()  # in one go: a list of pairs lets one be collected, and take itself out
         return not self._arrivals and all(_is_old(since_s) and is_silent(fd) for fd, since_s in known)
 
     def end_silent(self) -> None:
         """Have the readers of those that are silent, and not in the middle of what their client has to say, find the
         end, as if the client had said that it is done. What the server still has to say reaches the client."""
         with self._lock:  # none of them is closed meanwhile, and its number given to another
-            for fd, since_s in list(self._live.items()):
+            for fd, since_s in self._live.copy().items():
                 if _is_old(since_s) and is_at_rest(fd):
                     end_input(fd)
 
