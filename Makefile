@@ -26,7 +26,7 @@ lint: .venv/ready
 asan: .venv/ready
 	$(BIN)/python tests/checked.py asan
 
-# The core's tests, too, but without another build: 15 minutes. A short life of the core under valgrind is in `make test`.
+# The core's tests, too, but without another build: 4 minutes. A short life of the core under valgrind is in `make test`.
 valgrind: .venv/ready tools
 	$(BIN)/python tests/checked.py valgrind $(TEST_ARGS)
 

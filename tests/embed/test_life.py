@@ -73,26 +73,32 @@ def test_missing_server(tmp_path: Path) -> None:
     assert "waitress is not installed: pip install 'pyfanout[wsgi]'" in done.stderr
 
 
-def test_stock_uvloop_does_not_take_the_listener_in_silence(server: MakeServer, tmp_path: Path) -> None:
-    """Its create_server would take the descriptor and never accept."""
-    (tmp_path / "app.py").write_text(
+def write_server(folder: Path, loop: str) -> None:
+    """app.py: one that serves any protocol on the loop that it makes."""
+    (folder / "app.py").write_text(
         textwrap.dedent(
-            """
+            f"""
             import asyncio, uvloop
+            from pyfanout.embed import loop
             from pyfanout.embed.aio import AsyncioRunner
 
-            class Stock(AsyncioRunner):
-                loop = staticmethod(uvloop.new_event_loop)
+            class Mine(AsyncioRunner):
+                loop = staticmethod({loop})
 
                 async def run(self, worker, listener, started, stopping):
                     await asyncio.get_running_loop().create_server(asyncio.Protocol, sock=listener)
                     started()
                     await stopping.wait()
 
-            app = Stock()
+            app = Mine()
             """
         )
     )
+
+
+def test_stock_uvloop_does_not_take_the_listener_in_silence(server: MakeServer, tmp_path: Path) -> None:
+    """Its create_server would take the descriptor and never accept."""
+    write_server(tmp_path, "uvloop.new_event_loop")
     one = server().start("app:app", cwd=tmp_path, workers=1, wait=False)
     one.expect("could not start", "Traceback", "RuntimeError", "pyfanout: ", "ResourceWarning: .*TCPServer")
     assert one.wait_exit() == 3
@@ -167,25 +173,7 @@ def test_protocols_that_fail(server: MakeServer, tmp_path: Path, loop: str) -> N
 
 def test_uvloop_is_not_for_who_is_behind_a_proxy(server: MakeServer, tmp_path: Path) -> None:
     """However it is chosen."""
-    (tmp_path / "app.py").write_text(
-        textwrap.dedent(
-            """
-            import asyncio
-            from pyfanout.embed import loop
-            from pyfanout.embed.aio import AsyncioRunner
-
-            class Mine(AsyncioRunner):
-                loop = staticmethod(loop.new_uvloop)
-
-                async def run(self, worker, listener, started, stopping):
-                    await asyncio.get_running_loop().create_server(asyncio.Protocol, sock=listener)
-                    started()
-                    await stopping.wait()
-
-            app = Mine()
-            """
-        )
-    )
+    write_server(tmp_path, "loop.new_uvloop")
     one = server().start("app:app", cwd=tmp_path, workers=1, wait=False, proxy_protocol=True)
     one.expect("could not start", "Traceback", "ConfigError", "pyfanout: ")
     assert one.wait_exit() == 3
