@@ -54,6 +54,9 @@ class Server:
         self._takers = [Taker(self._fd, worker.station, number) for number in range(self._threads)]
         self._idents: dict[Taker, int] = {}
         """Which thread a taker is on; those that have left are not in it."""
+        self._signalling = threading.Lock()
+        """Held from the look at `_idents` to the signal, and by a thread that takes itself out: no signal is addressed to
+        a thread that may have ended, whose memory is gone (pthread_kill(3): undefined)."""
         self._leaving = threading.Lock()
         """Released when the first thread leaves. Not an Event, whose own lock a signal handler could find taken."""
         self._closing = False
@@ -94,6 +97,16 @@ class Server:
     def _take_all(self, taker: Taker) -> None:
         """One thread's life."""
         self._idents[taker] = threading.get_ident()
+        try:
+            self._take_each(taker)
+        finally:
+            with self._signalling:
+                del self._idents[taker]
+        with contextlib.suppress(RuntimeError):  # another was the first
+            self._leaving.release()
+
+    def _take_each(self, taker: Taker) -> None:
+        """Until there is no more to take."""
         worker, handler = self._worker, self._handler
         count = worker.count if worker.config.max_requests else None
         done, arrival = worker.station.done, taker.arrival
@@ -130,9 +143,6 @@ class Server:
                 time.sleep(SHORTAGE_S)
             elif rc not in (-errno.EINTR, -errno.EAGAIN):
                 self._leave(OSError(-rc, f"take a connection: {os.strerror(-rc)}"))
-        del self._idents[taker]
-        with contextlib.suppress(RuntimeError):  # another was the first
-            self._leaving.release()
 
     def _leave(self, error: BaseException) -> None:
         """The worker ends because of `error`: SystemExit in a handler, or a channel that cannot be read."""
@@ -197,9 +207,11 @@ class Server:
         while self._idents and (self._worker.draining or rounds < ROUNDS):
             if self._threads > 1 and not self._worker.draining:
                 signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
-            for taker, ident in list(self._idents.items()):
-                if taker.sleeps:
-                    signal.pthread_kill(ident, INTERRUPT)
+            for taker in list(self._idents):
+                with self._signalling:
+                    ident = self._idents.get(taker)
+                    if ident is not None and taker.sleeps:
+                        signal.pthread_kill(ident, INTERRUPT)
             time.sleep(NUDGE_S)
             rounds += 1
             if self._worker.draining and rounds % look_every == 0:
