@@ -72,12 +72,9 @@ class AsyncioRunner(Runner):
 
         def started() -> None:
             worker.on_drain, worker.on_closing = drain, self.drains
-            loop.add_signal_handler(signal.SIGTERM, terminate)
+            loop.add_signal_handler(signal.SIGTERM, worker.drain)
             loop.add_signal_handler(signal.SIGQUIT, stop)
             worker.ready(pool=False, threads=0)
-
-        def terminate() -> None:
-            stop() if worker.draining else worker.drain()
 
         def stop() -> None:
             worker.stopped_with(listener.live)

@@ -60,7 +60,7 @@ class Runner(runner.Runner):
             worker.stopped_with(listener.live)
             leaving.set()
 
-        gevent.signal_handler(signal.SIGTERM, lambda: stop() if worker.draining else worker.drain())
+        gevent.signal_handler(signal.SIGTERM, worker.drain)
         gevent.signal_handler(signal.SIGQUIT, stop)
         hearing = gevent.spawn(_hear, worker)
         try:

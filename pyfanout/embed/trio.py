@@ -102,9 +102,9 @@ async def _handle(worker: Worker, handler: Any, stream: Any) -> None:
 
 
 async def _mind(signals: Any, worker: Worker, listener: Listener, everything: Any) -> None:
-    """SIGTERM drains; a second one, and SIGQUIT, stop now."""
+    """SIGTERM drains, SIGQUIT stops now."""
     async for signum in signals:
-        if signum == signal.SIGQUIT or worker.draining:
+        if signum == signal.SIGQUIT:
             worker.stopped_with(listener.live)
             everything.cancel_scope.cancel()
         else:

@@ -43,7 +43,7 @@ class Runner(runner.Runner):
                 reactor.callFromThread(_settle, worker, listener, port, reactor)
 
         def terminate(*_: object) -> None:
-            reactor.callFromThread(lambda: stop() if worker.draining else worker.drain())
+            reactor.callFromThread(worker.drain)
 
         def stop(*_: object) -> None:
             worker.stopped_with(listener.live)

@@ -99,7 +99,7 @@ TRANSITIONS: dict[tuple[State, Happened], Step] = {
     (_R, Happened.CHANNELS_ENDED): Step(_D),
     (_R, Happened.TOLD_TO_DRAIN): Step(_D, (Action.LEAVE, Action.TERMINATE)),
     (_R, Happened.TOLD_TO_STOP): Step(_S, (Action.LEAVE, Action.QUIT)),
-    # It leaves at the end of its channel. A SIGTERM may find it draining, and then means: at once.
+    # It leaves at the end of its channel.
     (_R, Happened.CHANNEL_BROKEN): Step(_D, (Action.LEAVE, Action.CLOSE, Action.REPLACE)),
     (_R, Happened.NOT_ENTERED): Step(_D, (Action.LEAVE, Action.TERMINATE, Action.REPLACE)),
     (_R, Happened.FOUND_HUNG): Step(_H, (Action.LEAVE, Action.ABORT)),

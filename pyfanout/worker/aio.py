@@ -65,7 +65,7 @@ class Server:
         """Until drained, or the channel's end."""
         worker, loop = self._worker, self._loop
         worker.on_drain, worker.on_closing = self._drain, self._close_idle
-        loop.add_signal_handler(signal.SIGTERM, self._terminate)
+        loop.add_signal_handler(signal.SIGTERM, worker.drain)
         loop.add_signal_handler(signal.SIGQUIT, self._stop)
         loop.add_reader(worker.control.fileno(), self._on_control)
         self._read_on()
@@ -249,12 +249,6 @@ class Server:
     def _leave_if_done(self) -> None:
         if self._worker.draining and self._live <= 0 and not self._tasks and not self._over.done():
             self._over.set_result(None)
-
-    def _terminate(self) -> None:
-        if self._worker.draining:
-            self._stop()
-        else:
-            self._worker.drain()
 
     def _stop(self) -> None:
         """At once: asyncio.Runner cancels the handlers that still run."""

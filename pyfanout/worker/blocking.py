@@ -55,8 +55,8 @@ class Server:
         self._idents: dict[Taker, int] = {}
         """Which thread a taker is on; those that have left are not in it."""
         self._signalling = threading.Lock()
-        """Held from the look at `_idents` to the signal, and by a thread that takes itself out: no signal is addressed to
-        a thread that may have ended, whose memory is gone (pthread_kill(3): undefined)."""
+        """Held from the look at `_idents` to the signal, and by a thread that takes itself out: no signal is addressed
+        to a thread that may have ended, whose memory is gone (pthread_kill(3): undefined)."""
         self._leaving = threading.Lock()
         """Released when the first thread leaves. Not an Event, whose own lock a signal handler could find taken."""
         self._closing = False

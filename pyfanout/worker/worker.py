@@ -311,7 +311,8 @@ def serve(worker: Worker, load: Callable[[], App]) -> int:
 
 
 def _install_signals(worker: Worker) -> None:
-    """SIGTERM drains; a second one, and SIGQUIT, stop now. ^C and a hangup reach all in a terminal: the master's."""
+    """SIGTERM drains, however often it comes: a service manager sends it to all processes at once, and to this one the
+    master's word may have come before. SIGQUIT stops now. ^C and a hangup reach all in a terminal: the master's."""
 
     def stop(_signum: int, _frame: FrameType | None) -> None:
         if worker.on_drain is None:  # it boots: there is nothing to finish, and an import would not know what to do
@@ -320,7 +321,7 @@ def _install_signals(worker: Worker) -> None:
         raise Stopped(0)
 
     def terminate(signum: int, frame: FrameType | None) -> None:
-        if worker.draining or worker.on_drain is None:
+        if worker.on_drain is None:
             stop(signum, frame)
         worker.drain()
 

@@ -165,6 +165,26 @@ def test_a_stop_lets_a_request_finish_and_ends_an_idle_connection(server: MakeSe
     assert "in its hands" not in one.log
 
 
+def test_sigterm_to_all_processes_at_once(server: MakeServer, subject: Subject) -> None:
+    """As systemd, dumb-init and supervisord do it: to a worker that drains already, and again. A request goes on."""
+    one = start(server(), subject, workers=2, threads=3, drain_timeout=60)
+    answers: list[Any] = []
+    with Client(one.address) as client:
+        thread = threading.Thread(target=lambda: answers.append(client.ask("/slow")))
+        thread.start()
+        workers = pids(one)
+        one.wait_until(lambda: sum(connections(one, pid) for pid in workers) == 1, "it is there")
+        one.send(signal.SIGTERM)
+        for _ in range(10):
+            for pid in workers:
+                kill(pid, signal.SIGTERM)
+            time.sleep(0.01)  # distances of 0 to 0.1 s; nothing tells that nothing happened
+        thread.join()
+    assert answers, "the answer came whole"
+    assert one.wait_exit(deadline_s=15) == 0
+    assert "in its hands" not in one.log
+
+
 def connections(one: Server, pid: int) -> int:
     """Accepted ones that the worker, or what it has forked, has open."""
     port = one.address.rpartition(":")[2]

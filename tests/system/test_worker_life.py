@@ -342,15 +342,20 @@ def test_sigterm_to_idle_workers_many_times(server: MakeServer, kind: str, handl
     assert "WARNING" not in one.log
 
 
-def test_a_second_sigterm_stops_a_busy_worker(server: MakeServer, handler: str, options: dict) -> None:
+def test_a_second_sigterm_changes_nothing(server: MakeServer, handler: str, options: dict) -> None:
+    """What is in its hands is answered; SIGQUIT would stop it now."""
     one = server().start(f"apps:{handler}", workers=1, **options)
-    with hold(one.address):
+    with hold(one.address) as held:
         pid = one.workers[0]
         os.kill(pid, signal.SIGTERM)
         one.wait_log("READY->DRAINING")
         os.kill(pid, signal.SIGTERM)
+        one.wait_log("worker=0 gen=2 .*BOOTING->READY")
+        os.kill(pid, signal.SIGTERM)
+        assert ask(one.address)["generation"] == 2
+        assert release(held) == b"released\n"
         one.wait_workers(1, gone=[pid])
-    assert ask(one.address)["generation"] == 2
+    assert one.in_hands == 0
 
 
 @pytest.mark.parametrize("signum", [signal.SIGQUIT, signal.SIGINT, signal.SIGURG, signal.SIGCHLD, signal.SIGWINCH])
