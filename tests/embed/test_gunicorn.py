@@ -226,7 +226,8 @@ def test_new_addresses_on_reload(gunicorn: MakeGunicorn, tmp_path: Path) -> None
     config = tmp_path / "conf.py"
     first, second = free_ports(2)
     config.write_text(f"bind = '127.0.0.1:{first}'")
-    one = gunicorn().serve("GThread", "--config", str(config)).ready()
+    # Compiled, a file of the same second and size would be taken for the old one.
+    one = gunicorn().serve("GThread", "--config", str(config), PYTHONDONTWRITEBYTECODE="1").ready()
     old = one.dispatcher
     assert ask(f"127.0.0.1:{first}")["pid"] in one.workers
     config.write_text(f"bind = '127.0.0.1:{second}'")

@@ -286,7 +286,7 @@ def test_a_dispatcher_that_dies_is_started_again_on_the_same_port(tmp_path: Path
             assert dispatcher.alive
             os.kill(first, signal.SIGKILL)
             assert [ended(pid) for pid in workers] == [0, 0]
-            assert not dispatcher.alive
+            soon(lambda: not dispatcher.alive, "all that it had is closed, one after the other")
             waiting = connect(dispatcher)
             dispatcher.start()
             dispatcher.start()

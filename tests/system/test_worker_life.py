@@ -326,7 +326,8 @@ def test_sigterm_to_a_worker_drains_it(server: MakeServer, handler: str, options
     after = one.wait_workers(2, gone=[victim])
     assert before[1] in after
     one.wait_ready_workers(3)
-    assert {ask(one.address)["pid"] for _ in range(20)} == set(after)
+    seen: set[int] = set()  # one that is on its way back to its queue may take what another was woken for
+    one.wait_until(lambda: seen.add(ask(one.address)["pid"]) or seen == set(after), "both answer")
     assert "WARNING" not in one.log
 
 
