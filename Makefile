@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH_ARGS ?=
 
-.PHONY: run test lint asan valgrind bench chaos faults soak tools peers bench-report
+.PHONY: run test lint asan valgrind dist bench chaos faults soak tools peers bench-report
 
 # As users install it, unless all that developers need is there already.
 run: $(or $(wildcard .venv/ready),.venv/run)
@@ -30,6 +30,10 @@ asan: .venv/ready
 # The core's tests, too, but without another build: 4 minutes. A short life of the core under valgrind is in `make test`.
 valgrind: .venv/ready tools
 	$(BIN)/python tests/checked.py valgrind $(TEST_ARGS)
+
+# The sdist and the wheel: built, installed in clean environments, and served from.
+dist: .venv/ready
+	$(BIN)/python tests/packages.py
 
 bench: .venv/ready
 	$(BIN)/python -m bench dispatch $(BENCH_ARGS)

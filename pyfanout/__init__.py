@@ -14,6 +14,8 @@ from pyfanout.server import Master
 from pyfanout.worker.listener import Listener
 from pyfanout.worker.worker import Worker, current_worker
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Config",
     "ConfigError",

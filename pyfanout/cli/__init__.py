@@ -7,11 +7,11 @@ it. Never does a verb's work. Called by `pyfanout.__main__`.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from pyfanout import __version__
 from pyfanout.cli import run
 from pyfanout.errors import ConfigError, FanoutError
 from pyfanout.log import plain
@@ -31,18 +31,6 @@ class Parser(argparse.ArgumentParser):
         return known, unknown
 
 
-class _Version(argparse.Action):
-    """Looks the version up only when asked: that takes longer than all the rest of the parsing."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        try:
-            version = importlib.metadata.version("pyfanout")
-        except importlib.metadata.PackageNotFoundError:
-            version = "(not installed)"  # run from a checkout
-        print(f"pyfanout {version}")
-        parser.exit()
-
-
 def parser() -> Parser:
     """The parser of the whole command. What it returns has `act`, the function that does the verb."""
     top = Parser(
@@ -50,7 +38,7 @@ def parser() -> Parser:
         description="Pre-fork runtime for Python: a C core accepts connections and passes them to workers.",
         allow_abbrev=False,  # an abbreviation that works today is ambiguous tomorrow
     )
-    top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    top.add_argument("--version", action="version", version=f"pyfanout {__version__}", help="print it and exit")
     verbs = top.add_subparsers(title="verbs", metavar="verb", required=True)
     run.add(verbs)
     return top
