@@ -69,7 +69,7 @@ chaos: .venv/ready
 # worker that does evil; any bytes where a worker's or a client's are read; every interleaving. Some of that is in `make test`.
 faults: .venv/ready tools
 	FAULTS=all FUZZ_S=60 $(BIN)/python -m pytest $(patsubst %,tests/system/test_%.py,master_sweep hostile_worker shortages \
-	    exhaustion) $(patsubst %,tests/core/test_%.py,sweep model threads) \
+	    exhaustion reload) $(patsubst %,tests/core/test_%.py,sweep model threads) \
 	    $(patsubst %,tests/unit/test_%.py,fuzz every_life) $(TEST_ARGS)
 
 # As many connections as in a day, of each kind: is memory flat? Half an hour.

@@ -56,6 +56,22 @@ def start(server: MakeServer, made: Release, **options: object) -> Server:
     return server().start("app:handler", cwd=made.folder, environ={"PYTHONDONTWRITEBYTECODE": "1"}, **options)
 
 
+LIVES = 1000 if os.environ.get("FAULTS") == "all" else 8
+
+
+def test_many_threads_leave_without_a_crash(server: MakeServer) -> None:
+    """Each of 64 threads is woken by its control thread, again and again, until it has left."""
+    one = server().start("apps:act", workers=2, threads=64, min_uptime=0)
+    with load(one.address) as answers:
+        for count in range(1, LIVES // 2 + 1):
+            one.send(signal.SIGHUP)
+            one.wait_log("reloaded: 2 workers are new", count)
+    assert answers
+    one.wait_workers(2)
+    assert "was killed by" not in one.log
+    assert "in its hands" not in one.log
+
+
 def versions(one: Server, count: int = 20) -> set[str]:
     answers = [answer for answer in collect(crowd(one.address, count, "x")) if answer]
     assert len(answers) == count
