@@ -5,6 +5,7 @@ Owns a child's pidfd. Knows nothing of slots or states; is handed what the child
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import select
@@ -114,6 +115,9 @@ def spawn(first_steps: Callable[[], None], entry: Callable[[], int]) -> Process:
 def _live(first_steps: Callable[[], None], entry: Callable[[], int], mask: Iterable[int]) -> None:
     """The whole life of a child. Does not return."""
     code = 70  # EX_SOFTWARE of sysexits.h: pyfanout's own bug
+    # The parent's objects: to collect them would copy the pages that they share, and finalize what is the parent's. In
+    # the child, for the parent could never collect them again. Three lists change hands, whatever is in them.
+    gc.freeze()
     try:
         first_steps()
         sigmask.restore(mask)

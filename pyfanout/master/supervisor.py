@@ -107,9 +107,12 @@ class Supervisor:
 
     def __enter__(self) -> Supervisor:
         self._most_in_flight = most_in_flight()
-        gc.collect()  # what is garbage now would be frozen, and kept, at the first fork
+        gc.collect()
         with contextlib.ExitStack() as undo:
+            # All workers share what exists now, until somebody writes to it, which the collector does. Once, and not at
+            # each fork: what is frozen is never collected, and a master makes garbage as long as it lives.
             undo.callback(gc.unfreeze)
+            gc.freeze()
             self._signals = undo.enter_context(Signals())
             self._core = undo.enter_context(Core(SLOTS, self._config.policy))
             self._watches = Watches(self._core)
@@ -614,7 +617,7 @@ class Supervisor:
                 gate, opener = os.pipe()
                 undo.callback(os.close, opener)
                 undo.callback(os.close, gate)
-                gc.freeze()  # what exists now is shared with the child until somebody writes to it; the collector would
+                gc.collect(1)  # what is garbage by now is not copied, and gone before more of it is made
                 process = spawn(
                     functools.partial(self._first_steps, place, ours, station, gate, opener),
                     lambda: self._worker_main(slot.number, generation, station[0], theirs, stacks_fd),

@@ -173,6 +173,37 @@ def test_asking_again_inside_a_callback_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_the_garbage_of_a_master_is_collected(tmp_path: Path) -> None:
+    """That of its callbacks, or of what else runs beside it, also when workers are forked again and again. And workers
+    leave alone, all the same, what they share with it."""
+    run(
+        tmp_path,
+        """
+        import gc, weakref
+        class Node:
+            pass
+        nodes = weakref.WeakSet()
+        def leave_garbage(notice):
+            node = Node()
+            node.itself = node
+            nodes.add(node)
+        def handler(conn, addr):
+            conn.recv(99)
+            conn.sendall(b"%d" % gc.get_freeze_count())
+        with pyfanout.Master(handler, workers=1, min_uptime=0, **options) as master:
+            master.on("fork", leave_garbage)
+            until_ready(master)
+            frozen = gc.get_freeze_count()
+            for generation in range(2, 8):
+                os.kill(master.workers[0].pid, signal.SIGKILL)
+                until(master, lambda: (states(master), master.workers[0].generation) == (["READY"], generation), "next")
+            assert len(nodes) == 1, f"{len(nodes)} of 7 are left"
+            assert gc.get_freeze_count() <= frozen
+            assert ask(master) >= frozen
+        """,
+    )
+
+
 def test_a_crash_loop_fails_the_slot_and_leaves_the_others(tmp_path: Path) -> None:
     run(
         tmp_path,
