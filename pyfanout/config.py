@@ -346,10 +346,10 @@ class Config:
     otherwise be replaced all at once, as gunicorn's are, whose default is 0."""
 
     drain_timeout: float = field(
-        default=30.0,
+        default=25.0,
         metadata=_option(_seconds(zero=True), "how long a stopping worker may finish what it has begun"),
     )
-    """Seconds. 30 is gunicorn's graceful_timeout, and how long Kubernetes waits before it kills."""
+    """Seconds. 25: Kubernetes kills after 30, and what follows when this is over (exit hooks, SIGKILL) takes 3 at most."""
 
     boot_timeout: float = field(
         default=30.0,

@@ -34,7 +34,7 @@ def test_defaults() -> None:
     assert config.policy is Policy.ROUND_ROBIN
     assert config.backlog == 2048
     assert (config.max_connections, config.max_requests, config.jitter) == (0, 0, 0)
-    assert (config.drain_timeout, config.boot_timeout) == (30.0, 30.0)
+    assert (config.drain_timeout, config.boot_timeout) == (25.0, 30.0)
     assert config.nodelay is True
     assert config.log_level == "info"
     assert (config.ready_fd, config.pidfile) == (None, None)
