@@ -349,7 +349,7 @@ class Config:
         default=25.0,
         metadata=_option(_seconds(zero=True), "how long a stopping worker may finish what it has begun"),
     )
-    """Seconds. 25: Kubernetes kills after 30, and what follows when this is over (exit hooks, SIGKILL) takes 3 at most."""
+    """Seconds. 25: Kubernetes kills after 30, and what follows (exit hooks, SIGKILL) takes 3 at most."""
 
     boot_timeout: float = field(
         default=30.0,
