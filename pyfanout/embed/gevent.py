@@ -102,11 +102,10 @@ def _hear(worker: Worker) -> None:
 def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, options: dict[str, Any]) -> Any:
     from gevent import pywsgi, server, socket
 
-    class Connection(socket.socket):
-        """A gevent socket that reports its end."""
+    class Raw(socket.socket._gevent_sock_class):
+        """Reports its end, whether a gevent socket closes it or, as pywsgi does, somebody who has reached into that."""
 
         __slots__ = ("on_done",)
-        on_done: Callable[[], None] | None
 
         def take_over(self) -> Callable[[], None] | None:
             on_done, self.on_done = getattr(self, "on_done", None), None
@@ -117,13 +116,22 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
             if on_done is not None:
                 on_done()
 
-        def _real_close(self, *arguments: Any, **keywords: Any) -> None:
+        def close(self) -> None:
             self._tell()
-            super()._real_close(*arguments, **keywords)
+            super().close()
 
         def detach(self) -> int:
             self._tell()
             return int(super().detach())
+
+    class Connection(socket.socket):
+        __slots__ = ()
+        _gevent_sock_class = Raw
+
+        def finish(self) -> None:
+            """Close it, also if the application has kept a `makefile` object, such as `wsgi.input`."""
+            self._closed = True
+            self._real_close()
 
     class Accepting(server.StreamServer):
         def do_read(self) -> Any:
@@ -133,12 +141,16 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
                 return None
             on_done = plain.hand_over()
             conn = Connection(plain.family, plain.type, plain.proto, fileno=plain.detach())
-            conn.on_done = on_done
+            conn._sock.on_done = on_done
             return conn, address
+
+        def do_close(self, conn: Any, *_: Any) -> None:
+            """Its handler has returned."""
+            conn.finish()
 
         def wrap_socket_and_handle(self, conn: Any, address: Any) -> Any:
             """With TLS: the plain socket is detached, which is not the end."""
-            on_done = conn.take_over()
+            on_done = conn._sock.take_over()
             try:
                 return super().wrap_socket_and_handle(conn, address)
             finally:

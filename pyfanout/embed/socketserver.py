@@ -22,6 +22,7 @@ from pyfanout.embed.runner import LOOK_S
 from pyfanout.embed.threaded import ThreadedRunner
 from pyfanout.errors import ConfigError
 from pyfanout.worker import blocking
+from pyfanout.worker.connection import Connection
 from pyfanout.worker.greeting import greeted
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Runner(ThreadedRunner):
         if issubclass(server.RequestHandlerClass, http.server.BaseHTTPRequestHandler):
             server.RequestHandlerClass = _goodbye(server.RequestHandlerClass, worker)
         server.finish_request = greeted(worker, server.finish_request, proxied=False)
+        server.close_request = _for_good(server.close_request)
         started()
         server.serve_forever(POLL_S)
         patience_s = time.monotonic() + worker.config.drain_timeout
@@ -122,6 +124,17 @@ def _activate(server: Any) -> None:
     """It sets its names, and may do what its class wants at that point."""
     server.server_bind()
     server.server_activate()
+
+
+def _for_good(close_request: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Closes a connection also if its handler has kept a `makefile` object of it."""
+
+    def close(request: Any) -> None:
+        close_request(request)
+        if isinstance(request, Connection):
+            request.finish()
+
+    return close
 
 
 def _goodbye(handler: Any, worker: Worker) -> Any:

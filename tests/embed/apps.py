@@ -350,3 +350,46 @@ async def tls_coroutine(reader: Any, writer: Any) -> None:
         pass
     writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + facts(writer.get_extra_info("peername")))
     await writer.drain()
+
+
+# ---- what an application keeps when its request is over --------------------------------------------------------------
+
+kept: list[Any] = []
+
+
+def keeping_wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    """As tracers do."""
+    kept.append(environ)
+    return wsgi(environ, start_response)
+
+
+class KeepingFile(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        file = self.request.makefile("rwb")
+        kept.append(file)
+        while file.readline() not in (b"\r\n", b""):
+            pass
+        file.write(b"HTTP/1.0 200 OK\r\n\r\n" + facts(self.client_address))
+        file.flush()
+
+
+class KeepingThreads(socketserver.ThreadingTCPServer):
+    RequestHandlerClass = KeepingFile
+
+
+class KeepingForks(socketserver.ForkingTCPServer):
+    RequestHandlerClass = KeepingFile
+
+
+def keeping_gevent_handler() -> Any:
+    from pyfanout.embed import gevent
+
+    def handle(conn: Any, addr: Any) -> None:
+        file = conn.makefile("rwb")
+        kept.append(file)
+        while file.readline() not in (b"\r\n", b""):
+            pass
+        file.write(b"HTTP/1.0 200 OK\r\n\r\n" + facts(addr))
+        file.flush()
+
+    return gevent.Runner(handle, handler=True)
