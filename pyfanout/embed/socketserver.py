@@ -84,13 +84,13 @@ class _Single:
         self._pending = threading.local()
         server.socket = self
         server.shutdown = worker.drain  # there is no loop of its own to wait for
-        self._address = worker.public.address
+        self._public = worker.public
         _activate(server)
 
     def __call__(self, conn: socket.socket, addr: Any) -> None:
         """What BaseServer does for one request, with the methods that are there to be overridden."""
         server = self._server
-        self._pending.pair = conn, addr
+        self._pending.pair = conn, self._public.known_as(addr)
         try:
             request, addr = server.get_request()
         except OSError:
@@ -112,7 +112,7 @@ class _Single:
         return self._pending.pair
 
     def getsockname(self) -> Any:
-        return self._address
+        return self._public.address
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name in ("bind", "listen", "setsockopt", "close", "settimeout", "setblocking"):

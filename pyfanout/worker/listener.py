@@ -59,9 +59,14 @@ class Public(NamedTuple):
         sock = next((sock for sock in known if sock.family != socket.AF_UNIX), known[0])
         return cls(sock.family, sock.proto, sock.getsockname())
 
+    def known_as(self, address: Address) -> Address:
+        """A client's address as a server that listens here takes it. One on TCP wants a host and a port, of a UNIX
+        socket's client, too, if there is one beside: it has neither, and is nobody in particular."""
+        return address if isinstance(address, tuple) or self.family == socket.AF_UNIX else ("", 0)
+
 
 class Accepted(Connection):
-    """One whose server may forget to close it: then it reports its end when nobody has it any more."""
+    """One whose server may forget to close it: then it is closed, and reports its end, when nobody has it any more."""
 
     __slots__ = ()
 
@@ -70,9 +75,19 @@ class Accepted(Connection):
         if self.gettimeout() != (None if flag else 0.0):
             super().setblocking(flag)
 
+    def setsockopt(self, level: int, *option: Any) -> None:
+        """A server on TCP sets what only TCP has, of a UNIX socket's client, too, if there is one beside."""
+        try:
+            super().setsockopt(level, *option)
+        except OSError:
+            if level != socket.IPPROTO_TCP or self.family != socket.AF_UNIX:
+                raise
+
     def __del__(self) -> None:
-        if (on_done := getattr(self, "_on_done", None)) is not None:
+        on_done, self._on_done = getattr(self, "_on_done", None), None
+        if on_done is not None:
             on_done()
+        super().__del__()  # type: ignore[misc]  # of C: closes the descriptor
 
 
 class Bare:
@@ -181,7 +196,7 @@ class Listener(socket.socket):
         with self._accepting:
             arrival = self._arrivals.pop() if self._arrivals else self._take()
             conn = Accepted.arrived(arrival, self._blocking, self._begun(arrival))
-            address = address_of(arrival)
+            address = self._worker.public.known_as(address_of(arrival))
         if self._count is not None:
             self._count()
         return conn, address

@@ -64,17 +64,23 @@ class SecureConnection(ssl.SSLSocket):
         self._on_done = on_done
         return self
 
-    def _real_close(self) -> None:
+    def _report(self) -> None:
         on_done, self._on_done = self._on_done, None
         if on_done is not None:
             on_done()
+
+    def _real_close(self) -> None:
+        self._report()
         super()._real_close()  # type: ignore[misc]
 
     def detach(self) -> int:
-        on_done, self._on_done = self._on_done, None
-        if on_done is not None:
-            on_done()
+        self._report()
         return super().detach()
+
+    def __del__(self) -> None:
+        """Its server has forgotten to close it."""
+        self._report()
+        super().__del__()  # type: ignore[misc]  # of C: closes the descriptor
 
     def finish(self) -> bool:
         """Say goodbye (close_notify) without waiting for an answer, and close it if it still is open. Whether this call

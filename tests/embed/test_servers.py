@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
+import json
+import os
 import re
 import resource
 import signal
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from harness import Effort, Server, children_of, fds_of, is_over, kill
+from harness import Effort, Server, children_of, connect, fds_of, is_over, kill, read_all
 
 from .kit import POOLED, SUBJECTS, Client, Subject, ask, load, start, strangers
 
@@ -46,11 +48,18 @@ def pids(one: Server) -> list[int]:
 
 
 def test_it_answers_a_thousand_in_turn_and_knows_who_asks(server: MakeServer, subject: Subject) -> None:
-    one = start(server(), subject, workers=4, ping_interval=0)  # a ping, too, would keep one from being in line
+    binds = ["127.0.0.1:0"] if subject is SUBJECTS["twisted"] else ["127.0.0.1:0", f"unix:@{os.getpid()}-beside"]
+    one = start(server(), subject, bind=binds, workers=4, ping_interval=0)  # a ping would keep one from being in line
     # Again, because a worker that the machine keeps waiting for 10 ms has its master wake the next one, too.
     assert any(turns(one, 40) == dict.fromkeys(range(4), 10) for _ in range(3))
     assert not strangers(one.address, knows_port=subject.knows_port)
     assert_no_descriptor_is_left(one, pids(one)[0])
+    for address in one.addresses[1:]:
+        with connect(address) as beside:
+            beside.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            head, _, body = read_all(beside).partition(b"\r\n\r\n")
+            assert b" 200 " in head, (head, body)
+            assert json.loads(body)["client"] in (["", 0], "", [], None)
 
 
 def turns(one: Server, count: int) -> collections.Counter[int]:
