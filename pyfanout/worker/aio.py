@@ -160,7 +160,7 @@ class Server:
     async def _true_client(self, gate: Gate, conn: Connection, address: Any) -> Any:
         """See `Gate.wait`."""
         timeout_s = self._worker.config.handshake_timeout
-        gate.check(address)
+        gate.check(conn, address)
         try:
             async with asyncio.timeout(timeout_s):
                 while (header := gate.take(conn)) is None:

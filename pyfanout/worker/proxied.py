@@ -50,7 +50,7 @@ class ProxiedListener(Listener):
         fd = conn.fileno()
         try:
             if fd not in self._headless:
-                self._gate.check(address)
+                self._gate.check(conn, address)
             header = self._gate.take(conn)
         except OSError as error:
             self._refuse(conn, address, error)

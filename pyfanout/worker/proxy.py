@@ -8,6 +8,7 @@ for its extensions, and answers some bad headers with struct.error or a port abo
 from __future__ import annotations
 
 import ipaddress
+import os
 import select
 import socket
 import struct
@@ -29,6 +30,7 @@ LOOK_S = 0.005
 
 _V2 = b"\r\n\r\n\x00\r\nQUIT\n"
 _IPV4, _IPV6 = struct.Struct("!4s4sHH"), struct.Struct("!16s16sHH")
+_CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
 class ProxyError(OSError):
@@ -39,7 +41,8 @@ class Header(NamedTuple):
     """What is before the client's first byte."""
 
     address: Address | None
-    """The true client's. None: the proxy speaks for itself (LOCAL, a check of health), or does not know (UNKNOWN)."""
+    """The true client's. None: the connection's own stays. The proxy speaks for itself (LOCAL, a check of health), does
+    not know (UNKNOWN), or its client came over a UNIX socket: that has neither host nor port, which servers want."""
     length: int
     """Bytes."""
 
@@ -112,7 +115,7 @@ def _parse_v2(data: bytes) -> Header | None:
             source, _, port, _ = _IPV6.unpack_from(data, 16)
             return Header((socket.inet_ntop(socket.AF_INET6, source), port, 0, 0), length)
         case 3 if size >= 216:
-            return Header(data[16:124].rstrip(b"\0").decode(errors="surrogateescape"), length)
+            return Header(None, length)
         case 0:
             return Header(None, length)
     raise ProxyError(f"a bad PROXY header: family 0x{family:02x} with {size} bytes")
@@ -124,13 +127,20 @@ class Gate:
     def __init__(self, trusted: Sequence[Network]) -> None:
         self._trusted = trusted
 
-    def check(self, peer: Address) -> None:
-        """Raises ProxyError if `peer` may not say whose connection it is. A UNIX socket's may: its file has rights."""
-        if isinstance(peer, tuple):
+    def check(self, sock: socket.socket, peer: Address) -> None:
+        """Raises ProxyError if `peer`, at the other end of `sock`, may not say whose connection it is. Of an IP address
+        `trusted` tells, of a socket file its permissions. An abstract socket has none, and every local user reaches it:
+        there root and our own user may."""
+        if sock.family != socket.AF_UNIX:
+            assert isinstance(peer, tuple)
             host = ipaddress.ip_address(peer[0].partition("%")[0])
             mapped = getattr(host, "ipv4_mapped", None)
             if not any(each in network for each in (host, mapped) if each for network in self._trusted):
                 raise ProxyError(f"{peer[0]} is not one of the trusted proxies")
+        elif isinstance(sock.getsockname(), bytes):
+            _, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            if uid not in (0, os.geteuid()):
+                raise ProxyError(f"user {uid} is not one of the trusted proxies: neither root nor {os.geteuid()}")
 
     @staticmethod
     def take(sock: socket.socket) -> Header | None:
@@ -149,7 +159,7 @@ class Gate:
 
     def wait(self, sock: socket.socket, peer: Address, timeout_s: float) -> Address:
         """The true client of a blocking connection. Raises as `take`, and ProxyError if it is not there in time."""
-        self.check(peer)
+        self.check(sock, peer)
         end_s = time.monotonic() + timeout_s
         poll: Any = select.poll()
         poll.register(sock, select.POLLIN)

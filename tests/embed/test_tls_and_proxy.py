@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Server, read_all
+from harness import NOBODY, Server, connect, read_all
 
 from .kit import SUBJECTS, start
 
@@ -29,6 +31,7 @@ PROXIED = [name for name in SUBJECTS if "uvloop" not in name and name != "uvicor
 
 V1 = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 443\r\n"
 V2 = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + socket.inet_aton("192.0.2.7") * 2 + struct.pack("!HH", 4711, 443)
+V2_UNIX = b"\r\n\r\n\x00\r\nQUIT\n\x21\x31\x00\xd8" + b"/run/client.sock".ljust(108, b"\0") * 2
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
@@ -53,11 +56,6 @@ def certificate(folder: Path, name: str) -> None:
 def tls(tmp_path: Path) -> dict[str, object]:
     certificate(tmp_path, "localhost")
     return {"certfile": tmp_path / "server.pem", "keyfile": tmp_path / "server.key"}
-
-
-def connect(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=20)
 
 
 def secure(address: str, folder: Path, name: str = "localhost", before: bytes = b"") -> ssl.SSLSocket:
@@ -193,16 +191,18 @@ def test_bad_files_are_one_line(server: MakeServer, options: dict[str, object], 
 
 
 @proxied
-@pytest.mark.parametrize("header", [V1, V2], ids=["1", "2"])
-def test_the_true_client_behind_a_proxy(launch: Callable[..., Server], header: bytes) -> None:
+def test_the_true_client_behind_a_proxy(launch: Callable[..., Server]) -> None:
+    """And the connection's own address if its client came to the proxy over a UNIX socket."""
     one = launch(workers=2, proxy_protocol=True)
     one.expect("is closed: ")
-    for chunks in ([header + REQUEST], [header, REQUEST], [header[:9], header[9:] + REQUEST]):
-        with connect(one.address) as sock:
-            for chunk in chunks:
-                sock.sendall(chunk)
-                one.wait_idle()
-            assert body(read_all(sock))["client"] in (["192.0.2.7", 4711], ["192.0.2.7", 0])  # wsgiref has no port
+    for header in (V1, V2, V2_UNIX):
+        for chunks in ([header + REQUEST], [header, REQUEST], [header[:9], header[9:] + REQUEST]):
+            with connect(one.address) as sock:
+                known = sock.getsockname() if header is V2_UNIX else ("192.0.2.7", 4711)
+                for chunk in chunks:
+                    sock.sendall(chunk)
+                    one.wait_idle()
+                assert body(read_all(sock))["client"] in ([*known], [known[0], 0])  # wsgiref has no port
     with connect(one.address) as bare:
         bare.sendall(REQUEST)
         assert refused(bare)
@@ -232,6 +232,28 @@ def test_a_proxy_that_is_not_trusted(launch: Callable[..., Server]) -> None:
         sock.sendall(V1 + REQUEST)
         assert refused(sock)
     one.wait_log("127.0.0.1 is not one of the trusted proxies")
+
+
+@pytest.mark.parametrize("launch", [*PLAIN, "uvicorn-asyncio"], indirect=True)
+def test_not_every_local_user_is_trusted(launch: Callable[..., Server]) -> None:
+    """An abstract UNIX socket has no permissions that would tell."""
+    one = launch(bind=f"unix:@{os.getpid()}-proxied", workers=1, proxy_protocol=True)
+    address = one.address
+    with connect(address) as sock:
+        sock.sendall(V1 + REQUEST)
+        assert body(read_all(sock))["client"] == ["192.0.2.7", 4711]
+    if os.getuid() != 0:
+        return  # nobody else can be had
+    os.seteuid(NOBODY)  # what connect leaves with the socket
+    try:
+        stranger = connect(address)
+    finally:
+        os.seteuid(0)
+    with stranger:
+        with contextlib.suppress(BrokenPipeError):  # it is closed already
+            stranger.sendall(V1 + REQUEST)
+        assert refused(stranger)
+    one.wait_log(f"user {NOBODY} is not one of the trusted proxies")
 
 
 def test_uvloop_behind_a_proxy_says_so(server: MakeServer) -> None:

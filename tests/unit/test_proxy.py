@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -64,15 +66,12 @@ def test_a_part_of_one_wants_more(source: ipaddress.IPv4Address, port: int, exte
         v2(0, 0x11, bytes(12)),
         v2(0, 0, b""),
         v2(1, 0, b"xyz"),
+        v2(1, 0x31, b"/run/app.sock".ljust(108, b"\0") + bytes(108)),
+        v2(1, 0x31, b"\0name".ljust(108, b"\0") + bytes(108)),
     ],
 )
 def test_a_proxy_that_speaks_for_itself_or_does_not_know(header: bytes) -> None:
     assert parse(header + b"GET /") == Header(None, len(header))
-
-
-def test_a_unix_client() -> None:
-    header = v2(1, 0x31, b"/run/app.sock".ljust(108, b"\0") + bytes(108))
-    assert parse(header) == Header("/run/app.sock", len(header))
 
 
 @pytest.mark.parametrize(
@@ -127,11 +126,31 @@ def test_a_header_with_wrong_bytes(source: ipaddress.IPv4Address, port: int, dat
 
 def test_who_is_trusted() -> None:
     gate = Gate([ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fe80::/10")])
-    for peer in (("10.1.2.3", 1), ("fe80::1%eth0", 1, 0, 2), ("::ffff:10.1.2.3", 1, 0, 0), "", b"\0name"):
-        gate.check(peer)
-    for peer in (("11.1.2.3", 1), ("::1", 1, 0, 0), ("::ffff:11.1.2.3", 1, 0, 0)):
-        with pytest.raises(ProxyError, match="not one of the trusted"):
-            gate.check(peer)
+    with socket.socket() as sock:
+        for peer in (("10.1.2.3", 1), ("fe80::1%eth0", 1, 0, 2), ("::ffff:10.1.2.3", 1, 0, 0)):
+            gate.check(sock, peer)
+        for peer in (("11.1.2.3", 1), ("::1", 1, 0, 0), ("::ffff:11.1.2.3", 1, 0, 0)):
+            with pytest.raises(ProxyError, match="not one of the trusted"):
+                gate.check(sock, peer)
+
+
+@pytest.mark.parametrize("name", ["file", "abstract"])
+def test_who_is_trusted_on_a_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    where = str(tmp_path / "sock") if name == "file" else f"\0{tmp_path}"
+    with socket.socket(socket.AF_UNIX) as door, socket.socket(socket.AF_UNIX) as client:
+        door.bind(where)
+        door.listen()
+        client.connect(where)
+        sock, peer = door.accept()
+        with sock:
+            Gate([]).check(sock, peer)
+            us = os.geteuid()
+            monkeypatch.setattr(os, "geteuid", lambda: us + 1)
+            if name == "file" or us == 0:
+                Gate([]).check(sock, peer)
+            else:
+                with pytest.raises(ProxyError, match="not one of the trusted"):
+                    Gate([]).check(sock, peer)
 
 
 def test_nothing_beyond_the_header_is_taken() -> None:
