@@ -21,14 +21,13 @@ from pyfanout import stdio
 from pyfanout.control import Roomy
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
 from pyfanout.kind import AsyncHandler
-from pyfanout.worker.connection import Connection, address_of
+from pyfanout.worker.connection import Address, Connection, address_of
 from pyfanout.worker.idle import LOOK_S, IdleWatch
-from pyfanout.worker.proxy import LOOK_S as HEADER_S
-from pyfanout.worker.proxy import Gate, ProxyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyfanout.worker.headless import Headless
     from pyfanout.worker.worker import Worker
 
 log = logging.getLogger("pyfanout.worker")
@@ -56,9 +55,10 @@ class Server:
         self._reading = False
         self._over = self._loop.create_future()
         """Done when the worker drains and nothing is left to finish."""
-        self._greets = worker.config.tls or worker.config.proxy_protocol
         self._context = worker.tls_context()
-        self._gate = Gate(worker.config.trusted) if worker.config.proxy_protocol else None
+        self._headless = _headless(worker)
+        self._timed = False
+        """It will be looked at whether the time of those is over."""
         self._make_transport: Callable[..., Any] | None = getattr(self._loop, "_make_socket_transport", None)
 
     async def run(self) -> None:
@@ -68,6 +68,8 @@ class Server:
         loop.add_signal_handler(signal.SIGTERM, worker.drain)
         loop.add_signal_handler(signal.SIGQUIT, self._stop)
         loop.add_reader(worker.control.fileno(), self._on_control)
+        if self._headless is not None:
+            loop.add_reader(self._headless.fileno(), self._open_arrived, self._headless)
         self._read_on()
         worker.ready(pool=False, threads=0)
         await self._over
@@ -120,54 +122,55 @@ class Server:
     # ---- one connection ----------------------------------------------------------------------------------------
 
     def _begin(self, arrival: Any) -> None:
-        """A socket, its streams, its transport; `_serve` follows when the loop comes round."""
+        """A socket; `_open` follows, at once unless it waits for its PROXY header."""
         self._live += 1
-        conn = Connection.arrived(arrival, False, self._ended)
+        conn, address = Connection.arrived(arrival, False, self._ended), address_of(arrival)
+        if self._headless is None:
+            self._open(conn, address)
+        else:
+            client = self._headless.admit(conn, address)
+            if client is not None:
+                self._open(conn, client)
+            elif not self._timed:
+                self._expire(self._headless)
+        self._worker.count()
+
+    def _open_arrived(self, headless: Headless) -> None:
+        while known := headless.arrived():
+            self._open(*known)
+
+    def _expire(self, headless: Headless) -> None:
+        due_s = headless.expire()
+        self._timed = due_s is not None
+        if due_s is not None:
+            self._loop.call_later(due_s, self._expire, headless)
+
+    def _open(self, conn: Connection, client: Address) -> None:
+        """Its streams, its transport; `_serve` follows when the loop comes round."""
         reader = asyncio.StreamReader(limit=STREAM_LIMIT, loop=self._loop)
         protocol = asyncio.StreamReaderProtocol(reader, self._serve, loop=self._loop)
-        if self._make_transport is None or self._greets:
-            task = self._loop.create_task(self._connect(protocol, conn, address_of(arrival)))
+        if self._make_transport is None or self._context is not None:
+            task = self._loop.create_task(self._connect(protocol, conn, client))
             self._tasks[task] = None
             task.add_done_callback(lambda task: self._tasks.pop(task, None))
         else:
             try:
-                self._make_transport(conn, protocol, extra={"peername": address_of(arrival)})
+                self._make_transport(conn, protocol, extra={"peername": client})
             except Exception:
                 self._lose(conn)
-        self._worker.count()
 
-    async def _connect(self, protocol: asyncio.StreamReaderProtocol, conn: Connection, address: Any) -> None:
-        """The public way to a transport, by way of a PROXY header and a TLS handshake."""
-        timeout_s = self._worker.config.handshake_timeout
+    async def _connect(self, protocol: asyncio.StreamReaderProtocol, conn: Connection, client: Address) -> None:
+        """The public way to a transport, by way of a TLS handshake."""
+        timeout_s = None if self._context is None else self._worker.config.handshake_timeout
         try:
-            if self._gate is not None:
-                conn.peer = await self._true_client(self._gate, conn, address)
             await self._loop.connect_accepted_socket(
-                lambda: protocol,
-                conn,
-                ssl=self._context,
-                ssl_handshake_timeout=None if self._context is None else timeout_s,
+                lambda: protocol, conn, ssl=self._context, ssl_handshake_timeout=timeout_s
             )
-        except ProxyError as error:
-            log.warning("worker=%d: %s is closed: %s", self._worker.slot, address, error)
-            conn.finish()
         except OSError as error:  # ssl.SSLError is one, too
-            log.info("worker=%d: no connection with %s: %s", self._worker.slot, address, error)
+            log.info("worker=%d: no connection with %s: %s", self._worker.slot, client, error)
             conn.finish()
         except Exception:
             self._lose(conn)
-
-    async def _true_client(self, gate: Gate, conn: Connection, address: Any) -> Any:
-        """See `Gate.wait`."""
-        timeout_s = self._worker.config.handshake_timeout
-        gate.check(conn, address)
-        try:
-            async with asyncio.timeout(timeout_s):
-                while (header := gate.take(conn)) is None:
-                    await asyncio.sleep(HEADER_S)
-        except TimeoutError:
-            raise ProxyError(f"no PROXY header within {timeout_s:g} s") from None
-        return address if header.address is None else header.address
 
     def _lose(self, conn: Connection) -> None:
         log.exception("worker=%d: no transport for a connection, which is closed", self._worker.slot)
@@ -294,6 +297,16 @@ def serve(worker: Worker, handler: AsyncHandler) -> None:
     finally:
         if not worker.forked:  # a child that a handler forked, and that calls sys.exit, cancels nobody's tasks
             runner.close()
+
+
+def _headless(worker: Worker) -> Headless | None:
+    """None: no proxy says whose connection it is."""
+    if not worker.config.proxy_protocol:
+        return None
+    from pyfanout.worker.headless import Headless  # noqa: PLC0415 - few are behind a proxy
+    from pyfanout.worker.proxy import Gate  # noqa: PLC0415
+
+    return Headless(worker.slot, Gate(worker.config.trusted), worker.config.handshake_timeout)
 
 
 async def call_hook(worker: Worker, hook: Callable[[Worker], object] | None) -> None:

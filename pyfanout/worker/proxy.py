@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import select
 import socket
 import struct
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pyfanout.config import Network
 from pyfanout.worker.connection import Address
+from pyfanout.worker.listener import EPOLLET, EPOLLIN, epoll
 
 V1_BYTES = 107
 """The longest header of version 1, with its CRLF."""
 
 V2_BYTES = 4096
 """The longest header of version 2 that we take. It may have 65,551, but proxies that send certificates need 2,000."""
-
-LOOK_S = 0.005
-"""Seconds between two looks whether the rest of a header has come."""
 
 _V2 = b"\r\n\r\n\x00\r\nQUIT\n"
 _IPV4, _IPV6 = struct.Struct("!4s4sHH"), struct.Struct("!16s16sHH")
@@ -161,14 +158,18 @@ class Gate:
         """The true client of a blocking connection. Raises as `take`, and ProxyError if it is not there in time."""
         self.check(sock, peer)
         end_s = time.monotonic() + timeout_s
-        poll: Any = select.poll()
-        poll.register(sock, select.POLLIN)
-        while True:
-            if not poll.poll(max(end_s - time.monotonic(), 0) * 1000):
-                raise ProxyError(f"no PROXY header within {timeout_s:g} s")
-            header = self.take(sock)
-            if header is not None:
-                return peer if header.address is None else header.address
-            if time.monotonic() >= end_s:
-                raise ProxyError(f"half a PROXY header within {timeout_s:g} s")
-            time.sleep(LOOK_S)  # what has come keeps it readable
+        header = self.take(sock)
+        if header is None:
+            header = self._wait(sock, end_s)
+        if header is None:
+            raise ProxyError(f"no PROXY header within {timeout_s:g} s")
+        return peer if header.address is None else header.address
+
+    def _wait(self, sock: socket.socket, end_s: float) -> Header | None:
+        """Edge-triggered: with half a header it is readable for ever."""
+        with epoll() as edges:
+            edges.register(sock, EPOLLIN | EPOLLET)
+            header = None
+            while header is None and edges.poll(max(end_s - time.monotonic(), 0)):
+                header = self.take(sock)
+            return header

@@ -11,12 +11,13 @@ import socket
 import ssl
 import struct
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import NOBODY, Server, connect, read_all
+from harness import NOBODY, Effort, Server, connect, read_all
 
 from .kit import SUBJECTS, start
 
@@ -270,3 +271,28 @@ def test_a_header_has_its_time(launch: Callable[..., Server]) -> None:
         sock.sendall(V1[:10])
         assert refused(sock)
     one.wait_log("PROXY header within 0.3 s")
+
+
+@pytest.mark.parametrize("launch", ["coroutine", "uvicorn-asyncio", "gevent", "waitress"], indirect=True)
+def test_who_waits_for_a_header_costs_nothing(launch: Callable[..., Server]) -> None:
+    """Neither looks nor threads, whether nothing has come of it or half."""
+    one = launch(workers=1, proxy_protocol=True, handshake_timeout=60)
+    one.expect("is closed: ", "in its hands")
+    (pid,) = one.workers
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(connect(one.address)) for _ in range(60)]
+        for sock in slow[::2]:
+            sock.sendall(V1[:10])
+        with connect(one.address) as sock:
+            sock.sendall(V1 + REQUEST)
+            body(read_all(sock))
+        one.wait_idle()
+        before = Effort.of(pid)
+        time.sleep(1)
+        after = Effort.of(pid)
+        assert after.voluntary_switches - before.voluntary_switches < 60  # and 10 for what a server does by itself
+        assert len(os.listdir(f"/proc/{pid}/task")) < 20
+        for number, sock in enumerate(slow):
+            sock.sendall((V1 if number % 2 else V1[10:]) + REQUEST)
+        for sock in slow:
+            assert body(read_all(sock))["client"] == ["192.0.2.7", 4711]
