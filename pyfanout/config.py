@@ -428,7 +428,8 @@ class Config:
         metadata=_option(_TLS, "speak TLS with this context", default="none", python_only=True),
     )
     """Instead of `certfile`, for all that an ssl.SSLContext can be told. A function that returns one is called in each
-    worker, so that a reload takes up new certificates; a context stays what it is."""
+    worker, so that a reload takes up new certificates; a context stays what it is. Workers resume TLS sessions of each
+    other if it returns one and the same context, made before the fork."""
 
     handshake_timeout: float = field(
         default=10.0,

@@ -71,6 +71,10 @@ class Dispatcher:
             if options.get(name) is not None:
                 raise ConfigError(f"{name}: a Dispatcher forks no workers; who does decides that")
         self.config = dataclasses.replace(Config.resolve(options, os.environ), max_requests=0)
+        if self.config.tls:
+            from pyfanout.worker.tls import prepare  # noqa: PLC0415 - ssl takes 10 ms to import
+
+            prepare(self.config)
         self._endpoints: list[Endpoint] = []
         self._process: Process | None = None
         self._door: socket.socket | None = None

@@ -72,9 +72,9 @@ class Master:
             except OSError as error:  # later the number would be one of our own descriptors
                 raise ConfigError(f"ready_fd: {config.ready_fd} is not an open descriptor") from error
         if config.tls:
-            from pyfanout.worker.tls import context_of  # noqa: PLC0415 - ssl takes 10 ms to import
+            from pyfanout.worker.tls import prepare  # noqa: PLC0415 - ssl takes 10 ms to import
 
-            context_of(config)  # each worker makes its own; here it is tried before anything is opened
+            prepare(config)  # and tried before anything is opened
         set_up_logging(config.log_level)
         if config.preload:
             handler = self._load()

@@ -6,6 +6,7 @@ see to that itself (`gevent.monkey.patch_all()` in the first line).
 
 from __future__ import annotations
 
+import functools
 import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -167,10 +168,13 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
         handler_class = Handler
 
     if context := worker.tls_context():
-        from gevent.ssl import SSLSocket
-
-        context.sslsocket_class = SSLSocket
         options = {"ssl_context": context, **options}
-    if is_handler:
-        return Accepting(listener, app, **options)
-    return WSGIServer(listener, app, **{"log": None, **options})
+    server_of = Accepting if is_handler else functools.partial(WSGIServer, log=None)
+    made = server_of(listener, app, **options)
+    if context is not None:
+        from gevent.ssl import SSLContext, SSLSocket
+
+        # It may have been made before gevent patched ssl, as the master's was; gevent's own method does for both.
+        context.sslsocket_class = SSLSocket
+        made.wrap_socket = functools.partial(SSLContext.wrap_socket, options["ssl_context"])
+    return made

@@ -1,4 +1,4 @@
-"""TLS for connections: the context, and the handshake of a blocking worker. Never in the master.
+"""TLS for connections: the context, and the handshake of a blocking worker. Handshakes are never in the master.
 
 An asyncio worker leaves the handshake to its loop.
 """
@@ -6,6 +6,7 @@ An asyncio worker leaves the handshake to its loop.
 from __future__ import annotations
 
 import contextlib
+import functools
 import select
 import ssl
 import time
@@ -19,9 +20,18 @@ if TYPE_CHECKING:
     from pyfanout.config import Config
 
 
+def prepare(config: Config) -> None:
+    """Before workers are forked. Raises ConfigError, one line, if `context_of` would; the private key does not stay."""
+    if config.certfile is None:
+        context_of(config)
+    else:
+        _empty(config.certfile, config.keyfile)
+        _load(_new(), config.certfile, config.keyfile)
+
+
 def context_of(config: Config) -> ssl.SSLContext | None:
-    """The context that the options ask for; None: no TLS. Made in each worker, so that a reload takes up new
-    certificates; but an `ssl` that is a context was made before, and stays. Raises ConfigError, one line."""
+    """The context that the options ask for; None: no TLS. Its certificate is read in each worker, so that a reload has
+    a new one; but an `ssl` that is a context was made before, and stays. Raises ConfigError, one line."""
     given = config.ssl() if callable(config.ssl) else config.ssl
     if given is not None:
         if not isinstance(given, ssl.SSLContext):
@@ -30,15 +40,31 @@ def context_of(config: Config) -> ssl.SSLContext | None:
     elif config.certfile is None:
         return None
     else:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        try:
-            context.load_cert_chain(config.certfile, config.keyfile, password=_no_password)
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            files = config.certfile if config.keyfile is None else f"{config.certfile}, {config.keyfile}"
-            reason = error.strerror if isinstance(error, FileNotFoundError) else str(error)
-            raise ConfigError(f"certfile: {files} cannot be used: {reason}") from error
+        context = _empty(config.certfile, config.keyfile)
+        _load(context, config.certfile, config.keyfile)
     context.sslsocket_class = SecureConnection
     return context
+
+
+def _new() -> ssl.SSLContext:
+    return ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+
+
+@functools.cache
+def _empty(_certfile: str, _keyfile: str | None) -> ssl.SSLContext:
+    """A context for these, without them. The keys of its session tickets come into being with it, and Python has no way
+    to set them: so it is made once, before the fork, and each worker, whatever its certificate, resumes the sessions
+    that others have begun."""
+    return _new()
+
+
+def _load(context: ssl.SSLContext, certfile: str, keyfile: str | None) -> None:
+    try:
+        context.load_cert_chain(certfile, keyfile, password=_no_password)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        files = certfile if keyfile is None else f"{certfile}, {keyfile}"
+        reason = error.strerror if isinstance(error, FileNotFoundError) else str(error)
+        raise ConfigError(f"certfile: {files} cannot be used: {reason}") from error
 
 
 def _no_password() -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from harness import NOBODY, Effort, Server, connect, read_all
+from programme import run
 
 from .kit import SUBJECTS, start
 
@@ -59,12 +60,20 @@ def tls(tmp_path: Path) -> dict[str, object]:
     return {"certfile": tmp_path / "server.pem", "keyfile": tmp_path / "server.key"}
 
 
-def secure(address: str, folder: Path, name: str = "localhost", before: bytes = b"") -> ssl.SSLSocket:
-    context = ssl.create_default_context(cafile=str(folder / "server.pem"))
+def secure(
+    address: str,
+    folder: Path,
+    name: str = "localhost",
+    before: bytes = b"",
+    context: ssl.SSLContext | None = None,
+    session: ssl.SSLSession | None = None,
+) -> ssl.SSLSocket:
+    """`session`: one of the same `context`, to be resumed."""
+    context = context or ssl.create_default_context(cafile=str(folder / "server.pem"))
     sock = connect(address)
     try:
         sock.sendall(before)
-        return context.wrap_socket(sock, server_hostname=name)
+        return context.wrap_socket(sock, server_hostname=name, session=session)
     except BaseException:
         sock.close()
         raise
@@ -102,12 +111,30 @@ proxied = pytest.mark.parametrize("launch", [*PLAIN, *PROXIED], indirect=True)
 
 @with_tls
 def test_it_speaks_tls(launch: Callable[..., Server], tls: dict[str, object], tmp_path: Path) -> None:
+    """And a session that one worker has begun is resumed by the others, and by those that come with a reload."""
     one = launch(workers=2, **tls)
-    for _ in range(10):
-        with secure(one.address, tmp_path) as sock:
-            ours = sock.getsockname()
-            sock.sendall(REQUEST)
-            assert body(read_all(sock))["client"] in ([*ours], [ours[0], 0])  # wsgiref has no port
+    contexts = [ssl.create_default_context(cafile=str(tmp_path / "server.pem")) for _ in range(2)]
+    contexts[0].maximum_version = ssl.TLSVersion.TLSv1_2
+    sessions: dict[ssl.SSLContext, ssl.SSLSession] = {}
+    for generation in (1, 2):
+        for context in contexts:
+            workers = set()
+            while len(workers) < 2:
+                session = sessions.get(context)
+                with secure(one.address, tmp_path, context=context, session=session) as sock:
+                    ours = sock.getsockname()
+                    sock.sendall(REQUEST)
+                    first = sock.recv(1)  # with which the ticket has come
+                    assert sock.session_reused == (session is not None)
+                    assert sock.session is not None
+                    sessions[context] = sock.session
+                    answer = body(first + read_all(sock))
+                    assert answer["client"] in ([*ours], [ours[0], 0])  # wsgiref has no port
+                    if answer["generation"] == generation:
+                        workers.add(answer["pid"])
+        if generation == 1:
+            one.send(signal.SIGHUP)
+            one.wait_log("reloaded: 2 workers are new")
     one.expect("no TLS with", "SSL", "ssl", "handshake", "HTTP_REQUEST", "http request", "Traceback")
     with connect(one.address) as plain:  # speaks none, and disturbs nobody
         plain.sendall(REQUEST)
@@ -117,6 +144,35 @@ def test_it_speaks_tls(launch: Callable[..., Server], tls: dict[str, object], tm
     with secure(one.address, tmp_path) as sock:
         sock.sendall(REQUEST)
         assert body(read_all(sock))
+
+
+def test_workers_that_join_a_dispatcher_resume_sessions_of_each_other(tls: dict[str, object], tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+        import ssl
+
+        def handler(conn, addr):
+            conn.sendall(b"%d" % os.getpid())
+
+        with pyfanout.Dispatcher(certfile="server.pem", keyfile="server.key", **options) as dispatcher:
+            workers = []
+            for _ in range(2):
+                workers.append(os.fork())
+                if workers[-1] == 0:
+                    os._exit(dispatcher.serve(handler))
+            context, session, seen = ssl.create_default_context(cafile="server.pem"), None, set()
+            host, port = dispatcher.addresses[0].rsplit(":", 1)
+            while seen != set(workers):
+                sock = socket.create_connection((host, int(port)), 20)
+                with context.wrap_socket(sock, server_hostname="localhost", session=session) as client:
+                    seen.add(int(client.recv(99)))
+                    assert client.session_reused == (session is not None)
+                    session = client.session
+        for pid in workers:
+            os.waitpid(pid, 0)
+        """,
+    )
 
 
 @pytest.mark.parametrize("name", ["waitress", "twisted"])
