@@ -168,6 +168,7 @@ class Supervisor:
         deadlines = [] if timeout_ns is None else [now_ns + timeout_ns]
         deadline_ns = min(deadlines + self._deadlines(), default=None)
         self._health.sleeps_until(deadline_ns)
+        self._signals.hold()
         events = self._core.run(None if deadline_ns is None else deadline_ns - time.monotonic_ns())
         for event in events:
             self._on_event(event)
@@ -180,7 +181,7 @@ class Supervisor:
         """Readable when `step` has something to do."""
         fd = self._core.front()
         if not self._has_front:
-            self._has_front = True
+            self._has_front = self._signals.shared = True
             self._arm(at_once=True)
         return fd
 
@@ -851,9 +852,9 @@ class Supervisor:
                 self._happened(slot.successor, Happened.TOLD_TO_DRAIN)
 
     def _kill_all(self) -> None:
+        log.warning("asked once more to stop now: %d workers that are left are killed", len(self._roster.members))
         for member in self._roster.members:
             member.verdict = member.verdict or "it did not stop"
-            log.warning("%s does not stop and is killed", member)
             member.process.send(signal.SIGKILL)
 
     def _forget_respawns(self) -> None:

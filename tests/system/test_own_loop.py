@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from harness import ask_plain
 from programme import run
 
@@ -73,5 +74,83 @@ def test_the_descriptor_tells_of_all_there_is_to_do(tmp_path: Path) -> None:
             master.stop()
             while not poll.poll(20_000) or master.step(0):
                 pass
+        """,
+    )
+
+
+@pytest.mark.parametrize("when", ["before", "after", "removed"])
+def test_a_loop_with_signals_of_its_own(tmp_path: Path, when: str) -> None:
+    """asyncio takes the interpreter's one wake-up descriptor for itself, and takes away whichever is there: all signals
+    are heard, by the master and by the loop, and neither waits for something else to happen."""
+    run(
+        tmp_path,
+        f"""
+        import asyncio
+        when = {when!r}
+
+        async def main():
+            loop = asyncio.get_running_loop()
+            news, own = asyncio.Queue(), asyncio.Event()
+
+            async def hear(event):
+                while await asyncio.wait_for(news.get(), 20) != event:
+                    pass
+
+            async def hear_own():
+                os.kill(os.getpid(), signal.SIGUSR2)
+                await asyncio.wait_for(own.wait(), 20)
+                own.clear()
+
+            if when == "before":
+                loop.add_signal_handler(signal.SIGUSR2, own.set)
+            with pyfanout.Master("app:handler", workers=1, ping_interval=0, **options) as master:
+                over = loop.create_future()
+
+                def step():
+                    if not master.step(0):
+                        loop.remove_reader(master.fileno())
+                        over.set_result(None)
+
+                for event in ("ready", "reload"):
+                    master.on(event, lambda notice: news.put_nowait(notice.event))
+                loop.add_reader(master.fileno(), step)
+                await hear("ready")
+                if when != "before":
+                    loop.add_signal_handler(signal.SIGUSR2, own.set)
+                await hear_own()
+                if when == "removed":
+                    loop.remove_signal_handler(signal.SIGUSR2)
+                os.kill(os.getpid(), signal.SIGHUP)
+                await hear("reload")
+                if when != "removed":
+                    await hear_own()
+                os.kill(os.getpid(), signal.SIGTERM)
+                await asyncio.wait_for(over, 20)
+            if when != "removed":
+                await hear_own()
+
+        asyncio.run(main())
+        """,
+    )
+
+
+def test_a_loop_that_rests_while_the_master_runs(tmp_path: Path) -> None:
+    """Its signals reach it afterwards."""
+    run(
+        tmp_path,
+        """
+        import asyncio
+
+        async def main():
+            loop, own = asyncio.get_running_loop(), asyncio.Event()
+            loop.add_signal_handler(signal.SIGUSR2, own.set)
+            with pyfanout.Master("app:handler", workers=1, ping_interval=0, **options) as master:
+                until_ready(master)
+                os.kill(os.getpid(), signal.SIGUSR2)
+                os.kill(os.getpid(), signal.SIGTERM)
+                master.run()
+            await asyncio.wait_for(own.wait(), 20)
+
+        asyncio.run(main())
         """,
     )

@@ -124,6 +124,9 @@ class World:
     def fileno(self) -> int:
         return PIDFDS
 
+    def hold(self) -> None:
+        pass
+
     def read(self) -> list[Request]:
         asked, self._asked = self._asked, []
         return asked
