@@ -22,7 +22,7 @@ from pyfanout.control import Roomy
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
 from pyfanout.kind import AsyncHandler
 from pyfanout.worker.connection import Address, Connection, address_of
-from pyfanout.worker.idle import LOOK_S, IdleWatch
+from pyfanout.worker.idle import IDLE_S, LOOK_S, IdleWatch, end_input, is_silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,8 +47,12 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._most = worker.config.max_connections or 1 << 30
         self._live = 0
-        self._tasks: dict[asyncio.Task[Any], tuple[asyncio.StreamReader, asyncio.StreamWriter] | None] = {}
-        """The handlers' streams, and None for what only makes some. The loop itself holds tasks by weak references."""
+        self._tasks: dict[asyncio.Task[Any], tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
+        """The handlers, with their streams. The loop itself holds tasks by weak references."""
+        self._connecting: set[asyncio.Task[Any]] = set()
+        """What makes a transport, by way of a TLS handshake."""
+        self._secure: dict[int, tuple[Connection, asyncio.StreamReader, float]] = {}
+        """With TLS: the open connections by descriptor, with the reader of each and when its handshake began."""
         self._idle = IdleWatch()
         self._closing = False
         """Idle connections are closed."""
@@ -124,7 +128,8 @@ class Server:
     def _begin(self, arrival: Any) -> None:
         """A socket; `_open` follows, at once unless it waits for its PROXY header."""
         self._live += 1
-        conn, address = Connection.arrived(arrival, False, self._ended), address_of(arrival)
+        ended = self._ended if self._context is None else functools.partial(self._end_secure, arrival.fd)
+        conn, address = Connection.arrived(arrival, False, ended), address_of(arrival)
         if self._headless is None:
             self._open(conn, address)
         else:
@@ -150,9 +155,11 @@ class Server:
         reader = asyncio.StreamReader(limit=STREAM_LIMIT, loop=self._loop)
         protocol = asyncio.StreamReaderProtocol(reader, self._serve, loop=self._loop)
         if self._make_transport is None or self._context is not None:
+            if self._context is not None:
+                self._secure[conn.fileno()] = conn, reader, self._loop.time()
             task = self._loop.create_task(self._connect(protocol, conn, client))
-            self._tasks[task] = None
-            task.add_done_callback(lambda task: self._tasks.pop(task, None))
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
         else:
             try:
                 self._make_transport(conn, protocol, extra={"peername": client})
@@ -179,13 +186,13 @@ class Server:
     def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task: asyncio.Task[Any] = self._loop.create_task(self._handler(reader, writer))  # type: ignore[arg-type]
         self._tasks[task] = reader, writer
-        task.add_done_callback(functools.partial(self._finish, writer, writer.transport.get_protocol()))
+        task.add_done_callback(functools.partial(self._finish, writer.transport.get_protocol()))
 
-    def _finish(self, writer: asyncio.StreamWriter, protocol: asyncio.BaseProtocol, task: asyncio.Task[Any]) -> None:
+    def _finish(self, protocol: asyncio.BaseProtocol, task: asyncio.Task[Any]) -> None:
         """A handler is over."""
         if self._worker.forked:  # its copy in a child that it forked
             self._exit(task)
-        self._tasks.pop(task, None)
+        _, writer = self._tasks.pop(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             if isinstance(error, Exception):
                 log.error("worker=%d: the handler failed", self._worker.slot, exc_info=error)
@@ -203,6 +210,10 @@ class Server:
             code = 1
         stdio.flush()
         os._exit(code)
+
+    def _end_secure(self, fd: int) -> None:
+        self._secure.pop(fd, None)
+        self._ended()
 
     def _ended(self) -> None:
         """A connection was closed or detached."""
@@ -236,11 +247,24 @@ class Server:
         """Again and again, until the end."""
         if self._over.done():
             return
-        for reader, writer in filter(None, self._tasks.values()):
-            if not reader.at_eof() and self._idle.is_idle(reader, writer, self._loop.time()):
-                writer.transport.pause_reading()  # type: ignore[attr-defined]  # a byte after the end would be an error
+        now_s = self._loop.time()
+        for reader, writer in self._tasks.values():
+            if not reader.at_eof() and self._idle.is_idle(reader, writer, now_s):
+                reader.feed_data = _drop  # type: ignore[method-assign, assignment]  # after the end it would be an error
                 reader.feed_eof()
+        if self._headless is not None:
+            self._headless.end_silent()
+        self._end_handshakes(now_s)
         self._loop.call_later(LOOK_S, self._close_those_idle)
+
+    def _end_handshakes(self, now_s: float) -> None:
+        """Those whose client is silent: at the beginning, before there is a handler, and at the end, after it, where
+        asyncio waits for the client's goodbye for 30 s."""
+        for conn, reader, since_s in self._secure.values():
+            transport = reader._transport  # type: ignore[attr-defined]  # None: there is no handler yet
+            unserved = transport is None or transport.is_closing()
+            if unserved and now_s - since_s >= IDLE_S and is_silent(conn.fileno()):
+                end_input(conn.fileno())
 
     def _let_go(self) -> None:
         """In a child that a handler forked: the loop's epoll set is the worker's too, and is left as it is."""
@@ -277,6 +301,10 @@ class Server:
             self._close_idle()
             self._loop.remove_reader(self._worker.control.fileno())
             self._loop.call_later(self._worker.config.drain_timeout, self._worker.give_up)
+
+
+def _drop(_: object) -> None:
+    """In the place of a reader's `feed_data`."""
 
 
 def serve(worker: Worker, handler: AsyncHandler) -> None:

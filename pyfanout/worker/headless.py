@@ -7,6 +7,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from pyfanout.worker.connection import Address, Connection
+from pyfanout.worker.idle import IDLE_S, is_silent
 from pyfanout.worker.listener import EPOLLET, EPOLLIN, epoll
 from pyfanout.worker.proxy import Gate, ProxyError
 
@@ -80,6 +81,15 @@ class Headless:
                 return max(end_s - now_s, GRAIN_S)
             self._refuse(conn, address, ProxyError(f"no PROXY header within {self._timeout_s:g} s"))
         return None
+
+    def end_silent(self) -> None:
+        """Closes those that have waited for IDLE_S, and whose client is silent: their worker drains."""
+        if self._epoll.poll(0, 1):  # something has come, and is to be seen to first
+            return
+        before_s = monotonic() + self._timeout_s - IDLE_S
+        for conn, address, end_s in list(self._waiting.values()):
+            if end_s <= before_s and is_silent(conn.fileno()):
+                self._refuse(conn, address, ProxyError("no PROXY header, and this worker leaves"))
 
     def close(self) -> None:
         """And all of them."""

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
+    from pyfanout.worker.connection import Connection
+
 IDLE_S = 1.0
 """Seconds without a byte, after an answer. A client that has its next request ready sends it sooner, and one that only
 keeps the connection has learned to find it closed (RFC 9112, 9.3.1)."""
@@ -24,7 +26,8 @@ keeps the connection has learned to find it closed (RFC 9112, 9.3.1)."""
 LOOK_S = 0.25
 """Seconds between two looks while a worker drains."""
 
-_TCP_INFO = struct.Struct("=44xI4xI96xII")  # linux/tcp.h: tcpi_last_data_sent, ..._recv, data_segs_in, ..._out
+_TCP_INFO = struct.Struct("=44xI4xI72xQ20xI")
+"""linux/tcp.h: tcpi_last_data_sent, tcpi_last_data_recv, tcpi_bytes_received, tcpi_data_segs_out."""
 
 
 class IdleWatch:
@@ -57,20 +60,21 @@ def is_silent(fd: int) -> bool:
         return True
 
 
-def is_at_rest(fd: int) -> bool:
-    """The same, but false if the client spoke last: it may have paused in the middle of an upload."""
+def is_at_rest(fd: int, header_bytes: int = 0) -> bool:
+    """The same, but false if the client spoke last: it may have paused in the middle of an upload. `header_bytes` came
+    before its first byte."""
     try:
         with _Borrowed(fd) as sock:
-            sent_ms_ago, received_ms_ago = _silences_ms(sock)
+            sent_ms_ago, received_ms_ago = _silences_ms(sock, header_bytes)
     except OSError:
         return True
     return IDLE_S * 1000 <= sent_ms_ago <= received_ms_ago
 
 
-def end_if_idle(conn: socket.socket) -> None:
+def end_if_idle(conn: Connection) -> None:
     """The reader of a connection that is silent, after we spoke last, finds the end. It can still be written to."""
     with contextlib.suppress(OSError):  # closed meanwhile
-        sent_ms_ago, received_ms_ago = _silences_ms(conn)
+        sent_ms_ago, received_ms_ago = _silences_ms(conn, conn.header_bytes)
         if IDLE_S * 1000 <= sent_ms_ago <= received_ms_ago < math.inf:
             conn.shutdown(socket.SHUT_RD)
 
@@ -97,17 +101,20 @@ def _we_spoke_last(writer: asyncio.StreamWriter) -> bool:
     sock = writer.get_extra_info("socket")
     if sock is None or sock.family == socket.AF_UNIX:
         return True
-    sent_ms_ago, received_ms_ago = _silences_ms(sock)
+    sent_ms_ago, received_ms_ago = _silences_ms(sock, getattr(getattr(sock, "_sock", None), "header_bytes", 0))
     return sent_ms_ago <= received_ms_ago
 
 
-def _silences_ms(sock: socket.socket) -> tuple[float, float]:
+def _silences_ms(sock: socket.socket, header_bytes: int = 0) -> tuple[float, float]:
     """Milliseconds since something was sent, and since something came; endless if it is no TCP connection. The kernel
     counts both from the connection's beginning, and in steps of its clock tick: so a request that is as old as that, of
-    a client who never had an answer, would seem to be answered. Then we have not spoken for ever."""
+    a client that never had an answer, would seem to be answered. Then we have not spoken for ever. A client of which
+    nothing came but `header_bytes` of its proxy's has not spoken: then it is as if we had, when they came."""
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
     except OSError:
         return math.inf, math.inf
     sent_ms_ago, received_ms_ago, came, went = _TCP_INFO.unpack(info)
-    return math.inf if came and not went else sent_ms_ago, received_ms_ago
+    if came <= header_bytes:
+        return min(sent_ms_ago, received_ms_ago), received_ms_ago
+    return math.inf if not went else sent_ms_ago, received_ms_ago

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pyfanout.config import Network
-from pyfanout.worker.connection import Address
+from pyfanout.worker.connection import Address, Connection
 from pyfanout.worker.listener import EPOLLET, EPOLLIN, epoll
 
 V1_BYTES = 107
@@ -140,7 +140,7 @@ class Gate:
                 raise ProxyError(f"user {uid} is not one of the trusted proxies: neither root nor {os.geteuid()}")
 
     @staticmethod
-    def take(sock: socket.socket) -> Header | None:
+    def take(sock: Connection) -> Header | None:
         """The header, taken from a connection that is readable, and nothing beyond it; None: not all of it is there.
         Raises ProxyError, and OSError if the connection is broken."""
         try:
@@ -152,9 +152,10 @@ class Gate:
         header = parse(data)
         if header is not None:
             sock.recv(header.length)
+            sock.header_bytes = header.length
         return header
 
-    def wait(self, sock: socket.socket, peer: Address, timeout_s: float) -> Address:
+    def wait(self, sock: Connection, peer: Address, timeout_s: float) -> Address:
         """The true client of a blocking connection. Raises as `take`, and ProxyError if it is not there in time."""
         self.check(sock, peer)
         end_s = time.monotonic() + timeout_s
@@ -165,7 +166,7 @@ class Gate:
             raise ProxyError(f"no PROXY header within {timeout_s:g} s")
         return peer if header.address is None else header.address
 
-    def _wait(self, sock: socket.socket, end_s: float) -> Header | None:
+    def _wait(self, sock: Connection, end_s: float) -> Header | None:
         """Edge-triggered: with half a header it is readable for ever."""
         with epoll() as edges:
             edges.register(sock, EPOLLIN | EPOLLET)

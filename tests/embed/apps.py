@@ -342,12 +342,19 @@ def tls_handler(conn: Any, addr: Any) -> None:
         if not (more := conn.recv(4096)):
             return
         head += more
+    if b"/slow" in head:
+        time.sleep(SLOW_S)
     conn.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + facts(addr))
 
 
 async def tls_coroutine(reader: Any, writer: Any) -> None:
+    import asyncio
+
+    asked = await reader.readline()
     while (await reader.readline()).strip():
         pass
+    if b"/slow" in asked:
+        await asyncio.sleep(SLOW_S)
     writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + facts(writer.get_extra_info("peername")))
     await writer.drain()
 

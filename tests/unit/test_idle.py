@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 
-from pyfanout.worker.idle import end_input, is_silent
+from harness import wait_until
+
+from pyfanout.worker.idle import end_input, is_at_rest, is_silent
 
 
 def test_a_default_timeout_does_not_make_it_non_blocking() -> None:
@@ -23,3 +25,14 @@ def test_a_default_timeout_does_not_make_it_non_blocking() -> None:
             assert conn.recv(1) == b""
             conn.sendall(b"x")
             assert client.recv(1) == b"x"
+
+
+def test_a_header_of_a_proxy_is_no_word_of_its_client() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        conn, _ = server.accept()
+        with conn:
+            client.sendall(b"header")
+            conn.recv(6)
+            wait_until(lambda: is_silent(conn.fileno()), "a second")
+            assert is_at_rest(conn.fileno(), 6)
+            assert not is_at_rest(conn.fileno()), "half of a request, it would be"

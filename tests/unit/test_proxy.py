@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyfanout.worker.connection import Connection
 from pyfanout.worker.proxy import V1_BYTES, V2_BYTES, Gate, Header, ProxyError, parse
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
@@ -154,10 +155,11 @@ def test_who_is_trusted_on_a_unix_socket(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_nothing_beyond_the_header_is_taken() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
+    plain, theirs = socket.socketpair()
+    with Connection(fileno=plain.detach()) as ours, theirs:
         theirs.sendall(line(ipaddress.ip_address("192.0.2.1"), 7)[:9])
         assert Gate.take(ours) is None
         theirs.sendall(line(ipaddress.ip_address("192.0.2.1"), 7)[9:] + b"GET /")
         assert Gate.take(ours) == Header(("192.0.2.1", 7), 37)
         assert ours.recv(99) == b"GET /"
+        assert ours.header_bytes == 37
