@@ -137,7 +137,7 @@ void fan_channel_replace(fan_core *core, int number);
 /* route.c */
 int fan_route(fan_core *core, const fan_record *record, int64_t now_ns);
 uint64_t fan_slot_live(const fan_core *core, int slot);
-void fan_slot_warm_up(fan_core *core, int slot, int64_t now_ns);
+void fan_slot_warm_up(fan_core *core, int slot);
 
 /* channel.c */
 int fan_message_bytes(void);

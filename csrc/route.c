@@ -30,7 +30,7 @@ uint64_t fan_slot_live(const fan_core *core, int slot)
 
 /* Called when a worker enters: what it pretends to hold at first, besides what it does hold. As much as the emptiest of
  * the others; the mean would starve it beside one hog. */
-void fan_slot_warm_up(fan_core *core, int slot, int64_t now_ns)
+void fan_slot_warm_up(fan_core *core, int slot)
 {
     uint64_t least = UINT64_MAX;
     for (int i = 0; i < core->rotation_count; i++) {
@@ -38,7 +38,6 @@ void fan_slot_warm_up(fan_core *core, int slot, int64_t now_ns)
         if (other < core->slot_count && other != slot && fan_slot_live(core, other) < least)
             least = fan_slot_live(core, other);
     }
-    core->slots[slot].entered_ns = now_ns;
     core->slots[slot].handicap = least == UINT64_MAX ? 0 : least;
 }
 
@@ -131,6 +130,12 @@ static uint64_t source_key(const fan_record *record)
     return mix(record->sequence);
 }
 
+/* Two with one identity are a worker and who is on trial to replace it, which shall be tried. */
+static bool is_newer(const fan_core *core, int number, int other)
+{
+    return number < core->slot_count && core->slots[number].entered_ns > core->slots[other].entered_ns;
+}
+
 /* Rendezvous hashing: every client ranks all slots; it gets the first one that is hungry and under the bound. When a
  * slot comes or goes only its own clients move. */
 static int source_hash(fan_core *core, const fan_record *record)
@@ -155,11 +160,11 @@ static int source_hash(fan_core *core, const fan_record *record)
         /* One more than a quarter of the channel is always allowed: a client of few is not moved for a rounding, or
          * because its last connection is not quite done. */
         bool allowed = live < bound || live <= (uint64_t)channel->size / 4;
-        if (allowed && (best < 0 || rank > best_rank)) {
+        if (allowed && (best < 0 || rank > best_rank || (rank == best_rank && is_newer(core, number, best)))) {
             best = number;
             best_rank = rank;
         }
-        if (spare < 0 || rank > spare_rank) {
+        if (spare < 0 || rank > spare_rank || (rank == spare_rank && is_newer(core, number, spare))) {
             spare = number;
             spare_rank = rank;
         }

@@ -110,8 +110,9 @@ int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size, in
         fan_core_notice(core, FAN_EVENT_CHANNEL_BROKEN, 0, pool ? -1 : slot);
         return size;
     }
+    place->entered_ns = fan_now_ns();
     if (core->policy == FAN_LEAST_CONNECTIONS)
-        fan_slot_warm_up(core, slot, fan_now_ns());
+        fan_slot_warm_up(core, slot);
     place->entered = true;
     place->pool = pool;
     place->threads = threads;

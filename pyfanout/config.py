@@ -383,10 +383,12 @@ class Config:
         default=1.0,
         metadata=_option(
             _seconds(zero=True),
-            "a worker that dies is replaced at once if it was ready for so long, or has served; else ever later",
+            "a worker that dies is replaced at once if it was ready for so long, or has served; else ever later. "
+            "A new one serves for so long beside the one that it is to replace",
         ),
     )
-    """Seconds. 1 is PM2's min_uptime."""
+    """Seconds. 1 is PM2's min_uptime. A release that dies of its first requests does so within it, and a reload of one
+    worker after the other takes that much for each."""
 
     fail_fast: bool = field(
         default=False,

@@ -140,8 +140,8 @@ class Master:
     # ---- while it runs ------------------------------------------------------------------------------------------
 
     def reload(self, *, wait: bool = True) -> None:
-        """Replace each worker by a new one, `reload_batch` at a time: a new one must be ready and answer a ping before
-        its old one is told to drain. Serves on meanwhile, and returns when all are replaced.
+        """Replace each worker by a new one, `reload_batch` at a time: a new one must have served for `min_uptime`, and
+        answer a ping, before its old one is told to drain. Serves on meanwhile, and returns when all are replaced.
 
         Raises ReloadError, with the reason of the first new worker that failed; the old ones that were left stay.
         A reload asked for while one is under way follows it. `wait=False`: only ask for it, as SIGHUP does.

@@ -1,6 +1,8 @@
 """A rolling reload: which slots still wait for a new worker, and which new workers are on trial. Starts and stops none.
 
-A new worker is on trial from its fork until it has answered a ping; the old one is not touched before.
+A new worker is on trial from its fork until it has been ready for `min_uptime` and answers a ping then. It serves
+meanwhile, beside the old one, which is not touched before. A batch takes over as a whole: if one of it dies, all of its
+old ones are still there.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ class Reload:
         self.total = len(slots)
         self.replaced = 0
         self.waiting = list(slots)
-        self.trials: set[Member] = set()
+        self.trials: list[Member] = []
         self._batch = batch
 
     def next(self) -> Slot | None:
@@ -35,8 +37,10 @@ class Reload:
     def over(self) -> bool:
         return not self.waiting and not self.trials
 
-    def passed(self, member: Member) -> None:
-        """It has answered; no-op if it is not on trial."""
-        if member in self.trials:
-            self.trials.remove(member)
-            self.replaced += 1
+    def passed(self) -> list[Member]:
+        """Those on trial, if all of them have passed; they are on trial no longer."""
+        self.trials = [member for member in self.trials if not member.slot.retired]
+        if not all(member.proved and member.state is State.READY for member in self.trials):
+            return []
+        passed, self.trials = self.trials, []
+        return passed

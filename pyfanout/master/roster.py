@@ -2,8 +2,8 @@
 
 Owns the master's end of each control socket, and the file that a dying worker writes its stacks to. Decides nothing.
 
-A slot has one worker, for a moment two: the one that serves, and its successor. Each has a *place* in the core, which
-is its channel and its page of the board, until it is reaped.
+A slot has one worker, at times two: the one that serves, and its successor, which is on trial. Each has a *place* in
+the core, which is its channel and its page of the board, until it is reaped.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Slot:
     member: Member | None = None
     """Who serves, or will when it has booted."""
     successor: Member | None = None
-    """Who is to serve instead, as soon as it has answered a ping."""
+    """On trial: who is to have the slot instead, if it lives for `min_uptime`. Serves meanwhile, too."""
     place: int | None = None
     """Of its newest worker: what that leaves in its channel waits there for the next one."""
     deaths: int = 0
@@ -100,6 +100,8 @@ class Member:
     """When the ping was said that waits for its pong; None: none does."""
     pong_ns: int | None = None
     """When the last pong came."""
+    proved: bool = False
+    """It has answered a ping when it was on trial no longer: after `min_uptime`."""
 
     def __post_init__(self) -> None:
         self.outbox = Outbox(self.control)

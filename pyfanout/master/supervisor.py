@@ -95,6 +95,8 @@ class Supervisor:
         """Somebody else's loop calls `step`."""
         self._shortage = Shortage()
         self._reload: Reload | None = None
+        self._replaced: set[Member] = set()
+        """By reloads, and not gone yet."""
         self._when_reloaded: list[WhenReloaded] = []
         self._reload_again: list[WhenReloaded] | None = None
         """Who asked for one more while one was under way; None: nobody did."""
@@ -317,8 +319,6 @@ class Supervisor:
             self._respawn_those_that_failed()
         if self._stopping:
             member.outbox.say(Closing())
-        if member.slot.successor is member or (self._reload and member in self._reload.trials):
-            self._health.ping(member, time.monotonic_ns())
         self._tell_if_all_are_ready()
 
     def _tell_if_all_are_ready(self) -> None:
@@ -346,12 +346,28 @@ class Supervisor:
     def _on_pong(self, member: Member, number: int) -> None:
         if not self._health.on_pong(member, number, time.monotonic_ns()) or member.state is not State.READY:
             return
-        if member.slot.successor is member:
-            old = self._roster.promote(member)
-            if old is not None:
-                self._happened(old, Happened.TOLD_TO_DRAIN)
-        if self._reload:
-            self._reload.passed(member)
+        member.proved = member.deadline_ns is None
+        if member.proved and not self._is_of_reload(member):
+            self._promote(member)
+
+    def _is_of_reload(self, member: Member) -> bool:
+        return self._reload is not None and member in self._reload.trials
+
+    def _promote(self, member: Member) -> Member | None:
+        """It is on trial no longer, and takes its slot over; whoever had it finishes what it has begun."""
+        if member.slot.successor is not member or member.state is not State.READY:
+            return None  # it has had the slot since the old one died; or it is told to leave
+        old = self._hand_over(member)
+        if old is not None:
+            self._happened(old, Happened.TOLD_TO_DRAIN)
+        return old
+
+    def _hand_over(self, successor: Member) -> Member | None:
+        """The slot to its successor; who had it."""
+        old = self._roster.promote(successor)
+        if successor.spent:  # by now
+            self._on_spent(successor)
+        return old
 
     def _on_spent(self, member: Member) -> None:
         """It has had its max_requests: its successor boots while it serves on."""
@@ -379,9 +395,12 @@ class Supervisor:
         if self._notify.wanted("exit"):
             self._notify.call(Notice("exit", status_of(member.slot, member, view, time.monotonic_ns()), words))
         if self._reload and member in self._reload.trials:
-            self._reload.trials.discard(member)
+            self._reload.trials.remove(member)
             if not member.slot.retired:
                 self._end_reload(member.failure.reason if member.failure else f"{member} {words}")
+        if member in self._replaced:
+            self._replaced.remove(member)
+            self._tell_if_replaced_are_gone()
 
     def _read_last_words(self, member: Member) -> None:
         """Its death may be reported before what it said. A child that it has left behind may go on to write, but not to
@@ -448,14 +467,16 @@ class Supervisor:
         if changed:
             now_ns = time.monotonic_ns()
             member.become(state, now_ns)
-            member.deadline_ns = self._deadline_of(state, now_ns)
+            member.deadline_ns = self._deadline_of(member, now_ns)
         for action in actions:
             self._perform(action, member)
         if changed and state in _TOLD and state is member.state:  # an action may have failed, and led on
             self._tell(_TOLD[state], member, member.verdict or "")
 
-    def _deadline_of(self, state: State, now_ns: int) -> int | None:
-        match state:
+    def _deadline_of(self, member: Member, now_ns: int) -> int | None:
+        match member.state:
+            case State.READY if member.slot.successor is member or self._is_of_reload(member):
+                return now_ns + self._min_uptime_ns
             case State.DRAINING:
                 return now_ns + int(self._config.drain_timeout * 1e9)
             case State.STOPPING | State.HUNG:
@@ -512,7 +533,7 @@ class Supervisor:
             return
         successor = slot.successor
         if successor is not None and successor.state in (State.BOOTING, State.READY):
-            self._roster.promote(successor)  # it was to take its place anyway
+            self._hand_over(successor)  # it was to take its place anyway
             return
         if successor is not None:  # told to leave
             self._roster.vacate(successor)
@@ -678,6 +699,9 @@ class Supervisor:
     def _time_is_up(self, member: Member) -> None:
         member.deadline_ns = None
         match member.state:
+            case State.READY:  # on trial until it answers
+                self._health.ping(member, time.monotonic_ns())
+                return
             case State.BOOTING:
                 member.verdict = f"not ready after {self._config.boot_timeout:g} s"
                 log.error("%s is %s and is killed", member, member.verdict)
@@ -727,11 +751,16 @@ class Supervisor:
             self._reload, self._when_reloaded = Reload(self._roster.slots, self._config.reload_batch), told
 
     def _go_on_reloading(self) -> None:
+        if reload := self._reload:
+            for passed in reload.passed():
+                reload.replaced += 1
+                if old := self._promote(passed):
+                    self._replaced.add(old)
         while (reload := self._reload) and (slot := reload.next()):
             slot.respawn_at_ns = None
             member = self._spawn(slot)  # a callback may have ended the reload, and everything
             if member is not None:
-                reload.trials.add(member)
+                reload.trials.append(member)
             elif self._reload is reload:
                 self._end_reload(f"{slot} cannot be started")
         if self._reload and self._reload.over:
@@ -745,14 +774,22 @@ class Supervisor:
         if error:
             log.error("the reload has stopped, %d of %d workers are new: %s", reload.replaced, reload.total, error)
             for member in reload.trials:
-                if member.slot.successor is member:
+                old = member.slot.member
+                if member.slot.successor is member and old is not None and old.state is State.READY:
                     self._happened(member, Happened.TOLD_TO_DRAIN)
         else:
-            log.info("reloaded: %d workers are new", reload.replaced)
+            left = len(self._replaced)
+            log.info("reloaded: %d workers are new; %d old finish what they have begun", reload.replaced, left)
+        if reload.replaced:
+            self._tell_if_replaced_are_gone()
         self._tell("reload", None, error)
         self._tell_reloaders(told, error)
         if again is not None:
             self.reload(lambda error: self._tell_reloaders(again, error))
+
+    def _tell_if_replaced_are_gone(self) -> None:
+        if self._reload is None and not self._replaced:
+            log.info("the last worker that was replaced has gone")
 
     def _tell_reloaders(self, told: list[WhenReloaded], error: str) -> None:
         for when_over in told:

@@ -293,6 +293,21 @@ def test_source_hash_keeps_the_clients_of_one_that_is_replaced(house: MakeHouse)
     assert after == {source: 4 if slot == 2 else slot for source, slot in where.items()}
 
 
+@pytest.mark.parametrize("places", [(2, 3), (3, 2)])
+def test_source_hash_tries_the_newer_of_two_that_are_the_same(house: MakeHouse, places: tuple[int, int]) -> None:
+    """Who is on trial serves the clients of whom it is to replace; they go back if it fails."""
+    here = house(4, policy=Policy.SOURCE_HASH)
+    others = [here.worker(slot) for slot in range(2)]
+    old = here.worker(places[0], identity=2)
+    sources = list(range(60))
+    where = slots_of(here, [*others, old], sources)
+    new = here.worker(places[1], identity=2)
+    after = slots_of(here, [*others, old, new], sources)
+    assert after == {source: new.slot if slot == old.slot else slot for source, slot in where.items()}
+    new.leave()
+    assert slots_of(here, [*others, old], sources) == where
+
+
 def test_source_hash_spreads(house: MakeHouse) -> None:
     here = house(4, Policy.SOURCE_HASH)
     workers = [here.worker(slot) for slot in range(4)]

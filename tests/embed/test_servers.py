@@ -141,7 +141,7 @@ def test_one_that_has_no_memory_to_take_a_connection(server: MakeServer, subject
 
 def test_reloads_under_load(server: MakeServer, subject: Subject) -> None:
     """Connections of one request, then, if it keeps them, of twenty."""
-    one = start(server(), subject, workers=2)
+    one = start(server(), subject, workers=2, min_uptime=0)
     for count, keep_alive in enumerate((False, True) if subject.keeps_alive else (False,), 1):
         with load(one.address, keep_alive=keep_alive) as answers:
             one.send(signal.SIGHUP)

@@ -187,7 +187,7 @@ def test_who_speaks_no_tls_says_so(server: MakeServer, tls: dict[str, object], n
 def test_a_reload_takes_up_a_new_certificate(
     launch: Callable[..., Server], tls: dict[str, object], tmp_path: Path
 ) -> None:
-    one = launch(workers=1, **tls)
+    one = launch(workers=1, min_uptime=0, **tls)
     with secure(one.address, tmp_path) as sock:
         sock.sendall(REQUEST)
         body(read_all(sock))

@@ -26,7 +26,7 @@ async def handler(reader, writer):
 def echo(server: MakeServer, tmp_path: Path, request: pytest.FixtureRequest) -> Server:
     (tmp_path / "app.py").write_text(ECHO)
     bind = f"unix:{tmp_path}/sock" if request.param == "unix" else request.param
-    return server().start("app:handler", cwd=tmp_path, workers=1, bind=bind)
+    return server().start("app:handler", cwd=tmp_path, workers=1, min_uptime=0, bind=bind)
 
 
 def test_silence_is_ended_by_an_end_of_file(echo: Server) -> None:

@@ -47,7 +47,7 @@ def test_the_descriptor_tells_of_all_there_is_to_do(tmp_path: Path) -> None:
                 if poll.poll(100):
                     assert master.step(0), what
 
-        with pyfanout.Master("app:handler", workers=2, min_uptime=60, **options) as master:
+        with pyfanout.Master("app:handler", workers=2, min_uptime=2, **options) as master:
             poll.register(master.fileno(), select.POLLIN)
             drive(lambda: states(master) == ["READY", "READY"], "ready")
             drive(lambda: all(worker.last_pong is not None for worker in master.workers), "pongs")

@@ -8,7 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Server, ask, collect, crowd, freeze, hold, is_over, kill, load, release, who
+from harness import (
+    Server,
+    ask,
+    asking,
+    collect,
+    connect,
+    crowd,
+    freeze,
+    hold,
+    is_over,
+    kill,
+    load,
+    read_all,
+    release,
+    who,
+)
 
 MakeServer = Callable[..., Server]
 
@@ -52,7 +67,9 @@ def release_folder(tmp_path: Path, kind: str) -> Release:
 
 
 def start(server: MakeServer, made: Release, **options: object) -> Server:
-    # Without compiled files: two versions within one second would look the same.
+    # Without compiled files: two versions within one second would look the same. A trial takes no time, where it is not
+    # the subject.
+    options = {"min_uptime": 0, **options}
     return server().start("app:handler", cwd=made.folder, environ={"PYTHONDONTWRITEBYTECODE": "1"}, **options)
 
 
@@ -118,7 +135,7 @@ def test_several_at_a_time(server: MakeServer, release_folder: Release, options:
 
 
 def test_what_was_begun_is_finished(server: MakeServer, handler: str, options: dict) -> None:
-    one = server().start(f"apps:{handler}", workers=1, **options)
+    one = server().start(f"apps:{handler}", workers=1, min_uptime=0, **options)
     old = one.workers
     with hold(one.address) as held:
         one.send(signal.SIGHUP)
@@ -131,7 +148,7 @@ def test_what_was_begun_is_finished(server: MakeServer, handler: str, options: d
 
 def test_what_waits_for_an_old_worker_goes_to_the_new_one(server: MakeServer, handler: str, options: dict) -> None:
     """It is stopped, and so cannot take what was passed to it; its successor can."""
-    one = server().start(f"apps:{handler}", workers=1, drain_timeout=1, **options)
+    one = server().start(f"apps:{handler}", workers=1, min_uptime=0, drain_timeout=1, **options)
     (old,) = one.workers
     freeze(old)
     waiting = crowd(one.address, 30)
@@ -179,6 +196,76 @@ BROKEN = {
     "is killed": ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was killed by SIGKILL"),
     "never becomes ready": ("import time; time.sleep(60)", "not ready after 0.5 s"),
 }
+
+
+DIES = "import os, threading; threading.Timer(0.3, os._exit, (9,)).start()"
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_release_that_dies_when_it_is_ready_changes_nothing(
+    server: MakeServer, release_folder: Release, options: dict, batch: int
+) -> None:
+    """Its workers serve, on trial: who is in their hands when they die is lost, and nobody else."""
+    one = start(server, release_folder, workers=3, reload_batch=batch, min_uptime=60, **options)
+    one.expect("the reload has stopped")
+    old = one.workers
+    release_folder.put("two", DIES)
+
+    def ask_on(answers: list[bytes]) -> None:
+        try:
+            with connect(one.address, "x") as client:
+                answers.append(read_all(client))
+        except ConnectionResetError:
+            answers.append(b"")
+
+    with asking(ask_on, 2) as answers:
+        one.send(signal.SIGHUP)
+        one.wait_log("the reload has stopped, 0 of 3 workers are new: .*exited with code 9")
+    assert answers.count(b"") <= one.in_hands
+    assert one.wait_workers(3) == old
+    assert versions(one) == {"one"}
+    assert "reloaded" not in one.log
+
+
+def test_one_on_trial_serves_beside_the_old_one(server: MakeServer, handler: str, options: dict) -> None:
+    """It is the newer that a client's address is kept with."""
+    one = server().start(f"apps:{handler}", workers=1, min_uptime=60, policy="source-hash", **options)
+    one.send(signal.SIGHUP)
+    one.wait_ready_workers(2)
+    assert {ask(one.address)["generation"] for _ in range(10)} == {2}
+    (old, new) = one.workers
+    one.expect("the reload has stopped")
+    kill(new)
+    one.wait_log("the reload has stopped, 0 of 1 workers are new")
+    assert ask(one.address)["generation"] == 1
+    assert one.workers == [old]
+
+
+def test_a_stop_while_one_is_on_trial(server: MakeServer, handler: str, options: dict) -> None:
+    """Both finish what they have begun."""
+    one = server().start(f"apps:{handler}", workers=1, min_uptime=60, **options)
+    one.expect("the reload has stopped")
+    with hold(one.address) as first:
+        one.send(signal.SIGHUP)
+        one.wait_ready_workers(2)
+        second = [hold(one.address) for _ in range(2 * options.get("threads", 1) - 1)]  # as many as they may
+        one.send(signal.SIGTERM)
+        one.wait_log("the reload has stopped, 0 of 1 workers are new: the server stops")
+        for sock in (first, *second):
+            assert release(sock) == b"released\n"
+    assert one.wait_exit() == 0
+
+
+def test_the_log_says_when_the_last_old_worker_has_gone(server: MakeServer, handler: str, options: dict) -> None:
+    one = server().start(f"apps:{handler}", workers=2, min_uptime=0, **options)
+    with hold(one.address) as held:
+        one.send(signal.SIGHUP)
+        one.wait_log("reloaded: 2 workers are new; [12] old finish")
+        one.wait_workers(3)
+        assert "was replaced has gone" not in one.log
+        assert release(held) == b"released\n"
+    one.wait_log("the last worker that was replaced has gone")
+    one.wait_workers(2)
 
 
 @pytest.mark.parametrize("how", BROKEN)

@@ -82,7 +82,7 @@ def test_a_slot_that_is_scaled_away_is_not_replaced(server: MakeServer, handler:
 
 
 def test_scaling_while_it_reloads(server: MakeServer, handler: str, options: dict) -> None:
-    one = server().start(f"apps:{handler}", workers=3, **options)
+    one = server().start(f"apps:{handler}", workers=3, min_uptime=0, **options)
     old = one.workers
     with load(one.address):
         one.send(signal.SIGHUP)

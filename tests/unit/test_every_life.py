@@ -5,7 +5,8 @@ The workers are event loops, whose channel is their own, or read one pool, and a
 know.
 
 In each state: who is in rotation is READY, and who is READY is in rotation; a slot has one worker and at most one
-successor; who serves is told to leave only when another has taken its place and answered a ping; who dies young again
+successor; who serves is told to leave only when another, and its whole batch, has served for min_uptime and answered a
+ping then; who dies young again
 is not replaced at once. And from each state, when from then on all do what they are told, the server comes to rest: all
 slots served and nobody else left, or all gone after a stop; and no client waits any more, unless a stop had to end a
 worker that was hung.
@@ -353,12 +354,19 @@ class World:
         member = self._member(worker)
         if self.supervisor._stopping or member.slot.retired or worker.cut_off:
             return
-        assert member is not member.slot.successor or member.state is not State.READY
-        if member.ready_ns is not None:
+        one = self.supervisor
+        if member is member.slot.successor:
+            assert member.slot.member is not None
+            assert member.slot.member.state is State.READY, "nobody is left"
+        elif member.ready_ns is not None:
             other = member.slot.member
             assert other is not None
             assert other is not member
+            assert other.ready_ns is not None
             assert other.pong_ns is not None, "its successor has not answered a ping"
+            assert other.pong_ns >= other.ready_ns + one._min_uptime_ns, "its successor is on trial"
+            batch = [slot.successor for slot in one._roster.slots if slot.successor is not None]
+            assert one._config.reload_batch == 1 or all(each.proved for each in batch), "its batch is on trial"
 
     def check(self) -> None:
         members = self.supervisor._roster.members
@@ -393,7 +401,7 @@ class World:
                     *(member.state.name, away(member.deadline_ns), self._has_lived(member), member.pinged_ns is None),
                     *(member.place in self.open, member.place in self.entered, member.pong_ns is None),
                     *(self.waiting[member.place], member.place in self._recalled),
-                    *(member.resigned, member.spent, member.verdict is None, member.failure is None),
+                    *(member.resigned, member.spent, member.proved, member.verdict is None, member.failure is None),
                     *(
                         bool(one._reload) and member in one._reload.trials,
                         process.booting,
@@ -432,7 +440,14 @@ class World:
 @contextmanager
 def world(case: Case) -> Iterator[World]:
     """In the beginning."""
-    config = Config(bind="127.0.0.1:0", workers=case.slots, ping_interval=0, drain_timeout=5, boot_timeout=60)
+    config = Config(
+        bind="127.0.0.1:0",
+        workers=case.slots,
+        reload_batch=case.reload_batch,
+        ping_interval=0,
+        drain_timeout=5,
+        boot_timeout=60,
+    )
     with ExitStack() as undo:
         patched = undo.enter_context(pytest.MonkeyPatch.context())
         one = World(case, config)
@@ -531,6 +546,7 @@ class Case:
     clients: int = 0
     pool: bool = False
     """They wait in one channel, that all workers read."""
+    reload_batch: int = 1
 
 
 SHORT = {
@@ -544,6 +560,7 @@ SHORT = {
     "stop, fault, client": Case(1, (Request.STOP,), 1, clients=1),
     "stop, fault, pool": Case(1, (Request.STOP,), 1, clients=1, pool=True),
     "reload, fault, pool": Case(1, (Request.RELOAD,), 1, clients=1, pool=True),
+    "reload, both": Case(2, (Request.RELOAD,), reload_batch=2),
 }
 LONG = {
     **SHORT,
@@ -552,6 +569,7 @@ LONG = {
     "stop, fault, at once": Case(2, (Request.STOP,), 1, batches=True),
     "fast stops, fault": Case(2, (Request.STOP, Request.STOP_NOW, Request.STOP_NOW), 1),
     "reload, fault, two": Case(2, (Request.RELOAD,), 1),
+    "reload, both, fault": Case(2, (Request.RELOAD,), 1, reload_batch=2),
     "reload, farewells, at once": Case(1, (Request.RELOAD,), 1, (*DEATHS, *FAREWELLS), batches=True),
     "reload, stop, fault": Case(2, (Request.RELOAD, Request.STOP), 1),
     "reloads, fault": Case(1, (Request.RELOAD, Request.RELOAD), 1),
@@ -627,17 +645,23 @@ def test_without_it_something_is_wrong(
 def promote_at_ready(one: Supervisor, member: roster.Member, pool: bool, threads: int) -> None:
     """Its old one is told to leave before it has answered a ping."""
     on_ready(one, member, pool, threads)
-    if member.slot.successor is member and (old := one._roster.promote(member)):
-        one._happened(old, Happened.TOLD_TO_DRAIN)
+    one._promote(member)
 
 
-on_ready, wants_another = Supervisor._on_ready, Supervisor._wants_another
+def promote_at_once(one: Supervisor, member: roster.Member, number: int) -> None:
+    """At any answer, whatever becomes of the others of its batch."""
+    on_pong(one, member, number)
+    one._promote(member)
+
+
+on_ready, on_pong, wants_another = Supervisor._on_ready, Supervisor._on_pong, Supervisor._wants_another
 
 
 @pytest.mark.parametrize(
     ("owner", "name", "instead"),
     [
         (Supervisor, "_on_ready", promote_at_ready),
+        (Supervisor, "_on_pong", promote_at_once),
         (policy, "respawn_delay_ns", lambda *_: 0),
         (Supervisor, "_on_lost_successor", lambda *_: None),
         (Supervisor, "_wants_another", lambda one, slot: wants_another(one, slot) and not one._finished),
@@ -645,6 +669,7 @@ on_ready, wants_another = Supervisor._on_ready, Supervisor._wants_another
     ],
     ids=[
         "promoted without a ping",
+        "promoted before its batch",
         "no back-off",
         "no successor",
         "who waits is forgotten",

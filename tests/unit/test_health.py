@@ -184,14 +184,35 @@ def test_a_reload_goes_from_slot_to_slot() -> None:
     while not reload.over:
         slot = reload.next()
         assert slot is not None
-        new = member(slot)
-        reload.trials.add(new)
+        new = member(slot, state=State.BOOTING)
+        reload.trials.append(new)
         assert reload.next() is None, "one at a time"
         order.append(slot.number)
-        reload.passed(new)
-        reload.passed(new)
+        for new.proved, new.state in ((False, State.BOOTING), (False, State.READY), (True, State.HUNG)):
+            assert reload.passed() == []
+        new.state = State.READY
+        assert reload.passed() == [new]
     assert sorted(order) == [0, 1, 2]
-    assert reload.replaced == 3
+
+
+def test_a_batch_of_a_reload_passes_as_a_whole() -> None:
+    waiting = slots(State.READY, State.READY, State.READY)
+    reload = Reload(waiting, 2)
+    one, two = reload.trials = [member(slot, state=State.READY) for slot in (reload.next(), reload.next()) if slot]
+    one.proved = True
+    assert reload.passed() == []
+    assert reload.next() is None, "the next batch waits for this one"
+    two.proved = True
+    assert reload.passed() == [one, two]
+    assert reload.next() is waiting[2]
+
+
+def test_one_on_trial_that_is_scaled_away_keeps_nobody_waiting() -> None:
+    waiting = slots(State.READY, State.READY)
+    reload = Reload(waiting, 2)
+    one, two = reload.trials = [member(slot, state=State.READY) for slot in (reload.next(), reload.next()) if slot]
+    one.proved, two.slot.retired = True, True
+    assert reload.passed() == [one]
 
 
 @pytest.mark.parametrize("state", [State.BOOTING, State.HUNG])
