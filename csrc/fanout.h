@@ -188,7 +188,10 @@ int fan_take_wait(fan_taker *taker);
  * free one can be saved. */
 int fan_take(fan_taker *taker, fan_connection *out, int fd_is_free);
 
-/* The same for as many as are there, at most `cap` (and FAN_BATCH). Returns how many, -EAGAIN for none. */
+/* The thread goes on with a connection that was taken before: busy, until it asks for the next one. */
+void fan_taker_resume(fan_taker *taker);
+
+/* As fan_take, for as many as are there, at most `cap` (and FAN_BATCH). Returns how many, -EAGAIN for none. */
 int fan_take_ready(fan_taker *taker, fan_connection *out, int cap);
 
 /* From any thread: fan_take and fan_take_wait return -ECANCELED from now on. One that sleeps must be woken by a signal,

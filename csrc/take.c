@@ -155,6 +155,11 @@ int fan_take(fan_taker *taker, fan_connection *out, int fd_is_free)
     return rc;
 }
 
+void fan_taker_resume(fan_taker *taker)
+{
+    fan_board_busy_now(taker->board, taker->thread, fan_now_ns());
+}
+
 int fan_take_ready(fan_taker *taker, fan_connection *out, int cap)
 {
     fan_record records[FAN_BATCH];

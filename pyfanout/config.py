@@ -437,7 +437,7 @@ class Config:
         default=10.0,
         metadata=_option(_seconds(zero=False), "how long a client may take for its TLS handshake and PROXY header"),
     )
-    """Seconds. 10 is what Go's net/http has: a client on a bad line needs a few, and a blocking worker waits for it."""
+    """Seconds. 10 is what Go's net/http has: a client on a bad line needs a few."""
 
     proxy_protocol: bool = field(
         default=False,

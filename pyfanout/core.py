@@ -280,6 +280,14 @@ class Taker:
             rc = self._take(False)
         return rc
 
+    def take_now(self) -> int:
+        """The same, but -EAGAIN if none is there."""
+        return self._take(False)
+
+    def resume(self) -> None:
+        """The thread goes on with a connection that was taken before: busy, until it asks for the next one."""
+        lib.fan_taker_resume(self._taker)
+
     def take_ready(self, cap: int) -> tuple[int, Iterator[Any]]:
         """The result of `fan_take_ready`, and the arrivals if it is positive."""
         count = lib.fan_take_ready(self._taker, self._arrivals, min(cap, len(self._arrivals)))

@@ -47,7 +47,7 @@ class Runner(ThreadedRunner):
         self._server = server = Server(("127.0.0.1", 0), self._app, **self._options)
         server.ConnectionClass = Connection
         if context := worker.tls_context():
-            server.ssl_adapter = _adapter(context, worker.config.handshake_timeout)
+            server.ssl_adapter = _adapter(context)
         server.prepare()
         started()
         server.serve()
@@ -60,8 +60,8 @@ class Runner(ThreadedRunner):
         self._server.stop()
 
 
-def _adapter(context: Any, timeout_s: float) -> Any:
-    """cheroot's own one makes its context from files."""
+def _adapter(context: Any) -> Any:
+    """cheroot's own one makes its context from files, and shakes hands in the loop that accepts."""
     from cheroot.ssl.builtin import BuiltinSSLAdapter
 
     class Adapter(BuiltinSSLAdapter):
@@ -70,7 +70,6 @@ def _adapter(context: Any, timeout_s: float) -> Any:
             self._server_env: dict[str, Any] = {}
 
         def wrap(self, sock: Any) -> Any:
-            sock.settimeout(timeout_s)
-            return super().wrap(sock)  # type: ignore[no-untyped-call]
+            return sock, self.get_environ(sock)  # type: ignore[no-untyped-call]  # the listener has shaken hands
 
     return Adapter()

@@ -22,8 +22,6 @@ from pyfanout.embed.runner import LOOK_S
 from pyfanout.embed.threaded import ThreadedRunner
 from pyfanout.errors import ConfigError
 from pyfanout.worker import blocking
-from pyfanout.worker.connection import Connection
-from pyfanout.worker.greeting import greeted
 
 if TYPE_CHECKING:
     from pyfanout.kind import SocketServer
@@ -58,7 +56,7 @@ class Runner(ThreadedRunner):
         _activate(server)
         if issubclass(server.RequestHandlerClass, http.server.BaseHTTPRequestHandler):
             server.RequestHandlerClass = _goodbye(server.RequestHandlerClass, worker)
-        server.finish_request = greeted(worker, server.finish_request, proxied=False)
+        server.shutdown_request = _with_farewell(server.shutdown_request)
         server.close_request = _for_good(server.close_request)
         started()
         server.serve_forever(POLL_S)
@@ -70,6 +68,8 @@ class Runner(ThreadedRunner):
 
     def _settle(self, worker: Worker, listener: Listener) -> None:
         """Its handlers go on without its loop, which is only for accepting."""
+        while listener.greeting:  # for a second at most
+            time.sleep(LOOK_S)
         self.stop()
 
     def stop(self) -> None:
@@ -126,13 +126,24 @@ def _activate(server: Any) -> None:
     server.server_activate()
 
 
+def _with_farewell(shutdown_request: Callable[[Any], None]) -> Callable[[Any], None]:
+    """With TLS its client is told of the end, by who has served it; a forking server's parent calls `close_request`."""
+
+    def shutdown(request: Any) -> None:
+        if farewell := getattr(request, "bid_farewell", None):
+            farewell()
+        shutdown_request(request)
+
+    return shutdown
+
+
 def _for_good(close_request: Callable[[Any], None]) -> Callable[[Any], None]:
     """Closes a connection also if its handler has kept a `makefile` object of it."""
 
     def close(request: Any) -> None:
         close_request(request)
-        if isinstance(request, Connection):
-            request.finish()
+        if drop := getattr(request, "drop", None):
+            drop()
 
     return close
 

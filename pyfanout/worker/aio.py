@@ -27,7 +27,7 @@ from pyfanout.worker.idle import IDLE_S, LOOK_S, IdleWatch, end_input, is_silent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyfanout.worker.headless import Headless
+    from pyfanout.worker.greeting import Greeter
     from pyfanout.worker.worker import Worker
 
 log = logging.getLogger("pyfanout.worker")
@@ -133,18 +133,18 @@ class Server:
         if self._headless is None:
             self._open(conn, address)
         else:
-            client = self._headless.admit(conn, address)
-            if client is not None:
-                self._open(conn, client)
+            greeted = self._headless.admit(conn, address)
+            if greeted is not None:
+                self._open(*greeted)
             elif not self._timed:
                 self._expire(self._headless)
         self._worker.count()
 
-    def _open_arrived(self, headless: Headless) -> None:
+    def _open_arrived(self, headless: Greeter) -> None:
         while known := headless.arrived():
             self._open(*known)
 
-    def _expire(self, headless: Headless) -> None:
+    def _expire(self, headless: Greeter) -> None:
         due_s = headless.expire()
         self._timed = due_s is not None
         if due_s is not None:
@@ -253,7 +253,8 @@ class Server:
                 reader.feed_data = _drop  # type: ignore[method-assign, assignment]  # after the end it would be an error
                 reader.feed_eof()
         if self._headless is not None:
-            self._headless.end_silent()
+            self._headless.hurry()
+            self._headless.expire()
         self._end_handshakes(now_s)
         self._loop.call_later(LOOK_S, self._close_those_idle)
 
@@ -327,14 +328,13 @@ def serve(worker: Worker, handler: AsyncHandler) -> None:
             runner.close()
 
 
-def _headless(worker: Worker) -> Headless | None:
+def _headless(worker: Worker) -> Greeter | None:
     """None: no proxy says whose connection it is."""
     if not worker.config.proxy_protocol:
         return None
-    from pyfanout.worker.headless import Headless  # noqa: PLC0415 - few are behind a proxy
-    from pyfanout.worker.proxy import Gate  # noqa: PLC0415
+    from pyfanout.worker.greeting import Greeter  # noqa: PLC0415 - few are behind a proxy
 
-    return Headless(worker.slot, Gate(worker.config.trusted), worker.config.handshake_timeout)
+    return Greeter.of(worker, tls=False)
 
 
 async def call_hook(worker: Worker, hook: Callable[[Worker], object] | None) -> None:

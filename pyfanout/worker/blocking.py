@@ -16,24 +16,27 @@ import socket
 import threading
 import time
 from select import POLLIN, poll
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyfanout import sigmask
 from pyfanout.config import Policy
 from pyfanout.core import SHORTAGE_S, Taker, interrupt_with
 from pyfanout.kind import BlockingHandler
 from pyfanout.worker.connection import Connection, address_of
-from pyfanout.worker.greeting import greeted
 from pyfanout.worker.idle import LOOK_S, end_if_idle
 from pyfanout.worker.worker import Stopped
 
 if TYPE_CHECKING:
+    from pyfanout.worker.intake import Intake
     from pyfanout.worker.worker import Worker
 
 log = logging.getLogger("pyfanout.worker")
 
 INTERRUPT = signal.SIGURG
 """Ends a thread's sleep in `take`. Ignored by default, so one that comes too late harms nobody; Go uses it likewise."""
+
+GREETED = 2
+"""What `Intake.take` returns beside the results of `Taker.take`: one has been greeted."""
 
 NUDGE_S = 0.01
 """Seconds between two such signals: one that hits a thread on its way into `take` is lost."""
@@ -51,7 +54,11 @@ class Server:
         self._pool = worker.config.policy is not Policy.SOURCE_HASH
         self._fd = worker.channel(pool=self._pool)
         self._threads = worker.config.threads
+        self._alone = self._threads == 1
+        self._counts = worker.config.max_requests > 0
         self._takers = [Taker(self._fd, worker.station, number) for number in range(self._threads)]
+        self._intake = _intake(worker, self._fd)
+        """Where they take from if clients are greeted first; None: from the channel itself."""
         self._idents: dict[Taker, int] = {}
         """Which thread a taker is on; those that have left are not in it."""
         self._signalling = threading.Lock()
@@ -107,42 +114,76 @@ class Server:
 
     def _take_each(self, taker: Taker) -> None:
         """Until there is no more to take."""
-        worker, handler = self._worker, self._handler
-        count = worker.count if worker.config.max_requests else None
+        if self._intake is not None:
+            self._take_each_greeted(self._intake, taker)
+            return
+        worker = self._worker
         done, arrival = worker.station.done, taker.arrival
-        alone = self._threads == 1
         fd_is_free = False
         while True:
             rc = taker.take(fd_is_free)
-            fd_is_free = False
             if rc == 1:
-                taker.conn = conn = Connection.arrived(arrival, True, done)
-                try:
-                    handler(conn, address_of(arrival))
-                except Exception:
-                    log.exception("worker=%d: the handler failed", worker.slot)
-                except BaseException as error:
-                    if isinstance(error, Stopped):
-                        worker.stopped_with(1)
-                    self._leave(error)
-                finally:
-                    # Then the next take need not ask for a descriptor: this one is free, and no other thread is here.
-                    fd_is_free = conn.finish() and alone
-                if worker.stopped:
-                    self._leave(Stopped(0))
-                if count is not None:
-                    count()
-            elif rc == 0 or (rc in (-errno.ECANCELED, -errno.EINTR) and worker.draining):
+                fd_is_free = self._handle(taker, Connection.arrived(arrival, True, done), address_of(arrival))
+            elif self._is_over(rc):
                 break
-            elif rc in (-errno.EMFILE, -errno.ENFILE):
-                self._wait_for_descriptor()
-            elif rc == -errno.ENOBUFS:
-                log.error("worker=%d: a connection was lost, no descriptor was free for it", worker.slot)
-            elif rc == -errno.ENOMEM:
-                worker.short_of(-rc)
-                time.sleep(SHORTAGE_S)
-            elif rc not in (-errno.EINTR, -errno.EAGAIN):
-                self._leave(OSError(-rc, f"take a connection: {os.strerror(-rc)}"))
+            else:
+                fd_is_free = False
+
+    def _take_each_greeted(self, intake: Intake, taker: Taker) -> None:
+        """The same of those that have been greeted."""
+        worker = self._worker
+        while True:
+            rc = intake.take(taker)
+            if rc == 1:
+                greeted = intake.greet(
+                    Connection.arrived(taker.arrival, True, worker.station.done), address_of(taker.arrival)
+                )
+            elif rc == GREETED:
+                greeted = intake.next(taker)
+            elif self._is_over(rc):
+                break
+            else:
+                continue
+            if greeted is not None:
+                self._handle(taker, *greeted)
+        while not worker.forked and (greeted := intake.last(taker)) is not None:
+            self._handle(taker, *greeted)
+
+    def _handle(self, taker: Taker, conn: Any, address: Any) -> bool:
+        """One connection. Whether a descriptor is free afterwards, and no other thread is here that could take it."""
+        worker = self._worker
+        taker.conn = conn
+        try:
+            self._handler(conn, address)
+        except Exception:
+            log.exception("worker=%d: the handler failed", worker.slot)
+        except BaseException as error:
+            if isinstance(error, Stopped):
+                worker.stopped_with(1)
+            self._leave(error)
+        finally:
+            closed = conn.finish()
+        if worker.stopped:
+            self._leave(Stopped(0))
+        if self._counts:
+            worker.count()
+        return closed and self._alone
+
+    def _is_over(self, rc: int) -> bool:
+        """Nothing was taken: whether nothing ever will be."""
+        worker = self._worker
+        if rc == 0 or (rc in (-errno.ECANCELED, -errno.EINTR) and worker.draining):
+            return True
+        if rc in (-errno.EMFILE, -errno.ENFILE):
+            self._wait_for_descriptor()
+        elif rc == -errno.ENOBUFS:
+            log.error("worker=%d: a connection was lost, no descriptor was free for it", worker.slot)
+        elif rc == -errno.ENOMEM:
+            worker.short_of(-rc)
+            time.sleep(SHORTAGE_S)
+        elif rc not in (-errno.EINTR, -errno.EAGAIN):
+            self._leave(OSError(-rc, f"take a connection: {os.strerror(-rc)}"))
+        return False
 
     def _leave(self, error: BaseException) -> None:
         """The worker ends because of `error`: SystemExit in a handler, or a channel that cannot be read."""
@@ -173,6 +214,8 @@ class Server:
         for taker in self._takers:
             taker.cancel()
         if not self._worker.forked:
+            if self._intake is not None:
+                self._intake.cancel()
             with contextlib.suppress(BlockingIOError):  # full: it is awake
                 self._poke_end.send(b"\0")
 
@@ -229,9 +272,21 @@ class Server:
 
 def serve(worker: Worker, handler: BlockingHandler) -> None:
     """Start hook, READY, connections, exit hook."""
-    server = Server(worker, greeted(worker, handler))
+    server = Server(worker, handler)
     worker.call_hook(worker.config.on_worker_start)
     try:
         server.run()
     finally:
         worker.call_hook(worker.config.on_worker_exit)
+
+
+def _intake(worker: Worker, channel_fd: int) -> Intake | None:
+    """None: no client needs to be greeted. Raises ConfigError."""
+    if not (worker.config.tls or worker.config.proxy_protocol):
+        return None
+    from pyfanout.worker.greeting import Greeter  # noqa: PLC0415 - few are greeted
+    from pyfanout.worker.intake import Intake  # noqa: PLC0415
+
+    greeter = Greeter.of(worker, tls=True)
+    assert greeter is not None
+    return Intake(worker, channel_fd, greeter)

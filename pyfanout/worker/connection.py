@@ -89,6 +89,8 @@ class Connection(socket.socket):
         self._real_close()
         return True
 
+    drop = finish
+
 
 def address_of(arrival: Any) -> Address:
     """The peer's address of a fan_connection."""

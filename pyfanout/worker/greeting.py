@@ -1,63 +1,207 @@
-"""What comes before an application's first byte on a blocking connection: PROXY header, TLS handshake."""
+"""What comes before an application's first byte: a PROXY header, a TLS handshake. Nobody waits for it: a connection on
+which it is not over at once waits in an epoll set, and goes on when more has come.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from typing import TYPE_CHECKING, Any
+import math
+import select
+from collections.abc import Generator
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pyfanout.worker.connection import Address, Connection
+from pyfanout.worker.idle import IDLE_S
+from pyfanout.worker.listener import EPOLLET, EPOLLIN, epoll
+from pyfanout.worker.proxy import Gate, ProxyError
 
 if TYPE_CHECKING:
-    from pyfanout.kind import BlockingHandler
-    from pyfanout.worker.connection import Connection
+    import ssl
+
     from pyfanout.worker.worker import Worker
 
 log = logging.getLogger("pyfanout.worker")
 
+GRAIN_S = 0.1
+"""Seconds: so much later than `handshake_timeout` one may be closed, and so seldom its time is looked at."""
 
-def greeted(worker: Worker, handler: BlockingHandler, *, proxied: bool = True) -> BlockingHandler:
-    """A handler that does what the options ask for, and then calls `handler` with the secure connection and the true
-    client. A client with which that fails is closed, with one line in the log. Raises ConfigError.
+MOST = 512
+"""Connections that wait at once; for one more the oldest is closed. With TLS each takes 50 kB. 512 honest clients shake
+hands at once if 2,500 come in a second and take 0.2 s."""
 
-    `proxied`: False if the listener has seen to the PROXY header.
+Greeted: TypeAlias = "tuple[Any, Address]"
+"""The connection, which is a `tls.SecureConnection` if we have shaken hands, and its true client."""
+
+_Steps: TypeAlias = "Generator[int, None, Greeted]"
+"""Yields the epoll event that it waits for."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    conn: Connection
+    """The plain one. With TLS it has lost its descriptor to the secure one."""
+    address: Address
+    steps: _Steps
+    fd: int
+    since_s: float
+    wanted: int = EPOLLIN
+
+
+class Greeter:
+    """Those of one worker on which it is not over. One with which it fails, or that takes longer than its time, is
+    closed, with one line in the log.
+
+    Their epoll set is edge-triggered: half a header, which stays in its socket, would be readable for ever. `fileno` is
+    readable when there is something for `arrived`. One caller at a time, but for `greet`.
     """
-    config = worker.config
-    if config.tls:
-        handler = _secured(worker, handler)
-    if config.proxy_protocol and proxied:
-        handler = _known(worker, handler)
-    return handler
 
+    def __init__(self, slot: int, timeout_s: float, gate: Gate | None, context: ssl.SSLContext | None = None) -> None:
+        """`gate`: there is a PROXY header. `context`: there is a TLS handshake."""
+        self._slot = slot
+        self._timeout_s = timeout_s
+        self._gate = gate
+        self._context = context
+        self._waiting: dict[int, _Waiting] = {}
+        """By descriptor; the one that has waited longest is the first."""
+        self._epoll = epoll()
+        self._hurried_s = math.inf
+        """When `hurry` was called."""
 
-def _secured(worker: Worker, handler: BlockingHandler) -> BlockingHandler:
-    from pyfanout.worker.tls import shake_hands  # noqa: PLC0415 - ssl takes 10 ms to import
+    @classmethod
+    def of(cls, worker: Worker, *, tls: bool) -> Greeter | None:
+        """What the options ask for; None: nothing. `tls`: handshakes included, else somebody else sees to them. Raises
+        ConfigError."""
+        config = worker.config
+        context = worker.tls_context() if tls else None
+        gate = Gate(config.trusted) if config.proxy_protocol else None
+        return cls(worker.slot, config.handshake_timeout, gate, context) if gate or context else None
 
-    context, timeout_s = worker.tls_context(), worker.config.handshake_timeout
-    assert context is not None
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
 
-    def handle(conn: Connection, addr: Any) -> None:
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def admit(self, conn: Connection, address: Address) -> Greeted | None:
+        """One that has just come; its client is its `peer` from then on. None: it waits, or is closed."""
+        result = self.greet(conn, address)
+        if isinstance(result, _Waiting):
+            self.wait(result)
+            return None
+        return result
+
+    def greet(self, conn: Connection, address: Address, patience_s: float = 0) -> Greeted | _Waiting | None:
+        """The same, but it is the caller who has it wait, after `patience_s`. From any thread."""
+        one = _Waiting(conn, address, self._steps(conn, address), conn.fileno(), monotonic())
+        poll = None
+        while (result := self._go_on(one)) is one and (left_s := one.since_s + patience_s - monotonic()) > 0:
+            poll = poll or select.poll()
+            poll.register(one.fd, one.wanted)  # the bits are the same
+            if not poll.poll(left_s * 1000):
+                break
+        return result
+
+    def wait(self, one: _Waiting) -> None:
+        """Put one aside that `greet` has returned."""
         try:
-            secure = shake_hands(conn, context, timeout_s)
+            self._epoll.register(one.fd, one.wanted | EPOLLET)  # what has come by now is told as well
         except OSError as error:
-            log.info("worker=%d: no TLS with %s: %s", worker.slot, addr, error)
+            self._refuse(one, error)
             return
+        self._waiting[one.fd] = one
+        if len(self._waiting) > MOST:
+            self._refuse(next(iter(self._waiting.values())), TimeoutError(f"{MOST} others are not further than that"))
+
+    def arrived(self) -> Greeted | None:
+        """One that waited, and with which it is over. None: there is none now."""
+        while events := self._epoll.poll(0, 1):  # one at a time: an edge is told once
+            one = self._waiting[events[0][0]]
+            wanted = one.wanted
+            result = self._go_on(one)
+            if isinstance(result, tuple):
+                self._forget(one)
+                return result
+            if result is one and one.wanted != wanted:
+                self._epoll.modify(one.fd, one.wanted | EPOLLET)
+        return None
+
+    def hurry(self) -> None:
+        """The worker drains: from now on none has more than IDLE_S, for it has no request. May be called again."""
+        self._hurried_s = min(self._hurried_s, monotonic())
+
+    def expire(self) -> float | None:
+        """Closes those whose time is over. Seconds, GRAIN_S or more, until that is to be done again; None: nobody
+        waits."""
+        now_s = monotonic()
+        while self._waiting:
+            one = next(iter(self._waiting.values()))
+            end_s = min(one.since_s + self._timeout_s, max(one.since_s, self._hurried_s) + IDLE_S)
+            if now_s < end_s:
+                return max(end_s - now_s, GRAIN_S)
+            self._refuse(one, None)
+        return None
+
+    def refuse_all(self, error: Exception) -> None:
+        """They cannot be waited for."""
+        for one in list(self._waiting.values()):
+            self._refuse(one, error)
+
+    def close(self) -> None:
+        """And all of them."""
+        for one in self._waiting.values():
+            _end(one)
+        self._waiting.clear()
+        self._epoll.close()
+
+    def _steps(self, conn: Connection, address: Address) -> _Steps:
+        if self._gate is not None:
+            self._gate.check(conn, address)
+            while (header := self._gate.take(conn)) is None:
+                yield EPOLLIN
+            if header.address is not None:
+                address = header.address
+            conn.peer = address
+        if self._context is None:
+            return conn, address
+        from pyfanout.worker.tls import shake_hands  # noqa: PLC0415 - ssl takes 10 ms to import
+
+        return (yield from shake_hands(conn, self._context)), address
+
+    def _go_on(self, one: _Waiting) -> Greeted | _Waiting | None:
+        """As far as it can without waiting: the result, `one` if there is more to come, or None: it is closed."""
         try:
-            handler(secure, addr)
-        finally:
-            secure.finish()
+            one.wanted = next(one.steps)
+        except StopIteration as over:
+            greeted: Greeted = over.value
+            return greeted
+        except OSError as error:  # ssl.SSLError and ProxyError are some
+            self._refuse(one, error)
+            return None
+        return one
 
-    return handle  # type: ignore[return-value]
+    def _refuse(self, one: _Waiting, error: Exception | None) -> None:
+        """None: its time is over."""
+        when = f"within {self._timeout_s:g} s" if self._hurried_s == math.inf else "yet, and this worker leaves"
+        if one.conn.fileno() >= 0:
+            error = error or ProxyError(f"no PROXY header {when}")
+            log.warning("worker=%d: %s is closed: %s", self._slot, one.address, error)
+        else:
+            error = error or TimeoutError(f"no handshake {when}")
+            log.info("worker=%d: no TLS with %s: %s", self._slot, one.address, error)
+        self._forget(one)
+        _end(one)
+
+    def _forget(self, one: _Waiting) -> None:
+        if self._waiting.get(one.fd) is one:  # it may be another's number by now, if it is closed
+            del self._waiting[one.fd]
+            with contextlib.suppress(OSError):  # a handshake that has failed has closed it
+                self._epoll.unregister(one.fd)
 
 
-def _known(worker: Worker, handler: BlockingHandler) -> BlockingHandler:
-    from pyfanout.worker.proxy import Gate  # noqa: PLC0415 - few are behind a proxy
-
-    gate, timeout_s = Gate(worker.config.trusted), worker.config.handshake_timeout
-
-    def handle(conn: Any, addr: Any) -> None:
-        try:
-            client = gate.wait(conn, addr, timeout_s)
-        except OSError as error:
-            log.warning("worker=%d: %s is closed: %s", worker.slot, addr, error)
-            return
-        handler(conn, client)
-
-    return handle
+def _end(one: _Waiting) -> None:
+    one.steps.close()  # which closes a secure one
+    one.conn.finish()

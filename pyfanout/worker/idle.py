@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from pyfanout.worker.connection import Connection
+    from pyfanout.worker.tls import SecureConnection
 
 IDLE_S = 1.0
 """Seconds without a byte, after an answer. A client that has its next request ready sends it sooner, and one that only
@@ -71,12 +72,12 @@ def is_at_rest(fd: int, header_bytes: int = 0) -> bool:
     return IDLE_S * 1000 <= sent_ms_ago <= received_ms_ago
 
 
-def end_if_idle(conn: Connection) -> None:
+def end_if_idle(conn: Connection | SecureConnection) -> None:
     """The reader of a connection that is silent, after we spoke last, finds the end. It can still be written to."""
     with contextlib.suppress(OSError):  # closed meanwhile
         sent_ms_ago, received_ms_ago = _silences_ms(conn, conn.header_bytes)
         if IDLE_S * 1000 <= sent_ms_ago <= received_ms_ago < math.inf:
-            conn.shutdown(socket.SHUT_RD)
+            socket.socket.shutdown(conn, socket.SHUT_RD)  # of an ssl.SSLSocket, too, which would forget its keys
 
 
 def end_input(fd: int) -> None:

@@ -302,6 +302,11 @@ class Listener(socket.socket):
         return self._worker.config.proxy_protocol
 
     @property
+    def greeting(self) -> int:
+        """Connections that are taken, and whose client is not greeted: which `accept` returns when it is."""
+        return 0
+
+    @property
     def live(self) -> int:
         """Connections that were accepted, and neither closed nor detached."""
         return len(self._live)
@@ -311,7 +316,11 @@ class Listener(socket.socket):
         """Whether each of them is between two requests, as far as one can tell from outside: nothing came or went for
         a second. Of TCP; any other counts as settled a second after it was accepted."""
         known = self._live.copy().items()  # in one go: a list of pairs lets one be collected, and take itself out
-        return not self._arrivals and all(_is_old(since_s) and is_silent(fd) for fd, since_s in known)
+        return (
+            not self._arrivals
+            and not self.greeting
+            and all(_is_old(since_s) and is_silent(fd) for fd, since_s in known)
+        )
 
     def end_silent(self) -> None:
         """Have the readers of those that are silent, and not in the middle of what their client has to say, find the

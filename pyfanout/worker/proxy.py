@@ -11,13 +11,11 @@ import ipaddress
 import os
 import socket
 import struct
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from pyfanout.config import Network
 from pyfanout.worker.connection import Address, Connection
-from pyfanout.worker.listener import EPOLLET, EPOLLIN, epoll
 
 V1_BYTES = 107
 """The longest header of version 1, with its CRLF."""
@@ -154,23 +152,3 @@ class Gate:
             sock.recv(header.length)
             sock.header_bytes = header.length
         return header
-
-    def wait(self, sock: Connection, peer: Address, timeout_s: float) -> Address:
-        """The true client of a blocking connection. Raises as `take`, and ProxyError if it is not there in time."""
-        self.check(sock, peer)
-        end_s = time.monotonic() + timeout_s
-        header = self.take(sock)
-        if header is None:
-            header = self._wait(sock, end_s)
-        if header is None:
-            raise ProxyError(f"no PROXY header within {timeout_s:g} s")
-        return peer if header.address is None else header.address
-
-    def _wait(self, sock: Connection, end_s: float) -> Header | None:
-        """Edge-triggered: with half a header it is readable for ever."""
-        with epoll() as edges:
-            edges.register(sock, EPOLLIN | EPOLLET)
-            header = None
-            while header is None and edges.poll(max(end_s - time.monotonic(), 0)):
-                header = self.take(sock)
-            return header

@@ -1,4 +1,4 @@
-"""TLS for connections: the context, and the handshake of a blocking worker. Handshakes are never in the master.
+"""TLS for connections: the context, and the handshake where no loop sees to it. Handshakes are never in the master.
 
 An asyncio worker leaves the handshake to its loop.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import select
 import ssl
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.errors import ConfigError
-from pyfanout.worker.connection import Connection
+from pyfanout.worker.connection import Address, Connection
 
 if TYPE_CHECKING:
     from pyfanout.config import Config
@@ -76,6 +75,9 @@ class SecureConnection(ssl.SSLSocket):
     """A TLS connection that tells its worker, once, when it is closed or detached; see `connection.Connection`."""
 
     _on_done: Callable[[], None] | None = None
+    peer: Address | None = None
+    """As of a `Connection`, and so is this."""
+    header_bytes = 0
 
     @classmethod
     def _create(cls, sock: Any, *arguments: Any, **keywords: Any) -> SecureConnection:
@@ -88,7 +90,12 @@ class SecureConnection(ssl.SSLSocket):
                 on_done()
             raise
         self._on_done = on_done
+        if on_done is not None:
+            self.peer, self.header_bytes = sock.peer, sock.header_bytes
         return self
+
+    def getpeername(self) -> Any:
+        return super().getpeername() if self.peer is None else self.peer
 
     def _report(self) -> None:
         on_done, self._on_done = self._on_done, None
@@ -108,40 +115,44 @@ class SecureConnection(ssl.SSLSocket):
         self._report()
         super().__del__()  # type: ignore[misc]  # of C: closes the descriptor
 
-    def finish(self) -> bool:
-        """Say goodbye (close_notify) without waiting for an answer, and close it if it still is open. Whether this call
-        closed it."""
-        if self.fileno() < 0:
-            return False
-        with contextlib.suppress(OSError, ValueError):
+    def bid_farewell(self) -> None:
+        """Say that nothing more will come (close_notify), without waiting for an answer."""
+        with contextlib.suppress(OSError, ValueError):  # it is closed, or does not take that now
             self.settimeout(0)
             self.unwrap()
-        if self.fileno() >= 0:
-            self._closed = True
-            self._real_close()
+
+    def drop(self) -> bool:
+        """As of a `Connection`: without a word to the client."""
+        if self.fileno() < 0:
+            return False
+        self._closed = True
+        self._real_close()
         return True
 
+    def finish(self) -> bool:
+        """As of a `Connection`, with a farewell."""
+        if self.fileno() >= 0:
+            self.bid_farewell()
+        return self.drop()
 
-def shake_hands(conn: Connection, context: ssl.SSLContext, timeout_s: float) -> SecureConnection:
-    """The secure connection in the place of `conn`. Raises OSError (ssl.SSLError and TimeoutError are), having closed
-    it, if there is none within `timeout_s`, however slowly the client trickles."""
-    end_s = time.monotonic() + timeout_s
+
+def shake_hands(conn: Connection, context: ssl.SSLContext) -> Generator[int, None, SecureConnection]:
+    """The secure connection in the place of `conn`, a blocking one if that was. Does not wait: yields the epoll event
+    that it waits for. Raises OSError (ssl.SSLError is one), having closed it, as it does when it is closed itself."""
+    timeout = conn.gettimeout()
     conn.settimeout(0)
     secure: Any = context.wrap_socket(conn, server_side=True, do_handshake_on_connect=False)
     try:
-        poll = select.poll()
         while True:
             try:
                 secure.do_handshake()
                 break
             except ssl.SSLWantReadError:
-                wanted = select.POLLIN
+                wanted = EPOLLIN
             except ssl.SSLWantWriteError:
-                wanted = select.POLLOUT
-            poll.register(secure, wanted)
-            if not poll.poll(max(end_s - time.monotonic(), 0) * 1000):
-                raise TimeoutError(f"no handshake within {timeout_s:g} s")
-        secure.settimeout(None)
+                wanted = EPOLLOUT
+            yield wanted
+        secure.settimeout(timeout)
     except BaseException:
         secure._closed = True
         secure._real_close()

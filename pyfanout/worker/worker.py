@@ -118,18 +118,25 @@ class Worker:
         os.close(other)
         return keep
 
-    def listener(self, *, blocking: bool = True, control: bool = True, greedy: bool | None = None) -> Listener:
+    def listener(
+        self, *, blocking: bool = True, control: bool = True, greedy: bool | None = None, tls: bool = False
+    ) -> Listener:
         """What a server accepts from, once. `blocking`: whether the connections shall be. `control`: pings are answered
         when the server accepts; else it has `hear` called when `control` is readable, which a server needs that stops
         accepting at times. `greedy`: several are taken at once, for a server that accepts until there is nothing; by
-        default one with a loop, whose connections do not block."""
-        kind = Listener
-        if self.config.proxy_protocol:
-            from pyfanout.worker.proxied import ProxiedListener  # noqa: PLC0415 - few are behind a proxy
+        default one with a loop, whose connections do not block. `tls`: if TLS is spoken, what it accepts has shaken
+        hands, and is an ssl.SSLSocket; else that is the server's affair. Raises ConfigError."""
+        greeter = None
+        if self.config.proxy_protocol or (tls and self.config.tls):
+            from pyfanout.worker.greeting import Greeter  # noqa: PLC0415 - most greet nobody
 
-            kind = ProxiedListener
-        greedy = not blocking if greedy is None else greedy
-        return kind(self, self.channel(pool=False), blocking=blocking, control=control, greedy=greedy)
+            greeter = Greeter.of(self, tls=tls)
+        fd, greedy = self.channel(pool=False), not blocking if greedy is None else greedy
+        if greeter is None:
+            return Listener(self, fd, blocking=blocking, control=control, greedy=greedy)
+        from pyfanout.worker.greeted import GreetedListener  # noqa: PLC0415
+
+        return GreetedListener(self, fd, greeter, blocking=blocking, control=control, greedy=greedy)
 
     def ready(self, *, pool: bool = False, threads: int = 0) -> None:
         """Connections may come: from the pool's channel, or our own. `threads` of ours block until they do; 0: we are

@@ -273,6 +273,52 @@ def refused(sock: socket.socket) -> bool:
         return True
 
 
+GREETED = {
+    "handler": ("tls_handler", {}),
+    "threads": ("tls_handler", {"threads": 2}),
+    "wsgiref": ("wsgi", {"server": "wsgiref"}),
+    "http.server": ("OneByOne", {}),
+    "threading": ("Threading", {}),
+    "forking": ("ForkingServer", {}),
+    "cheroot": ("wsgi", {"server": "cheroot"}),
+}
+"""Those for which we shake hands."""
+
+
+@pytest.mark.parametrize("name", list(GREETED))
+@pytest.mark.parametrize("greeting", ["tls", "proxy"])
+def test_slow_clients_keep_nobody_waiting(
+    server: MakeServer, tls: dict[str, object], tmp_path: Path, name: str, greeting: str
+) -> None:
+    """More of them than a forking server has children, and none of them has begun to be served. Nor do they keep their
+    worker from leaving, for each of them has a minute."""
+    app, options = GREETED[name]
+    options = {**options, **(tls if greeting == "tls" else {"proxy_protocol": True})}
+    one = server().start(
+        f"apps:{app}", cwd=Path(__file__).parent, workers=1, handshake_timeout=60, drain_timeout=60, **options
+    )
+    one.expect("no TLS with", "is closed: ")
+    slow = []
+    for number in range(45):
+        slow.append(connect(one.address))
+        slow[-1].sendall((b"\x16\x03\x01\x02\x00\x01" if greeting == "tls" else V1)[: number % 6])
+    for _ in range(3):
+        if greeting == "tls":
+            with secure(one.address, tmp_path) as sock:
+                sock.sendall(REQUEST)
+                assert body(read_all(sock))
+        else:
+            with connect(one.address) as sock:
+                sock.sendall(V1 + REQUEST)
+                assert body(read_all(sock))["client"][0] == "192.0.2.7"
+    slow[0].setblocking(False)
+    with pytest.raises(BlockingIOError):  # nobody has closed it
+        slow[0].recv(1)
+    assert one.stop() == 0
+    for sock in slow:
+        sock.close()
+
+
 @pytest.mark.parametrize("kind", list(PLAIN))
 def test_proxy_and_tls(server: MakeServer, tls: dict[str, object], tmp_path: Path, kind: str) -> None:
     app, options = PLAIN[kind]

@@ -1,4 +1,4 @@
-"""headless: a connection waits for its PROXY header, is looked at when something has come, and is told of once."""
+"""greeting: a connection waits for its PROXY header, is looked at when something has come, and is told of once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from pyfanout.worker.connection import Connection
-from pyfanout.worker.headless import GRAIN_S, Headless
+from pyfanout.worker.greeting import GRAIN_S, Greeter
 from pyfanout.worker.proxy import Gate, Header
 
 LINE = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 443\r\n"
@@ -33,72 +33,73 @@ def pair() -> tuple[Connection, socket.socket]:
     return Connection(fileno=ours.detach()), theirs
 
 
-def readable(headless: Headless) -> bool:
-    return bool(select.select([headless], [], [], 0)[0])
+def readable(greeter: Greeter) -> bool:
+    return bool(select.select([greeter], [], [], 0)[0])
 
 
 def test_a_header_that_is_there_does_not_wait(gate: Counted) -> None:
-    headless = Headless(0, gate, 60)
+    greeter = Greeter(0, 60, gate)
     conn, client = pair()
     with conn, client:
         client.sendall(LINE + b"GET")
-        assert headless.admit(conn, "") == conn.peer == CLIENT
-        assert len(headless) == 0
-        assert not readable(headless)
-    headless.close()
+        assert greeter.admit(conn, "") == (conn, CLIENT)
+        assert conn.peer == CLIENT
+        assert len(greeter) == 0
+        assert not readable(greeter)
+    greeter.close()
 
 
 def test_a_look_for_each_time_that_something_has_come(gate: Counted) -> None:
-    headless = Headless(0, gate, 60)
+    greeter = Greeter(0, 60, gate)
     conn, client = pair()
     with conn, client:
         client.sendall(LINE[:1])
-        assert headless.admit(conn, "") is None
+        assert greeter.admit(conn, "") is None
         for byte in LINE[1:-1]:
-            assert headless.arrived() is None
-            assert not readable(headless)
+            assert greeter.arrived() is None
+            assert not readable(greeter)
             client.sendall(bytes([byte]))
-            assert readable(headless)
-        assert headless.arrived() is None
+            assert readable(greeter)
+        assert greeter.arrived() is None
         assert gate.looks <= len(LINE)
         client.sendall(LINE[-1:] + b"GET")
-        assert headless.arrived() == (conn, CLIENT)
-        assert headless.arrived() is None
-        assert headless.expire() is None
+        assert greeter.arrived() == (conn, CLIENT)
+        assert greeter.arrived() is None
+        assert greeter.expire() is None
         assert conn.recv(9) == b"GET"
-    headless.close()
+    greeter.close()
 
 
 @pytest.mark.parametrize("last_words", [b"GET /", b""])
 def test_one_without_a_header_is_closed(gate: Counted, last_words: bytes) -> None:
-    headless = Headless(0, gate, 60)
+    greeter = Greeter(0, 60, gate)
     conn, client = pair()
     with client:
-        assert headless.admit(conn, "") is None
+        assert greeter.admit(conn, "") is None
         client.sendall(last_words)
         client.shutdown(socket.SHUT_WR)
-        assert headless.arrived() is None
+        assert greeter.arrived() is None
         assert conn.fileno() == -1
-        assert len(headless) == 0
-    headless.close()
+        assert len(greeter) == 0
+    greeter.close()
 
 
 def test_each_has_its_time(gate: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
-    monkeypatch.setattr("pyfanout.worker.headless.monotonic", lambda: now_s)
-    headless = Headless(0, gate, 10)
+    monkeypatch.setattr("pyfanout.worker.greeting.monotonic", lambda: now_s)
+    greeter = Greeter(0, 10, gate)
     first, second = pair(), pair()
-    assert headless.expire() is None
-    headless.admit(first[0], "")
+    assert greeter.expire() is None
+    greeter.admit(first[0], "")
     now_s = 105.0
-    headless.admit(second[0], "")
-    assert headless.expire() == 5
+    greeter.admit(second[0], "")
+    assert greeter.expire() == 5
     now_s = 109.99
-    assert headless.expire() == GRAIN_S
+    assert greeter.expire() == GRAIN_S
     now_s = 110.0
-    assert headless.expire() == 5
+    assert greeter.expire() == 5
     assert (first[0].fileno() < 0, second[0].fileno() < 0) == (True, False)
-    headless.close()
+    greeter.close()
     assert second[0].fileno() < 0
     for _, client in (first, second):
         client.close()

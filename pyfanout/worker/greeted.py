@@ -1,0 +1,72 @@
+"""A Listener for servers that want their clients greeted: what it accepts has sent its PROXY header, and shaken
+hands if that is not the server's own affair."""
+
+from __future__ import annotations
+
+# Under gevent, which has patched them before this is imported, it is a greenlet that sleeps.
+from _thread import start_new_thread
+from time import sleep
+from typing import TYPE_CHECKING, Any
+
+from pyfanout.worker.connection import Address
+from pyfanout.worker.greeting import Greeter
+from pyfanout.worker.listener import EPOLLIN, Listener
+
+if TYPE_CHECKING:
+    from pyfanout.worker.worker import Worker
+
+DRAIN_S = 0.25
+"""Seconds between two looks whether the worker drains, which ends their time sooner."""
+
+
+class GreetedListener(Listener):
+    """Its descriptor is readable, too, when something has come from one who is not greeted yet."""
+
+    __slots__ = ("_greeter", "_timed")
+
+    def __init__(self, worker: Worker, channel_fd: int, greeter: Greeter, **options: Any) -> None:
+        super().__init__(worker, channel_fd, **options)
+        self._greeter = greeter
+        self._timed = False
+        """A thread sees to it that their time ends: a server may rest from accepting."""
+        self._epoll.register(greeter.fileno(), EPOLLIN)
+
+    def accept(self) -> tuple[Any, Address]:
+        with self._accepting:
+            while True:
+                if greeted := self._greeter.arrived():
+                    return greeted
+                if self._greeter and not self._timed:
+                    self._time_them()
+                greeted = self._greeter.admit(*super().accept())
+                if greeted is not None:
+                    return greeted
+
+    @property
+    def greeting(self) -> int:
+        return len(self._greeter)
+
+    def _time_them(self) -> None:
+        """One thread for all, while there are any."""
+        try:
+            start_new_thread(self._expire, ())
+        except RuntimeError:  # no thread can be had now: until the next call
+            self._greeter.expire()
+        else:
+            self._timed = True
+
+    def _expire(self) -> None:
+        while True:
+            with self._accepting:
+                if self._worker.draining:
+                    self._greeter.hurry()
+                due_s = self._greeter.expire()
+                if due_s is None:
+                    self._timed = False
+                    return
+            sleep(min(due_s, DRAIN_S))
+
+    def _real_close(self) -> None:
+        with self._accepting:
+            self._greeter.close()
+        super()._real_close()
