@@ -1,12 +1,28 @@
-"""`python -m pyfanout`, and the `pyfanout` command: they are the same."""
+"""`python -m pyfanout`, and the `pyfanout` command: they are the same.
+
+Owns the process: its signals are ours from here to its very end.
+"""
 
 from __future__ import annotations
 
+import atexit
 import sys
 
-from pyfanout.cli import main
+from pyfanout import cli
+from pyfanout.master.signals import Signals
 
-__all__ = ["main"]
+
+def main() -> int:
+    """The exit code."""
+    signals = Signals(whole_process=True)
+    signals.__enter__()  # and never put back
+    atexit.register(signals.ignore)  # registered first, called last
+    try:
+        signals.exit_code = cli.main(signals=signals)
+    finally:
+        signals.end()
+    return signals.exit_code
+
 
 if __name__ == "__main__":
     sys.exit(main())

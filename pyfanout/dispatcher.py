@@ -30,6 +30,7 @@ from pyfanout.log import set_up_logging
 from pyfanout.master.guests import Guests
 from pyfanout.master.listeners import Endpoint, open_listeners
 from pyfanout.master.process import Process, spawn
+from pyfanout.master.signals import DEADLY
 from pyfanout.worker.listener import Public
 from pyfanout.worker.worker import Worker, enlist
 from pyfanout.worker.worker import serve as serve_in
@@ -49,7 +50,11 @@ MEANINGLESS = (
 )
 """Options about the lives of workers, which are their parent's affair here."""
 
-IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+IGNORED = {
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
+    *(signal.SIGTTIN, signal.SIGTTOU),
+    *DEADLY,
+}
 """By the dispatcher's process, which ends after its owner and its workers: these come to all of them at once, from a
 terminal, or from systemd."""
 

@@ -21,6 +21,7 @@ from pyfanout.log import set_up_logging
 from pyfanout.master.callbacks import Callback, Callbacks
 from pyfanout.master.listeners import open_listeners
 from pyfanout.master.pidfile import PidFile
+from pyfanout.master.signals import Signals
 from pyfanout.master.status import WorkerStatus
 from pyfanout.master.supervisor import Supervisor
 from pyfanout.worker.listener import Public
@@ -44,16 +45,22 @@ class Master:
         self._prepare(config, loader_of(app, factory=config.factory), [kind_of(app)] if known else Kind)
 
     @classmethod
-    def of(cls, config: Config, load: Callable[[], App], kinds: Iterable[Kind] = Kind) -> Master:
-        """From a finished Config; `load`, called in each worker, returns the handler, which is of one of `kinds`."""
+    def of(
+        cls, config: Config, load: Callable[[], App], kinds: Iterable[Kind] = Kind, signals: Signals | None = None
+    ) -> Master:
+        """From a finished Config; `load`, called in each worker, returns the handler, which is of one of `kinds`.
+        `signals` are those of the whole process, if there are."""
         self = cls.__new__(cls)
-        self._prepare(config, load, kinds)
+        self._prepare(config, load, kinds, signals)
         return self
 
-    def _prepare(self, config: Config, load: Callable[[], App], kinds: Iterable[Kind]) -> None:
+    def _prepare(
+        self, config: Config, load: Callable[[], App], kinds: Iterable[Kind], signals: Signals | None = None
+    ) -> None:
         self.config = config
         self._load = load
         self._kinds = kinds
+        self._signals = signals
         self._callbacks = Callbacks()
         self._running = False
         self._stepping = False
@@ -76,12 +83,15 @@ class Master:
 
             prepare(config)  # and tried before anything is opened
         set_up_logging(config.log_level)
-        if config.preload:
-            handler = self._load()
-            self._load, self._kinds = lambda: handler, [kind_of(handler)]
-            log.info("the application is loaded in the master: a reload keeps its code")
-        pidfile = PidFile(config.pidfile) if config.pidfile else None
+        pidfile = PidFile(config.pidfile) if config.pidfile else None  # relative to where we are now
         with contextlib.ExitStack() as undo:
+            signals = self._signals or undo.enter_context(Signals())
+            undo.callback(signals.end)
+            if config.preload:
+                handler = self._load()
+                self._load, self._kinds = lambda: handler, [kind_of(handler)]
+                log.info("the application is loaded in the master: a reload keeps its code")
+            signals.begin()  # before there is a socket file, or a pidfile, by which we are found
             endpoints = open_listeners(config.bind, backlog=config.backlog, nodelay=config.nodelay)
             for endpoint in endpoints:
                 undo.callback(endpoint.close)
@@ -94,7 +104,8 @@ class Master:
             worker_main = functools.partial(
                 main, config, self._load, Public.of(endpoint.sock for endpoint in endpoints)
             )
-            self._supervisor = undo.enter_context(Supervisor(config, endpoints, worker_main, self._callbacks))
+            supervisor = Supervisor(config, endpoints, worker_main, self._callbacks, signals)
+            self._supervisor = undo.enter_context(supervisor)
             self.addresses = [endpoint.address for endpoint in endpoints]
             self._undo = undo.pop_all()
         self._running = True

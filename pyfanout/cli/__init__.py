@@ -15,6 +15,7 @@ from pyfanout import __version__
 from pyfanout.cli import run
 from pyfanout.errors import ConfigError, FanoutError
 from pyfanout.log import plain
+from pyfanout.master.signals import Signals
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,12 +45,12 @@ def parser() -> Parser:
     return top
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, signals: Signals | None = None) -> int:
     """Do what `argv` (default: the arguments of this process) asks for; the exit code. `--help` raises
-    SystemExit(0)."""
+    SystemExit(0). `signals` are those of the whole process, if there are."""
     try:
         arguments = parser().parse_args(argv)
-        code: int = arguments.act(arguments)
+        code: int = arguments.act(arguments, signals)
     except FanoutError as error:
         print(f"pyfanout: {plain(str(error))}", file=sys.stderr)
         return error.exit_code

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.app import check_spec, import_from
 from pyfanout.config import BINDS, SWITCH, Config, Option, options, unknown_variables
 from pyfanout.master.listeners import parse
+from pyfanout.master.signals import Signals
 from pyfanout.server import Master
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def add(verbs: argparse._SubParsersAction[Parser]) -> None:
     parser.set_defaults(act=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, signals: Signals | None) -> int:
     """Check everything that can be checked without opening anything, then serve. Returns 0 when stopped;
     raises FanoutError."""
     check_spec(arguments.app)
@@ -56,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
         for line in unknown_variables(os.environ):
             print(f"pyfanout: {line}", file=sys.stderr)
         return 0
-    with Master.of(config, functools.partial(import_from, arguments.app, factory=config.factory)) as master:
+    load = functools.partial(import_from, arguments.app, factory=config.factory)
+    with Master.of(config, load, signals=signals) as master:
         master.run()
     return 0
 

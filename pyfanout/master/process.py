@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pyfanout import sigmask, stdio
+from pyfanout.master.signals import name_of
 
 log = logging.getLogger("pyfanout.master")
 
@@ -34,10 +35,7 @@ class ExitReport:
             return f"exited with code {self.code}"
         if self.signum is None:
             return "ended, but somebody else has taken its exit status"
-        try:
-            return f"was killed by {signal.Signals(self.signum).name}"
-        except ValueError:  # a real-time signal has no name
-            return f"was killed by signal {self.signum}"
+        return f"was killed by {name_of(self.signum)}"
 
 
 class Process:
@@ -57,7 +55,7 @@ class Process:
         except ProcessLookupError:
             return
         except PermissionError as error:
-            log.error("pid=%d cannot be sent %s: %s", self.pid, signal.Signals(signum).name, error.strerror)
+            log.error("pid=%d cannot be sent %s: %s", self.pid, name_of(signum), error.strerror)
 
     def is_over(self, wait_s: float) -> bool:
         """Whether it is dead, or dies within `wait_s` seconds."""

@@ -1,4 +1,4 @@
-"""Signals to the master: which one asks for what; install, restore, forget in the child.
+"""Signals to the master: which one asks for what, at which time of its life; install, restore, forget in a child.
 
 A handler writes down what came, and makes a socket readable that the core watches, so a signal is news like all other.
 That socket is the interpreter's wake-up descriptor, too (`set_wakeup_fd`): it ends a wait that begins in the instant
@@ -9,13 +9,20 @@ signalfd: a mask set after the application started threads does not cover them.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
 import time
-from enum import Enum
+import weakref
+from collections.abc import Callable
+from enum import Enum, auto
 from types import FrameType
 from typing import Any
+
+from pyfanout import stdio
+
+log = logging.getLogger("pyfanout.master")
 
 
 class Request(Enum):
@@ -26,9 +33,11 @@ class Request(Enum):
     RELOAD = "rolling reload"
     MORE = "one more worker"
     FEWER = "one worker less"
+    REOPEN = "reopen the log files"
+    UPGRADE = "hand over to a new master"
 
 
-REQUESTS = {
+_ALWAYS = {
     signal.SIGTERM: Request.STOP,
     signal.SIGINT: Request.STOP_NOW,
     signal.SIGQUIT: Request.STOP_NOW,
@@ -36,6 +45,23 @@ REQUESTS = {
     signal.SIGTTIN: Request.MORE,
     signal.SIGTTOU: Request.FEWER,
 }
+_IF_FREE = {signal.SIGUSR1: Request.REOPEN, signal.SIGUSR2: Request.UPGRADE}
+"""Unless the program has its own use for them."""
+
+_ASKS = {**_ALWAYS, **_IF_FREE}
+
+_OTHERS_AFFAIR = {
+    # What a process does to itself, which dumps core for who looks for the reason.
+    *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS),
+    # A write that cannot be: Python ignores them, unless the program wants to die of them.
+    *(signal.SIGPIPE, signal.SIGXFSZ),
+    # By default these kill nobody, or cannot be handled.
+    *(signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGTSTP, signal.SIGKILL, signal.SIGSTOP),
+}
+DEADLY = set(signal.valid_signals()) - _OTHERS_AFFAIR - set(_ASKS)
+"""Those by which a process dies that has no handler for them: timers (a shell's `alarm` before its `exec`), limits, a
+power failure (lxc stops a container by SIGPWR), real-time signals. The master must not die without a word and leave its
+pidfile and its workers' clients: if the program has no handler either, each asks for a graceful stop."""
 
 _RESET_IN_MASTER = (signal.SIGCHLD,)
 """If it were ignored, the kernel would reap our children and no exit status would be left."""
@@ -44,14 +70,37 @@ SAME_NS = 1_000_000_000
 """A fast stop that is asked for again within this time is the same one: a terminal sends ^C to all its processes, and a
 wrapper among them passes it on. Nobody who wants to insist presses it again so soon."""
 
+# Not `signal.signal`, which makes enum members of what it is given and returns: there are fifty, in each child.
+_set: Callable[[int, Any], Any] = getattr(signal.signal, "__wrapped__", signal.signal)
+_get: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+
+
+class _Time(Enum):
+    """Of a master's life."""
+
+    BEFORE = auto()
+    """It loads the application: nothing has begun, and nobody would notice a request before that is done."""
+    WHILE = auto()
+    AFTER = auto()
+    """All is over but the end of the process."""
+
 
 class Signals:
-    """The master's handlers. `with Signals() as signals:` puts back what it found. In the main thread only."""
+    """The master's handlers. `with Signals() as signals:` puts back what it found. In the main thread only.
 
-    def __init__(self) -> None:
+    A process that has no other purpose (`whole_process`) never puts them back: whoever stops it, stops it twice, as a
+    service manager and a wrapper do, and the second signal, which comes while the interpreter ends, must not make its
+    exit code that of a crash.
+    """
+
+    def __init__(self, *, whole_process: bool = False) -> None:
         self.shared = False
         """A loop of the program's waits for our descriptor, and for its own."""
-        self._found: dict[signal.Signals, Any] = {}
+        self.exit_code = 0
+        """Of the whole process."""
+        self._whole_process = whole_process
+        self._time = _Time.BEFORE
+        self._found: dict[int, Any] = {}
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
@@ -68,16 +117,19 @@ class Signals:
         except ValueError:  # not the main thread
             self.close()
             raise
-        for signum in REQUESTS:
-            self._found[signum] = signal.signal(signum, self._hear)
+        for signum in (*_ASKS, *DEADLY):
+            found = signal.getsignal(signum)
+            if signum in _ALWAYS or found is signal.SIG_DFL:
+                self._found[signum] = found  # before its first signal
+                _set(signum, self._hear)
         for signum in _RESET_IN_MASTER:
-            self._found[signum] = signal.signal(signum, signal.SIG_DFL)
+            self._found[signum] = _set(signum, signal.SIG_DFL)
+        _installed.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for signum, handler in self._found.items():
-            # None: a handler that C code installed, which Python cannot put back.
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        _installed.discard(self)
+        self._put_back()
         self.hold()
         self._pass_on()
         signal.set_wakeup_fd(-1)
@@ -85,10 +137,49 @@ class Signals:
             signal.set_wakeup_fd(self._others_fd)
         self.close()
 
-    def _hear(self, signum: int, _frame: FrameType | None) -> None:
-        self._heard.append((signum, time.monotonic_ns()))
-        with contextlib.suppress(OSError):  # it is full, and so it is readable
-            self._writer.send(b"\0")
+    def _put_back(self) -> None:
+        """But where the program has set another one meanwhile."""
+        for signum, handler in self._found.items():
+            if signum in _RESET_IN_MASTER or _get(signum) == self._hear:
+                # None: a handler that C code installed, which Python cannot put back.
+                _set(signum, signal.SIG_DFL if handler is None else handler)
+
+    # ---- the times of a life --------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """From now on something is left behind by a master that dies, and requests are for `read`."""
+        self._time = _Time.WHILE
+
+    def end(self) -> None:
+        """From now on there is nothing to ask for."""
+        self._time = _Time.AFTER
+
+    def ignore(self) -> None:
+        """For the last moments of the interpreter, which sets what has a handler to its default."""
+        for signum in self._found:
+            _set(signum, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
+        self.close()
+
+    def _hear(self, signum: int, frame: FrameType | None) -> None:
+        match self._time:
+            case _Time.BEFORE:
+                self._hear_before(signum, frame)
+            case _Time.WHILE:
+                self._heard.append((signum, time.monotonic_ns()))
+                with contextlib.suppress(OSError):  # it is full, and so it is readable
+                    self._writer.send(b"\0")
+            case _Time.AFTER if self._request(signum, time.monotonic_ns()) is Request.STOP_NOW:
+                os._exit(self.exit_code)  # a thread or an exit function of the application does not come to its end
+
+    def _hear_before(self, signum: int, frame: FrameType | None) -> None:
+        """While the application is imported, which would not know what to do with an exception."""
+        found = self._found[signum]
+        if callable(found) and not self._whole_process:
+            found(signum, frame)
+        elif found is not signal.SIG_IGN and self._request(signum, 0) in (Request.STOP, Request.STOP_NOW):
+            stdio.flush()
+            os._exit(0)
 
     # ---- the wake-up descriptor -----------------------------------------------------------------------------------
 
@@ -117,30 +208,63 @@ class Signals:
         """Readable when a signal came."""
         return self._reader.fileno()
 
+    @property
+    def heard(self) -> bool:
+        """Whether `read` has something to tell."""
+        return bool(self._heard)
+
     def read(self) -> list[Request]:
         """What was asked for since the last call, oldest first."""
         self.hold()
         self._pass_on()
         heard, self._heard = self._heard, []
+        for signum, _ in heard:
+            if signum in DEADLY:
+                log.info("%s: the master stops, as by SIGTERM", name_of(signum))
         return [request for signum, when_ns in heard if (request := self._request(signum, when_ns))]
 
     def _request(self, signum: int, when_ns: int) -> Request | None:
-        request = REQUESTS[signal.Signals(signum)]
+        request = Request.STOP if signum in DEADLY else _ASKS[signal.Signals(signum)]
         if request is Request.STOP_NOW:
             if when_ns < self._stop_now_ns + SAME_NS:
                 return None
             self._stop_now_ns = when_ns
         return request
 
-    # ---- in the child ---------------------------------------------------------------------------------------------
+    # ---- in a child -----------------------------------------------------------------------------------------------
 
     def forget(self) -> None:
-        """With signals blocked: a signal to it must not reach the master's loop."""
-        signal.set_wakeup_fd(-1)
+        """In a worker, with signals blocked: a signal to it must not reach the master's loop, nor a handler that the
+        program has for itself."""
         for signum in self._found:
-            signal.signal(signum, signal.SIG_DFL)
+            if _get(signum) != signal.SIG_DFL:
+                _set(signum, signal.SIG_DFL)
+
+    def leave_to_child(self) -> None:
+        """In any child, before it does anything else: its signals are its own affair."""
+        signal.set_wakeup_fd(-1)
+        self._put_back()
         self.close()
 
     def close(self) -> None:
         self._reader.close()
         self._writer.close()
+
+
+def name_of(signum: int) -> str:
+    try:
+        return signal.Signals(signum).name
+    except ValueError:  # a real-time signal has no name
+        return f"signal {signum}"
+
+
+_installed: weakref.WeakSet[Signals] = weakref.WeakSet()
+
+
+def _leave_to_child() -> None:
+    for each in list(_installed):
+        each.leave_to_child()
+        _installed.discard(each)
+
+
+os.register_at_fork(after_in_child=_leave_to_child)

@@ -73,12 +73,18 @@ class Supervisor:
     """
 
     def __init__(
-        self, config: Config, endpoints: list[Endpoint], worker_main: WorkerMain, callbacks: Callbacks
+        self,
+        config: Config,
+        endpoints: list[Endpoint],
+        worker_main: WorkerMain,
+        callbacks: Callbacks,
+        signals: Signals,
     ) -> None:
         self._config = config
         self._endpoints = endpoints
         self._worker_main = worker_main
         self._notify = callbacks
+        self._signals = signals
         self._roster = Roster()
         self._health = Health(config)
         self._oom_kills = OomKills()
@@ -115,7 +121,6 @@ class Supervisor:
             # each fork: what is frozen is never collected, and a master makes garbage as long as it lives.
             undo.callback(gc.unfreeze)
             gc.freeze()
-            self._signals = undo.enter_context(Signals())
             self._core = undo.enter_context(Core(SLOTS, self._config.policy))
             self._watches = Watches(self._core)
             undo.callback(self._bury)
@@ -161,6 +166,8 @@ class Supervisor:
         """Wait for the next event, at most for `timeout_ns`, and deal with it. False: stopped, and all is over."""
         now_ns = time.monotonic_ns()
         self._health.awake(now_ns)
+        if self._signals.heard:  # before anything is forked for a server that shall stop
+            self._on_signal()
         self._keep_time(now_ns)
         self._go_on_reloading()
         if self._over():
@@ -267,6 +274,12 @@ class Supervisor:
                     self.scale(len(self._roster.slots) + 1)
                 case Request.FEWER:
                     self.scale(len(self._roster.slots) - 1)
+                case Request.REOPEN:
+                    log.info(
+                        "SIGUSR1: no log file is ours to reopen; lines go to stderr, or where the application says"
+                    )
+                case Request.UPGRADE:
+                    log.warning("SIGUSR2 does nothing here: SIGHUP reloads the application")
 
     def _on_message(self, member: Member) -> None:
         """A few messages at a time: the core tells again if there are more."""

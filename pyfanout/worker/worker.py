@@ -332,6 +332,9 @@ def _install_signals(worker: Worker) -> None:
             stop(signum, frame)
         worker.drain()
 
+    for signum in (signal.SIGUSR1, signal.SIGUSR2):  # which a service manager sends to all processes, too
+        if signal.getsignal(signum) is signal.SIG_DFL:
+            signal.signal(signum, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, terminate)

@@ -359,7 +359,15 @@ def test_a_second_sigterm_changes_nothing(server: MakeServer, handler: str, opti
     assert one.in_hands == 0
 
 
-@pytest.mark.parametrize("signum", [signal.SIGQUIT, signal.SIGINT, signal.SIGURG, signal.SIGCHLD, signal.SIGWINCH])
+OTHERS = (
+    *(signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
+    signal.SIGURG,
+    signal.SIGCHLD,
+    signal.SIGWINCH,
+)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGQUIT, *OTHERS])
 def test_other_signals_to_a_worker(server: MakeServer, handler: str, options: dict, signum: int) -> None:
     """SIGQUIT stops it now; the others are not for it."""
     one = server().start(f"apps:{handler}", workers=1, **options)

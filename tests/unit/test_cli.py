@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pyfanout.__main__ import main
+from pyfanout.cli import main
 from pyfanout.config import Config, Policy, options
 from pyfanout.errors import LoadError, WorkerError
 
@@ -28,7 +28,8 @@ class Server:
         self.calls: list[tuple[Config, Callable[[], Any]]] = []
         self.error: Exception | None = None
 
-    def of(self, config: Config, load: Callable[[], Any]) -> Server:
+    def of(self, config: Config, load: Callable[[], Any], *, signals: object) -> Server:
+        assert signals is None
         self.calls.append((config, load))
         return self
 

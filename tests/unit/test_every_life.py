@@ -112,7 +112,7 @@ class World:
         self._events: list[Event] = []
         self._asked: list[Request] = []
         self._pids = itertools.count(1)
-        self.supervisor = Supervisor(config, [], self._worker_main, Callbacks())
+        self.supervisor = Supervisor(config, [], self._worker_main, Callbacks(), self)  # type: ignore[arg-type]
 
     # ---- what the supervisor sees ------------------------------------------------------------------------------------
 
@@ -127,6 +127,8 @@ class World:
 
     def hold(self) -> None:
         pass
+
+    heard = False
 
     def read(self) -> list[Request]:
         asked, self._asked = self._asked, []
@@ -455,7 +457,6 @@ def world(case: Case) -> Iterator[World]:
         for module in (supervisor, roster):
             patched.setattr(module, "time", clock)
         patched.setattr(supervisor, "random", SimpleNamespace(random=lambda: 0.0))
-        patched.setattr(supervisor, "Signals", lambda: one)
         patched.setattr(supervisor, "Core", lambda *_: one)
         patched.setattr(supervisor, "spawn", one.spawn)
         patched.setattr(supervisor, "gc", SimpleNamespace(collect=str, freeze=int, unfreeze=int))

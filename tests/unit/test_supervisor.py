@@ -20,6 +20,7 @@ def test_last_words_come_to_an_end() -> None:
     theirs.settimeout(20)
     process: Any = SimpleNamespace(pid=1)
     worker_main: Any = None
+    signals: Any = None
     stopped = threading.Event()
     tell(theirs, Failed(Stage.START, "why", ""))
 
@@ -34,7 +35,7 @@ def test_last_words_come_to_an_end() -> None:
         writer = threading.Thread(target=write)
         writer.start()
         member = Member(Slot(0), 1, 0, process, ours, -1, None)
-        Supervisor(Config(), [], worker_main, Callbacks())._read_last_words(member)
+        Supervisor(Config(), [], worker_main, Callbacks(), signals)._read_last_words(member)
         writer.join()
     assert member.failure == Failed(Stage.START, "why", "")
     assert stopped.is_set()
