@@ -360,7 +360,8 @@ class Config:
     timeout: float = field(
         default=30.0,
         metadata=_option(
-            _seconds(zero=True), "how long a blocking handler may run before its worker counts as hung; 0: for ever"
+            _seconds(zero=True),
+            "how long all threads may be in the same requests, no byte moving, before a worker is hung; 0: for ever",
         ),
     )
     """Seconds. 30 is gunicorn's timeout. With threads a worker is hung only when all of them are busy."""

@@ -89,6 +89,9 @@ class Pong:
 
     number: int
     """The ping's."""
+    still_ms: int
+    """For how long all threads that serve have been in the same requests, without a byte to or from a client; 0: they
+    have not. Milliseconds, less than 2^32."""
 
 
 Message = Ready | Failed | Spent | Retiring | Roomy | Closing | Released | Ping | Pong
@@ -122,8 +125,8 @@ def encode(message: Message) -> bytes:
             return b"L"
         case Ping(number):
             return b"I" + number.to_bytes(4, "big")
-        case Pong(number):
-            return b"A" + number.to_bytes(4, "big")
+        case Pong(number, still_ms):
+            return b"A" + number.to_bytes(4, "big") + still_ms.to_bytes(4, "big")
 
 
 def decode(packet: bytes) -> Message:
@@ -148,8 +151,8 @@ def decode(packet: bytes) -> Message:
             return Released()
         case b"I", payload if len(payload) == 4:
             return Ping(int.from_bytes(payload, "big"))
-        case b"A", payload if len(payload) == 4:
-            return Pong(int.from_bytes(payload, "big"))
+        case b"A", payload if len(payload) == 8:
+            return Pong(int.from_bytes(payload[:4], "big"), int.from_bytes(payload[4:], "big"))
     raise DecodeError(f"not a message: {packet[:16]!r}")
 
 

@@ -65,7 +65,7 @@ def words(worker: pyfanout.Worker, rng: random.Random) -> None:
     """What a worker may say, whenever it likes; but that it leaves or fails, which it would be believed."""
     for _ in range(TIMES):
         number = rng.randrange(2**32)
-        _say(worker, rng.choice([Ready(False, 0), Ready(True, 1), Ready(True, 64), Pong(number), Roomy()]))
+        _say(worker, rng.choice([Ready(False, 0), Ready(True, 1), Ready(True, 64), Pong(number, 0), Roomy()]))
         time.sleep(WHILE_S)
 
 

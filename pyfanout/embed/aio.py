@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.embed.loop import loop_factory
 from pyfanout.embed.runner import GRACE_S, LOOK_S, Runner
 from pyfanout.worker.aio import call_hook
+from pyfanout.worker.loop_threads import watch_threads
 
 if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener
@@ -60,6 +61,7 @@ class AsyncioRunner(Runner):
 
     async def _serve(self, worker: Worker) -> None:
         loop = asyncio.get_running_loop()
+        watch_threads(worker.watch, loop)
         listener = worker.listener(blocking=False)
         stopping = asyncio.Event()
         settling: list[asyncio.Task[Any]] = []  # a loop holds its tasks by weak references

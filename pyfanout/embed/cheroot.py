@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.threaded import ThreadedRunner
+from pyfanout.worker.threads import Pool
 
 if TYPE_CHECKING:
     from pyfanout.kind import WSGIApp
@@ -27,14 +28,21 @@ class Runner(ThreadedRunner):
 
     def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
         from cheroot import wsgi
-        from cheroot.server import HTTPConnection
+        from cheroot.server import HTTPConnection, HTTPRequest
 
         class Server(wsgi.Server):
             def bind(self, *_: Any) -> None:
                 self.socket = listener
                 self.bind_addr = listener.getsockname()[:2]
 
+        class Request(HTTPRequest):
+            def respond(self) -> None:
+                """Its head is there, for which cheroot has a timeout of its own."""
+                pool.run(self.conn.socket, super().respond)
+
         class Connection(HTTPConnection):
+            RequestHandlerClass = Request
+
             def close(self) -> None:
                 super().close()
                 if not self.linger and not self.wfile.closed:  # else the socket would be open until it is collected
@@ -46,6 +54,8 @@ class Runner(ThreadedRunner):
         self._options.setdefault("shutdown_timeout", worker.config.drain_timeout)  # for requests; cheroot's own is 5 s
         self._server = server = Server(("127.0.0.1", 0), self._app, **self._options)
         server.ConnectionClass = Connection
+        pool = Pool(lambda: len(server.requests._threads))
+        worker.watch.add(pool.look)
         if context := worker.tls_context():
             server.ssl_adapter = _adapter(context)
         server.prepare()

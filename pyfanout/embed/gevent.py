@@ -7,12 +7,14 @@ see to that itself (`gevent.monkey.patch_all()` in the first line).
 from __future__ import annotations
 
 import functools
+import math
 import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
 from pyfanout.embed.runner import GRACE_S, LOOK_S
+from pyfanout.worker.threads import Pool
 
 if TYPE_CHECKING:
     from pyfanout.kind import BlockingHandler, WSGIApp
@@ -159,6 +161,10 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
                     on_done()
 
     class Handler(pywsgi.WSGIHandler):
+        def handle_one_response(self) -> None:
+            """Its head is there."""
+            greenlets.run(self.socket, super().handle_one_response)
+
         def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             if worker.draining:
                 headers = [*headers, ("Connection", "close")]  # it closes then, too
@@ -177,4 +183,7 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
         # It may have been made before gevent patched ssl, as the master's was; gevent's own method does for both.
         context.sslsocket_class = SSLSocket
         made.wrap_socket = functools.partial(SSLContext.wrap_socket, options["ssl_context"])
+    if not is_handler:
+        greenlets = Pool(lambda: math.inf if made.pool is None else made.pool.size)
+        worker.watch.add(greenlets.look)
     return made

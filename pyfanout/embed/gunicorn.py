@@ -31,6 +31,7 @@ from pyfanout.embed.asgi import Application
 from pyfanout.embed.loop import loop_factory
 from pyfanout.errors import ConfigError, WorkerError
 from pyfanout.worker.connection import Connection, address_of
+from pyfanout.worker.threads import Pool, Watch
 from pyfanout.worker.tls import SecureConnection
 
 if TYPE_CHECKING:
@@ -212,6 +213,9 @@ class Joined:
     def notify(self) -> None:
         """gunicorn calls it each time the worker comes round, at least once a second, also when it does not accept."""
         super().notify()
+        self._hear()
+
+    def _hear(self) -> None:
         if not self._worker.hear() and self._retiring:  # nobody is there who could release it
             self._worker.drain()
 
@@ -274,7 +278,26 @@ class GThread(Joined, gthread.ThreadWorker):
     def _open(self) -> Any:
         return self._worker.listener(greedy=True)
 
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """In a thread, when the head of the request is there."""
+        return self._pool.run(conn.sock, super().handle_request, req, conn)
+
+    def handle_http2_request(self, req: Any, conn: Any, h2_conn: Any) -> Any:
+        return self._pool.run(conn.sock, super().handle_http2_request, req, conn, h2_conn)
+
+    def notify(self) -> None:
+        """The arbiter hears of a worker no more since each of its threads has been in the same request, and so replaces
+        it when that has lasted for `--timeout`."""
+        if self._stuck.still_ms():
+            self._hear()
+        else:
+            super().notify()
+
     def run(self) -> None:
+        self._pool = Pool(lambda: self.cfg.threads)
+        self._stuck = Watch()  # another than the dispatcher's, who asks at other times
+        for watch in (self._stuck, self._worker.watch):
+            watch.add(self._pool.look)
         self._worker.on_closing = self._accept_all
         self._ready()
         super().run()

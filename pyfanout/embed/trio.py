@@ -52,6 +52,13 @@ class Runner(runner.Runner):
 
         listener = worker.listener()
         draining, context = trio.Event(), worker.tls_context()
+        threads = trio.to_thread.current_default_thread_limiter()
+
+        def look() -> object:
+            """For `Watch`: each call of `trio.to_thread.run_sync` is a borrower of its own."""
+            return set(threads.statistics().borrowers) if threads.available_tokens <= 0 else None
+
+        worker.watch.add(look)
 
         def drain() -> None:
             if not worker.forked:

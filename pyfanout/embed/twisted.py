@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.embed import runner
 from pyfanout.embed.runner import GRACE_S, LOOK_S
 from pyfanout.errors import ConfigError
+from pyfanout.worker.threads import Pool
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IProtocolFactory
@@ -36,6 +37,7 @@ class Runner(runner.Runner):
         worker.call_hook(worker.config.on_worker_start)
         listener = worker.listener()
         port = _port(listener, self._factory, reactor)
+        _watch_threads(worker, reactor.getThreadPool())
 
         def drain() -> None:
             if not worker.forked:
@@ -61,6 +63,20 @@ class Runner(runner.Runner):
             reactor.run(installSignalHandlers=False)
         finally:
             worker.call_hook(worker.config.on_worker_exit)
+
+
+def _watch_threads(worker: Worker, threads: Any) -> None:
+    """Of `deferToThread`, and of a WSGIResource that is given the reactor's."""
+    pool = Pool(lambda: threads.max)
+    call = threads.callInThreadWithCallback
+
+    def watched_call(on_result: Any, function: Any, *arguments: Any, **keywords: Any) -> None:
+        request = getattr(getattr(function, "__self__", None), "request", None)  # of a WSGIResource
+        conn = getattr(getattr(request, "transport", None), "socket", None)
+        call(on_result, pool.run, conn, function, *arguments, **keywords)
+
+    threads.callInThreadWithCallback = watched_call
+    worker.watch.add(pool.look)
 
 
 def _settle(worker: Worker, listener: Listener, port: Any, reactor: Any) -> None:

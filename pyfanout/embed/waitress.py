@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.threaded import ThreadedRunner
 from pyfanout.errors import ConfigError
+from pyfanout.worker.threads import Pool
 
 if TYPE_CHECKING:
     from pyfanout.kind import WSGIApp
@@ -45,6 +46,9 @@ class Runner(ThreadedRunner):
         class Channel(channel.HTTPChannel):
             task_class = Task
 
+            def service(self) -> None:
+                pool.run(self.socket, super().service)
+
         class Control(wasyncore.dispatcher):
             """Answers pings from the loop that serves."""
 
@@ -64,6 +68,8 @@ class Runner(ThreadedRunner):
         loop: dict[int, Any] = {}
         self._server = server = create_server(self._app, map=loop, sockets=[listener], **self._options)
         server.channel_class = Channel
+        pool = Pool(lambda: len(server.task_dispatcher.threads))
+        worker.watch.add(pool.look)
         Control(worker.control, map=loop)
         started()
         while not (self._stopping and not server.active_channels):

@@ -56,6 +56,8 @@ class Guest:
     """It takes no more."""
     silent: bool = False
     """It owes an answer: others have its connections until it gives it."""
+    stuck: bool = False
+    """Each of its threads has been in the same request for too long: others have its connections until one is not."""
     entered: bool = False
     """It is in rotation."""
     ping_number: int = 0
@@ -76,7 +78,7 @@ class Guest:
     @property
     def wanted(self) -> bool:
         """It shall be in rotation."""
-        return self.ready is not None and not self.leaving and not self.silent
+        return self.ready is not None and not (self.leaving or self.silent or self.stuck)
 
 
 class Guests:
@@ -94,6 +96,7 @@ class Guests:
         self._generations: Counter[int] = Counter()
         self._shortage = Shortage()
         self._interval_ns = int(config.ping_interval * 1e9)
+        self._timeout_ms = int(config.timeout * 1e3)
         self._patience_ns = int(config.ping_timeout * 1e9)
         self._round_ns: int | None = None
         """When the next round of pings is due; None: there are none."""
@@ -254,12 +257,22 @@ class Guests:
                 for _ in range(SLOTS):  # the owner may have said before that it stops
                     if self._end_ns is not None or not self._on_knock():
                         break
-            case Pong(number) if number == guest.ping_number:
+            case Pong(number, still_ms) if number == guest.ping_number:
                 guest.pinged_ns = None
                 if guest.silent:
                     guest.silent = False
                     log.info("%s answers again", guest)
+                self._on_still(guest, still_ms)
         self._arrange(guest)
+
+    def _on_still(self, guest: Guest, still_ms: int) -> None:
+        stuck = 0 < self._timeout_ms <= still_ms
+        if stuck and not guest.stuck:
+            what = "every thread has been in the same request for %.1f s; others have its connections"
+            log.warning("%s: " + what, guest, still_ms / 1e3)
+        elif guest.stuck and not stuck:
+            log.info("%s has a thread that goes on", guest)
+        guest.stuck = stuck
 
     def _waiting(self) -> list[Guest]:
         """Who wants to leave, and may not yet. If the owner has stopped all stay, and find the end in their channel."""
@@ -325,7 +338,7 @@ class Guests:
         if self._round_ns is not None and now_ns >= self._round_ns:
             self._round_ns = now_ns + self._interval_ns
             for guest in self._guests.values():
-                if guest.entered and guest.pinged_ns is None and guest.ready and not guest.ready.pool:
+                if (guest.entered or guest.stuck) and guest.pinged_ns is None and guest.ready and not guest.ready.pool:
                     guest.ping_number = (guest.ping_number + 1) % 2**32
                     guest.pinged_ns = now_ns
                     guest.outbox.say(Ping(guest.ping_number))

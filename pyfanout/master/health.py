@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pyfanout.config import Config
-from pyfanout.control import Ping
+from pyfanout.control import Ping, Pong
 from pyfanout.core import BoardView
 from pyfanout.master import policy
 from pyfanout.master.lifecycle import State
@@ -67,11 +67,12 @@ class Health:
         member.pinged_ns = now_ns
         member.outbox.say(Ping(member.ping_number))
 
-    def on_pong(self, member: Member, number: int, now_ns: int) -> bool:
+    def on_pong(self, member: Member, pong: Pong, now_ns: int) -> bool:
         """Whether it answers the ping that is out; one that was asked before, or never, counts for nothing."""
-        if member.pinged_ns is None or number != member.ping_number:
+        if member.pinged_ns is None or pong.number != member.ping_number:
             return False
         member.pinged_ns, member.pong_ns = None, now_ns
+        member.still_since_ns = now_ns - pong.still_ms * 1_000_000
         return True
 
     def is_due(self, now_ns: int, members: Iterable[Member]) -> bool:
@@ -87,7 +88,7 @@ class Health:
             threads=member.threads,
             busy_threads=view.busy_threads,
             busy_since_ns=self._since(view.busy_since_ns) if view.busy_since_ns else 0,
-            asked_ns=view.beat_ns,
+            still_ns=self._still_ns(member, view),
             timeout_ns=self._timeout_ns,
         )
 
@@ -106,6 +107,14 @@ class Health:
     def _asked_ns(self, member: Member) -> int:
         """Since when it has been its turn, if it owes a pong."""
         return self._since(max(member.pinged_ns or 0, member.outbox.short_ns))
+
+    def _still_ns(self, member: Member, view: BoardView) -> int:
+        """How long its threads had been in the same requests at its last pong. Of threads of ours the pong says only
+        whether bytes have moved; when the last of them took a connection is on the board."""
+        if member.pong_ns is None:
+            return 0
+        since_ns = self._since(max(member.still_since_ns, view.beat_ns if member.threads else 0))
+        return member.pong_ns - since_ns
 
     def _since(self, then_ns: int) -> int:
         return max(then_ns, self._resumed_ns)

@@ -76,14 +76,15 @@ def hang(
     threads: int,
     busy_threads: int,
     busy_since_ns: int,
-    asked_ns: int,
+    still_ns: int,
     timeout_ns: int,
 ) -> str | None:
     """Why a READY worker is hung, in words; None if it is not.
 
-    `pinged_ns`: since when a ping waits for its pong, None if none does. `threads`: blocking threads, 0 for an event
-    loop. `busy_since_ns`: since when the longest connection is in a handler, 0 if none is; `timeout_ns` 0: it may be
-    there for ever. `asked_ns`: when a thread of it last asked for one.
+    `pinged_ns`: since when a ping waits for its pong, None if none does. `threads`: blocking threads of ours, 0 for an
+    event loop or a server with its own. `busy_since_ns`: since when the longest connection is in a handler of ours, 0
+    if none is; `timeout_ns` 0: it may be there for ever. `still_ns`: for how long all threads, ours or the server's,
+    have been in the same requests, without a byte that moved.
 
     A blocking handler may run for `timeout`, and nobody who runs one can be asked to answer meanwhile: it may hold the
     interpreter's lock. One that is done with all of them has no excuse.
@@ -92,8 +93,9 @@ def hang(
     if late and (threads == 0 or busy_threads == 0):
         return f"no answer to a ping for {(now_ns - (pinged_ns or 0)) / 1e9:.1f} s"
     busy_ns = now_ns - busy_since_ns
-    # No thread of it can take a connection, and it is not only that all are busy for a moment.
-    stuck = late or (busy_threads >= threads > 0 and now_ns - asked_ns >= min(ping_timeout_ns, timeout_ns))
-    if stuck and threads and timeout_ns and busy_since_ns and busy_ns >= timeout_ns:
+    if late and timeout_ns and busy_since_ns and busy_ns >= timeout_ns:
         return f"a handler has run for {busy_ns / 1e9:.1f} s"
+    if timeout_ns and busy_threads >= threads and still_ns >= timeout_ns:
+        what = "a handler has run" if threads == 1 else "every thread has been in the same request"
+        return f"{what} for {still_ns / 1e9:.1f} s"
     return None

@@ -102,6 +102,8 @@ class Member:
     """When the last pong came."""
     proved: bool = False
     """It has answered a ping when it was on trial no longer: after `min_uptime`."""
+    still_since_ns: int = 0
+    """Since when its threads have been in the same requests, as that pong said."""
 
     def __post_init__(self) -> None:
         self.outbox = Outbox(self.control)

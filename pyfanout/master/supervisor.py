@@ -309,8 +309,8 @@ class Supervisor:
                 self._on_ready(member, pool, threads)
             case Failed():
                 member.failure = message
-            case Pong(number):
-                self._on_pong(member, number)
+            case Pong():
+                self._on_pong(member, message)
             case Spent():
                 self._on_spent(member)
             case Retiring():
@@ -356,8 +356,8 @@ class Supervisor:
         except OSError as error:
             log.warning("ready_fd %d: %s", fd, error.strerror)
 
-    def _on_pong(self, member: Member, number: int) -> None:
-        if not self._health.on_pong(member, number, time.monotonic_ns()) or member.state is not State.READY:
+    def _on_pong(self, member: Member, pong: Pong) -> None:
+        if not self._health.on_pong(member, pong, time.monotonic_ns()) or member.state is not State.READY:
             return
         member.proved = member.deadline_ns is None
         if member.proved and not self._is_of_reload(member):

@@ -23,6 +23,7 @@ from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
 from pyfanout.kind import AsyncHandler
 from pyfanout.worker.connection import Address, Connection, address_of
 from pyfanout.worker.idle import IDLE_S, LOOK_S, IdleWatch, end_input, is_silent
+from pyfanout.worker.loop_threads import watch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +69,7 @@ class Server:
     async def run(self) -> None:
         """Until drained, or the channel's end."""
         worker, loop = self._worker, self._loop
+        watch_threads(worker.watch, loop)
         worker.on_drain, worker.on_closing = self._drain, self._close_idle
         loop.add_signal_handler(signal.SIGTERM, worker.drain)
         loop.add_signal_handler(signal.SIGQUIT, self._stop)

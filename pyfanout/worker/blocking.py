@@ -23,7 +23,7 @@ from pyfanout.config import Policy
 from pyfanout.core import SHORTAGE_S, Taker, interrupt_with
 from pyfanout.kind import BlockingHandler
 from pyfanout.worker.connection import Connection, address_of
-from pyfanout.worker.idle import LOOK_S, end_if_idle
+from pyfanout.worker.idle import LOOK_S, bytes_moved, end_if_idle
 from pyfanout.worker.worker import Stopped
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Server:
         """Released when the first thread leaves. Not an Event, whose own lock a signal handler could find taken."""
         self._closing = False
         """Idle connections are ended."""
+        worker.watch.add(self._moved)
         self._exit: BaseException | None = None
         """SystemExit (or its like) of a handler: the worker leaves."""
 
@@ -263,6 +264,11 @@ class Server:
     def _close_idle(self) -> None:
         """The server stops: from now on connections that only wait for their client's next request are ended."""
         self._closing = True
+
+    def _moved(self) -> object:
+        """For `Watch`: the board says who is busy, and since when."""
+        conns = [taker.conn for taker in self._takers]
+        return [bytes_moved(conn) for conn in conns if conn is not None]
 
     def _end_idle(self) -> None:
         for taker in list(self._idents):

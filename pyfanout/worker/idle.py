@@ -9,9 +9,11 @@ for bytes at all.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import math
 import socket
 import struct
+import termios
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ LOOK_S = 0.25
 
 _TCP_INFO = struct.Struct("=44xI4xI72xQ20xI")
 """linux/tcp.h: tcpi_last_data_sent, tcpi_last_data_recv, tcpi_bytes_received, tcpi_data_segs_out."""
+_TCP_BYTES = struct.Struct("=120xQQ")  # tcpi_bytes_acked, tcpi_bytes_received
+_INT = struct.Struct("@i")
 
 
 class IdleWatch:
@@ -78,6 +82,19 @@ def end_if_idle(conn: Connection | SecureConnection) -> None:
         sent_ms_ago, received_ms_ago = _silences_ms(conn, conn.header_bytes)
         if IDLE_S * 1000 <= sent_ms_ago <= received_ms_ago < math.inf:
             socket.socket.shutdown(conn, socket.SHUT_RD)  # of an ssl.SSLSocket, too, which would forget its keys
+
+
+def bytes_moved(conn: socket.socket) -> tuple[int, int]:
+    """How many bytes of a TCP connection its client has acknowledged, and how many of the client's have been read. What
+    came and was not read is none: a client may send to who does not listen. (0, 0) of all that is no TCP connection,
+    or no longer."""
+    try:
+        info = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_BYTES.size)
+        (unread,) = _INT.unpack(fcntl.ioctl(conn, termios.FIONREAD, bytes(_INT.size)))
+        acknowledged, received = _TCP_BYTES.unpack(info)
+    except (OSError, ValueError, struct.error):  # closed; an old kernel
+        return 0, 0
+    return acknowledged, received - unread
 
 
 def end_input(fd: int) -> None:

@@ -43,6 +43,7 @@ from pyfanout.core import SHORTAGE_S, Station
 from pyfanout.errors import ConfigError, FanoutError, LoadError
 from pyfanout.kind import App, Kind, kind_of
 from pyfanout.worker.listener import Listener, Public
+from pyfanout.worker.threads import Watch
 
 if TYPE_CHECKING:
     import ssl
@@ -97,6 +98,8 @@ class Worker:
         """It was told to stop now. Handlers may catch everything, as wsgiref does: then it stops after them."""
         self.on_drain: Callable[[], None] | None = None
         """Makes what serves take no more; set by it as soon as it may take."""
+        self.watch = Watch()
+        """Has a look at the threads of what serves, if that has any."""
         self.on_closing: Callable[[], None] = lambda: None
         """Has idle connections end, since the server stops; set by what serves, if there is something to do."""
         self.forked = False
@@ -141,6 +144,7 @@ class Worker:
     def ready(self, *, pool: bool = False, threads: int = 0) -> None:
         """Connections may come: from the pool's channel, or our own. `threads` of ours block until they do; 0: we are
         told by `listener` and never block."""
+        self.watch.still_ms()  # a first look: what is stuck before the first ping must not be overlooked
         self.say(Ready(pool, threads))
 
     def count(self) -> None:
@@ -185,7 +189,7 @@ class Worker:
             return error.errno in (errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS)
         match message:
             case Ping(number):
-                self.say(Pong(number))
+                self.say(Pong(number, min(self.watch.still_ms(), 2**32 - 1)))
             case Closing():
                 self.on_closing()
             case Released():

@@ -20,11 +20,14 @@ from harness import Server, asking, children_of, freeze, is_over, kill, read_all
 
 from .kit import FOLDER, Client, ask, load, strangers
 from .test_servers import assert_it_drains_calmly, assert_no_descriptor_is_left, connections
+from .test_threads import asking as threads_asking
 from .test_tls_and_proxy import REQUEST, body, certificate, secure
 
 APPS = {"Sync": "apps:wsgi", "GThread": "apps:wsgi", "ASGI": "apps:asgi"}
 LISTENING_AT = re.compile(r"Listening at: https?://(\S+)")
 
+
+QUICK = {"PYFANOUT_PING_INTERVAL": "0.1", "PYFANOUT_TIMEOUT": "1"}
 
 SLOWLY = """
 import asyncio
@@ -122,6 +125,26 @@ def test_no_memory_to_take_a_connection(gunicorn: MakeGunicorn, kind: str) -> No
     one.serve(kind, workers=1, PYFANOUT_PING_INTERVAL="0", REFUSE="ENOMEM").ready(1)
     assert [ask(one.address)["pid"]] == one.workers
     one.wait_log("takes no connection for a moment")
+
+
+def test_threads_that_are_all_stuck(gunicorn: MakeGunicorn) -> None:
+    """Found by the arbiter, which a worker tells that it lives; not those that only send for a long time. Meanwhile
+    other workers have its connections."""
+    one = gunicorn()
+    one.expect(
+        "every thread has been in the same request", "WORKER TIMEOUT", "SIGABRT", "Error handling", "in its hands"
+    )
+    one.serve("GThread", "--threads", "4", "--timeout", "2", app="threads:wsgi", workers=1, **QUICK).ready(1)
+    (pid,) = one.workers
+    with threads_asking(one, "/stream", 4) as answers:
+        pass
+    assert [answer.count(b"#") for answer in answers] == [2500] * 4
+    assert one.workers == [pid]
+    with threads_asking(one, "/stick", 4):
+        one.wait_log("every thread has been in the same request for .* s; others have its connections")
+        one.wait_log(rf"WORKER TIMEOUT .pid:{pid}.")
+    one.wait_until(lambda: is_over(pid), "it is gone")
+    assert ask(one.address)["pid"] != pid
 
 
 def test_policy_is_a_variable(gunicorn: MakeGunicorn) -> None:

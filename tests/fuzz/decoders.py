@@ -89,7 +89,7 @@ def board_page(data: bytes) -> None:
                 threads=view.threads,
                 busy_threads=view.busy_threads,
                 busy_since_ns=view.busy_since_ns,
-                asked_ns=view.beat_ns,
+                still_ns=view.beat_ns,
                 timeout_ns=10**10,
             )
 

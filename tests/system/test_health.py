@@ -93,7 +93,7 @@ def test_threads_that_are_all_stuck(server: MakeServer) -> None:
         assert None not in who(collect(crowd(one.address, 5, "sleep 0.3"))), "the other thread serves"
         assert "is hung" not in one.log
         with stuck(one, "stick sleep"):
-            hangs(one, pid, "a handler has run for")
+            hangs(one, pid, "every thread has been in the same request for")
     assert None not in who(collect(crowd(one.address, 5)))
 
 

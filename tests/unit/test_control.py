@@ -50,7 +50,7 @@ messages: st.SearchStrategy[Message] = (
     ready
     | failed
     | st.builds(Ping, numbers)
-    | st.builds(Pong, numbers)
+    | st.builds(Pong, numbers, numbers)
     | st.sampled_from([Closing(), Released(), Retiring(), Roomy(), Spent()])
 )
 
@@ -190,5 +190,5 @@ def test_what_there_was_no_memory_for_is_said_again(error: int) -> None:
 
     worker: Any = object.__new__(Worker)
     worker.control = Control()
-    worker.say(Pong(7))
-    assert sent == [encode(Pong(7))]
+    worker.say(Pong(7, 0))
+    assert sent == [encode(Pong(7, 0))]

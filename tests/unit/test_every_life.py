@@ -271,7 +271,7 @@ class World:
                 worker.booting = False
                 self._say(worker, Ready(pool=self._pool, threads=int(self._pool)))
             case ("pong", _):
-                self._say(worker, Pong(worker.pings.pop(0)))
+                self._say(worker, Pong(worker.pings.pop(0), 0))
             case ("exit", _):
                 self._die(worker, ExitReport(None, signal.SIGKILL) if worker.dying else ExitReport(0))
             case ("crash", _):

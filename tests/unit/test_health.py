@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pyfanout.config import Config
-from pyfanout.control import PACKET_BYTES, Ping, decode
+from pyfanout.control import PACKET_BYTES, Ping, Pong, decode
 from pyfanout.core import BoardView
 from pyfanout.master import outbox
 from pyfanout.master.health import PAUSE_NS, Health
@@ -60,9 +60,9 @@ def test_one_ping_a_round_and_none_to_who_owes_a_pong(pair: tuple[Member, socket
         assert health.is_due(second * S, [one])
         health.next_round([one], second * S)
     assert heard(theirs) == [1]
-    assert not health.on_pong(one, 7, 3 * S), "nobody asked for that"
-    assert health.on_pong(one, 1, 3 * S)
-    assert not health.on_pong(one, 1, 3 * S), "said twice"
+    assert not health.on_pong(one, Pong(7, 0), 3 * S), "nobody asked for that"
+    assert health.on_pong(one, Pong(1, 0), 3 * S)
+    assert not health.on_pong(one, Pong(1, 0), 3 * S), "said twice"
     health.next_round([one], 4 * S)
     assert heard(theirs) == [2]
     assert one.pong_ns == 3 * S

@@ -1,0 +1,71 @@
+"""Whether the threads that serve requests are stuck: each of them has been in one and the same, and no byte has moved.
+
+A loop that answers pings says nothing of the threads behind it. So what serves with threads adds a look at them, and
+each pong says for how long nothing there has changed. That costs a look with each ping, and two steps of a dictionary
+for each request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pyfanout.worker.idle import bytes_moved
+
+T = TypeVar("T")
+
+Look = Callable[[], object]
+"""What all threads of a pool do now, something that differs as soon as one of them does anything else. None: one of
+them is free, or nobody would wait for one."""
+
+
+class Watch:
+    """The pools of one worker."""
+
+    def __init__(self) -> None:
+        self._looks: list[Look] = []
+        self._seen: dict[Look, tuple[object, int]] = {}
+        """What each has found, and since when it finds that."""
+
+    def add(self, look: Look) -> None:
+        self._looks.append(look)
+
+    def still_ms(self) -> int:
+        """For how many milliseconds all threads of a pool have done the same; 0: something has changed since the last
+        call. Called with each ping."""
+        now_ns, longest_ns = time.monotonic_ns(), 0
+        for look in self._looks:
+            found = look()
+            before, since_ns = self._seen.get(look, (None, now_ns))
+            if found is None or found != before:
+                self._seen[look] = found, now_ns
+            else:
+                longest_ns = max(longest_ns, now_ns - since_ns)
+        return longest_ns // 1_000_000
+
+
+class Pool:
+    """A number of threads: `run` is called in one of them for each request."""
+
+    def __init__(self, size: Callable[[], float], *, is_wanted: Callable[[], bool] = lambda: True) -> None:
+        """`size`: how many there can be. `is_wanted`: whether it does harm if none is free."""
+        self._size = size
+        self._is_wanted = is_wanted
+        self._doing: dict[object, Any] = {}
+        """The connection of each request, or None."""
+
+    def run(self, conn: Any, function: Callable[..., T], /, *arguments: Any, **keywords: Any) -> T:
+        """Call `function` for a request of `conn`, a socket whose bytes tell that it goes on; or None."""
+        request = object()
+        self._doing[request] = conn
+        try:
+            return function(*arguments, **keywords)
+        finally:
+            del self._doing[request]
+
+    def look(self) -> object:
+        doing = self._doing.copy()  # in one go
+        if len(doing) < self._size() or not self._is_wanted():
+            return None
+        return {request: None if conn is None else bytes_moved(conn) for request, conn in doing.items()}

@@ -1,0 +1,99 @@
+"""Servers whose threads are all stuck, while their loop answers pings: found and replaced. And those whose threads are
+only busy, which are left in peace."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import Server, connect, read_all
+
+from .kit import ask
+from .threads import CHUNKS, FEW
+
+MakeServer = Callable[[], Server]
+
+FACTORY: dict[str, object] = {"factory": True}
+SUBJECTS: dict[str, tuple[str, dict[str, object]]] = {
+    "handler": ("handler", {"threads": FEW}),
+    "wsgiref": ("wsgi", {"server": "wsgiref", "threads": FEW}),
+    "waitress": ("waitress", FACTORY),
+    "cheroot": ("cheroot", FACTORY),
+    "gevent": ("gevent", FACTORY),
+    "twisted": ("twisted", FACTORY),
+    "uvicorn-fastapi": ("fastapi", FACTORY),
+    "hypercorn-fastapi": ("fastapi", {**FACTORY, "server": "hypercorn"}),
+    "uvicorn-asgiref": ("asgiref", FACTORY),
+    "aiohttp-executor": ("aiohttp", FACTORY),
+    "aiohttp-uvloop-executor": ("aiohttp_on_uvloop", FACTORY),
+    "coroutine-executor": ("coroutine", {}),
+    "trio": ("trio", FACTORY),
+}
+STREAMING = ("handler", "wsgiref", "waitress", "cheroot", "gevent", "twisted", "uvicorn-fastapi", "hypercorn-fastapi")
+"""Those that answer from a thread a little at a time."""
+
+PATIENT = [name for name in SUBJECTS if "executor" in name]
+"""Threads that the application may keep for itself: it does no harm until something waits for one."""
+
+QUICK: dict[str, object] = {"workers": 1, "ping_interval": 0.1, "ping_timeout": 10, "timeout": 1}
+LONG_S = 2.0
+"""For longer than `timeout`, and a few pings."""
+
+
+def start(one: Server, name: str, **options: object) -> Server:
+    app, own = SUBJECTS[name]
+    return one.start(f"threads:{app}", cwd=Path(__file__).parent, **{**QUICK, **own, **options})
+
+
+@contextlib.contextmanager
+def asking(one: Server, path: str, count: int) -> Iterator[list[bytes]]:
+    """So many clients that wait; in the end, what they have got."""
+    answers: list[bytes] = []
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(one.address)) for _ in range(count)]
+        for client in clients:
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        yield answers
+        if "is hung" not in one.log:
+            answers += [read_all(client) for client in clients]
+
+
+@pytest.mark.parametrize("name", list(SUBJECTS))
+def test_threads_that_are_all_stuck(server: MakeServer, name: str) -> None:
+    one = start(server(), name)
+    one.expect("is hung: every thread", "was here when it died", "Fatal Python error: Aborted", "Aborted", "Traceback")
+    (pid,) = one.workers
+    threads = 1 if name == "uvicorn-asgiref" else FEW
+    with asking(one, "/stick", threads + 1):  # one more waits
+        one.wait_log("app: stuck", threads)
+        one.wait_log(rf"pid={pid} is hung: every thread has been in the same request for 1\.\d s")
+        if name != "gevent":  # whose greenlets are not on the stack of their thread
+            one.wait_log("in stick")
+    assert ask(one.address)["generation"] == 2
+
+
+@pytest.mark.parametrize("name", STREAMING)
+def test_threads_that_are_all_busy_sending(server: MakeServer, name: str) -> None:
+    """For several times `timeout`; and then idle for as long."""
+    one = start(server(), name, ping_interval=0.2)
+    with asking(one, "/stream", FEW) as answers:
+        pass
+    assert [answer.count(b"#") for answer in answers] == [100 * CHUNKS] * FEW
+    time.sleep(LONG_S)
+    assert ask(one.address)["generation"] == 1
+    assert "is hung" not in one.log
+
+
+@pytest.mark.parametrize("name", [name for name in SUBJECTS if name != "uvicorn-asgiref"])
+def test_one_thread_that_is_free_is_enough(server: MakeServer, name: str) -> None:
+    """And all may be busy where nothing waits for one."""
+    one = start(server(), name)
+    count = FEW if name in PATIENT else FEW - 1
+    with asking(one, "/stick", count):
+        one.wait_log("app: stuck", count)
+        time.sleep(LONG_S)
+        assert ask(one.address, "/let-go")["generation"] == 1
+    assert "is hung" not in one.log
