@@ -11,6 +11,7 @@ import contextlib
 import functools
 import http.server
 import inspect
+import os
 import socket
 import socketserver
 import threading
@@ -58,6 +59,8 @@ class Runner(ThreadedRunner):
             server.RequestHandlerClass = _goodbye(server.RequestHandlerClass, worker)
         server.shutdown_request = _with_farewell(server.shutdown_request)
         server.close_request = _for_good(server.close_request)
+        if isinstance(server, socketserver.ForkingMixIn):
+            server.collect_children = _hearing(server, worker, listener)  # type: ignore[method-assign]
         started()
         server.serve_forever(POLL_S)
         patience_s = time.monotonic() + worker.config.drain_timeout
@@ -135,6 +138,31 @@ def _with_farewell(shutdown_request: Callable[[Any], None]) -> Callable[[Any], N
         shutdown_request(request)
 
     return shutdown
+
+
+def _hearing(server: socketserver.ForkingMixIn, worker: Worker, listener: Listener) -> Callable[..., None]:
+    """Collects children that have ended. At `max_children` a server waits until one has, and hears nobody meanwhile;
+    here it hears the master."""
+    collect = server.collect_children
+
+    def is_full() -> bool:
+        return server.active_children is not None and len(server.active_children) >= server.max_children
+
+    def collect_children(*, blocking: bool = False) -> None:
+        while not blocking and is_full():
+            for pid in list(server.active_children or ()):
+                try:
+                    if os.waitpid(pid, os.WNOHANG)[0]:
+                        server.active_children.discard(pid)
+                except ChildProcessError:  # the application has collected it
+                    server.active_children.discard(pid)
+            if worker.draining:
+                return
+            if is_full():
+                listener.hear(LOOK_S)
+        collect(blocking=blocking)
+
+    return collect_children
 
 
 def _for_good(close_request: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -286,6 +286,14 @@ class Listener(socket.socket):
             with contextlib.suppress(OSError, ValueError):  # it was closed
                 self._epoll.unregister(fd)
 
+    def hear(self, timeout_s: float) -> None:
+        """What the master says within that time, of a server that does not accept now."""
+        news = poll()
+        if self._control_fd is not None:
+            news.register(self._control_fd, POLLIN)
+        if news.poll(timeout_s * 1000):
+            self._hear()
+
     @property
     def pending(self) -> int:
         """Connections that are taken and not accepted: which `accept` returns without asking the channel."""

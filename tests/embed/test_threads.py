@@ -4,6 +4,7 @@ only busy, which are left in peace."""
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,4 +97,33 @@ def test_one_thread_that_is_free_is_enough(server: MakeServer, name: str) -> Non
         one.wait_log("app: stuck", count)
         time.sleep(LONG_S)
         assert ask(one.address, "/let-go")["generation"] == 1
+    assert "is hung" not in one.log
+
+
+def test_a_forking_server_that_is_full(server: MakeServer) -> None:
+    """It takes no more until a child has ended, and answers pings; and leaves when it is told to."""
+    one = server().start("threads:Forking", cwd=Path(__file__).parent, **{**QUICK, "ping_timeout": 1})
+    held = [connect(one.address) for _ in range(40)]
+    for client in held:
+        client.sendall(b"hold\n")
+    for client in held:
+        assert client.recv(5) == b"held\n"
+    with connect(one.address) as waiting:
+        waiting.sendall(b"GET / HTTP/1.0\r\n")
+        waiting.settimeout(LONG_S * 2)
+        with pytest.raises(TimeoutError):
+            waiting.recv(1)
+        waiting.settimeout(20)
+        held[0].sendall(b"go on\n")
+        assert b'"generation": 1' in read_all(held[0])
+        assert b'"generation": 1' in read_all(waiting)
+    with connect(one.address) as last:  # it is full once more
+        last.sendall(b"hold\n")
+        assert last.recv(5) == b"held\n"
+        one.send(signal.SIGTERM)
+        one.wait_log("READY->DRAINING|stopping")
+        for client in [*held[1:], last]:
+            client.sendall(b"go on\n")
+            assert b'"generation": 1' in read_all(client)
+    assert one.wait_exit() == 0
     assert "is hung" not in one.log

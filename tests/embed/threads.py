@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
@@ -175,3 +176,14 @@ def trio() -> Any:
         await stream.send_all(b"HTTP/1.0 200 OK\r\n\r\n" + body)
 
     return embedded.Runner(handle)
+
+
+class Forking(socketserver.ForkingTCPServer):
+    """Its 40 children each keep a client until that has said something."""
+
+    class RequestHandlerClass(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            if self.rfile.readline() == b"hold\n":
+                self.wfile.write(b"held\n")
+                self.rfile.readline()
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + facts())
