@@ -397,6 +397,12 @@ class Config:
     )
     """Off: the healthy workers keep serving. On where something else restarts us, and should know: a container."""
 
+    core_dumps: bool = field(
+        default=False,
+        metadata=_option(SWITCH, "a hung worker that is ended may write a core, if the limits of the system allow it"),
+    )
+    """Off: the log has the stacks of all threads anyway. A core has keys and clients' data in it."""
+
     reload_batch: int = field(
         default=1,
         metadata=_option(_whole(1, MAX_WORKERS), "how many workers a reload replaces at a time"),
@@ -555,6 +561,7 @@ class Options(TypedDict, total=False):
     ping_timeout: float | None
     min_uptime: float | None
     fail_fast: bool | None
+    core_dumps: bool | None
     reload_batch: int | None
     preload: bool | None
     nodelay: bool | None

@@ -90,7 +90,8 @@ TRANSITIONS: dict[tuple[State, Happened], Step] = {
     (_B, Happened.CHANNELS_ENDED): Step(_B),  # it may be wanted: to serve what a dead one left in its channel
     # It may be ready by now, and have a client from the pool, although we have not read that yet.
     (_B, Happened.TOLD_TO_DRAIN): Step(_D, (Action.TERMINATE,)),
-    (_B, Happened.TOLD_TO_STOP): Step(_S, (Action.QUIT,)),
+    # Not SIGQUIT: before it has a handler for that it would leave a core.
+    (_B, Happened.TOLD_TO_STOP): Step(_S, (Action.TERMINATE,)),
     (_B, Happened.CHANNEL_BROKEN): Step(_B),  # it finds out by itself
     (_B, Happened.TIME_IS_UP): Step(_S, (Action.KILL,)),
     (_B, Happened.DIED): Step(_G, (Action.REPLACE,)),

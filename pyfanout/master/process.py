@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import select
 import signal
 import sys
@@ -29,13 +30,15 @@ class ExitReport:
     """Its exit code, or None."""
     signum: int | None = None
     """The signal that killed it, or None. Both None: somebody else reaped it (SIGCHLD ignored)."""
+    dumped: bool = False
+    """It has left a core."""
 
     def __str__(self) -> str:
         if self.code is not None:
             return f"exited with code {self.code}"
         if self.signum is None:
             return "ended, but somebody else has taken its exit status"
-        return f"was killed by {name_of(self.signum)}"
+        return f"was killed by {name_of(self.signum)}{', and has left a core' if self.dumped else ''}"
 
 
 class Process:
@@ -56,6 +59,30 @@ class Process:
             return
         except PermissionError as error:
             log.error("pid=%d cannot be sent %s: %s", self.pid, name_of(signum), error.strerror)
+
+    def abort(self, *, core: bool) -> None:
+        """SIGABRT: it writes down where its threads are, and dies; with a core only if `core`. SIGKILL if it would not:
+        one that is stopped has nothing to say, and must not be woken, for it might take a connection first."""
+        may = not self.is_stopped() and (core or self._can_leave_no_core())
+        self.send(signal.SIGABRT if may else signal.SIGKILL)
+
+    def _can_leave_no_core(self) -> bool:
+        """Its limit, just before its end: one from its birth on would be its children's, too. Not 0 but one byte, of
+        which no core can be: what reads cores from a pipe (core_pattern) is given them whatever the limit is, but for
+        this one, see `do_coredump` in the kernel's fs/coredump.c."""
+        try:
+            _, hard = resource.prlimit(self.pid, resource.RLIMIT_CORE)
+            resource.prlimit(self.pid, resource.RLIMIT_CORE, (1, hard or 1))
+        except (OSError, ValueError):  # another user's by now; or its limit is 0 and cannot be raised
+            return self._core_is_forbidden()
+        return True
+
+    def _core_is_forbidden(self) -> bool:
+        try:
+            with open("/proc/sys/kernel/core_pattern", "rb") as pattern:
+                return pattern.read(1) not in (b"|", b"@") and resource.prlimit(self.pid, resource.RLIMIT_CORE)[0] == 0
+        except OSError:
+            return False
 
     def is_over(self, wait_s: float) -> bool:
         """Whether it is dead, or dies within `wait_s` seconds."""
@@ -83,7 +110,7 @@ class Process:
             return ExitReport(None)
         if info.si_code == os.CLD_EXITED:
             return ExitReport(info.si_status)
-        return ExitReport(None, info.si_status)
+        return ExitReport(None, info.si_status, info.si_code == os.CLD_DUMPED)
 
 
 def spawn(first_steps: Callable[[], None], entry: Callable[[], int]) -> Process:

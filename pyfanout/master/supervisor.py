@@ -513,8 +513,7 @@ class Supervisor:
             case Action.QUIT:
                 member.process.send(signal.SIGQUIT)
             case Action.ABORT:
-                # One that is stopped has nothing to say, and must not be woken: it might take a connection first.
-                member.process.send(signal.SIGKILL if member.process.is_stopped() else signal.SIGABRT)
+                member.process.abort(core=self._config.core_dumps)
             case Action.KILL:
                 member.process.send(signal.SIGKILL)
             case Action.REPLACE:

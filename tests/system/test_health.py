@@ -4,6 +4,7 @@ only look like it, who are left in peace."""
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 from collections.abc import Callable, Iterator
@@ -64,6 +65,38 @@ def test_the_only_one_is_stopped(server: MakeServer, handler: str, options: dict
     assert None not in answers
     assert {answer["generation"] for answer in answers} == {2}
     hangs(one, pid, "no answer to a ping")
+
+
+@contextmanager
+def cores() -> Iterator[None]:
+    """Processes that are started meanwhile may leave one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_core_only_if_asked(server: MakeServer, tmp_path: Path, asked: bool) -> None:
+    """There are keys in it. Until its end the worker, and so its children, have the limit that it was born with."""
+    (tmp_path / "app.py").write_text("from apps import act\n")
+    one = server()
+    with cores():
+        one.start("app:act", *(["--core-dumps"] if asked else []), cwd=tmp_path, workers=1, **QUICK)
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    assert resource.prlimit(one.workers[0], resource.RLIMIT_CORE) == (hard, hard)
+    with stuck(one, "stick sleep") as pid:
+        hangs(one, pid, "a handler has run for")
+    words = one.wait_log(rf"pid={pid} was killed by SIGABRT")[0]
+    one.wait_log("was here when it died")
+    if not asked or hard != 0:  # nobody may leave one
+        assert ("has left a core" in words) == asked
+    left = list(tmp_path.glob("core*"))  # where the system writes them, if its pattern names no other place
+    assert asked or not left
+    for core in left:
+        core.unlink()
 
 
 @pytest.mark.parametrize("line", ["stick sleep", "stick spin", "stick gil", "stick lock"])

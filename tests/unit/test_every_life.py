@@ -66,8 +66,9 @@ class Process:
         self.dying = self.dying or signum == signal.SIGKILL or (signum == signal.SIGABRT and not self.deaf)
         self.told = True
 
-    def is_stopped(self) -> bool:
-        return False
+    def abort(self, *, core: bool) -> None:
+        assert not core
+        self.send(signal.SIGABRT)
 
     def reap(self) -> ExitReport:
         if self in self._world.workers:
