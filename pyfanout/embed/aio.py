@@ -63,7 +63,7 @@ class AsyncioRunner(Runner):
         loop = asyncio.get_running_loop()
         watch_threads(worker.watch, loop)
         listener = worker.listener(blocking=False)
-        stopping = asyncio.Event()
+        stopping, stopped = asyncio.Event(), asyncio.Event()
         settling: list[asyncio.Task[Any]] = []  # a loop holds its tasks by weak references
 
         def drain() -> None:
@@ -83,10 +83,14 @@ class AsyncioRunner(Runner):
             listener.quiet()
             self.hurry()
             stopping.set()
+            stopped.set()
             loop.call_later(GRACE_S, serving.cancel)
 
         serving = loop.create_task(self.run(worker, listener, started, stopping))
         await asyncio.wait([serving])
+        # What the server has closed may still be on its way.
+        while worker.draining and listener.unserved and not stopped.is_set():
+            await asyncio.sleep(LOOK_S)
         for task in settling:
             task.cancel()
         with contextlib.suppress(OSError):  # the server has closed it, by its number
@@ -99,6 +103,9 @@ class AsyncioRunner(Runner):
     async def _settle(self, worker: Worker, listener: Listener, stopping: asyncio.Event) -> None:
         await settled(listener, self.busy, worker.config.drain_timeout)
         stopping.set()
+        while True:  # until the server has stopped
+            listener.end_unserved()
+            await asyncio.sleep(LOOK_S)
 
 
 async def settled(listener: Listener, busy: Callable[[], bool], drain_s: float) -> None:

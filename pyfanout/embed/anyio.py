@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyfanout.embed.aio import AsyncioRunner
 from pyfanout.embed.runner import LOOK_S
@@ -33,8 +34,8 @@ class Runner(AsyncioRunner):
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
         import anyio
-        from anyio.abc import SocketListener
-        from anyio.streams.tls import TLSListener
+        from anyio.abc import SocketAttribute, SocketListener
+        from anyio.streams.tls import TLSStream
 
         async def handle(stream: ByteStream) -> None:
             try:
@@ -43,25 +44,31 @@ class Runner(AsyncioRunner):
             except (
                 anyio.BrokenResourceError,
                 anyio.EndOfStream,
+                ssl.SSLError,
             ) as error:  # gone, or rude at the end
                 log.debug("worker=%d: %r", worker.slot, error)
             except Exception:  # its own affair: it would end the server
                 log.exception("worker=%d: the handler failed", worker.slot)
 
-        class Secure(TLSListener):
-            @staticmethod
-            async def handle_handshake_error(exc: BaseException, stream: Any) -> None:
-                """anyio's own one logs a traceback."""
+        async def shake_hands(stream: ByteStream) -> None:
+            """As anyio's TLSListener, which logs a traceback when that fails."""
+            try:
+                fd = stream.extra(SocketAttribute.raw_socket).fileno()
+                with anyio.fail_after(worker.config.handshake_timeout):
+                    with listener.shaking_hands(fd, lambda: secure._read_bio.pending):
+                        secure = await TLSStream.wrap(stream, ssl_context=context)
+            except BaseException as error:
                 await anyio.aclose_forcefully(stream)
-                if not isinstance(exc, Exception):  # it is cancelled
-                    raise exc
-                log.info("worker=%d: no TLS with a client: %r", worker.slot, exc)
+                if not isinstance(error, Exception):  # it is cancelled
+                    raise
+                log.info("worker=%d: no TLS with a client: %r", worker.slot, error)
+            else:
+                await handle(secure)
 
-        accepting: Any = await SocketListener.from_socket(listener)
-        if context := worker.tls_context():
-            accepting = Secure(accepting, context, handshake_timeout=worker.config.handshake_timeout)
+        context = worker.tls_context()
+        accepting = await SocketListener.from_socket(listener)
         async with anyio.create_task_group() as handlers, anyio.create_task_group() as group:
-            group.start_soon(accepting.serve, handle, handlers)
+            group.start_soon(accepting.serve, handle if context is None else shake_hands, handlers)
             started()
             await stopping.wait()
             group.cancel_scope.cancel()

@@ -181,8 +181,12 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
         from gevent.ssl import SSLContext, SSLSocket
 
         # It may have been made before gevent patched ssl, as the master's was; gevent's own method does for both.
+        def shake_hands(conn: Any, **how: Any) -> Any:
+            with listener.shaking_hands(conn.fileno(), lambda: 0):
+                return SSLContext.wrap_socket(options["ssl_context"], conn, **how)
+
         context.sslsocket_class = SSLSocket
-        made.wrap_socket = functools.partial(SSLContext.wrap_socket, options["ssl_context"])
+        made.wrap_socket = shake_hands
     if not is_handler:
         greenlets = Pool(lambda: math.inf if made.pool is None else made.pool.size)
         worker.watch.add(greenlets.look)

@@ -29,6 +29,7 @@ from pyfanout.dispatcher import Dispatcher
 from pyfanout.embed.aio import settled
 from pyfanout.embed.asgi import Application
 from pyfanout.embed.loop import loop_factory
+from pyfanout.embed.runner import LOOK_S
 from pyfanout.errors import ConfigError, WorkerError
 from pyfanout.worker.connection import Connection, address_of
 from pyfanout.worker.threads import Pool, Watch
@@ -350,6 +351,9 @@ class ASGI(Joined, gasgi.ASGIWorker):
     async def _settle(self) -> None:
         await settled(self._listening, lambda: self._app.calls > 0, self.cfg.graceful_timeout)
         self._alive = False
+        while True:  # until the server has stopped
+            self._listening.end_unserved()
+            await asyncio.sleep(LOOK_S)
 
 
 class _Pool(socket.socket):

@@ -159,13 +159,18 @@ class Server(asyncio.AbstractServer):
 
     def _shake_hands(self, listener: Listener) -> None:
         conn, _ = listener.accept()
-        task = self._loop.create_task(self._connect(conn))
+        task = self._loop.create_task(self._connect(listener, conn))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _connect(self, conn: Any) -> None:
+    async def _connect(self, listener: Listener, conn: Any) -> None:
+        fd = conn.fileno()
         try:
-            await self._loop.connect_accepted_socket(self._protocol_factory, conn, **self._options)
+            with listener.shaking_hands(fd):
+                made = self._loop.connect_accepted_socket(self._protocol_factory, conn, **self._options)
+                transport, _ = await made
+            if conn.fileno() == fd:  # when it is closed the loop waits for the client's goodbye, for 30 s
+                listener.idle_while(fd, transport.is_closing)
         except OSError as error:  # a handshake that failed, included: ssl.SSLError is one
             log.debug("no connection: %s", error)
             conn.close()

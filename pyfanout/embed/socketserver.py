@@ -7,11 +7,13 @@ own loop and a listener.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import functools
 import http.server
 import inspect
 import os
+import select
 import socket
 import socketserver
 import threading
@@ -19,10 +21,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pyfanout import sigmask
 from pyfanout.embed.runner import LOOK_S
 from pyfanout.embed.threaded import ThreadedRunner
 from pyfanout.errors import ConfigError
 from pyfanout.worker import blocking
+from pyfanout.worker.idle import LOOK_S as IDLE_LOOK_S
+from pyfanout.worker.idle import end_if_idle
 
 if TYPE_CHECKING:
     from pyfanout.kind import SocketServer
@@ -42,6 +47,8 @@ class Runner(ThreadedRunner):
     def __init__(self, server: SocketServer, handler: type[socketserver.BaseRequestHandler] | None = None) -> None:
         self._make = _factory(server, handler)
         self._server: Any = None
+        self._drains = -1
+        """Of a forking server: an eventfd that its children read nothing from, so that it tells all of them."""
 
     def serve(self, worker: Worker) -> None:
         self._server = server = self._make(worker.public.address, bind_and_activate=False)
@@ -60,6 +67,7 @@ class Runner(ThreadedRunner):
         server.shutdown_request = _with_farewell(server.shutdown_request)
         server.close_request = _for_good(server.close_request)
         if isinstance(server, socketserver.ForkingMixIn):
+            server.finish_request = self._minded(server.finish_request)  # type: ignore[attr-defined]
             server.collect_children = _hearing(server, worker, listener)  # type: ignore[method-assign]
         started()
         server.serve_forever(POLL_S)
@@ -68,6 +76,31 @@ class Runner(ThreadedRunner):
             listener.end_silent()
             time.sleep(LOOK_S)
         server.server_close()
+
+    def _minded(self, finish_request: Callable[..., object]) -> Callable[..., object]:
+        """In a child of a forking server: when the worker drains, an idle connection ends. The worker itself has closed
+        its copy of it."""
+        self._drains = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+        def mind(request: Any) -> None:
+            sigmask.block_all()
+            news = select.poll()
+            news.register(self._drains, select.POLLIN)
+            news.poll()
+            while True:
+                end_if_idle(request)
+                time.sleep(IDLE_LOOK_S)
+
+        def finish(request: socket.socket, address: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # no thread is to be had
+                _thread.start_new_thread(mind, (request,))
+            finish_request(request, address)
+
+        return finish
+
+    def drains(self) -> None:
+        if self._drains >= 0:
+            os.eventfd_write(self._drains, 1)
 
     def _settle(self, worker: Worker, listener: Listener) -> None:
         """Its handlers go on without its loop, which is only for accepting."""
@@ -140,7 +173,7 @@ def _with_farewell(shutdown_request: Callable[[Any], None]) -> Callable[[Any], N
     return shutdown
 
 
-def _hearing(server: socketserver.ForkingMixIn, worker: Worker, listener: Listener) -> Callable[..., None]:
+def _hearing(server: Any, worker: Worker, listener: Listener) -> Callable[..., None]:
     """Collects children that have ended. At `max_children` a server waits until one has, and hears nobody meanwhile;
     here it hears the master."""
     collect = server.collect_children

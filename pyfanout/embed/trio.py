@@ -72,12 +72,14 @@ class Runner(runner.Runner):
             async with trio.open_nursery() as outer, trio.open_nursery() as handlers:
                 if self._start is not None:
                     await self._start(outer)
-                handle = functools.partial(_handle, worker, self._handler)
+                handle = functools.partial(_handle, worker, listener, self._handler)
                 serving = await handlers.start(_accept, accepting, handlers, handle)
                 outer.start_soon(_mind, signals, worker, listener, outer)
                 worker.on_drain = drain
                 worker.ready(pool=False, threads=0)
                 await draining.wait()
+                while listener.greeting:  # for a second at most
+                    await trio.sleep(LOOK_S)
                 serving.cancel()
                 await _settle(worker, listener, handlers)
                 outer.cancel_scope.cancel()
@@ -91,14 +93,16 @@ async def _accept(listener: Any, nursery: Any, handler: Any, *, task_status: Any
         await trio.serve_listeners(handler, [listener], handler_nursery=nursery)
 
 
-async def _handle(worker: Worker, handler: Any, stream: Any) -> None:
+async def _handle(worker: Worker, listener: Listener, handler: Any, stream: Any) -> None:
     """One connection. What goes wrong with it is its own affair: in trio it would end the server."""
     import trio
 
     if isinstance(stream, trio.SSLStream):
         try:
             with trio.fail_after(worker.config.handshake_timeout):
-                await stream.do_handshake()
+                fd = stream.transport_stream.socket.fileno()
+                with listener.shaking_hands(fd, lambda: stream._incoming.pending):
+                    await stream.do_handshake()
         except (trio.BrokenResourceError, trio.TooSlowError) as error:
             log.info("worker=%d: no TLS with a client: %s", worker.slot, error.__cause__ or error)
             return

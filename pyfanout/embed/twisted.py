@@ -84,6 +84,7 @@ def _settle(worker: Worker, listener: Listener, port: Any, reactor: Any) -> None
     end_s = reactor.seconds() + max(worker.config.drain_timeout - GRACE_S, 0)
 
     def look() -> None:
+        listener.end_unserved()
         if listener.settled:
             for protocol in list(port.protocols):
                 channel = getattr(protocol, "_channel", protocol)  # twisted.web: HTTP/1 or /2, as negotiated

@@ -27,11 +27,11 @@ class Connection(socket.socket):
     A blocking one has no timeout, whatever `socket.setdefaulttimeout` says, unless the handler sets one.
     """
 
-    __slots__ = ("_on_done", "header_bytes", "peer")
+    __slots__ = ("_on_done", "greeting_bytes", "peer")
     peer: Address | None
     """Who it is according to a proxy, if that has said so."""
-    header_bytes: int
-    """Length of the proxy's header. It came, but the client has not said it."""
+    greeting_bytes: int
+    """Length of the proxy's header and of the client's part of the TLS handshake: they came, and are no request."""
     _io_refs: int
     _closed: bool
 
@@ -40,7 +40,7 @@ class Connection(socket.socket):
         super().__init__(*arguments, **keywords)
         self._on_done: Callable[[], None] | None = None
         self.peer = None
-        self.header_bytes = 0
+        self.greeting_bytes = 0
 
     @classmethod
     def arrived(cls, arrival: Any, blocking: bool, on_done: Callable[[], None]) -> Connection:
@@ -53,7 +53,7 @@ class Connection(socket.socket):
         self._closed = False
         self._on_done = on_done
         self.peer = None
-        self.header_bytes = 0
+        self.greeting_bytes = 0
         if nonblocking == blocking:  # accepted for the other kind of worker, and recalled
             self.setblocking(blocking)
         elif blocking and self.gettimeout() is not None:

@@ -35,12 +35,15 @@ class GreetedListener(Listener):
         with self._accepting:
             while True:
                 if greeted := self._greeter.arrived():
-                    return greeted
+                    break
                 if self._greeter and not self._timed:
                     self._time_them()
                 greeted = self._greeter.admit(*super().accept())
                 if greeted is not None:
-                    return greeted
+                    break
+            conn, _ = greeted
+            self._greeting_bytes[conn.fileno()] = conn.greeting_bytes
+            return greeted
 
     @property
     def greeting(self) -> int:

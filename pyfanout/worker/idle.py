@@ -65,12 +65,12 @@ def is_silent(fd: int) -> bool:
         return True
 
 
-def is_at_rest(fd: int, header_bytes: int = 0) -> bool:
-    """The same, but false if the client spoke last: it may have paused in the middle of an upload. `header_bytes` came
-    before its first byte."""
+def is_at_rest(fd: int, greeting_bytes: int = 0) -> bool:
+    """The same, but false if the client spoke last: it may have paused in the middle of an upload. `greeting_bytes` of
+    what came were PROXY header and TLS handshake."""
     try:
         with _Borrowed(fd) as sock:
-            sent_ms_ago, received_ms_ago = _silences_ms(sock, header_bytes)
+            sent_ms_ago, received_ms_ago = _silences_ms(sock, greeting_bytes)
     except OSError:
         return True
     return IDLE_S * 1000 <= sent_ms_ago <= received_ms_ago
@@ -79,7 +79,7 @@ def is_at_rest(fd: int, header_bytes: int = 0) -> bool:
 def end_if_idle(conn: Connection | SecureConnection) -> None:
     """The reader of a connection that is silent, after we spoke last, finds the end. It can still be written to."""
     with contextlib.suppress(OSError):  # closed meanwhile
-        sent_ms_ago, received_ms_ago = _silences_ms(conn, conn.header_bytes)
+        sent_ms_ago, received_ms_ago = _silences_ms(conn, conn.greeting_bytes)
         if IDLE_S * 1000 <= sent_ms_ago <= received_ms_ago < math.inf:
             socket.socket.shutdown(conn, socket.SHUT_RD)  # of an ssl.SSLSocket, too, which would forget its keys
 
@@ -95,6 +95,15 @@ def bytes_moved(conn: socket.socket) -> tuple[int, int]:
     except (OSError, ValueError, struct.error):  # closed; an old kernel
         return 0, 0
     return acknowledged, received - unread
+
+
+def bytes_read(fd: int) -> int:
+    """How many bytes of its client's have been read; 0 of all that is no TCP connection."""
+    try:
+        with _Borrowed(fd) as sock:
+            return bytes_moved(sock)[1]
+    except OSError:
+        return 0
 
 
 def end_input(fd: int) -> None:
@@ -119,20 +128,20 @@ def _we_spoke_last(writer: asyncio.StreamWriter) -> bool:
     sock = writer.get_extra_info("socket")
     if sock is None or sock.family == socket.AF_UNIX:
         return True
-    sent_ms_ago, received_ms_ago = _silences_ms(sock, getattr(getattr(sock, "_sock", None), "header_bytes", 0))
+    sent_ms_ago, received_ms_ago = _silences_ms(sock, getattr(getattr(sock, "_sock", None), "greeting_bytes", 0))
     return sent_ms_ago <= received_ms_ago
 
 
-def _silences_ms(sock: socket.socket, header_bytes: int = 0) -> tuple[float, float]:
+def _silences_ms(sock: socket.socket, greeting_bytes: int = 0) -> tuple[float, float]:
     """Milliseconds since something was sent, and since something came; endless if it is no TCP connection. The kernel
     counts both from the connection's beginning, and in steps of its clock tick: so a request that is as old as that, of
     a client that never had an answer, would seem to be answered. Then we have not spoken for ever. A client of which
-    nothing came but `header_bytes` of its proxy's has not spoken: then it is as if we had, when they came."""
+    nothing came but those `greeting_bytes` has not spoken: then it is as if we had, when they came."""
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
     except OSError:
         return math.inf, math.inf
     sent_ms_ago, received_ms_ago, came, went = _TCP_INFO.unpack(info)
-    if came <= header_bytes:
+    if came <= greeting_bytes:
         return min(sent_ms_ago, received_ms_ago), received_ms_ago
     return math.inf if not went else sent_ms_ago, received_ms_ago

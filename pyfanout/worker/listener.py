@@ -21,7 +21,7 @@ import threading
 
 # By name: gevent takes these out of their modules, or puts in others. Its greenlets are one thread, with one lock.
 from _thread import RLock, start_new_thread
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from select import EPOLLET, EPOLLIN, POLLIN, epoll, poll
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyfanout.control import Roomy
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
 from pyfanout.worker.connection import Address, Connection, address_of
-from pyfanout.worker.idle import IDLE_S, end_input, is_at_rest, is_silent
+from pyfanout.worker.idle import IDLE_S, bytes_read, end_input, is_at_rest, is_silent
 
 if TYPE_CHECKING:
     from pyfanout.worker.worker import Worker
@@ -144,12 +144,14 @@ class Listener(socket.socket):
         "_epoll",
         "_full",
         "_greedy",
+        "_greeting_bytes",
         "_live",
         "_lock",
         "_resting",
         "_taker",
         "_took",
         "_unheard",
+        "_unserved",
         "_worker",
     )
 
@@ -178,6 +180,10 @@ class Listener(socket.socket):
         """From so many on the master is told when one ends: at `max_connections` it passes nothing before it is."""
         self._live: dict[int, float] = {}
         """Since when, of UNIX ones: the kernel does not know how long they were silent."""
+        self._greeting_bytes: dict[int, int] = {}
+        """How many came of some before the client's first own: a PROXY header, a TLS handshake."""
+        self._unserved: dict[int, Callable[[], bool]] = {}
+        """See `idle_while`."""
         self._control_fd = worker.control.fileno() if control else None
         if self._control_fd is not None:
             self._epoll.register(self._control_fd, EPOLLIN)
@@ -330,12 +336,48 @@ class Listener(socket.socket):
             and all(_is_old(since_s) and is_silent(fd) for fd, since_s in known)
         )
 
+    def idle_while(self, fd: int, unserved: Callable[[], bool]) -> None:
+        """While `unserved()` there is no request on that connection, whoever spoke last: its TLS handshake goes on, or
+        its server has closed it and waits for its client's goodbye."""
+        if fd in self._live:
+            self._unserved[fd] = unserved
+
+    @contextlib.contextmanager
+    def shaking_hands(self, fd: int, unread: Callable[[], int] | None = None) -> Iterator[None]:
+        """Meanwhile the TLS handshake of that connection goes on. `unread`: how many bytes were received beyond it when
+        it is complete, if that is known; then no byte that came before them passes for one of a request."""
+
+        def unserved() -> bool:
+            return True
+
+        self.idle_while(fd, unserved)
+        try:
+            yield
+            if unread is not None:
+                self._greeting_bytes[fd] = bytes_read(fd) - unread()
+        finally:
+            if self._unserved.get(fd) is unserved:  # else it is over, and another one has its number
+                del self._unserved[fd]
+
+    @property
+    def unserved(self) -> bool:
+        """Whether there are any of those."""
+        return any(unserved() for unserved in list(self._unserved.values()))
+
     def end_silent(self) -> None:
         """Have the readers of those that are silent, and not in the middle of what their client has to say, find the
         end, as if the client had said that it is done. What the server still has to say reaches the client."""
+        self.end_unserved()
         with self._lock:  # none of them is closed meanwhile, and its number given to another
             for fd, since_s in self._live.copy().items():
-                if _is_old(since_s) and is_at_rest(fd):
+                if _is_old(since_s) and is_at_rest(fd, self._greeting_bytes.get(fd, 0)):
+                    end_input(fd)
+
+    def end_unserved(self) -> None:
+        """The same, but only of those without a request, see `idle_while`."""
+        with self._lock:
+            for fd, unserved in self._unserved.copy().items():
+                if _is_old(self._live[fd]) and is_silent(fd) and unserved():
                     end_input(fd)
 
     def end_all(self) -> None:
@@ -420,6 +462,8 @@ class Listener(socket.socket):
         with self._lock:
             held = len(self._live)
             self._live.pop(fd, None)
+            self._greeting_bytes.pop(fd, None)
+            self._unserved.pop(fd, None)
             self._done[0] += 1
         if held >= self._full and not self._worker.forked:
             self._worker.say(Roomy())

@@ -150,5 +150,5 @@ class Gate:
         header = parse(data)
         if header is not None:
             sock.recv(header.length)
-            sock.header_bytes = header.length
+            sock.greeting_bytes = header.length
         return header

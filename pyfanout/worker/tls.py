@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.errors import ConfigError
 from pyfanout.worker.connection import Address, Connection
+from pyfanout.worker.idle import bytes_read
 
 if TYPE_CHECKING:
     from pyfanout.config import Config
@@ -77,7 +78,7 @@ class SecureConnection(ssl.SSLSocket):
     _on_done: Callable[[], None] | None = None
     peer: Address | None = None
     """As of a `Connection`, and so is this."""
-    header_bytes = 0
+    greeting_bytes = 0
 
     @classmethod
     def _create(cls, sock: Any, *arguments: Any, **keywords: Any) -> SecureConnection:
@@ -91,7 +92,7 @@ class SecureConnection(ssl.SSLSocket):
             raise
         self._on_done = on_done
         if on_done is not None:
-            self.peer, self.header_bytes = sock.peer, sock.header_bytes
+            self.peer, self.greeting_bytes = sock.peer, sock.greeting_bytes
         return self
 
     def getpeername(self) -> Any:
@@ -152,6 +153,7 @@ def shake_hands(conn: Connection, context: ssl.SSLContext) -> Generator[int, Non
             except ssl.SSLWantWriteError:
                 wanted = EPOLLOUT
             yield wanted
+        secure.greeting_bytes = bytes_read(secure.fileno())  # it reads not a byte too much
         secure.settimeout(timeout)
     except BaseException:
         secure._closed = True

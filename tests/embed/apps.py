@@ -62,7 +62,10 @@ class Raw(socketserver.StreamRequestHandler):
     """HTTP by hand, as old as it gets."""
 
     def handle(self) -> None:
-        path = self.rfile.readline().split()[1]
+        asked = self.rfile.readline().split()
+        if len(asked) < 2:
+            return
+        path = asked[1]
         while self.rfile.readline() not in (b"\r\n", b""):
             pass
         if path == b"/slow":
@@ -230,7 +233,9 @@ def gevent_handler() -> Any:
 
         head = b""
         while b"\r\n\r\n" not in head:
-            head += conn.recv(4096)
+            if not (more := conn.recv(4096)):
+                return
+            head += more
         if b"/slow" in head:
             green.sleep(SLOW_S)
         conn.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + facts(addr))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from harness import Server, close_all, connect, is_over, read_all
 
-from .kit import Subject, start
+from .kit import SUBJECTS, Subject, start
 from .test_servers import connections, pids
 from .test_tls_and_proxy import V1, secure, tls
 
@@ -21,15 +21,23 @@ __all__ = ["tls"]
 
 MakeServer = Callable[[], Server]
 
-HANDLERS = {
+SERVERS = {
+    "handler": Subject("apps:tls_handler", keeps_alive=False),
     "coroutine": Subject("apps:tls_coroutine", keeps_alive=False),
+    **{name: subject for name, subject in SUBJECTS.items() if name not in ("waitress-flask", "uvicorn-fastapi")},
 }
-VARIANTS = ("plain", "tls", "proxy", "tls+proxy")
+NO_TLS = ("waitress", "twisted")
 SOON_S = 20.0
 """Far less than `drain_timeout` and `handshake_timeout` here."""
 
 SLOW = b"GET /slow HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 ASK = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def variants(name: str) -> list[str]:
+    safe = name not in NO_TLS
+    proxied = "uvloop" not in name and name != "uvicorn"
+    return ["plain", *["tls"] * safe, *["proxy"] * proxied, *["tls+proxy"] * (safe and proxied)]
 
 
 class Clients:
@@ -85,31 +93,42 @@ def read_answer(sock: socket.socket) -> None:
         answer += more
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", list(HANDLERS))
+@pytest.mark.parametrize("name", list(SERVERS))
 def test_silent_clients_hold_neither_a_reload_nor_a_stop(
-    server: MakeServer, tls: dict[str, object], tmp_path: Path, name: str, variant: str
+    server: MakeServer, tls: dict[str, object], tmp_path: Path, name: str
 ) -> None:
-    subject = HANDLERS[name]
-    options: dict[str, object] = {"workers": 1, "drain_timeout": 60, "handshake_timeout": 60}
-    if "tls" in variant:
-        options |= tls
-    if "proxy" in variant:
-        options["proxy_protocol"] = True
-    one = start(server(), subject, **options)
-    one.expect("is closed: ", "no TLS with", "no connection with")
-    (first,) = pids(one)
-    clients = Clients(one.address, tmp_path, variant, subject.keeps_alive)
-    one.wait_until(lambda: connections(one, first) >= len(clients.stay) + 1, "all are there")
-    one.send(signal.SIGHUP)
-    assert b" 200 " in read_all(clients.busy)
-    one.wait_until(lambda: is_over(first), "the old worker has left", SOON_S)
-    (second,) = pids(one)
-    others = Clients(one.address, tmp_path, variant, subject.keeps_alive)
-    one.wait_until(lambda: connections(one, second) >= len(others.stay) + 1, "all are there")
-    one.send(signal.SIGTERM)
-    assert b" 200 " in read_all(others.busy)
-    assert one.wait_exit(SOON_S) == 0
-    assert "in its hands" not in one.log
-    clients.close()
-    others.close()
+    """With and without TLS and PROXY headers, all at once."""
+    subject = SERVERS[name]
+    ones: dict[str, Server] = {}
+    for variant in variants(name):
+        options: dict[str, object] = {"workers": 1, "threads": 12, "drain_timeout": 60, "handshake_timeout": 60}
+        options["min_uptime"] = 0  # the old worker goes at once
+        options |= tls if "tls" in variant else {}
+        options |= {"proxy_protocol": True} if "proxy" in variant else {}
+        ones[variant] = start(server(), subject, wait=False, **options)
+        ones[variant].expect("is closed: ", "no TLS with", "no connection with", "Traceback", "ssl", "SSL", "handshake")
+    with contextlib.ExitStack() as staying:
+
+        def come(variant: str, one: Server) -> tuple[int, Clients]:
+            (pid,) = pids(one)
+            clients = Clients(one.address, tmp_path, variant, subject.keeps_alive)
+            staying.callback(clients.close)
+            one.wait_until(lambda: connections(one, pid) >= len(clients.stay) + 1, f"{variant}: all are there")
+            return pid, clients
+
+        for one in ones.values():
+            one.wait_ready()
+        first = {variant: come(variant, one) for variant, one in ones.items()}
+        for one in ones.values():
+            one.send(signal.SIGHUP)
+        for variant, (pid, clients) in first.items():
+            assert b" 200 " in read_all(clients.busy), variant
+            ones[variant].wait_until(lambda pid=pid: is_over(pid), f"{variant}: the old worker has left", SOON_S)
+        second = {variant: come(variant, one) for variant, one in ones.items()}
+        for one in ones.values():
+            one.send(signal.SIGTERM)
+        for variant, (_, clients) in second.items():
+            assert b" 200 " in read_all(clients.busy), variant
+        for variant, one in ones.items():
+            assert one.wait_exit(SOON_S) == 0, variant
+            assert "in its hands" not in one.log, (variant, one.log)
