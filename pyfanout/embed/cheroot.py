@@ -25,10 +25,13 @@ class Runner(ThreadedRunner):
         self._app = app
         self._options = options
         self._server: Any = None
+        self._listener: Any = None
 
     def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
         from cheroot import wsgi
         from cheroot.server import HTTPConnection, HTTPRequest
+
+        self._listener = listener
 
         class Server(wsgi.Server):
             def bind(self, *_: Any) -> None:
@@ -66,6 +69,7 @@ class Runner(ThreadedRunner):
         self._server.keep_alive_conn_limit = 0
 
     def stop(self) -> None:
+        self._listener.end_silent()  # else it waits for the threads that wait for these, for its `timeout`
         self._server.bind_addr = ""  # else it connects to its own address, to wake an accept that does not sleep here
         self._server.stop()
 
