@@ -167,9 +167,9 @@ class Master:
             raise ReloadError(f"reload failed: {outcome[0] if outcome else 'the server has stopped'}")
 
     def scale(self, workers: int, *, wait: bool = True) -> None:
-        """From now on `workers` workers, 1 to 1024. New ones are forked at once; of the old ones the newest slots
-        drain. Serves on meanwhile, and returns when all are ready or gone, or the server was stopped. `wait=False`:
-        only ask for it, as SIGTTIN and SIGTTOU do.
+        """From now on `workers` workers, 1 to 1024. New ones are forked one after the other; of the old ones the newest
+        slots drain. Serves on meanwhile, and returns when all are ready or gone, or the server was stopped.
+        `wait=False`: only ask for it, as SIGTTIN and SIGTTOU do.
 
         Raises ConfigError, and WorkerError when a slot has no worker because they die; it is tried again all the same.
         """

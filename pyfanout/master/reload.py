@@ -22,16 +22,20 @@ class Reload:
         self._batch = batch
 
     def next(self) -> Slot | None:
-        """The slot that shall get a new worker now, if any. It does not wait any longer."""
+        """The slot that shall get a new worker now, if any."""
         self.waiting = [slot for slot in self.waiting if not slot.retired]
         if len(self.trials) < self._batch:
             for slot in self.waiting:
                 # One that boots, or is about to die, was forked before we were asked: wait what becomes of it.
                 settled = slot.member is None or slot.member.state is State.READY
                 if settled and slot.successor is None:
-                    self.waiting.remove(slot)
                     return slot
         return None
+
+    def begin(self, member: Member) -> None:
+        """It is the new worker of a slot that has waited for one."""
+        self.waiting.remove(member.slot)
+        self.trials.append(member)
 
     @property
     def over(self) -> bool:

@@ -145,7 +145,7 @@ class Supervisor:
             config.policy,
         )
         for _ in range(config.workers):
-            self._roster.grow().respawn_at_ns = 0
+            self._roster.grow().respawn_at_ns = time.monotonic_ns()
         self._health.begin(time.monotonic_ns())
 
     def _bury(self) -> None:
@@ -170,13 +170,14 @@ class Supervisor:
             self._on_signal()
         self._keep_time(now_ns)
         self._go_on_reloading()
+        self._start_one(now_ns)
         if self._over():
             if self._broken:
                 raise self._broken
             return False
         deadlines = [] if timeout_ns is None else [now_ns + timeout_ns]
         deadline_ns = min(deadlines + self._deadlines(), default=None)
-        self._health.sleeps_until(deadline_ns)
+        self._health.sleeps_until(None if deadline_ns is None else max(deadline_ns, now_ns))
         self._signals.hold()
         events = self._core.run(None if deadline_ns is None else deadline_ns - time.monotonic_ns())
         for event in events:
@@ -210,7 +211,7 @@ class Supervisor:
             return True
         if self._stopping is Request.STOP:
             return all(slot.respawn_at_ns is None for slot in self._roster.slots)
-        if not self._ever_ready:
+        if not self._ever_ready and all(slot.respawn_at_ns is None for slot in self._roster.slots):
             self._give_up()
         return False
 
@@ -387,7 +388,7 @@ class Supervisor:
         member.spent = True
         slot = member.slot
         if self._stopping is None and slot.member is member and slot.successor is None and not slot.retired:
-            self._spawn(slot)
+            slot.respawn_at_ns = time.monotonic_ns()
 
     def _on_death(self, member: Member) -> None:
         self._unwatch(member)
@@ -398,7 +399,7 @@ class Supervisor:
         if member.failure and self._first_failure is None:
             self._first_failure = member.failure
         member.slot.last_death, member.served = words, view.done > 0
-        self._happened(member, Happened.DIED)  # its replacement is on its way before the log line is written
+        self._happened(member, Happened.DIED)
         unwanted = member.slot.retired or member.slot.place != member.place
         if unwanted and self._roster.lives_in(member.place) is None:  # a callback may have had it taken
             self._core.end(member.place)
@@ -611,11 +612,19 @@ class Supervisor:
     def _respawn_later(self, slot: Slot) -> None:
         """At once after a first death, else when the delay is over."""
         delay_ns = policy.respawn_delay_ns(slot.deaths, random.random(), slot.failed)
-        if not delay_ns:
-            self._spawn(slot)
-            return
-        log.info("%s is started again in %.1f s (death %d in a row)", slot, delay_ns / 1e9, slot.deaths)
+        if delay_ns:
+            log.info("%s is started again in %.1f s (death %d in a row)", slot, delay_ns / 1e9, slot.deaths)
         slot.respawn_at_ns = time.monotonic_ns() + delay_ns
+
+    def _start_one(self, now_ns: int) -> None:
+        """The worker that has waited longest for its start, if any; at most one each time the loop comes round, for no
+        client is served during a fork."""
+        waiting = [(slot.respawn_at_ns, slot.number) for slot in self._roster.slots if slot.respawn_at_ns is not None]
+        at_ns, number = min(waiting, default=(now_ns + 1, 0))
+        if at_ns <= now_ns:
+            self._spawn(self._roster.slots[number])
+        elif self._reload and (slot := self._reload.next()):
+            self._try_out(self._reload, slot)
 
     def _spawn(self, slot: Slot) -> Member | None:
         """A new worker for it: its only one, or the successor of the one that serves. None: not now, but later."""
@@ -696,9 +705,6 @@ class Supervisor:
     def _keep_time(self, now_ns: int) -> None:
         for member in self._roster.members:
             member.outbox.flush()
-        for slot in self._roster.slots:
-            if slot.respawn_at_ns is not None and slot.respawn_at_ns <= now_ns:
-                self._spawn(slot)
         for member in self._roster.members:
             if member.deadline_ns is not None and member.deadline_ns <= now_ns:
                 self._time_is_up(member)
@@ -744,6 +750,8 @@ class Supervisor:
         deadlines.append(self._stop_deadline_ns)
         if any(member.outbox for member in self._roster.members):
             deadlines.append(time.monotonic_ns() + AGAIN_NS)
+        if self._reload and self._reload.next():
+            deadlines.append(time.monotonic_ns())
         if self._stopping is None:
             deadlines.append(self._health.next_deadline_ns(self._roster.members))
         return [each for each in deadlines if each is not None]
@@ -768,15 +776,17 @@ class Supervisor:
                 reload.replaced += 1
                 if old := self._promote(passed):
                     self._replaced.add(old)
-        while (reload := self._reload) and (slot := reload.next()):
-            slot.respawn_at_ns = None
-            member = self._spawn(slot)  # a callback may have ended the reload, and everything
-            if member is not None:
-                reload.trials.append(member)
-            elif self._reload is reload:
-                self._end_reload(f"{slot} cannot be started")
         if self._reload and self._reload.over:
             self._end_reload("")
+
+    def _try_out(self, reload: Reload, slot: Slot) -> None:
+        """A new worker for a slot that a reload has come to."""
+        slot.respawn_at_ns = None
+        member = self._spawn(slot)  # a callback may have ended the reload, and everything
+        if member is not None:
+            reload.begin(member)
+        elif self._reload is reload:
+            self._end_reload(f"{slot} cannot be started")
 
     def _end_reload(self, error: str) -> None:
         """`error` is empty if all went well. Else the old workers that are left stay."""
@@ -814,7 +824,7 @@ class Supervisor:
             return
         log.info("scaling from %d to %d workers", len(self._roster.slots), workers)
         while len(self._roster.slots) < workers and not self._stopping:
-            self._spawn(self._roster.grow())
+            self._roster.grow().respawn_at_ns = time.monotonic_ns()
         while len(self._roster.slots) > workers and not self._stopping:
             slot = self._roster.shrink()
             for member in (slot.successor, slot.member):
@@ -833,8 +843,9 @@ class Supervisor:
     @property
     def held_back(self) -> str | None:
         """A slot whose workers die, and which waits for its next one, in words; None if there is none."""
+        now_ns = time.monotonic_ns()
         for slot in self._roster.slots:
-            if slot.member is None and slot.respawn_at_ns is not None:
+            if slot.member is None and slot.respawn_at_ns is not None and slot.respawn_at_ns > now_ns:
                 return f"{slot}: its last worker {slot.last_death or 'could not be forked'}"
         return None
 
@@ -889,7 +900,8 @@ class Supervisor:
     def _begin_stop(self, request: Request) -> None:
         self._stopping = request
         for slot in self._roster.slots:
-            if slot.member is not None:  # no successor any more
+            # No successor any more, and no worker more than there were, as long as there are any.
+            if slot.member is not None or (not slot.generation and self._roster.members):
                 slot.respawn_at_ns = None
         # Socket files go first: while the socket is open, its inode cannot be another file's.
         for endpoint in self._endpoints:

@@ -78,6 +78,44 @@ def test_the_descriptor_tells_of_all_there_is_to_do(tmp_path: Path) -> None:
     )
 
 
+def test_one_fork_each_time_the_loop_comes_round(tmp_path: Path) -> None:
+    """At the start, to more workers, after many deaths, in a reload: clients are served in between."""
+    run(
+        tmp_path,
+        """
+        forks = 0
+
+        def count(notice):
+            global forks
+            forks += 1
+
+        def drive(condition):
+            global forks
+            end = time.monotonic() + 30
+            while not condition():
+                assert time.monotonic() < end, master.workers
+                before = forks
+                assert master.step(1)
+                assert forks <= before + 1, "two in one"
+
+        with pyfanout.Master("app:handler", workers=4, min_uptime=0, reload_batch=8, **options) as master:
+            master.on("fork", count)
+            drive(lambda: states(master) == ["READY"] * 4)
+            master.scale(12, wait=False)
+            drive(lambda: states(master) == ["READY"] * 12)
+            for worker in master.workers:
+                os.kill(worker.pid, signal.SIGKILL)
+            drive(lambda: [worker.generation for worker in master.workers] == [2] * 12 and
+                          states(master) == ["READY"] * 12)
+            master.reload(wait=False)
+            drive(lambda: [worker.generation for worker in master.workers] == [3] * 12)
+            assert forks == 36
+            master.stop()
+            master.run()
+        """,
+    )
+
+
 @pytest.mark.parametrize("when", ["before", "after", "removed"])
 def test_a_loop_with_signals_of_its_own(tmp_path: Path, when: str) -> None:
     """asyncio takes the interpreter's one wake-up descriptor for itself, and takes away whichever is there: all signals

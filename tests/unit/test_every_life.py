@@ -5,11 +5,10 @@ The workers are event loops, whose channel is their own, or read one pool, and a
 know.
 
 In each state: who is in rotation is READY, and who is READY is in rotation; a slot has one worker and at most one
-successor; who serves is told to leave only when another, and its whole batch, has served for min_uptime and answered a
-ping then; who dies young again
-is not replaced at once. And from each state, when from then on all do what they are told, the server comes to rest: all
-slots served and nobody else left, or all gone after a stop; and no client waits any more, unless a stop had to end a
-worker that was hung.
+successor; at most one is forked before connections are passed again; who serves is told to leave only when another, and
+its whole batch, has served for min_uptime and answered a ping then; who dies young again is not replaced at once. And
+from each state, when from then on all do what they are told, the server comes to rest: all slots served and nobody else
+left, or all gone after a stop; and no client waits any more, unless a stop had to end a worker that was hung.
 """
 
 from __future__ import annotations
@@ -109,6 +108,8 @@ class World:
         self.open: set[int] = set()
         """Places with a channel."""
         self.finishing = self.finished = self.over = False
+        self._forked = False
+        """Since the core ran last."""
         self._watched: dict[int, int] = {}
         self._events: list[Event] = []
         self._asked: list[Request] = []
@@ -142,6 +143,7 @@ class World:
         del self._watched[fd]
 
     def run(self, _timeout_ns: int | None) -> list[Event]:
+        self._forked = False
         events, self._events = self._events, []
         return events
 
@@ -180,7 +182,9 @@ class World:
     truncated = 0
 
     def spawn(self, first_steps: Any, entry: Callable[[], int]) -> Process:
+        assert not self._forked, "clients wait for two forks"
         self._refuse("no fork")
+        self._forked = True
         first_steps.args[2].append(None)  # the station, which no one uses
         entry()
         return self.workers[-1]
@@ -325,7 +329,7 @@ class World:
         """The supervisor deals with it, and with what comes of that."""
         while not self.over:
             self.over = not self.supervisor.step()
-            if not self._events:
+            if not self._events and all(then_ns > self.now_ns for then_ns in self.supervisor._deadlines()):
                 break
         if not self.over:
             self.over = not self.supervisor.step()

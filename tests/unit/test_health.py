@@ -185,7 +185,7 @@ def test_a_reload_goes_from_slot_to_slot() -> None:
         slot = reload.next()
         assert slot is not None
         new = member(slot, state=State.BOOTING)
-        reload.trials.append(new)
+        reload.begin(new)
         assert reload.next() is None, "one at a time"
         order.append(slot.number)
         for new.proved, new.state in ((False, State.BOOTING), (False, State.READY), (True, State.HUNG)):
@@ -198,7 +198,10 @@ def test_a_reload_goes_from_slot_to_slot() -> None:
 def test_a_batch_of_a_reload_passes_as_a_whole() -> None:
     waiting = slots(State.READY, State.READY, State.READY)
     reload = Reload(waiting, 2)
-    one, two = reload.trials = [member(slot, state=State.READY) for slot in (reload.next(), reload.next()) if slot]
+    one, two = (member(slot, state=State.READY) for slot in waiting[:2])
+    for new in (one, two):
+        assert reload.next() is new.slot
+        reload.begin(new)
     one.proved = True
     assert reload.passed() == []
     assert reload.next() is None, "the next batch waits for this one"
@@ -210,7 +213,10 @@ def test_a_batch_of_a_reload_passes_as_a_whole() -> None:
 def test_one_on_trial_that_is_scaled_away_keeps_nobody_waiting() -> None:
     waiting = slots(State.READY, State.READY)
     reload = Reload(waiting, 2)
-    one, two = reload.trials = [member(slot, state=State.READY) for slot in (reload.next(), reload.next()) if slot]
+    one, two = (member(slot, state=State.READY) for slot in waiting[:2])
+    for new in (one, two):
+        assert reload.next() is new.slot
+        reload.begin(new)
     one.proved, two.slot.retired = True, True
     assert reload.passed() == [one]
 
