@@ -7,6 +7,7 @@ see to that itself (`gevent.monkey.patch_all()` in the first line).
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import signal
 from collections.abc import Callable
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pyfanout.kind import BlockingHandler, WSGIApp
     from pyfanout.worker.listener import Listener
     from pyfanout.worker.worker import Worker
+
+log = logging.getLogger("pyfanout.worker")
 
 
 def patch() -> None:
@@ -102,7 +105,12 @@ def _hear(worker: Worker) -> None:
     worker.give_up()
 
 
+class NoHandshakeError(Exception):
+    """A client who would speak TLS with us has failed to, or was too slow."""
+
+
 def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, options: dict[str, Any]) -> Any:
+    import gevent
     from gevent import pywsgi, server, socket
 
     class Raw(socket.socket._gevent_sock_class):
@@ -156,6 +164,10 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
             on_done = conn._sock.take_over()
             try:
                 return super().wrap_socket_and_handle(conn, address)
+            except NoHandshakeError as error:
+                log.info("worker=%d: no TLS with %s: %s", worker.slot, address, error)
+                conn.close()
+                return None
             finally:
                 if on_done is not None:
                     on_done()
@@ -182,8 +194,13 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
 
         # It may have been made before gevent patched ssl, as the master's was; gevent's own method does for both.
         def shake_hands(conn: Any, **how: Any) -> Any:
-            with listener.shaking_hands(conn.fileno(), lambda: 0):
-                return SSLContext.wrap_socket(options["ssl_context"], conn, **how)
+            timeout_s = worker.config.handshake_timeout
+            in_time = gevent.Timeout(timeout_s, TimeoutError(f"no handshake within {timeout_s:g} s"))
+            try:
+                with listener.shaking_hands(conn.fileno(), lambda: 0), in_time:
+                    return SSLContext.wrap_socket(options["ssl_context"], conn, **how)
+            except OSError as error:  # ssl.SSLError is one
+                raise NoHandshakeError(error) from error
 
         context.sslsocket_class = SSLSocket
         made.wrap_socket = shake_hands

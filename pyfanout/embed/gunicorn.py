@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -173,7 +174,7 @@ class Joined:
         del ours.close  # the desk's
         self.sockets = [ours]
         if self.cfg.is_ssl:
-            _secure(self.cfg)
+            _secure(self.cfg, self._worker.config.handshake_timeout)
         super().init_process()  # it serves
         for signum in (signal.SIGQUIT, signal.SIGINT):  # gunicorn's own handler would be a traceback by now
             signal.signal(signum, lambda *_: os._exit(0))
@@ -370,13 +371,24 @@ class _Pool(socket.socket):
         """Nothing is to be done: who drains does not ask for more."""
 
 
-def _secure(cfg: Any) -> None:
-    """TLS sockets, too, report their end."""
+def _secure(cfg: Any, handshake_timeout_s: float) -> None:
+    """TLS sockets, too, report their end; and a handshake, which takes a thread, has its time."""
     make = cfg.ssl_context
+
+    class Secure(SecureConnection):
+        def do_handshake(self, block: bool = False) -> None:
+            before_s = self.gettimeout()
+            self.settimeout(handshake_timeout_s)  # of all of it
+            try:
+                super().do_handshake(block)
+            except TimeoutError:  # as gunicorn knows it of clients that go away, which are no matter for the log
+                raise ssl.SSLError(ssl.SSL_ERROR_EOF, f"no handshake within {handshake_timeout_s:g} s") from None
+            self.settimeout(before_s)
 
     def ssl_context(conf: Any, default: Any) -> Any:
         context = make(conf, default)
-        context.sslsocket_class = SecureConnection
+        context.sslsocket_class = Secure
         return context
 
     cfg.set("ssl_context", ssl_context)
+    cfg.set("do_handshake_on_connect", True)  # else it would be a part of some read

@@ -178,20 +178,17 @@ def _hearing(server: Any, worker: Worker, listener: Listener) -> Callable[..., N
     here it hears the master."""
     collect = server.collect_children
 
-    def is_full() -> bool:
-        return server.active_children is not None and len(server.active_children) >= server.max_children
-
     def collect_children(*, blocking: bool = False) -> None:
-        while not blocking and is_full():
-            for pid in list(server.active_children or ()):
-                try:
-                    if os.waitpid(pid, os.WNOHANG)[0]:
-                        server.active_children.discard(pid)
-                except ChildProcessError:  # the application has collected it
-                    server.active_children.discard(pid)
+        children = server.active_children or set()
+        while len(children) >= server.max_children and not blocking:
+            for pid in list(children):
+                with contextlib.suppress(ChildProcessError):  # the application has collected it
+                    if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                        continue
+                children.discard(pid)
             if worker.draining:
                 return
-            if is_full():
+            if len(children) >= server.max_children:
                 listener.hear(LOOK_S)
         collect(blocking=blocking)
 

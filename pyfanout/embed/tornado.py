@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from pyfanout.embed.aio import AsyncioRunner
 if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener
     from pyfanout.worker.worker import Worker
+
+log = logging.getLogger("pyfanout.worker")
 
 
 class Runner(AsyncioRunner):
@@ -29,9 +32,23 @@ class Runner(AsyncioRunner):
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
         from tornado.httpserver import HTTPServer
+        from tornado.iostream import SSLIOStream
+
+        loop, timeout_s = asyncio.get_running_loop(), worker.config.handshake_timeout
+
+        def end_handshake(stream: SSLIOStream, address: Any) -> None:
+            if stream._ssl_accepting and not stream.closed():
+                log.info("worker=%d: no TLS with %s: no handshake within %g s", worker.slot, address, timeout_s)
+                stream.close()
 
         class Server(HTTPServer):
             """Knows the latest request of each connection; `close_all_connections` cuts off one that goes on."""
+
+            def handle_stream(self, stream: Any, address: Any) -> None:
+                if isinstance(stream, SSLIOStream) and stream._ssl_accepting:
+                    timer = loop.call_later(timeout_s, end_handshake, stream, address)
+                    stream.wait_for_handshake().add_done_callback(lambda _: timer.cancel())
+                super().handle_stream(stream, address)
 
             def start_request(self, server_conn: Any, request_conn: Any) -> Any:
                 server_conn.latest = request_conn

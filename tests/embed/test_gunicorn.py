@@ -21,7 +21,7 @@ from harness import Server, asking, children_of, freeze, is_over, kill, read_all
 from .kit import FOLDER, Client, ask, load, strangers
 from .test_servers import assert_it_drains_calmly, assert_no_descriptor_is_left, connections
 from .test_threads import asking as threads_asking
-from .test_tls_and_proxy import REQUEST, body, certificate, secure
+from .test_tls_and_proxy import REQUEST, body, certificate, is_closed_while_it_trickles, secure
 
 APPS = {"Sync": "apps:wsgi", "GThread": "apps:wsgi", "ASGI": "apps:asgi"}
 LISTENING_AT = re.compile(r"Listening at: https?://(\S+)")
@@ -168,6 +168,16 @@ def test_tls(gunicorn: MakeGunicorn, kind: str, tmp_path: Path) -> None:
             sock.sendall(REQUEST)
             assert body(read_all(sock))["client"] == [*ours]
     assert one.stop() == 0
+
+
+def test_a_handshake_has_its_time(gunicorn: MakeGunicorn, kind: str, tmp_path: Path) -> None:
+    certificate(tmp_path, "localhost")
+    files = ("--certfile", str(tmp_path / "server.pem"), "--keyfile", str(tmp_path / "server.key"))
+    one = gunicorn().serve(kind, *files, workers=1, PYFANOUT_HANDSHAKE_TIMEOUT="0.5").ready(1)
+    assert is_closed_while_it_trickles(one.address)
+    with secure(one.address, tmp_path) as sock:
+        sock.sendall(REQUEST)
+        assert body(read_all(sock))
 
 
 # ---- living ----------------------------------------------------------------------------------------------------------
