@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ class Runner(ASGIRunner):
         self._given = app
         self._options = {"log_config": None, "access_log": False, **options}
         self._server: Any = None
+        self._noticed: Any = None
+        """Set when the applications were told that the worker drains."""
 
     async def run(
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
@@ -42,6 +45,11 @@ class Runner(ASGIRunner):
                 except SystemExit:  # which would end the loop at once
                     raise WorkerError("the application's startup failed (lifespan), see the log") from None
                 started()
+
+            async def on_tick(self, counter: int) -> bool:
+                """It shall end; but not because of the notice that its applications were given."""
+                leaves = await super().on_tick(counter)
+                return leaves and (stopping.is_set() or not noticed.is_set())
 
             async def main_loop(self) -> None:
                 """Looks ten times a second whether it shall end; here it need not wait for the next look."""
@@ -57,6 +65,7 @@ class Runner(ASGIRunner):
             def capture_signals(self) -> Iterator[None]:
                 yield  # they are the worker's
 
+        noticed = self._noticed = asyncio.Event()
         worker.adopt_logger("uvicorn")
         config = uvicorn.Config(self._given, **self._options)
         config.load()
@@ -75,6 +84,14 @@ class Runner(ASGIRunner):
         finally:
             trigger.cancel()
             serving.cancel()
+
+    def drains(self) -> None:
+        """Endless streams ask `should_exit` whether they shall end, or have put their own function in the place of
+        `handle_exit` (sse-starlette), which uvicorn calls at a signal. Its own stop comes later."""
+        super().drains()
+        if not self._noticed.is_set():
+            self._noticed.set()
+            self._server.handle_exit(signal.SIGTERM, None)
 
     def hurry(self) -> None:
         self._server.force_exit = True

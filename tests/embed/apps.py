@@ -405,3 +405,36 @@ def keeping_gevent_handler() -> Any:
         file.flush()
 
     return gevent.Runner(handle, handler=True)
+
+
+# ---- what does not end by itself -------------------------------------------------------------------------------------
+
+
+def events() -> Any:
+    """An endless stream of events at `/events`."""
+    import asyncio
+
+    from sse_starlette.sse import EventSourceResponse
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    async def stream(_: Request) -> Response:
+        async def ticks() -> Any:
+            while True:
+                yield {"data": "tick"}
+                await asyncio.sleep(0.1)
+
+        return EventSourceResponse(ticks())
+
+    async def root(request: Request) -> Response:
+        return Response(facts(tuple(request.client or ())), media_type="application/json")
+
+    return Starlette(routes=[Route("/events", stream), Route("/", root)])
+
+
+def events_on_asyncio() -> Any:
+    from pyfanout.embed import uvicorn
+
+    return uvicorn.Runner(events(), loop="asyncio", http="h11")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from harness import Server, close_all, connect, is_over, read_all
 
-from .kit import SUBJECTS, Subject, start
+from .kit import FOLDER, SUBJECTS, Subject, start
 from .test_servers import connections, pids
 from .test_tls_and_proxy import V1, secure, tls
 
@@ -132,3 +132,25 @@ def test_silent_clients_hold_neither_a_reload_nor_a_stop(
         for variant, one in ones.items():
             assert one.wait_exit(SOON_S) == 0, variant
             assert "in its hands" not in one.log, (variant, one.log)
+
+
+# ---- what does not end by itself -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("app", ["events", "events_on_asyncio"])
+def test_endless_streams_are_told(server: MakeServer, app: str) -> None:
+    """As uvicorn tells them: each ends, and so does the stop. Who waits for one to end is answered."""
+    one = server().start(f"apps:{app}", cwd=FOLDER, workers=1, factory=True, max_connections=1, drain_timeout=60)
+    one.expect("ASGI callable returned without completing response")  # as sse-starlette ends it under plain uvicorn
+    with connect(one.address) as stream, connect(one.address) as queued:
+        stream.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        said = stream.recv(65536)
+        while b"tick" not in said:
+            said += stream.recv(65536)
+        queued.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        one.wait_idle_master()
+        one.send(signal.SIGTERM)
+        read_all(stream)
+        assert b" 200 " in read_all(queued)
+    assert one.wait_exit(SOON_S) == 0
+    assert "in its hands" not in one.log
