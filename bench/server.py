@@ -68,7 +68,7 @@ class Server:
         *,
         handler: str,
         workers: int,
-        policy: str = "round-robin",
+        policy: str = "least-connections",
         cpu: int | None = None,
         threads: int = 1,
         ballast_mb: int = 0,

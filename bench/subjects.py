@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="pyfanout only")
-    parser.add_argument("--policy", default="round-robin", help="pyfanout only")
+    parser.add_argument("--policy", default="least-connections", help="pyfanout only")
     parser.add_argument("--cpu", type=int, help="the one core that the whole server tree may use")
     parser.add_argument("--ready-fd", type=int, default=1)
     options = parser.parse_args()

@@ -331,3 +331,51 @@ def test_least_connections_counts_what_servers_hold(server: MakeServer) -> None:
     finally:
         for client in held:
             client.__exit__()
+
+
+BUSY = """
+import asyncio, concurrent.futures, pathlib, time
+
+thread = concurrent.futures.ThreadPoolExecutor(1)
+
+def hold():
+    while not pathlib.Path("go").exists():
+        time.sleep(0.01)
+
+def wsgi(environ, start_response):
+    if environ["PATH_INFO"] == "/hold":
+        hold()
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"{}"]
+
+async def asgi(scope, receive, send):
+    '''All of it on one thread, as Django has it for views that are no coroutines.'''
+    if scope["type"] != "http":
+        raise RuntimeError
+    work = hold if scope["path"] == "/hold" else int
+    await asyncio.get_running_loop().run_in_executor(thread, work)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"{}"})
+"""
+
+
+@pytest.mark.parametrize(
+    ("app", "options", "threads"),
+    [("wsgi", {}, 4), ("wsgi", {"server": "cheroot"}, 4), ("asgi", {}, 1)],
+    ids=["waitress", "cheroot", "uvicorn"],
+)
+def test_a_quick_request_does_not_wait_behind_slow_ones(
+    server: MakeServer, tmp_path: Path, app: str, options: dict[str, object], threads: int
+) -> None:
+    """With turns one of the two would have all the slow ones, and every second quick one."""
+    (tmp_path / "app.py").write_text(BUSY)
+    one = server().start(f"app:{app}", cwd=tmp_path, workers=2, threads=threads, **options)
+    slow = [Client(one.address) for _ in range(threads)]
+    for client in slow:
+        client.begin("/hold", close=True)
+        ask(one.address)
+    for _ in range(4):
+        ask(one.address)
+    (tmp_path / "go").touch()
+    for client in slow:
+        client.end(close=True)

@@ -61,6 +61,16 @@ def test_a_busy_blocking_worker_gets_nothing_while_others_are_idle(server: MakeS
         assert [release(sock) for sock in held] == [b"released\n"] * 2
 
 
+def test_nobody_waits_behind_a_blocked_loop(server: MakeServer) -> None:
+    one = server().start("apps:act_async", workers=2, ping_timeout=60)
+    one.expect("in its hands", "SIGKILL")
+    with connect(one.address, "stick sleep"):
+        (pid,) = one.wait_log(r"stuck pid=\d+")
+        stuck = int(pid.rpartition("=")[2])
+        assert {ask(one.address, "identity")["pid"] for _ in range(20)} == {*one.workers} - {stuck}
+        os.kill(stuck, 9)
+
+
 @pytest.mark.parametrize("handler", ["act", "act_async"])
 def test_least_connections_prefers_the_emptiest(server: MakeServer, handler: str) -> None:
     one = server().start(f"apps:{handler}", workers=2, policy="least-connections")

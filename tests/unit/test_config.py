@@ -31,7 +31,7 @@ def test_defaults() -> None:
     assert config.bind == ("127.0.0.1:8000",)
     assert config.workers == 3
     assert config.threads == 1
-    assert config.policy is Policy.ROUND_ROBIN
+    assert config.policy is Policy.LEAST_CONNECTIONS
     assert config.backlog == 2048
     assert (config.max_connections, config.max_requests, config.jitter) == (0, 0, 0)
     assert (config.drain_timeout, config.boot_timeout) == (25.0, 30.0)
@@ -58,7 +58,7 @@ ALLOWED: list[tuple[str, Any, Any]] = [
     ("workers", "auto", 3),
     ("workers", "AUTO", 3),
     ("threads", "256", 256),
-    ("policy", "least-connections", Policy.LEAST_CONNECTIONS),
+    ("policy", "round-robin", Policy.ROUND_ROBIN),
     ("policy", "Source-Hash", Policy.SOURCE_HASH),
     ("policy", Policy.SOURCE_HASH, Policy.SOURCE_HASH),
     ("backlog", 1, 1),
