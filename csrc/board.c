@@ -1,6 +1,6 @@
 /* board.c: the shared pages, one a slot. A worker writes its own; the master only looks.
  *
- * The only file with atomics (relaxed throughout: each value stands for itself). Nothing here is needed for a
+ * Atomics, relaxed throughout: each value stands for itself. Nothing here is needed for a
  * connection to arrive: a worker that lies harms itself. The master clamps what it reads and never uses it as an
  * index or a length.
  */
@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #define PAGE_BYTES 4096 /* pages are larger on some machines; what is unmapped is rounded to theirs, see keep */
 
@@ -28,6 +29,12 @@ struct fan_board {
 };
 
 static_assert(sizeof(struct fan_board) == PAGE_BYTES, "one page a slot");
+static_assert(FAN_TURNS_BYTES % PAGE_BYTES == 0, "whole pages");
+
+static size_t bytes_of(int slots)
+{
+    return (size_t)slots * PAGE_BYTES + FAN_TURNS_BYTES;
+}
 
 #define load(field) atomic_load_explicit(&(field), memory_order_relaxed)
 #define store(field, value) atomic_store_explicit(&(field), (value), memory_order_relaxed)
@@ -35,7 +42,7 @@ static_assert(sizeof(struct fan_board) == PAGE_BYTES, "one page a slot");
 
 fan_board *fan_board_map(int slots)
 {
-    void *pages = mmap(NULL, (size_t)slots * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    void *pages = mmap(NULL, bytes_of(slots), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     return pages == MAP_FAILED ? NULL : pages;
 }
 
@@ -43,7 +50,7 @@ fan_board *fan_board_map(int slots)
  * made it shorter, under the master's eyes, would end the master with a SIGBUS. */
 int fan_board_share(fan_board *board, int slots)
 {
-    size_t bytes = (size_t)slots * PAGE_BYTES;
+    size_t bytes = bytes_of(slots);
     int fd = memfd_create("board", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0)
         return -errno;
@@ -58,10 +65,10 @@ int fan_board_share(fan_board *board, int slots)
 
 void fan_board_unmap(fan_board *board, int slots)
 {
-    munmap(board, (size_t)slots * PAGE_BYTES);
+    munmap(board, bytes_of(slots));
 }
 
-/* Unmap all pages but one. Where the machine's pages are larger, munmap refuses (EINVAL) and the neighbours stay in
+/* Unmap all pages but one, and the turns behind them. Where the machine's pages are larger, munmap refuses (EINVAL) and the neighbours stay in
  * sight: a worker's bug could then disturb their statistics, but no connection. */
 void fan_board_keep(fan_board *board, int slots, int keep)
 {
@@ -72,19 +79,39 @@ void fan_board_keep(fan_board *board, int slots, int keep)
 }
 
 /* Where the machine's pages are larger its neighbours are mapped, too, see fan_board_keep. */
-int fan_board_open(int fd, int slot, fan_board **out)
+static void *map_at(int fd, size_t at, size_t bytes)
 {
-    size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE), at = (size_t)slot * PAGE_BYTES, before = at % page_bytes;
-    char *pages = mmap(NULL, before + PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)(at - before));
-    if (pages == MAP_FAILED)
+    size_t before = at % (size_t)sysconf(_SC_PAGESIZE);
+    char *pages = mmap(NULL, before + bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)(at - before));
+    return pages == MAP_FAILED ? NULL : pages + before;
+}
+
+int fan_board_open(int fd, int slot, fan_board **board, fan_turns **turns)
+{
+    struct stat file;
+    if (fstat(fd, &file) < 0)
         return -errno;
-    *out = (fan_board *)(pages + before);
+    void *page = map_at(fd, (size_t)slot * PAGE_BYTES, PAGE_BYTES);
+    void *shared = page ? map_at(fd, (size_t)file.st_size - FAN_TURNS_BYTES, FAN_TURNS_BYTES) : NULL;
+    if (!shared) {
+        int rc = -errno;
+        if (page)
+            munmap(page, PAGE_BYTES);
+        return rc;
+    }
+    *board = page;
+    *turns = shared;
     return 0;
 }
 
 fan_board *fan_board_page(fan_board *board, int slot)
 {
     return board + slot;
+}
+
+fan_turns *fan_board_turns(fan_board *board, int slots)
+{
+    return (fan_turns *)(board + slots);
 }
 
 void fan_board_begin(fan_board *board, int slot, uint64_t generation)

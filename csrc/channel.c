@@ -220,7 +220,7 @@ int fan_channel_room(int channel_fd, int want)
     return count ? count : -error;
 }
 
-/* Wait for a message, or end-of-file, and leave it there. 0 or -errno.
+/* Wait for a message, or end-of-file, and leave it there. 1, 0 at end-of-file, or -errno.
  *
  * Waiting and taking are two calls, because a process that is killed or stopped while it sleeps in a plain recvmsg still
  * takes a message that comes before it is scheduled, and the client is lost with it. A peek has nothing to lose. The
@@ -228,7 +228,8 @@ int fan_channel_room(int channel_fd, int want)
 int fan_channel_wait(int channel_fd)
 {
     char first;
-    while (recv(channel_fd, &first, 1, MSG_PEEK) < 0) {
+    ssize_t bytes;
+    while ((bytes = recv(channel_fd, &first, 1, MSG_PEEK)) < 0) {
         if (errno != EAGAIN)
             return -errno;
         int flags = fcntl(channel_fd, F_GETFL);
@@ -238,7 +239,7 @@ int fan_channel_wait(int channel_fd)
         if (flags < 0 || fcntl(channel_fd, F_SETFL, flags & ~O_NONBLOCK) < 0)
             return -errno;
     }
-    return 0;
+    return bytes > 0;
 }
 
 /* What is there, at most `count` messages. A place whose message held no connection has fd -1 and the record of a

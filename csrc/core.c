@@ -57,6 +57,7 @@ int fan_core_new(int slots, int policy, fan_core **out)
     core->rotation = calloc((size_t)slots + 1, sizeof *core->rotation);
     core->notices = calloc((size_t)NOTICES(slots), sizeof *core->notices);
     core->board = fan_board_map(slots);
+    core->turns = core->board ? fan_board_turns(core->board, slots) : NULL;
     for (int i = 0; core->channels && i <= slots; i++)
         core->channels[i] = (fan_channel){.write_fd = -1, .read_fd = -1, .spill_fd = -1};
     if (!core->channels || !core->slots || !core->rotation || !core->notices || !core->board)
@@ -121,7 +122,7 @@ void fan_core_free(fan_core *core)
     free_memory(core);
 }
 
-void fan_core_abandon(fan_core *core, int slot, int *pool_fd, int *slot_fd, fan_board **board)
+void fan_core_abandon(fan_core *core, int slot, int *pool_fd, int *slot_fd, fan_board **board, fan_turns **turns)
 {
     assert(slot >= 0 && slot < core->slot_count);
     close_most(core);
@@ -132,6 +133,7 @@ void fan_core_abandon(fan_core *core, int slot, int *pool_fd, int *slot_fd, fan_
             fan_close(&core->channels[i].read_fd);
     fan_board_keep(core->board, core->slot_count, slot);
     *board = fan_board_page(core->board, slot);
+    *turns = core->turns;
     free_memory(core);
 }
 

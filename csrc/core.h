@@ -25,6 +25,7 @@ typedef struct {
 } fan_record;
 
 #define FAN_NUDGE (-1)
+#define FAN_TURNS_BYTES 12288 /* behind the pages of the board */
 
 /* A connection in the master's hands. */
 typedef struct {
@@ -94,6 +95,7 @@ struct fan_core {
     fan_channel *channels;   /* one a slot, and the pool's at [slots] */
     fan_slot *slots;
     fan_board *board;        /* one page a slot, shared with the workers */
+    fan_turns *turns;        /* behind it, and shared by all that read the pool */
     int board_fd;            /* owned; its file, or -1: it has none */
     int listener_count, listener_cursor;
     int batch_count;         /* accepted by the last batch */
@@ -165,11 +167,20 @@ uint64_t fan_board_finished(const fan_board *board, int slot);
 int fan_board_idle(const fan_board *board, int slot, int threads);
 void fan_board_look(const fan_board *board, int slot, fan_board_view *out);
 fan_board *fan_board_page(fan_board *board, int slot);
+fan_turns *fan_board_turns(fan_board *board, int slots);
 void fan_board_enrol(fan_board *page, int thread);
 void fan_board_idle_now(fan_board *page, int thread);
 void fan_board_busy_now(fan_board *page, int thread, int64_t now_ns);
 void fan_board_took(fan_board *page, int count);
 void fan_board_beat(fan_board *page, int64_t now_ns);
 void fan_board_lost(fan_board *page, int count);
+
+/* turns.c */
+void fan_turns_begin(fan_turns *turns, int slot);
+void fan_turns_read(fan_turns *turns, int slot, bool reads);
+bool fan_turns_free(const fan_turns *turns, int channel_fd);
+bool fan_turns_enter(fan_turns *turns, int slot, int channel_fd, int64_t begin_ns);
+bool fan_turns_wait(const fan_turns *turns, int channel_fd, int64_t begin_ns);
+void fan_turns_leave(fan_turns *turns, int slot);
 
 #endif

@@ -21,6 +21,7 @@
 
 typedef struct fan_core fan_core;    /* the master's end */
 typedef struct fan_board fan_board;  /* a slot's page of shared counters and times */
+typedef struct fan_turns fan_turns;  /* whose turn it is among those that wait for the pool's channel; shared by them */
 typedef struct fan_taker fan_taker;  /* a worker's (or thread's) reading end of a channel */
 
 enum { FAN_ROUND_ROBIN, FAN_LEAST_CONNECTIONS, FAN_SOURCE_HASH };
@@ -166,15 +167,16 @@ void fan_slot_look(const fan_core *core, int slot, fan_board_view *out);
 /* ---- the worker ----------------------------------------------------------------------------------------------- */
 
 /* In the child, first thing: close all of the core but the two reading ends of `slot` and unmap the other pages;
- * then free it. The fds and the page are the caller's. Never touches the epoll sets: they are the master's too. */
-void fan_core_abandon(fan_core *core, int slot, int *pool_fd, int *slot_fd, fan_board **board);
+ * then free it. The fds, the page and the turns are the caller's. Never touches the epoll sets: they are the master's too. */
+void fan_core_abandon(fan_core *core, int slot, int *pool_fd, int *slot_fd, fan_board **board, fan_turns **turns);
 
-/* In a worker that was sent them: its page of the board. `fd` stays the caller's, who closes it: other pages are none of its
- * affair. */
-int fan_board_open(int fd, int slot, fan_board **out);
+/* In a worker that was sent them: its page of the board, and the turns. `fd` stays the caller's, who closes it: other pages
+ * are none of its affair. */
+int fan_board_open(int fd, int slot, fan_board **board, fan_turns **turns);
 
-/* A taker reads from `fd` (which stays the caller's) and reports as thread number `thread` of the page. NULL: ENOMEM. */
-fan_taker *fan_taker_new(int fd, fan_board *board, int thread);
+/* A taker reads from `fd` (which stays the caller's) and reports as thread number `thread` of the page. `turns`: it reads the
+ * pool, for the worker in `slot`; NULL: a slot's own channel. NULL: ENOMEM. */
+fan_taker *fan_taker_new(int fd, fan_board *board, int thread, fan_turns *turns, int slot);
 void fan_taker_free(fan_taker *taker);
 
 /* Block until a connection, or end-of-file, may be there. 1: it took a while. 0: it was there. -EINTR: a signal came.
@@ -182,7 +184,8 @@ void fan_taker_free(fan_taker *taker);
  * connection without the interpreter's lock might have to wait for the lock afterwards, with a client in its hands. */
 int fan_take_wait(fan_taker *taker);
 
-/* One that is there. 1: *out is filled and out->fd is the caller's. 0: end-of-file, the master is done. -EAGAIN: none.
+/* One that is there. 1: *out is filled and out->fd is the caller's. 0: end-of-file, the master is done. -EAGAIN: none, or
+ * all that are there are for others, who wait longer: then wait.
  * -ECANCELED: fan_taker_cancel. -EMFILE, -ENFILE: no free descriptor, nothing was taken. -ENOBUFS: the connection was
  * lost for want of one (MSG_CTRUNC; counted). `fd_is_free`: the caller has just closed a descriptor, so the check for a
  * free one can be saved. */

@@ -8,6 +8,9 @@
  * last look at all channels, their end, and what Python makes of that [finish_if_done]. Names in brackets say where the
  * code does it.
  *
+ * A reader of the pool may leave a message to others, who wait longer, for a while (turns.c): here as often as it likes. It
+ * never sleeps while there is one.
+ *
  * Left out: more than one listener, least-connections and source-hash (they choose who, not whether), max_connections,
  * channels that a worker breaks, calls that fail (tests/core/test_sweep.py), reloads, and workers that leave rotation
  * alive: resigned, found hung, not wanted any more (tests/core/test_random.py has them). What a clock brings may come at any
@@ -114,6 +117,7 @@ wait:   busy[w] = false;                                                        
         :: d_step { ((len(channel[0]) > 0) || ended || terminated[w]) -> skip }; break
         :: d_step { (len(channel[0]) == 0) && !ended && !terminated[w] -> sleepers!w };
            (woken[w] || terminated[w]); woken[w] = false      /* a signal comes again until it leaves */
+        :: d_step { (len(channel[0]) > 0) && !terminated[w] -> skip }       /* for others: it looks again [chance_of] */
         od;
         if
         :: terminated[w] -> goto done

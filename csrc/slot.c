@@ -96,6 +96,7 @@ int fan_slot_begin(fan_core *core, int slot, uint64_t generation, int identity)
     int left = fan_channel_untaken(channel);
     core->slots[slot].passed = left > 0 ? (uint64_t)left : 0;
     fan_board_begin(core->board, slot, generation);
+    fan_turns_begin(core->turns, slot);
     return 0;
 }
 
@@ -113,6 +114,7 @@ int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size, in
     place->entered_ns = fan_now_ns();
     if (core->policy == FAN_LEAST_CONNECTIONS)
         fan_slot_warm_up(core, slot);
+    fan_turns_read(core->turns, slot, pool);
     place->entered = true;
     place->pool = pool;
     place->threads = threads;
@@ -152,6 +154,7 @@ void fan_slot_leave(fan_core *core, int slot)
     if (!place->entered)
         return;
     fan_channel *channel = &core->channels[fan_slot_channel(core, slot)];
+    fan_turns_read(core->turns, slot, false);
     place->entered = false;
     channel->workers--;
     channel->threads -= place->threads;
@@ -212,8 +215,10 @@ void fan_channel_replace(fan_core *core, int number)
         return;
     core->counters.broken_channels++;
     for (int slot = 0; slot < core->used_count; slot++)
-        if (core->slots[slot].entered && fan_slot_channel(core, slot) == number)
+        if (core->slots[slot].entered && fan_slot_channel(core, slot) == number) {
+            fan_turns_read(core->turns, slot, false);
             core->slots[slot].entered = false;
+        }
     channel->workers = channel->threads = channel->space = 0;
     channel->broken = channel->recalling = core->recall = true;
     core->broken_count++;

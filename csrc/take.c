@@ -23,19 +23,24 @@ struct fan_taker {
     int fd;                 /* the channel; not owned */
     int thread;
     fan_board *board;
+    fan_turns *turns;       /* of the pool, or NULL */
+    int slot;
+    bool in_turn;           /* it has waited, and may take */
     atomic_bool cancelled;
     atomic_bool sleeping;   /* waits for a message, or is about to */
 };
 
-fan_taker *fan_taker_new(int fd, fan_board *board, int thread)
+fan_taker *fan_taker_new(int fd, fan_board *board, int thread, fan_turns *turns, int slot)
 {
-    assert(thread >= 0 && thread < FAN_MAX_THREADS);
+    assert(thread >= 0 && thread < FAN_MAX_THREADS && slot >= 0 && slot < FAN_MAX_SLOTS);
     fan_taker *taker = calloc(1, sizeof *taker);
     if (!taker)
         return NULL;
     taker->fd = fd;
     taker->thread = thread;
     taker->board = board;
+    taker->turns = turns;
+    taker->slot = slot;
     fan_board_enrol(board, thread);
     return taker;
 }
@@ -118,16 +123,44 @@ static int receive_if_room(const fan_taker *taker, bool sure, fan_record *record
     return rc;
 }
 
+/* 1: it took a while. 0: something is there, for this one. */
+static int wait_in_turn(fan_taker *taker)
+{
+    int64_t begin_ns = fan_now_ns(), asleep_ns = begin_ns;
+    bool ours = false, slept = false;
+    int rc = 1;
+    if (taker->turns && !taker->in_turn) {
+        ours = fan_turns_enter(taker->turns, taker->slot, taker->fd, begin_ns);
+        taker->in_turn = true;
+    }
+    while (!ours && !slept && rc == 1) {
+        asleep_ns = fan_now_ns();
+        rc = fan_channel_wait(taker->fd);
+        slept = fan_now_ns() - asleep_ns > SLEEP_NS;
+        ours = !taker->turns || (rc == 1 && !slept && fan_turns_wait(taker->turns, taker->fd, begin_ns));
+    }
+    return rc < 0 ? rc : slept;
+}
+
+/* Whether it may take, or not, the next time it has to come again. */
+static void turn_is_over(fan_taker *taker)
+{
+    if (taker->in_turn)
+        fan_turns_leave(taker->turns, taker->slot);
+    taker->in_turn = false;
+}
+
 int fan_take_wait(fan_taker *taker)
 {
     fan_board_idle_now(taker->board, taker->thread);
     /* Sleeping first, cancelled second; fan_taker_cancel's caller does it the other way round. So either this call sees
      * the cancellation, or that caller sees a sleeper and goes on signalling it. */
     atomic_store(&taker->sleeping, true);
-    int64_t begin_ns = fan_now_ns();
-    int rc = atomic_load(&taker->cancelled) ? -ECANCELED : fan_channel_wait(taker->fd);
+    int rc = atomic_load(&taker->cancelled) ? -ECANCELED : wait_in_turn(taker); /* [fan_channel_wait] */
     atomic_store(&taker->sleeping, false);
-    return rc < 0 ? rc : fan_now_ns() - begin_ns > SLEEP_NS;
+    if (rc < 0)
+        turn_is_over(taker);
+    return rc;
 }
 
 int fan_take(fan_taker *taker, fan_connection *out, int fd_is_free)
@@ -136,14 +169,18 @@ int fan_take(fan_taker *taker, fan_connection *out, int fd_is_free)
     int fd, rc;
 
     if (atomic_load(&taker->cancelled)) {
+        turn_is_over(taker);
         fan_board_idle_now(taker->board, taker->thread);
         return -ECANCELED;
     }
+    if (taker->turns && !taker->in_turn && !fan_turns_free(taker->turns, taker->fd))
+        return -EAGAIN;
     /* Busy before it has anything: if we are killed inside the call, this is how the master knows what was lost. */
     fan_board_busy_now(taker->board, taker->thread, fan_now_ns());
     do
         rc = receive_if_room(taker, fd_is_free, &record, &fd);
     while (rc == -ENOMSG);
+    turn_is_over(taker);
     if (rc == 1) {
         fan_board_took(taker->board, 1);
         describe(&record, fd, out);

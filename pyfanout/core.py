@@ -206,17 +206,20 @@ class Core:
     def abandon(self, slot: int) -> Station:
         """In the child, at once: close all that is not this slot's worker's. The core is gone afterwards."""
         core, self._core = self._core, None
-        pool_fd, slot_fd, board = ffi.new("int *"), ffi.new("int *"), ffi.new("fan_board **")
-        lib.fan_core_abandon(core, slot, pool_fd, slot_fd, board)
-        return Station(pool_fd[0], slot_fd[0], board[0])
+        pool_fd, slot_fd, board, turns = map(ffi.new, ("int *", "int *", "fan_board **", "fan_turns **"))
+        lib.fan_core_abandon(core, slot, pool_fd, slot_fd, board, turns)
+        return Station(pool_fd[0], slot_fd[0], board[0], turns[0], slot)
 
 
 class Station:
-    """What a worker has of the core: two reading ends, of which it will use one, and its page of the board."""
+    """What a worker has of the core: two reading ends, of which it will use one; its page of the board; and the turns
+    of those that read the pool's."""
 
-    __slots__ = ("board", "done", "pool_fd", "slot_fd")
+    __slots__ = ("board", "done", "pool_fd", "slot", "slot_fd", "turns")
 
-    def __init__(self, pool_fd: int, slot_fd: int, board: Any) -> None:
+    def __init__(self, pool_fd: int, slot_fd: int, board: Any, turns: Any, slot: int) -> None:
+        self.slot = slot
+        self.turns = turns
         self.pool_fd = pool_fd
         self.slot_fd = slot_fd
         self.board = board
@@ -226,16 +229,16 @@ class Station:
     @classmethod
     def of(cls, pool_fd: int, slot_fd: int, board_fd: int, slot: int) -> Station:
         """From what `Core.ends` of another process has sent. Takes over all three. Raises CoreError."""
-        board = ffi.new("fan_board **")
+        board, turns = ffi.new("fan_board **"), ffi.new("fan_turns **")
         try:
-            check(lib.fan_board_open(board_fd, slot, board), f"map page {slot} of the board")
+            check(lib.fan_board_open(board_fd, slot, board, turns), f"map page {slot} of the board")
         except BaseException:
             os.close(pool_fd)
             os.close(slot_fd)
             raise
         finally:
             os.close(board_fd)
-        return cls(pool_fd, slot_fd, board[0])
+        return cls(pool_fd, slot_fd, board[0], turns[0], slot)
 
     def done_cell(self) -> Any:
         """The counter behind `done`, for who calls `cell[0] += 1` with a lock of its own, and never `done`: that lets
@@ -254,7 +257,8 @@ class Taker:
 
     def __init__(self, fd: int, station: Station, thread: int, batch: int = 1) -> None:
         """Reads from `fd`, which stays the caller's; marks its doings as thread number `thread` of the board."""
-        taker = lib.fan_taker_new(fd, station.board, thread)
+        turns = station.turns if fd == station.pool_fd else ffi.NULL
+        taker = lib.fan_taker_new(fd, station.board, thread, turns, station.slot)
         if not taker:
             raise MemoryError
         self._taker = ffi.gc(taker, lib.fan_taker_free)

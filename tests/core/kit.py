@@ -269,15 +269,16 @@ class House:
         if pid == 0:
             try:
                 station = self.core.abandon(slot)
-                board = int(ffi.cast("uintptr_t", station.board))
-                os.write(writing, struct.pack("iiQ", station.pool_fd, station.slot_fd, board))
+                places = [int(ffi.cast("uintptr_t", each)) for each in (station.board, station.turns)]
+                os.write(writing, struct.pack("iiQQ", station.pool_fd, station.slot_fd, *places))
             finally:
                 os._exit(0)
         os.waitpid(pid, 0)
-        pool_fd, slot_fd, board = struct.unpack("iiQ", os.read(reading, 16))
+        pool_fd, slot_fd, board, turns = struct.unpack("iiQQ", os.read(reading, 24))
         os.close(reading)
         os.close(writing)
-        station = Station(os.dup(pool_fd), os.dup(slot_fd), ffi.cast("fan_board *", board))
+        places = ffi.cast("fan_board *", board), ffi.cast("fan_turns *", turns)
+        station = Station(os.dup(pool_fd), os.dup(slot_fd), *places, slot)
         self._stations.append(station)
         return station
 

@@ -298,6 +298,87 @@ def test_idle_threads_are_served_in_turn(house: MakeHouse, interruptible: None) 
             thread.join(0.001)
 
 
+@pytest.fixture
+def woken(house: MakeHouse, interruptible: None, request: pytest.FixtureRequest) -> tuple[House, Taker, Taker]:
+    """A house; a taker that has slept, was woken by the message that is there, and has not taken it yet; and another
+    one, of another worker. The parameter is how many messages there are: a later one might be behind a nudge."""
+    here = house(2)
+    for slot in range(2):
+        here.enter(slot, 16, pool=True)
+    stations = [here.station(slot) for slot in range(2)]
+    first, second = (Taker(station.pool_fd, station, 0) for station in stations)
+    rcs: list[int] = []
+    thread = threading.Thread(target=lambda: rcs.append(first._wait()))
+    thread.start()
+    wait_until(lambda: first.sleeps and is_asleep(thread), "the thread sleeps")
+    feed(here, getattr(request, "param", 1))
+    thread.join()
+    assert rcs == [1]
+    return here, first, second
+
+
+def take_at_once(here: House, taker: Taker) -> int:
+    rc = taker._take(False)
+    if rc == 1:
+        here.arrived(taker.arrival)
+    return rc
+
+
+def test_a_message_is_for_the_one_that_it_has_woken(woken: tuple[House, Taker, Taker]) -> None:
+    here, first, second = woken
+    assert take_at_once(here, second) == -errno.EAGAIN
+    assert take_at_once(here, first) == 1
+    feed(here, 1)
+    assert take_at_once(here, second) == 1, "nobody waits any more"
+
+
+@pytest.mark.parametrize("woken", [2], indirect=True)
+def test_a_message_more_is_for_who_comes(woken: tuple[House, Taker, Taker]) -> None:
+    here, first, second = woken
+    assert take_at_once(here, second) == 1
+    assert take_at_once(here, second) == -errno.EAGAIN
+    assert take_at_once(here, first) == 1
+
+
+def test_one_that_was_woken_and_does_not_come_is_not_waited_for_for_ever(woken: tuple[House, Taker, Taker]) -> None:
+    """It was stopped, or killed, or does not get the interpreter's lock."""
+    here, _, second = woken
+    assert second.take(False) == 1
+    here.arrived(second.arrival)
+    feed(here, 2)
+    assert second.take(False) == 1
+    here.arrived(second.arrival)
+    assert second.take(False) == 1
+    here.arrived(second.arrival)
+
+
+def test_one_that_has_left_is_not_waited_for(woken: tuple[House, Taker, Taker]) -> None:
+    """Its worker is out of rotation, whatever it had said."""
+    here, _, second = woken
+    here.core.leave(0)
+    assert take_at_once(here, second) == 1
+
+
+def test_a_cancelled_one_waits_no_more(woken: tuple[House, Taker, Taker]) -> None:
+    here, first, second = woken
+    first.cancel()
+    assert take_at_once(here, first) == -errno.ECANCELED
+    assert take_at_once(here, second) == 1
+
+
+def test_who_waits_for_its_turn_sleeps_when_the_message_is_gone(woken: tuple[House, Taker, Taker]) -> None:
+    here, first, second = woken
+    rcs: list[int] = []
+    thread = threading.Thread(target=lambda: rcs.append(second._wait()))
+    thread.start()
+    assert take_at_once(here, first) in (1, -errno.EAGAIN)  # the other has waited as long as one waits
+    thread.join(0.01)
+    feed(here, 1)
+    thread.join()
+    assert rcs in ([0], [1])
+    assert take_at_once(here, second) == 1
+
+
 def test_a_channel_that_somebody_made_non_blocking(house: MakeHouse, interruptible: None) -> None:
     """O_NONBLOCK is shared by all who have the channel: one worker's mistake must not end all the others."""
     here = house()

@@ -1,0 +1,130 @@
+/* turns.c: whose turn it is among the threads that wait for the pool's channel, so that idle ones are served in turn.
+ *
+ * The kernel wakes the thread that has slept longest, but whoever comes meanwhile finds the message first, for it takes a
+ * woken one some time to run. So each who comes passes a gate, in the order of their coming, and before it sleeps lets
+ * those take theirs that are inside: asleep, or woken and not yet there. What is on the page, which workers share, is
+ * only believed for PATIENCE_NS: one that was killed or stopped, or lies, delays the others by that much.
+ */
+#define _GNU_SOURCE
+#include "core.h"
+
+#include <sched.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#define PATIENCE_NS (2 * FAN_MS) /* a woken thread runs within 0.1 ms, on a busy machine within a few */
+#define YIELDS 64                /* turns of the scheduler before it is asked for time: some 50 us */
+
+/* A slot's, and the master's word whether its worker is in rotation. */
+typedef struct {
+    _Atomic uint16_t reads;
+    _Atomic uint16_t inside;
+} cell;
+
+struct fan_turns {
+    _Atomic uint32_t arrived;  /* at the gate */
+    _Atomic uint32_t admitted; /* those that have passed it */
+    _Atomic int32_t slots;     /* cells that were ever used */
+    _Alignas(64) cell cells[FAN_MAX_SLOTS];
+};
+
+_Static_assert(sizeof(struct fan_turns) <= FAN_TURNS_BYTES, "it fits");
+
+/* ---- the master's side -------------------------------------------------------------------------------------------- */
+
+/* No worker is there: nobody of it is inside. */
+void fan_turns_begin(fan_turns *turns, int slot)
+{
+    if (atomic_load(&turns->slots) <= slot)
+        atomic_store(&turns->slots, slot + 1);
+    atomic_store(&turns->cells[slot].reads, 0);
+    atomic_store(&turns->cells[slot].inside, 0);
+}
+
+void fan_turns_read(fan_turns *turns, int slot, bool reads)
+{
+    atomic_store(&turns->cells[slot].reads, reads);
+}
+
+/* ---- the workers' side -------------------------------------------------------------------------------------------- */
+
+static int inside(const fan_turns *turns)
+{
+    int slots = atomic_load(&turns->slots), sum = 0;
+    for (int slot = 0; slot < slots && slot < FAN_MAX_SLOTS; slot++)
+        if (atomic_load_explicit(&turns->cells[slot].reads, memory_order_relaxed))
+            sum += atomic_load_explicit(&turns->cells[slot].inside, memory_order_relaxed);
+    return sum;
+}
+
+static int untaken(int channel_fd)
+{
+    return fan_channel_untaken(&(fan_channel){.read_fd = channel_fd});
+}
+
+/* Whether one who has just come, and has not waited, may take what is there: there is more than for all who wait. */
+bool fan_turns_free(const fan_turns *turns, int channel_fd)
+{
+    int waiting = inside(turns) + (int)(atomic_load(&turns->arrived) - atomic_load(&turns->admitted));
+    return waiting <= 0 || untaken(channel_fd) > waiting;
+}
+
+/* What one may do who comes to the channel, with `others` inside before it. */
+typedef enum { SLEEP, TAKE, WAIT } chance;
+
+static chance chance_of(const fan_turns *turns, int channel_fd, int self)
+{
+    int others = inside(turns) - self;
+    if (others <= 0) /* it is not told apart: to sleep is to find what is there */
+        return self ? TAKE : SLEEP;
+    int messages = untaken(channel_fd);
+    return messages <= 0 ? SLEEP : messages > others ? TAKE : WAIT;
+}
+
+static void pause_at(int tries)
+{
+    if (tries < YIELDS)
+        sched_yield();
+    else
+        nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+}
+
+/* Come to the gate, and in; until fan_turns_leave. True: take what is there now. False: sleep until something is. */
+bool fan_turns_enter(fan_turns *turns, int slot, int channel_fd, int64_t begin_ns)
+{
+    uint32_t mine = atomic_fetch_add(&turns->arrived, 1);
+    chance found = WAIT;
+    for (int tries = 0; found == WAIT; tries++) {
+        if ((int32_t)(atomic_load(&turns->admitted) - mine) >= 0)
+            found = chance_of(turns, channel_fd, 0);
+        if (found == WAIT && fan_now_ns() - begin_ns > PATIENCE_NS)
+            found = TAKE;
+        if (found == WAIT)
+            pause_at(tries);
+    }
+    atomic_fetch_add(&turns->cells[slot].inside, 1);
+    uint32_t admitted = atomic_load(&turns->admitted);
+    while ((int32_t)(admitted - mine) <= 0 && !atomic_compare_exchange_weak(&turns->admitted, &admitted, mine + 1))
+        ;
+    return found == TAKE;
+}
+
+/* It is inside, and instead of sleep has found a message, which came for one who was before it. As fan_turns_enter. */
+bool fan_turns_wait(const fan_turns *turns, int channel_fd, int64_t begin_ns)
+{
+    for (int tries = 0; fan_now_ns() - begin_ns <= PATIENCE_NS; tries++) {
+        chance found = chance_of(turns, channel_fd, 1);
+        if (found != WAIT)
+            return found == TAKE;
+        pause_at(tries);
+    }
+    return true;
+}
+
+/* Its place may be a later worker's by now: never below none. */
+void fan_turns_leave(fan_turns *turns, int slot)
+{
+    uint16_t count = atomic_load(&turns->cells[slot].inside);
+    while (count > 0 && !atomic_compare_exchange_weak(&turns->cells[slot].inside, &count, (uint16_t)(count - 1)))
+        ;
+}
