@@ -64,6 +64,8 @@ class Master:
         self._callbacks = Callbacks()
         self._running = False
         self._stepping = False
+        self._program_ran = True
+        """Code that is not ours, since the last step."""
 
     # ---- birth and death ----------------------------------------------------------------------------------------
 
@@ -123,15 +125,17 @@ class Master:
         """Serve until stopped. Raises WorkerError or LoadError if no worker ever becomes ready, and WorkerError if
         `fail_fast` ends it."""
         while self.step():
-            pass
+            self._program_ran = type(self).step is not Master.step
 
     def step(self, timeout: float | None = None) -> bool:
         """Wait for the next event, at most `timeout` seconds, and deal with it. False: it is over. Raises as `run`."""
         if self._stepping:
             raise RuntimeError("called in a callback of itself: there, reload and scale take wait=False")
+        program_ran, self._program_ran = self._program_ran, True
+        timeout_ns = None if timeout is None else int(timeout * 1e9)
         self._stepping = True
         try:
-            self._running = self._running and self._supervisor.step(None if timeout is None else int(timeout * 1e9))
+            self._running = self._running and self._supervisor.step(timeout_ns, program_ran=program_ran)
         except BaseException:
             self._running = False
             raise

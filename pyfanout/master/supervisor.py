@@ -40,6 +40,7 @@ from pyfanout.master.lifecycle import Action, Happened, State, step
 from pyfanout.master.limits import most_in_flight
 from pyfanout.master.listeners import Endpoint
 from pyfanout.master.oom import OomKills
+from pyfanout.master.orphans import LOOK_NS, Orphans
 from pyfanout.master.outbox import AGAIN_NS
 from pyfanout.master.process import ExitReport, spawn
 from pyfanout.master.reload import Reload
@@ -123,6 +124,8 @@ class Supervisor:
             gc.freeze()
             self._core = undo.enter_context(Core(SLOTS, self._config.policy))
             self._watches = Watches(self._core)
+            self._orphans = Orphans()
+            undo.callback(self._look_for_orphans)
             undo.callback(self._bury)
             self._open()
             self._undo = undo.pop_all()
@@ -162,8 +165,11 @@ class Supervisor:
         while self.step():
             pass
 
-    def step(self, timeout_ns: int | None = None) -> bool:
-        """Wait for the next event, at most for `timeout_ns`, and deal with it. False: stopped, and all is over."""
+    def step(self, timeout_ns: int | None = None, *, program_ran: bool = False) -> bool:
+        """Wait for the next event, at most for `timeout_ns`, and deal with it. False: stopped, and all is over.
+        `program_ran`: since the last step there was code that is not ours."""
+        if program_ran:
+            self._look_for_orphans(program_ran=True)
         now_ns = time.monotonic_ns()
         self._health.awake(now_ns)
         if self._signals.heard:  # before anything is forked for a server that shall stop
@@ -180,6 +186,7 @@ class Supervisor:
         self._health.sleeps_until(None if deadline_ns is None else max(deadline_ns, now_ns))
         self._signals.hold()
         events = self._core.run(None if deadline_ns is None else deadline_ns - time.monotonic_ns())
+        self._look_for_orphans()
         for event in events:
             self._on_event(event)
         self._shortage.lost(self._core.truncated)
@@ -407,7 +414,7 @@ class Supervisor:
         if stacks:
             log.error("%s was here when it died:\n%s", member, stacks)
         if self._notify.wanted("exit"):
-            self._notify.call(Notice("exit", status_of(member.slot, member, view, time.monotonic_ns()), words))
+            self._call(Notice("exit", status_of(member.slot, member, view, time.monotonic_ns()), words))
         if self._reload and member in self._reload.trials:
             self._reload.trials.remove(member)
             if not member.slot.retired:
@@ -471,7 +478,12 @@ class Supervisor:
     def _tell(self, event: str, member: Member | None, detail: str = "") -> None:
         """The callbacks."""
         if self._notify.wanted(event):
-            self._notify.call(Notice(event, self._status(member) if member else None, detail))
+            self._call(Notice(event, self._status(member) if member else None, detail))
+
+    def _call(self, notice: Notice) -> None:
+        self._look_for_orphans()
+        self._notify.call(notice)
+        self._look_for_orphans(program_ran=True)
 
     # ---- states and actions -------------------------------------------------------------------------------------
 
@@ -702,6 +714,10 @@ class Supervisor:
 
     # ---- time ---------------------------------------------------------------------------------------------------
 
+    def _look_for_orphans(self, *, program_ran: bool = False) -> None:
+        if self._orphans.adopts:
+            self._orphans.look((member.process.pid for member in self._roster.members), ours=program_ran)
+
     def _keep_time(self, now_ns: int) -> None:
         for member in self._roster.members:
             member.outbox.flush()
@@ -752,6 +768,8 @@ class Supervisor:
             deadlines.append(time.monotonic_ns() + AGAIN_NS)
         if self._reload and self._reload.next():
             deadlines.append(time.monotonic_ns())
+        if self._orphans.adopts:
+            deadlines.append(time.monotonic_ns() + LOOK_NS)
         if self._stopping is None:
             deadlines.append(self._health.next_deadline_ns(self._roster.members))
         return [each for each in deadlines if each is not None]
