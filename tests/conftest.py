@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts what it puts into the background with SIGINT and SIGQUIT ignored, nohup with SIGHUP ignored. The
+    # programs that tests start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for signum in (signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
     given = config.getoption("--seed")
     text = os.environ.get("TEST_SEED", "")
     config.stash[SEED] = given if given is not None else int(text) if text else random.SystemRandom().getrandbits(32)
