@@ -36,6 +36,18 @@ class AsyncioRunner(Runner):
         """While it drains: whether the server knows of a request that is not done."""
         return False
 
+    def held(self, listener: Listener) -> int:
+        """Connections with a request, or a websocket, that is not over: the log has their number when time is up."""
+        return listener.live
+
+    async def farewell(self) -> None:
+        """Called when the time is nearly up, or the worker shall stop at once, and `stopping` is set: close the
+        websockets that the server's own stop would cut off without a word."""
+
+    def notice(self) -> None:
+        """Called once, when a draining worker has accepted all that it will: what the server tells its application at
+        the beginning of its own stop, if that may come before its other steps."""
+
     def drains(self) -> None:
         """Called once, when it begins to drain: have the answers from now on say that the connection ends."""
 
@@ -82,6 +94,7 @@ class AsyncioRunner(Runner):
             worker.stopped_with(listener.live)
             listener.quiet()
             self.hurry()
+            settling.append(loop.create_task(self.farewell()))
             stopping.set()
             stopped.set()
             loop.call_later(GRACE_S, serving.cancel)
@@ -101,17 +114,25 @@ class AsyncioRunner(Runner):
                 worker.drain()
 
     async def _settle(self, worker: Worker, listener: Listener, stopping: asyncio.Event) -> None:
-        await settled(listener, self.busy, worker.config.drain_timeout)
+        """`_serve` cancels it when the server has stopped."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + max(worker.config.drain_timeout - GRACE_S, 0)
+        self.notice()
+        await settled(listener, self.busy, end_s)
         stopping.set()
-        while True:  # until the server has stopped
+        while loop.time() < end_s:
+            listener.end_unserved()
+            await asyncio.sleep(LOOK_S)
+        worker.stopped_with(self.held(listener))
+        await self.farewell()
+        while True:
             listener.end_unserved()
             await asyncio.sleep(LOOK_S)
 
 
-async def settled(listener: Listener, busy: Callable[[], bool], drain_s: float) -> None:
+async def settled(listener: Listener, busy: Callable[[], bool], end_s: float) -> None:
     """A server's graceful stop closes at once whoever has no request running, also the client that has just connected,
-    and the one whose next request is on its way. So that waits until nobody is, or `drain_s` are nearly over."""
+    and the one whose next request is on its way. So that waits until nobody is, or until `end_s` (the loop's time)."""
     loop = asyncio.get_running_loop()
-    patience_s = loop.time() + max(drain_s - GRACE_S, 0)
-    while (busy() or not listener.settled) and loop.time() < patience_s:
+    while (busy() or not listener.settled) and loop.time() < end_s:
         await asyncio.sleep(LOOK_S)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.aio import AsyncioRunner
+from pyfanout.embed.runner import FAREWELL_S, SERVICE_RESTART
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -26,15 +28,33 @@ class Runner(AsyncioRunner):
         self.loop = loop
         self._options: dict[str, Any] = {"access_log": None, "handle_signals": False, **options}
         self._server: Any = None
+        self._shutting: Any = None
+        """The application's `on_shutdown` callbacks."""
+        self._websockets: weakref.WeakSet[Any] = weakref.WeakSet()
+        """aiohttp's own list of connections does not tell them from other requests."""
 
     async def run(
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
         from aiohttp import web
 
+        class AppRunner(web.AppRunner):
+            async def shutdown(_) -> None:
+                self.notice()
+                await self._shutting
+
+        websockets: weakref.WeakSet[Any] = self._websockets
+        response: Any = web.WebSocketResponse
+        begin = response._post_start
+
+        def begin_known(websocket: Any, *arguments: Any) -> None:
+            begin(websocket, *arguments)
+            websockets.add(websocket)
+
+        response._post_start = begin_known
         worker.adopt_logger("aiohttp")
         self._options.setdefault("shutdown_timeout", worker.config.drain_timeout)
-        runner = web.AppRunner(self._app, **self._options)
+        runner = AppRunner(self._app, **self._options)
         await runner.setup()
         self._server = runner.server
         try:
@@ -45,9 +65,31 @@ class Runner(AsyncioRunner):
             await runner.cleanup()
 
     def busy(self) -> bool:
-        """An upload goes on: the server's own stop waits for its handler, but reads no more for it."""
+        """An upload or a websocket goes on: the server's own stop waits for its handler, but reads no more for it."""
+        if self._open_websockets():
+            return True
         requests = [connection._current_request for connection in self._server.connections]
         return any(request is not None and not request.content.is_eof() for request in requests)
+
+    def _open_websockets(self) -> list[Any]:
+        def is_open(websocket: Any) -> bool:
+            return not websocket.closed and websocket._req is not None and websocket._req.transport is not None
+
+        return [each for each in self._websockets if is_open(each)]
+
+    def held(self, _: Listener) -> int:
+        return sum(connection._current_request is not None for connection in self._server.connections)
+
+    def notice(self) -> None:
+        """Which end what does not end by itself: websockets, streams."""
+        if self._shutting is None:
+            self._shutting = asyncio.ensure_future(self._app.shutdown())
+
+    async def farewell(self) -> None:
+        closing = asyncio.gather(
+            *(each.close(code=SERVICE_RESTART) for each in self._open_websockets()), return_exceptions=True
+        )
+        await asyncio.wait([closing], timeout=FAREWELL_S)
 
     def drains(self) -> None:
         """Each request from now on is one whose client wants its connection to end, so the answer says that it does."""

@@ -3,12 +3,15 @@ worker say goodbye."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.aio import AsyncioRunner
+from pyfanout.embed.runner import SERVICE_RESTART
 
 if TYPE_CHECKING:
     from pyfanout.kind import ASGIApp
+    from pyfanout.worker.listener import Listener
 
 
 class Application:
@@ -19,18 +22,58 @@ class Application:
         self.calls = 0
         """Requests and websockets that the application has not returned from."""
         self.draining = False
+        self._websockets: set[_Websocket] = set()
+
+    async def close_websockets(self) -> None:
+        """With a close frame that tells the client to come again. For a server that does not do that itself."""
+        await asyncio.gather(*(websocket.close() for websocket in self._websockets), return_exceptions=True)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             return await self._app(scope, receive, send)
         self.calls += 1
         try:
+            if scope["type"] == "websocket":
+                await self._serve_websocket(scope, receive, _Websocket(send))
+                return None
             if self.draining and scope["type"] == "http" and scope["http_version"] in ("1.0", "1.1"):
                 send = _Goodbye(send)
             await self._app(scope, receive, send)
         finally:
             self.calls -= 1
         return None
+
+    async def _serve_websocket(self, scope: Any, receive: Any, websocket: _Websocket) -> None:
+        self._websockets.add(websocket)
+        try:
+            await self._app(scope, receive, websocket)
+        finally:
+            self._websockets.discard(websocket)
+
+
+class _Websocket:
+    """What the application sends with."""
+
+    def __init__(self, send: Any) -> None:
+        self._send = send
+        self._accepted = False
+        self._closed = False
+
+    async def __call__(self, message: Any) -> None:
+        """What comes after our own close frame reaches nobody, as after its client's."""
+        if self._closed:
+            return
+        await self._send(message)
+        if message["type"] == "websocket.accept":
+            self._accepted = True
+        elif message["type"] == "websocket.close":
+            self._accepted = False
+
+    async def close(self) -> None:
+        """The application finds the end when the client has answered."""
+        if self._accepted and not self._closed:
+            self._closed = True
+            await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": ""})
 
 
 class _Goodbye:
@@ -55,6 +98,9 @@ class ASGIRunner(AsyncioRunner):
 
     def busy(self) -> bool:
         return self.app.calls > 0
+
+    def held(self, listener: Listener) -> int:
+        return self.app.calls
 
     def drains(self) -> None:
         self.app.draining = True

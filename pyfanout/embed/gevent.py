@@ -88,6 +88,7 @@ def _settle(worker: Worker, listener: Listener, leaving: Any) -> None:
         while listener.live:
             listener.end_silent()
             gevent.sleep(LOOK_S)
+    worker.stopped_with(listener.live)
     leaving.set()
 
 

@@ -30,7 +30,7 @@ from pyfanout.dispatcher import Dispatcher
 from pyfanout.embed.aio import settled
 from pyfanout.embed.asgi import Application
 from pyfanout.embed.loop import loop_factory
-from pyfanout.embed.runner import LOOK_S
+from pyfanout.embed.runner import GRACE_S, LOOK_S
 from pyfanout.errors import ConfigError, WorkerError
 from pyfanout.worker.connection import Connection, address_of
 from pyfanout.worker.threads import Pool, Watch
@@ -350,7 +350,10 @@ class ASGI(Joined, gasgi.ASGIWorker):
         self._alive = False  # it waits for nobody
 
     async def _settle(self) -> None:
-        await settled(self._listening, lambda: self._app.calls > 0, self.cfg.graceful_timeout)
+        end_s = self.loop.time() + max(self.cfg.graceful_timeout - GRACE_S, 0)
+        await settled(self._listening, lambda: self._app.calls > 0, end_s)
+        if self.loop.time() >= end_s:
+            self._worker.stopped_with(self._app.calls)
         self._alive = False
         while True:  # until the server has stopped
             self._listening.end_unserved()

@@ -67,6 +67,9 @@ class Runner(ASGIRunner):
             setattr(config, name, value)
         await serve(self.app, config, shutdown_trigger=stop, mode="asgi")
 
+    async def farewell(self) -> None:
+        await self.app.close_websockets()
+
     def hurry(self) -> None:
         self._listener.end_all()
         self._config.graceful_timeout = HURRY_S

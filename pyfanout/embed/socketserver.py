@@ -75,6 +75,7 @@ class Runner(ThreadedRunner):
         while listener.live and time.monotonic() < patience_s:  # in threads that server_close need not wait for
             listener.end_silent()
             time.sleep(LOOK_S)
+        worker.stopped_with(listener.live)
         server.server_close()
 
     def _minded(self, finish_request: Callable[..., object]) -> Callable[..., object]:

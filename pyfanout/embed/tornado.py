@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.aio import AsyncioRunner
+from pyfanout.embed.runner import SERVICE_RESTART
 
 if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener
@@ -27,12 +29,15 @@ class Runner(AsyncioRunner):
         self.loop = loop
         self._options = options
         self._server: Any = None
+        self._websockets: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Which the server does not know any more."""
 
     async def run(
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
         from tornado.httpserver import HTTPServer
         from tornado.iostream import SSLIOStream
+        from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
         loop, timeout_s = asyncio.get_running_loop(), worker.config.handshake_timeout
 
@@ -54,6 +59,15 @@ class Runner(AsyncioRunner):
                 server_conn.latest = request_conn
                 return super().start_request(server_conn, request_conn)
 
+        protocols: Any = WebSocketProtocol
+        known, begin = self._websockets, protocols.__init__
+
+        def begin_known(protocol: Any, handler: Any) -> None:
+            begin(protocol, handler)
+            if isinstance(handler, WebSocketHandler):  # else it is a client's
+                known.add(handler)
+
+        protocols.__init__ = begin_known
         worker.adopt_logger("tornado")
         if context := worker.tls_context():
             self._options["ssl_options"] = context
@@ -62,13 +76,28 @@ class Runner(AsyncioRunner):
         started()
         await stopping.wait()
         server.stop()
+        for websocket in self._open_websockets():
+            websocket.close(SERVICE_RESTART)
         await server.close_all_connections()
 
+    def _open_websockets(self) -> list[Any]:
+        def is_open(connection: Any) -> bool:
+            return connection is not None and connection.stream is not None and not connection.is_closing()
+
+        return [each for each in self._websockets if is_open(each.ws_connection)]
+
     def busy(self) -> bool:
+        return self._requests() > 0 or bool(self._open_websockets())
+
+    def held(self, _: Listener) -> int:
+        return self._requests() + len(self._open_websockets())
+
+    def _requests(self) -> int:
+        """That are not done."""
         requests = [getattr(conn, "latest", None) for conn in self._server._connections]
         # The latest one of a connection that is only kept is there, too, before its first line has come.
         begun = [request for request in requests if request is not None and request._request_start_line is not None]
-        return not all(request._write_finished for request in begun)
+        return sum(not request._write_finished for request in begun)
 
     def drains(self) -> None:
         self._server.conn_params.no_keep_alive = True  # each of its connections looks there before it goes on

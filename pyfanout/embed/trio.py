@@ -131,6 +131,7 @@ async def _settle(worker: Worker, listener: Listener, handlers: Any) -> None:
             listener.end_silent()
             await trio.sleep(LOOK_S)
         return
+    worker.stopped_with(listener.live)
     handlers.cancel_scope.cancel()
 
 

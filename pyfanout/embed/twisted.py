@@ -93,6 +93,7 @@ def _settle(worker: Worker, listener: Listener, port: Any, reactor: Any) -> None
         if listener.live and reactor.seconds() < end_s:
             reactor.callLater(LOOK_S, look)
         else:
+            worker.stopped_with(listener.live)
             reactor.stop()
 
     look()

@@ -96,6 +96,7 @@ class Worker:
         self.draining = False
         self.stopped = False
         """It was told to stop now. Handlers may catch everything, as wsgiref does: then it stops after them."""
+        self._stop_is_told = False
         self.on_drain: Callable[[], None] | None = None
         """Makes what serves take no more; set by it as soon as it may take."""
         self.watch = Watch()
@@ -224,8 +225,9 @@ class Worker:
             log.error("worker=%d: %s; takes no connection for a moment", self.slot, os.strerror(error))
 
     def stopped_with(self, connections: int) -> None:
-        """It stops now: their clients get no whole answer."""
-        if connections:
+        """It stops now: their clients get no whole answer. Says so once."""
+        if connections and not self._stop_is_told:
+            self._stop_is_told = True
             plural = "" if connections == 1 else "s"
             log.warning("worker=%d stops, with %d connection%s in its hands", self.slot, connections, plural)
 

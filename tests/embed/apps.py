@@ -204,14 +204,22 @@ def aiohttp() -> Any:
         return web.Response(body=facts(request.transport.get_extra_info("peername")))
 
     app = web.Application()
-    app.add_routes([web.get("/", root), web.get("/slow", root), web.post("/", root)])
+
+    async def echo(request: web.Request) -> web.WebSocketResponse:
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        async for message in websocket:
+            await websocket.send_str(f"{os.getpid()} {message.data}")
+        return websocket
+
+    app.add_routes([web.get("/", root), web.get("/slow", root), web.post("/", root), web.get("/ws", echo)])
     return app
 
 
 def tornado() -> Any:
     import asyncio
 
-    from tornado import web
+    from tornado import web, websocket
 
     class Root(web.RequestHandler):
         async def get(self) -> None:
@@ -222,7 +230,11 @@ def tornado() -> Any:
         def post(self) -> None:
             self.write(self.request.body)
 
-    return web.Application([("/.*", Root)])
+    class Echo(websocket.WebSocketHandler):
+        def on_message(self, message: str) -> None:
+            self.write_message(f"{os.getpid()} {message}")
+
+    return web.Application([("/ws", Echo), ("/.*", Root)])
 
 
 def gevent_handler() -> Any:
@@ -317,7 +329,7 @@ def twisted() -> Any:
 def uvicorn_on_asyncio() -> Any:
     from pyfanout.embed import uvicorn
 
-    return uvicorn.Runner(asgi, loop="asyncio", http="h11")
+    return uvicorn.Runner(asgi, loop="asyncio", http="h11", ws="wsproto")
 
 
 def hypercorn_on_uvloop() -> Any:
@@ -438,3 +450,28 @@ def events_on_asyncio() -> Any:
     from pyfanout.embed import uvicorn
 
     return uvicorn.Runner(events(), loop="asyncio", http="h11")
+
+
+def aiohttp_events() -> Any:
+    """Endless at `/events`, until `on_shutdown`, as aiohttp's documentation has it."""
+    import asyncio
+
+    from aiohttp import web
+
+    over = asyncio.Event()
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        while not over.is_set():
+            await answer.write(b"tick")
+            await asyncio.sleep(0.1)
+        return answer
+
+    async def tell(_: web.Application) -> None:
+        over.set()
+
+    app = aiohttp()
+    app.router.add_get("/events", stream)
+    app.on_shutdown.append(tell)
+    return app

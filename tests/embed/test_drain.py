@@ -137,10 +137,11 @@ def test_silent_clients_hold_neither_a_reload_nor_a_stop(
 # ---- what does not end by itself -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("app", ["events", "events_on_asyncio"])
+@pytest.mark.parametrize("app", ["events", "events_on_asyncio", "aiohttp_events"])
 def test_endless_streams_are_told(server: MakeServer, app: str) -> None:
-    """As uvicorn tells them: each ends, and so does the stop. Who waits for one to end is answered."""
-    one = server().start(f"apps:{app}", cwd=FOLDER, workers=1, factory=True, max_connections=1, drain_timeout=60)
+    """As their servers tell them: each ends, and so does the stop. Who waits for one to end is answered."""
+    full = {} if app == "aiohttp_events" else {"max_connections": 1}  # whose callbacks run when all are there
+    one = server().start(f"apps:{app}", cwd=FOLDER, workers=1, factory=True, drain_timeout=60, **full)
     one.expect("ASGI callable returned without completing response")  # as sse-starlette ends it under plain uvicorn
     with connect(one.address) as stream, connect(one.address) as queued:
         stream.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -220,7 +220,7 @@ def test_lifespan(server: MakeServer, name: str) -> None:
     assert one.out.splitlines().count("app: lifespan.shutdown") == 1
 
 
-@pytest.mark.parametrize("name", ["uvicorn", "uvicorn-asyncio", "hypercorn"])
+@pytest.mark.parametrize("name", ["uvicorn", "uvicorn-asyncio", "hypercorn", "aiohttp", "tornado"])
 def test_a_websocket_outlives_ten_reloads(server: MakeServer, name: str) -> None:
     """Its worker drains, and stays as long as it does."""
     one = start(server(), SUBJECTS[name], workers=2, min_uptime=0, drain_timeout=60)
@@ -236,8 +236,13 @@ def test_a_websocket_outlives_ten_reloads(server: MakeServer, name: str) -> None
     one.wait_until(lambda: f"pid={pid} has left" in one.log, "its worker leaves when it is closed")
 
 
-def test_a_websocket_is_told_when_the_time_is_up(server: MakeServer) -> None:
-    one = start(server(), SUBJECTS["uvicorn"], workers=1, drain_timeout=2)
+WEBSOCKETS = ("uvicorn", "uvicorn-asyncio", "hypercorn", "hypercorn-uvloop", "aiohttp", "aiohttp-uvloop", "tornado")
+
+
+@pytest.mark.parametrize("name", WEBSOCKETS)
+def test_a_websocket_is_told_when_the_time_is_up(server: MakeServer, name: str) -> None:
+    """By a close frame, and the log tells of it."""
+    one = start(server(), SUBJECTS[name], workers=1, drain_timeout=3)
     with open_websocket(f"ws://{one.address}/ws") as socket:
         socket.send("hello")
         socket.recv()
@@ -246,6 +251,7 @@ def test_a_websocket_is_told_when_the_time_is_up(server: MakeServer) -> None:
             socket.recv(timeout=20)
         assert "1012" in str(caught.value)
     assert one.wait_exit() == 0
+    assert one.log.count("worker=0 stops, with 1 connection in its hands") == 1
 
 
 # ---- others ----------------------------------------------------------------------------------------------------------
