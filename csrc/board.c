@@ -1,7 +1,7 @@
 /* board.c: the shared pages, one a slot. A worker writes its own; the master only looks.
  *
- * Atomics, relaxed throughout: each value stands for itself. Nothing here is needed for a
- * connection to arrive: a worker that lies harms itself. The master clamps what it reads and never uses it as an
+ * Atomics, relaxed throughout but for `wanted` and what is done: each value stands for itself. Nothing here is needed
+ * for a connection to arrive: a worker that lies harms itself. The master clamps what it reads and never uses it as an
  * index or a length.
  */
 #define _GNU_SOURCE
@@ -24,6 +24,7 @@ struct fan_board {
     _Atomic uint64_t truncated;
     _Atomic int64_t beat_ns;
     _Atomic int32_t threads;                        /* cells ever used */
+    _Atomic int32_t wanted;                         /* by the master: it waits for one to be done */
     _Atomic int64_t busy_since_ns[FAN_MAX_THREADS]; /* 0: idle */
     char pad[PAGE_BYTES - 6 * 8 - FAN_MAX_THREADS * 8];
 };
@@ -137,6 +138,12 @@ uint64_t fan_board_finished(const fan_board *board, int slot)
     return load(board[slot].done) + load(board[slot].truncated);
 }
 
+void fan_board_want(fan_board *board, int slot)
+{
+    atomic_store(&board[slot].wanted, 1);
+    atomic_thread_fence(memory_order_seq_cst); /* before the look, which is a relaxed one */
+}
+
 /* How many of the first `threads` threads wait for a connection. */
 int fan_board_idle(const fan_board *board, int slot, int threads)
 {
@@ -206,9 +213,12 @@ void fan_board_lost(fan_board *page, int count)
     add(page->taken, (uint64_t)count);
 }
 
-void fan_board_done(fan_board *page)
+/* First done, then the look; the master writes first that it waits, then looks at what is done. So one of them sees the other,
+ * which needs one order of all four (sequential consistency). */
+int fan_board_done(fan_board *page)
 {
-    add(page->done, 1);
+    atomic_fetch_add(&page->done, 1);
+    return atomic_load(&page->wanted) && atomic_exchange(&page->wanted, 0);
 }
 
 uint64_t *fan_board_done_cell(fan_board *page)

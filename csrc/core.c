@@ -192,6 +192,18 @@ static int room_of(const fan_core *core, int number)
     return live < most ? (int)(most - live) : 0;
 }
 
+/* Nobody may have one now: have those that hold as many as they may tell when one is done. Whether one was by now. */
+static bool want_room(fan_core *core)
+{
+    bool room = false;
+    for (int i = 0; i < core->rotation_count; i++)
+        if (room_of(core, core->rotation[i]) == 0) {
+            fan_board_want(core->board, core->rotation[i]);
+            room |= room_of(core, core->rotation[i]) > 0;
+        }
+    return room;
+}
+
 /* Ask the kernel about the channels that are thought to be full; have those that are tell when they no longer are.
  * Returns how many connections may be passed now. */
 static int total_space(fan_core *core, int64_t now_ns)
@@ -414,6 +426,8 @@ static bool dispatch(fan_core *core)
         if (core->broken_count && !fan_accept_rests(core))
             fan_channels_mend(core);
         int space = total_space(core, now_ns);
+        if (space == 0 && want_room(core))
+            space = total_space(core, now_ns);
         if (space == 0) {
             if (core->finishing)
                 fan_accept_finish_empty(core);

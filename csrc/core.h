@@ -163,6 +163,7 @@ void fan_board_unmap(fan_board *board, int slots);
 void fan_board_keep(fan_board *board, int slots, int keep);
 void fan_board_begin(fan_board *board, int slot, uint64_t generation);
 uint64_t fan_board_taken(const fan_board *board, int slot);
+void fan_board_want(fan_board *board, int slot);
 uint64_t fan_board_finished(const fan_board *board, int slot);
 int fan_board_idle(const fan_board *board, int slot, int threads);
 void fan_board_look(const fan_board *board, int slot, fan_board_view *out);

@@ -151,7 +151,8 @@ void fan_slot_ends(const fan_core *core, int slot, int *pool_fd, int *slot_fd, i
 /* A worker is ready. `pool`: it reads the pool channel, else the slot's own. `threads`: how many block in
  * fan_take at once, 0 for an event loop. `size`: messages the channel shall take; returns what the kernel grants.
  * `most`: connections that one with its own channel may hold, waiting ones included; 0: any number. At `most` it gets
- * nothing until the board says that one is done, which is looked at whenever fan_core_run is woken or called. */
+ * nothing until the board says that one is done, which is looked at whenever fan_core_run is woken or called; see
+ * fan_board_done. */
 int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size, int most);
 
 /* The worker takes no more, alive or not: out of rotation. What waits in its own channel is taken back and passed to
@@ -205,11 +206,12 @@ int fan_taker_sleeps(const fan_taker *taker);
 /* Make `signum` interrupt fan_take_wait and do nothing else. */
 int fan_interrupt_with(int signum);
 
-/* A taken connection was closed or detached. */
-void fan_board_done(fan_board *board);
+/* A taken connection was closed or detached. 1: the master waits for that, since all who could take one hold as many as they
+ * may; the caller wakes it. */
+int fan_board_done(fan_board *board);
 
 /* The counter itself, for who adds to it in a lock's care and never calls fan_board_done: from Python a call is dear where
- * threads contend for the interpreter's lock. */
+ * threads contend for the interpreter's lock. Not for who may hold only so many. */
 uint64_t *fan_board_done_cell(fan_board *board);
 
 /* In a child that the worker forked: it must not be seen on the worker's page; what it writes goes nowhere. */

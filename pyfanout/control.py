@@ -60,7 +60,7 @@ class Retiring:
 
 @dataclass(frozen=True, slots=True)
 class Roomy:
-    """Worker to master: I was at `max_connections`, or near, and one is done."""
+    """Worker to master: the board says that you wait for one of mine to be done, and one is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,8 +223,9 @@ class Station:
         self.pool_fd = pool_fd
         self.slot_fd = slot_fd
         self.board = board
-        self.done: Callable[[], None] = functools.partial(lib.fan_board_done, board)
-        """A taken connection was closed or detached. No frame of Python: it is called for each."""
+        self.done: Callable[[], int] = functools.partial(lib.fan_board_done, board)
+        """A taken connection was closed or detached; true if the master waits for that, and is to be told. No frame of
+        Python: it is called for each."""
 
     @classmethod
     def of(cls, pool_fd: int, slot_fd: int, board_fd: int, slot: int) -> Station:
@@ -242,7 +243,7 @@ class Station:
 
     def done_cell(self) -> Any:
         """The counter behind `done`, for who calls `cell[0] += 1` with a lock of its own, and never `done`: that lets
-        go of the interpreter's lock, for which a server's threads then queue."""
+        go of the interpreter's lock, for which a server's threads then queue. Not with `max_connections`."""
         return lib.fan_board_done_cell(self.board)
 
     def disown(self) -> None:

@@ -119,7 +119,7 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
 
         __slots__ = ("on_done",)
 
-        def take_over(self) -> Callable[[], None] | None:
+        def take_over(self) -> Callable[[], object] | None:
             on_done, self.on_done = getattr(self, "on_done", None), None
             return on_done
 

@@ -143,7 +143,7 @@ def _listener(listener: Listener) -> Any:
         """A SocketStream that reports its end and knows the true client; trio's own cannot be subclassed, and takes no
         socket that could."""
 
-        def __init__(self, plain: socket.socket, peer: Address, on_done: Callable[[], None] | None) -> None:
+        def __init__(self, plain: socket.socket, peer: Address, on_done: Callable[[], object] | None) -> None:
             self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(plain))
             self.socket = self._stream.socket
             self.peer = peer

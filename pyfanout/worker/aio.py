@@ -219,9 +219,8 @@ class Server:
 
     def _ended(self) -> None:
         """A connection was closed or detached."""
-        self._worker.station.done()
         self._live -= 1
-        if self._live >= self._most - BATCH:  # with what waits in the channel it may have been all that is allowed
+        if self._worker.station.done():
             self._worker.say(Roomy())
         if not self._reading:
             self._read_on()

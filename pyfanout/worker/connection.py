@@ -38,12 +38,12 @@ class Connection(socket.socket):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         """As `socket.socket`; `dup` calls it. A duplicate reports nothing."""
         super().__init__(*arguments, **keywords)
-        self._on_done: Callable[[], None] | None = None
+        self._on_done: Callable[[], object] | None = None
         self.peer = None
         self.greeting_bytes = 0
 
     @classmethod
-    def arrived(cls, arrival: Any, blocking: bool, on_done: Callable[[], None]) -> Connection:
+    def arrived(cls, arrival: Any, blocking: bool, on_done: Callable[[], object]) -> Connection:
         """Take over the descriptor of a fan_connection. Family, type and protocol are known: no system call asks."""
         self = cls.__new__(cls)
         family, nonblocking = arrival.family, arrival.nonblocking
@@ -76,7 +76,7 @@ class Connection(socket.socket):
             on_done()
         return super().detach()
 
-    def hand_over(self) -> Callable[[], None] | None:
+    def hand_over(self) -> Callable[[], object] | None:
         """What reports its end, for a socket of another class that is about to take its descriptor."""
         on_done, self._on_done = self._on_done, None
         return on_done

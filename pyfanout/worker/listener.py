@@ -96,10 +96,10 @@ class Bare:
     __slots__ = ("_fd", "_on_done", "family")
     type = int(socket.SOCK_STREAM)
 
-    def __init__(self, fd: int, family: int, on_done: Callable[[], None]) -> None:
+    def __init__(self, fd: int, family: int, on_done: Callable[[], object]) -> None:
         self._fd = fd
         self.family = family
-        self._on_done: Callable[[], None] | None = on_done
+        self._on_done: Callable[[], object] | None = on_done
 
     def fileno(self) -> int:
         return self._fd
@@ -142,9 +142,9 @@ class Listener(socket.socket):
         "_count",
         "_done",
         "_epoll",
-        "_full",
         "_greedy",
         "_greeting_bytes",
+        "_limited",
         "_live",
         "_lock",
         "_resting",
@@ -174,10 +174,8 @@ class Listener(socket.socket):
         self._accepting = RLock()
         self._lock = RLock()  # a connection may be collected, and report its end, in the middle of anything
         self._done = worker.station.done_cell()
-        # What the master has passed, and we have not accepted, counts for it, too: hence the distance.
-        most = worker.config.max_connections
-        self._full: float = max(most - BATCH, 1) if most else math.inf
-        """From so many on the master is told when one ends: at `max_connections` it passes nothing before it is."""
+        self._limited = worker.config.max_connections > 0
+        """The master may wait for an end, and is told of it then."""
         self._live: dict[int, float] = {}
         """Since when, of UNIX ones: the kernel does not know how long they were silent."""
         self._greeting_bytes: dict[int, int] = {}
@@ -459,11 +457,14 @@ class Listener(socket.socket):
         return functools.partial(self._ended, fd)
 
     def _ended(self, fd: int) -> None:
+        awaited = 0
         with self._lock:
-            held = len(self._live)
             self._live.pop(fd, None)
             self._greeting_bytes.pop(fd, None)
             self._unserved.pop(fd, None)
-            self._done[0] += 1
-        if held >= self._full and not self._worker.forked:
+            if self._limited:
+                awaited = self._worker.station.done()
+            else:
+                self._done[0] += 1
+        if awaited and not self._worker.forked:
             self._worker.say(Roomy())

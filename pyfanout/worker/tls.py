@@ -75,7 +75,7 @@ def _no_password() -> str:
 class SecureConnection(ssl.SSLSocket):
     """A TLS connection that tells its worker, once, when it is closed or detached; see `connection.Connection`."""
 
-    _on_done: Callable[[], None] | None = None
+    _on_done: Callable[[], object] | None = None
     peer: Address | None = None
     """As of a `Connection`, and so is this."""
     greeting_bytes = 0

@@ -425,9 +425,22 @@ def test_when_all_hold_what_they_may_the_core_sleeps(house: MakeHouse, faults: F
     here.core.run(80_000_000)
     assert faults.calls("epoll_wait") <= 2
     assert faults.calls("accept4") == 0
-    worker.done(2)  # and the worker says so to the master's Python, which comes back here
+    # The worker says so to the master's Python, which comes back here.
+    assert [worker.station.done() for _ in range(2)] == [1, 0]
     here.settle()
     assert here.core.untaken(0) == 2
+
+
+def test_nobody_is_told_of_an_end_while_somebody_is_hungry(house: MakeHouse) -> None:
+    """The master finds out when the next client comes; to wake it for each end would cost as much as to accept."""
+    here = house(2)
+    full, other = here.worker(0, most=2), here.worker(1)
+    here.connect(6)
+    assert len(here.take_until([full, other], 6)) == 6
+    assert [full.station.done() for _ in range(2)] == [0, 0]
+    here.connect(4)
+    here.settle()
+    assert here.untaken()[:2] == [2, 2]
 
 
 def test_a_lost_connection_takes_no_place_for_ever(house: MakeHouse) -> None:

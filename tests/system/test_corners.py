@@ -274,6 +274,7 @@ def test_a_worker_that_is_ready_before_the_master_knows_is_not_cut_off(tmp_path:
             for _ in range(5):
                 master.step(0.05)
             master.scale(2, wait=False)
+            master.step(0)  # which forks it
             second.setblocking(True)
             assert second.recv(4) == b"held"  # by the new one, while the master has not come round
             assert states(master) == ["READY", "BOOTING"]
