@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
 from pyfanout.embed.runner import GRACE_S, LOOK_S
+from pyfanout.worker.connection import Counting
 from pyfanout.worker.threads import Pool
 
 if TYPE_CHECKING:
@@ -136,8 +137,8 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
             self._tell()
             return int(super().detach())
 
-    class Connection(socket.socket):
-        __slots__ = ()
+    class Connection(Counting, socket.socket):
+        __slots__ = ("_moves",)
         _gevent_sock_class = Raw
 
         def finish(self) -> None:

@@ -33,7 +33,8 @@ from pyfanout.embed.loop import loop_factory
 from pyfanout.embed.runner import GRACE_S, LOOK_S
 from pyfanout.errors import ConfigError, WorkerError
 from pyfanout.worker.connection import Connection, address_of
-from pyfanout.worker.threads import Pool, Watch
+from pyfanout.worker.loop_threads import watch_threads
+from pyfanout.worker.threads import Pool
 from pyfanout.worker.tls import SecureConnection
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ class Joined:
             self.log.error("cannot join: %s", error)
             time.sleep(AGAIN_S)
             sys.exit(1)  # not the code of a worker that cannot boot, after which the arbiter gives up
+        self._stuck = self._worker.watch.again()
         theirs, self._listening = self.sockets, self._open()
         self._worker.on_drain = self._leave
         # As gunicorn wraps a listening socket; ours has the address of the first.
@@ -213,11 +215,11 @@ class Joined:
         base.Worker.handle_quit(self, sig, frame)
 
     def notify(self) -> None:
-        """gunicorn calls it each time the worker comes round, at least once a second, also when it does not accept."""
-        super().notify()
-        self._hear()
-
-    def _hear(self) -> None:
+        """gunicorn calls it each time the worker comes round, at least once a second, also when it does not accept. The
+        arbiter hears of a worker no more since each of its threads has been in the same request, and so replaces it
+        when that has lasted for `--timeout`."""
+        if not self._stuck.still_ms():
+            super().notify()
         if not self._worker.hear() and self._retiring:  # nobody is there who could release it
             self._worker.drain()
 
@@ -287,19 +289,9 @@ class GThread(Joined, gthread.ThreadWorker):
     def handle_http2_request(self, req: Any, conn: Any, h2_conn: Any) -> Any:
         return self._pool.run(conn.sock, super().handle_http2_request, req, conn, h2_conn)
 
-    def notify(self) -> None:
-        """The arbiter hears of a worker no more since each of its threads has been in the same request, and so replaces
-        it when that has lasted for `--timeout`."""
-        if self._stuck.still_ms():
-            self._hear()
-        else:
-            super().notify()
-
     def run(self) -> None:
         self._pool = Pool(lambda: self.cfg.threads)
-        self._stuck = Watch()  # another than the dispatcher's, who asks at other times
-        for watch in (self._stuck, self._worker.watch):
-            watch.add(self._pool.look)
+        self._worker.watch.add(self._pool.look)
         self._worker.on_closing = self._accept_all
         self._ready()
         super().run()
@@ -323,6 +315,7 @@ class ASGI(Joined, gasgi.ASGIWorker):
 
     def _setup_event_loop(self) -> None:
         self.loop = loop_factory(self.cfg.asgi_loop, self._dispatcher.config)()
+        watch_threads(self._worker.watch, self.loop)
         asyncio.set_event_loop(self.loop)
 
     def load_wsgi(self) -> None:

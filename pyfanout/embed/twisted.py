@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.embed import runner
 from pyfanout.embed.runner import GRACE_S, LOOK_S
 from pyfanout.errors import ConfigError
-from pyfanout.worker.threads import Pool
+from pyfanout.worker.threads import Pool, Steps
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IProtocolFactory
@@ -37,7 +37,7 @@ class Runner(runner.Runner):
         worker.call_hook(worker.config.on_worker_start)
         listener = worker.listener()
         port = _port(listener, self._factory, reactor)
-        _watch_threads(worker, reactor.getThreadPool())
+        _watch_threads(worker, reactor)
 
         def drain() -> None:
             if not worker.forked:
@@ -65,15 +65,16 @@ class Runner(runner.Runner):
             worker.call_hook(worker.config.on_worker_exit)
 
 
-def _watch_threads(worker: Worker, threads: Any) -> None:
+def _watch_threads(worker: Worker, reactor: Any) -> None:
     """Of `deferToThread`, and of a WSGIResource that is given the reactor's."""
-    pool = Pool(lambda: threads.max)
+    steps = Steps()
+    reactor.callFromThread = steps.counted(reactor.callFromThread)
+    threads = reactor.getThreadPool()
+    pool = Pool.beside_loop(lambda: threads.max, steps)
     call = threads.callInThreadWithCallback
 
     def watched_call(on_result: Any, function: Any, *arguments: Any, **keywords: Any) -> None:
-        request = getattr(getattr(function, "__self__", None), "request", None)  # of a WSGIResource
-        conn = getattr(getattr(request, "transport", None), "socket", None)
-        call(on_result, pool.run, conn, function, *arguments, **keywords)
+        call(on_result, pool.call, function, *arguments, **keywords)
 
     threads.callInThreadWithCallback = watched_call
     worker.watch.add(pool.look)

@@ -14,6 +14,7 @@ import math
 import socket
 import struct
 import termios
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -85,10 +86,15 @@ def end_if_idle(conn: Connection | SecureConnection) -> None:
 
 
 def bytes_moved(conn: socket.socket) -> tuple[int, int]:
-    """How many bytes of a TCP connection its client has acknowledged, and how many of the client's have been read. What
-    came and was not read is none: a client may send to who does not listen. (0, 0) of all that is no TCP connection,
-    or no longer."""
+    """Something that differs when bytes of a connection have moved: how many its client has acknowledged, and how many
+    of the client's have been read. What came and was not read is none: a client may send to who does not listen.
+
+    Of a UNIX one, how often something was sent or received; and as long as the peer has not read all, which will be a
+    proxy, it is taken for one that goes on. (0, 0) when it is closed."""
     try:
+        if conn.family == socket.AF_UNIX:
+            (untaken,) = _INT.unpack(fcntl.ioctl(conn, termios.TIOCOUTQ, bytes(_INT.size)))
+            return getattr(conn, "moves", 0), time.monotonic_ns() if untaken else 0
         info = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_BYTES.size)
         (unread,) = _INT.unpack(fcntl.ioctl(conn, termios.FIONREAD, bytes(_INT.size)))
         acknowledged, received = _TCP_BYTES.unpack(info)

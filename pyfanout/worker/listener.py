@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyfanout.control import Roomy
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
-from pyfanout.worker.connection import Address, Connection, address_of
+from pyfanout.worker.connection import Address, Connection, Counting, address_of
 from pyfanout.worker.idle import IDLE_S, bytes_read, end_input, is_at_rest, is_silent
 
 if TYPE_CHECKING:
@@ -88,6 +88,13 @@ class Accepted(Connection):
         if on_done is not None:
             on_done()
         super().__del__()  # type: ignore[misc]  # of C: closes the descriptor
+
+
+class CountingAccepted(Counting, Accepted):
+    __slots__ = ("_moves",)
+
+
+Accepted.counting = CountingAccepted
 
 
 class Bare:

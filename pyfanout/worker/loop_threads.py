@@ -9,7 +9,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.worker.threads import Pool
+from pyfanout.worker.threads import Pool, Steps
 
 if TYPE_CHECKING:
     from pyfanout.worker.threads import Watch
@@ -29,45 +29,48 @@ def watch_threads(watch: Watch, loop: Any) -> None:
     def set_default_executor(executor: Any) -> None:
         set_executor(executor)
         loop.run_in_executor = run
-        _watch_executor(watch, executor)
+        _watch_executor(watch, steps, executor)
 
+    steps = Steps()
     with contextlib.suppress(AttributeError):  # a class of somebody else's, in C
         loop.run_in_executor, loop.set_default_executor = run_in_executor, set_default_executor
-    watch.add(_Imports(watch).look)
+        loop.call_soon_threadsafe = steps.counted(loop.call_soon_threadsafe)
+    watch.add(_Imports(watch, steps).look)
 
 
 class _Imports:
     """Looks for the modules that have threads of their own."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, steps: Steps) -> None:
         self._watch = watch
+        self._steps = steps
         self._missing = {"anyio": _watch_anyio, "asgiref.sync": _watch_asgiref}
 
     def look(self) -> None:
         for name in [name for name in self._missing if name in sys.modules]:
             with contextlib.suppress(AttributeError):  # its import is not over
-                self._missing[name](self._watch)
+                self._missing[name](self._watch, self._steps)
                 del self._missing[name]
 
 
-def _watch_executor(watch: Watch, executor: Any) -> None:
+def _watch_executor(watch: Watch, steps: Steps, executor: Any) -> None:
     """Where something waits for a thread: an application may have as many threads there as it likes that never end."""
-    pool = Pool(lambda: executor._max_workers, is_wanted=lambda: executor._work_queue.qsize() > 0)
+    pool = Pool.beside_loop(lambda: executor._max_workers, steps, is_wanted=lambda: executor._work_queue.qsize() > 0)
     submit = executor.submit
 
     def watched_submit(function: Any, /, *arguments: Any, **keywords: Any) -> Any:
-        return submit(pool.run, None, function, *arguments, **keywords)
+        return submit(pool.call, function, *arguments, **keywords)
 
     executor.submit = watched_submit
     watch.add(pool.look)
 
 
-def _watch_anyio(watch: Watch) -> None:
+def _watch_anyio(watch: Watch, steps: Steps) -> None:
     """Those that run within the limit that all share by default, 40."""
     backend = importlib.import_module("anyio._backends._asyncio").AsyncIOBackend
     run = backend.run_sync_in_worker_thread.__func__
     default: list[Any] = []
-    pool = Pool(lambda: default[0].total_tokens)
+    pool = Pool.beside_loop(lambda: default[0].total_tokens, steps)
 
     async def run_sync_in_worker_thread(
         cls: Any, function: Any, arguments: Any, abandon_on_cancel: bool = False, limiter: Any = None
@@ -76,7 +79,7 @@ def _watch_anyio(watch: Watch) -> None:
         if limiter is not None and limiter is not shared:
             return await run(cls, function, arguments, abandon_on_cancel, limiter)
         default[:] = [shared]
-        return await run(cls, pool.run, (None, function, *arguments), abandon_on_cancel, shared)
+        return await run(cls, pool.call, (function, *arguments), abandon_on_cancel, shared)
 
     def look() -> object:
         return pool.look() if default else None
@@ -85,6 +88,6 @@ def _watch_anyio(watch: Watch) -> None:
     watch.add(look)
 
 
-def _watch_asgiref(watch: Watch) -> None:
+def _watch_asgiref(watch: Watch, steps: Steps) -> None:
     """The one thread of all that is thread-sensitive. Django's requests have one each."""
-    _watch_executor(watch, sys.modules["asgiref.sync"].SyncToAsync.single_thread_executor)
+    _watch_executor(watch, steps, sys.modules["asgiref.sync"].SyncToAsync.single_thread_executor)

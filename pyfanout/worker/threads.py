@@ -8,6 +8,9 @@ for each request.
 from __future__ import annotations
 
 import time
+
+# By name: gevent puts in another. Its greenlets have no steps.
+from _thread import get_ident
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -23,13 +26,17 @@ them is free, or nobody would wait for one."""
 class Watch:
     """The pools of one worker."""
 
-    def __init__(self) -> None:
-        self._looks: list[Look] = []
+    def __init__(self, looks: list[Look] | None = None) -> None:
+        self._looks: list[Look] = [] if looks is None else looks
         self._seen: dict[Look, tuple[object, int]] = {}
         """What each has found, and since when it finds that."""
 
     def add(self, look: Look) -> None:
         self._looks.append(look)
+
+    def again(self) -> Watch:
+        """One of the same pools, for somebody else, who asks at other times."""
+        return Watch(self._looks)
 
     def still_ms(self) -> int:
         """For how many milliseconds all threads of a pool have done the same; 0: something has changed since the last
@@ -45,18 +52,55 @@ class Watch:
         return longest_ns // 1_000_000
 
 
+class Steps:
+    """How often each thread has told a loop to do something, as one that answers a little at a time does: then it goes
+    on, though nothing shows whose bytes it moves."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+        """By the thread's number."""
+
+    def counted(self, tell_loop: Callable[..., T]) -> Callable[..., T]:
+        def tell(*arguments: Any, **keywords: Any) -> T:
+            ident = get_ident()
+            self._counts[ident] = self._counts.get(ident, 0) + 1
+            return tell_loop(*arguments, **keywords)
+
+        return tell
+
+    def of(self, ident: int) -> int:
+        return self._counts.get(ident, 0)
+
+
 class Pool:
     """A number of threads: `run` is called in one of them for each request."""
 
-    def __init__(self, size: Callable[[], float], *, is_wanted: Callable[[], bool] = lambda: True) -> None:
-        """`size`: how many there can be. `is_wanted`: whether it does harm if none is free."""
+    def __init__(
+        self,
+        size: Callable[[], float],
+        moved: Callable[[Any], object] = bytes_moved,
+        *,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`size`: how many there can be. `moved`: something that differs if a request has gone on. `is_wanted`: whether
+        it does harm if none is free."""
         self._size = size
+        self._moved = moved
         self._is_wanted = is_wanted
         self._doing: dict[object, Any] = {}
-        """The connection of each request, or None."""
+        """By request, what `moved` is to be called with."""
+
+    @classmethod
+    def beside_loop(cls, size: Callable[[], float], steps: Steps, **options: Any) -> Pool:
+        """One for `call`."""
+        return cls(size, steps.of, **options)
+
+    def call(self, function: Callable[..., T], /, *arguments: Any, **keywords: Any) -> T:
+        """`run`, where a loop is told whatever becomes of it."""
+        return self.run(get_ident(), function, *arguments, **keywords)
 
     def run(self, conn: Any, function: Callable[..., T], /, *arguments: Any, **keywords: Any) -> T:
-        """Call `function` for a request of `conn`, a socket whose bytes tell that it goes on; or None."""
+        """Call `function` for a request of `conn`, a socket whose bytes tell whether it goes on."""
         request = object()
         self._doing[request] = conn
         try:
@@ -68,4 +112,4 @@ class Pool:
         doing = self._doing.copy()  # in one go
         if len(doing) < self._size() or not self._is_wanted():
             return None
-        return {request: None if conn is None else bytes_moved(conn) for request, conn in doing.items()}
+        return {request: self._moved(conn) for request, conn in doing.items()}

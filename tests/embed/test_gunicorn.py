@@ -127,14 +127,15 @@ def test_no_memory_to_take_a_connection(gunicorn: MakeGunicorn, kind: str) -> No
     one.wait_log("takes no connection for a moment")
 
 
-def test_threads_that_are_all_stuck(gunicorn: MakeGunicorn) -> None:
+@pytest.mark.parametrize(("kind", "app"), [("GThread", "threads:wsgi"), ("ASGI", "threads:fastapi()")])
+def test_threads_that_are_all_stuck(gunicorn: MakeGunicorn, kind: str, app: str) -> None:
     """Found by the arbiter, which a worker tells that it lives; not those that only send for a long time. Meanwhile
     other workers have its connections."""
     one = gunicorn()
     one.expect(
         "every thread has been in the same request", "WORKER TIMEOUT", "SIGABRT", "Error handling", "in its hands"
     )
-    one.serve("GThread", "--threads", "4", "--timeout", "2", app="threads:wsgi", workers=1, **QUICK).ready(1)
+    one.serve(kind, "--threads", "4", "--timeout", "2", app=app, workers=1, **QUICK).ready(1)
     (pid,) = one.workers
     with threads_asking(one, "/stream", 4) as answers:
         pass
