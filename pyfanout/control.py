@@ -6,6 +6,7 @@ what a worker wrote, so `decode` believes nothing.
 
 from __future__ import annotations
 
+import signal
 import socket
 from dataclasses import dataclass
 from enum import IntEnum
@@ -15,6 +16,10 @@ from pyfanout.config import MAX_THREADS
 PACKET_BYTES = 32 * 1024
 """The largest packet; both ends receive with this size. A longer text loses its beginning: a traceback ends with the
 reason."""
+
+WAKE = signal.SIGURG
+"""Sent after a message to a worker that boots, and so does not read its socket: it looks there then. Ignored by
+default, so one that comes too early or too late harms nobody."""
 
 
 class Stage(IntEnum):
@@ -70,9 +75,10 @@ class Closing:
 
 
 @dataclass(frozen=True, slots=True)
-class Released:
-    """Dispatcher to worker: as you wished, nothing comes to you any more. Not said when it stops: then what comes until
-    the channel ends is yours, for there are no others."""
+class Drain:
+    """Master to worker: nothing comes to you any more. Finish what you have begun, and leave. A dispatcher says it to
+    one that wishes to leave, and not when it stops: then what comes until the channel ends is yours, for there are no
+    others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,7 @@ class Pong:
     have not. Milliseconds, less than 2^32."""
 
 
-Message = Ready | Failed | Spent | Retiring | Roomy | Closing | Released | Ping | Pong
+Message = Ready | Failed | Spent | Retiring | Roomy | Closing | Drain | Ping | Pong
 
 _SEPARATOR = "\0"
 _STAGES = frozenset(Stage)
@@ -121,8 +127,8 @@ def encode(message: Message) -> bytes:
             return b"O"
         case Closing():
             return b"C"
-        case Released():
-            return b"L"
+        case Drain():
+            return b"D"
         case Ping(number):
             return b"I" + number.to_bytes(4, "big")
         case Pong(number, still_ms):
@@ -147,8 +153,8 @@ def decode(packet: bytes) -> Message:
             return Roomy()
         case b"C", b"":
             return Closing()
-        case b"L", b"":
-            return Released()
+        case b"D", b"":
+            return Drain()
         case b"I", payload if len(payload) == 4:
             return Ping(int.from_bytes(payload, "big"))
         case b"A", payload if len(payload) == 8:
@@ -169,3 +175,11 @@ def hear(sock: socket.socket) -> Message | None:
     except ConnectionResetError:  # it had not read all
         return None
     return decode(packet) if packet else None
+
+
+def says_drain(sock: socket.socket) -> bool:
+    """Whether the next message is `Drain`; it stays where it is."""
+    try:
+        return sock.recv(PACKET_BYTES, socket.MSG_DONTWAIT | socket.MSG_PEEK) == encode(Drain())
+    except OSError:
+        return False

@@ -72,6 +72,20 @@ def do_kill(signum: str = "SIGKILL") -> None:
     os.kill(os.getpid(), signal.Signals[signum])
 
 
+def own_sigterm(*_: object) -> None:
+    """A handler as applications have them."""
+    note(f"SIGTERM in {os.getpid()}")
+    sys.exit(3)
+
+
+def do_own(how: str) -> dict[str, Any]:
+    if how == "loop":
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, own_sigterm)
+    else:
+        signal.signal(signal.SIGTERM, own_sigterm)
+    return identity()
+
+
 def do_raise() -> None:
     raise RuntimeError("as asked")
 
@@ -386,6 +400,30 @@ def started(worker: pyfanout.Worker) -> None:
 
 def exited(worker: pyfanout.Worker) -> None:
     note(f"exited slot={worker.slot} gen={worker.generation} pid={worker.pid}")
+
+
+def owning(_worker: pyfanout.Worker) -> None:
+    """Sets a handler of its own for SIGTERM."""
+    do_own("signal")
+
+
+async def owning_async(_worker: pyfanout.Worker) -> None:
+    do_own("loop")
+
+
+def waiting(worker: pyfanout.Worker) -> None:
+    """The second one never comes any further; nor does its handler for SIGTERM let it go."""
+    if worker.generation == 2:
+        signal.signal(signal.SIGTERM, own_sigterm)
+        note(f"waiting {os.getpid()}")
+        time.sleep(1000)
+
+
+async def waiting_async(worker: pyfanout.Worker) -> None:
+    if worker.generation == 2:
+        do_own("loop")
+        note(f"waiting {os.getpid()}")
+        await asyncio.sleep(1000)
 
 
 async def started_async(worker: pyfanout.Worker) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.loop import loop_factory
 from pyfanout.embed.runner import GRACE_S, LOOK_S, Runner
-from pyfanout.worker.aio import call_hook
+from pyfanout.worker.aio import hooks, signals_through
 from pyfanout.worker.loop_threads import watch_threads
 
 if TYPE_CHECKING:
@@ -64,12 +63,8 @@ class AsyncioRunner(Runner):
                 runner.close()
 
     async def _live(self, worker: Worker) -> None:
-        await call_hook(worker, worker.config.on_worker_start)
-        try:
+        async with hooks(worker):
             await self._serve(worker)
-        finally:
-            await call_hook(worker, worker.config.on_worker_exit)
-            signal.set_wakeup_fd(-1)  # the loop closes its end before it takes its signal handlers back
 
     async def _serve(self, worker: Worker) -> None:
         loop = asyncio.get_running_loop()
@@ -86,8 +81,7 @@ class AsyncioRunner(Runner):
 
         def started() -> None:
             worker.on_drain, worker.on_closing = drain, self.drains
-            loop.add_signal_handler(signal.SIGTERM, worker.drain)
-            loop.add_signal_handler(signal.SIGQUIT, stop)
+            signals_through(worker, stop)
             worker.ready(pool=False, threads=0)
 
         def stop() -> None:

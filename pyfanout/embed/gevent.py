@@ -6,11 +6,13 @@ see to that itself (`gevent.monkey.patch_all()` in the first line).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
@@ -46,6 +48,10 @@ class Runner(runner.Runner):
         self._options = options
 
     def serve(self, worker: Worker) -> None:
+        with _awake_for_signals():
+            self._serve(worker)
+
+    def _serve(self, worker: Worker) -> None:
         import gevent
         from gevent.event import Event
 
@@ -67,18 +73,40 @@ class Runner(runner.Runner):
             worker.stopped_with(listener.live)
             leaving.set()
 
-        gevent.signal_handler(signal.SIGTERM, worker.drain)
-        gevent.signal_handler(signal.SIGQUIT, stop)
-        hearing = gevent.spawn(_hear, worker)
+        hearing = None
         try:
             server.start()
+            worker.signals.through(gevent.get_hub().loop.run_callback_threadsafe, stop)
             worker.on_drain = drain
+            hearing = gevent.spawn(_hear, worker)
             worker.ready(pool=False, threads=0)
             leaving.wait()
         finally:
+            worker.signals.plain()
             server.stop(timeout=GRACE_S)
-            hearing.kill()
+            if hearing is not None:
+                hearing.kill()
             worker.call_hook(worker.config.on_worker_exit)
+
+
+@contextlib.contextmanager
+def _awake_for_signals() -> Iterator[None]:
+    """The hub comes round for each: one that comes just before it falls asleep would have to wait for something else
+    that wakes it. gevent's own handlers cannot be put back without a moment in which a signal kills."""
+    import gevent
+
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    watcher = gevent.get_hub().loop.io(reader, 1)
+    watcher.start(lambda: os.read(reader, 4096))
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        watcher.stop()
+        watcher.close()
+        os.close(reader)
+        os.close(writer)
 
 
 def _settle(worker: Worker, listener: Listener, leaving: Any) -> None:

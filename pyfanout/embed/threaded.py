@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyfanout.embed.runner import GRACE_S, LOOK_S, Runner
-from pyfanout.worker.worker import Stopped
+from pyfanout.worker.signals import Stopped
 
 if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener

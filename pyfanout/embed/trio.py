@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import signal
 import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -48,6 +47,12 @@ class Runner(runner.Runner):
             worker.call_hook(worker.config.on_worker_exit)
 
     async def _live(self, worker: Worker) -> None:
+        try:
+            await self._run(worker)
+        finally:
+            worker.signals.plain()  # what trio is given from here on it may not come to
+
+    async def _run(self, worker: Worker) -> None:
         import trio
 
         listener = worker.listener()
@@ -68,21 +73,25 @@ class Runner(runner.Runner):
         accepting: Any = _listener(listener)
         if context is not None:
             accepting = trio.SSLListener(accepting, context, https_compatible=True)
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGQUIT) as signals:
-            async with trio.open_nursery() as outer, trio.open_nursery() as handlers:
-                if self._start is not None:
-                    await self._start(outer)
-                handle = functools.partial(_handle, worker, listener, self._handler)
-                serving = await handlers.start(_accept, accepting, handlers, handle)
-                outer.start_soon(_mind, signals, worker, listener, outer)
-                worker.on_drain = drain
-                worker.ready(pool=False, threads=0)
-                await draining.wait()
-                while listener.greeting:  # for a second at most
-                    await trio.sleep(LOOK_S)
-                serving.cancel()
-                await _settle(worker, listener, handlers)
+        async with trio.open_nursery() as outer, trio.open_nursery() as handlers:
+
+            def stop() -> None:
+                worker.stopped_with(listener.live)
                 outer.cancel_scope.cancel()
+
+            if self._start is not None:
+                await self._start(outer)
+            handle = functools.partial(_handle, worker, listener, self._handler)
+            serving = await handlers.start(_accept, accepting, handlers, handle)
+            worker.signals.through(trio.lowlevel.current_trio_token().run_sync_soon, stop)
+            worker.on_drain = drain
+            worker.ready(pool=False, threads=0)
+            await draining.wait()
+            while listener.greeting:  # for a second at most
+                await trio.sleep(LOOK_S)
+            serving.cancel()
+            await _settle(worker, listener, handlers)
+            outer.cancel_scope.cancel()
 
 
 async def _accept(listener: Any, nursery: Any, handler: Any, *, task_status: Any) -> None:
@@ -110,16 +119,6 @@ async def _handle(worker: Worker, listener: Listener, handler: Any, stream: Any)
         await handler(stream)
     except Exception:
         log.exception("worker=%d: the handler failed", worker.slot)
-
-
-async def _mind(signals: Any, worker: Worker, listener: Listener, everything: Any) -> None:
-    """SIGTERM drains, SIGQUIT stops now."""
-    async for signum in signals:
-        if signum == signal.SIGQUIT:
-            worker.stopped_with(listener.live)
-            everything.cancel_scope.cancel()
-        else:
-            worker.drain()
 
 
 async def _settle(worker: Worker, listener: Listener, handlers: Any) -> None:

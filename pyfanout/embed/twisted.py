@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -44,16 +43,12 @@ class Runner(runner.Runner):
                 listener.quiet()
                 reactor.callFromThread(_settle, worker, listener, port, reactor)
 
-        def terminate(*_: object) -> None:
-            reactor.callFromThread(worker.drain)
-
-        def stop(*_: object) -> None:
+        def stop() -> None:
             worker.stopped_with(listener.live)
-            reactor.callFromThread(reactor.stop)
+            reactor.stop()
 
         def started() -> None:
-            signal.signal(signal.SIGTERM, terminate)
-            signal.signal(signal.SIGQUIT, stop)
+            worker.signals.through(reactor.callFromThread, stop)
             worker.on_drain = drain
             worker.ready(pool=False, threads=0)
 
@@ -62,6 +57,7 @@ class Runner(runner.Runner):
         try:
             reactor.run(installSignalHandlers=False)
         finally:
+            worker.signals.plain()
             worker.call_hook(worker.config.on_worker_exit)
 
 

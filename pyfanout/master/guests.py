@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from pyfanout import control, joining
 from pyfanout.config import Config
-from pyfanout.control import Closing, DecodeError, Failed, Message, Ping, Pong, Ready, Released, Retiring, Spent
+from pyfanout.control import Closing, DecodeError, Drain, Failed, Message, Ping, Pong, Ready, Retiring, Spent
 from pyfanout.core import POOL, SLOTS, Core, Event, News
 from pyfanout.errors import CoreError, FanoutError
 from pyfanout.joining import Knock
@@ -288,7 +288,7 @@ class Guests:
                 continue
             guest.leaving = True
             self._arrange(guest)
-            guest.outbox.say(Released())
+            guest.outbox.say(Drain())
 
     def _on_gone(self, guest: Guest) -> None:
         lost = self._core.look(guest.place).in_hands

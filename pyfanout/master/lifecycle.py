@@ -58,8 +58,8 @@ class Action(Enum):
     """Out of rotation; what it had not taken goes to others."""
     CLOSE = auto()
     """Its channel has an end, where it leaves: idle connections may go."""
-    TERMINATE = auto()
-    """SIGTERM: it takes nothing new, finishes, exits."""
+    DRAIN = auto()
+    """It is told to take nothing new, finish and exit."""
     QUIT = auto()
     """SIGQUIT: it stops now."""
     ABORT = auto()
@@ -89,20 +89,20 @@ TRANSITIONS: dict[tuple[State, Happened], Step] = {
     (_B, Happened.SAID_RETIRING): Step(_D, (Action.REPLACE,)),
     (_B, Happened.CHANNELS_ENDED): Step(_B),  # it may be wanted: to serve what a dead one left in its channel
     # It may be ready by now, and have a client from the pool, although we have not read that yet.
-    (_B, Happened.TOLD_TO_DRAIN): Step(_D, (Action.TERMINATE,)),
+    (_B, Happened.TOLD_TO_DRAIN): Step(_D, (Action.DRAIN,)),
     # Not SIGQUIT: before it has a handler for that it would leave a core.
-    (_B, Happened.TOLD_TO_STOP): Step(_S, (Action.TERMINATE,)),
+    (_B, Happened.TOLD_TO_STOP): Step(_S, (Action.DRAIN,)),
     (_B, Happened.CHANNEL_BROKEN): Step(_B),  # it finds out by itself
     (_B, Happened.TIME_IS_UP): Step(_S, (Action.KILL,)),
     (_B, Happened.DIED): Step(_G, (Action.REPLACE,)),
     (_R, Happened.SAID_READY): Step(_R),  # said twice: it harms nobody
     (_R, Happened.SAID_RETIRING): Step(_D, (Action.LEAVE, Action.REPLACE)),
     (_R, Happened.CHANNELS_ENDED): Step(_D),
-    (_R, Happened.TOLD_TO_DRAIN): Step(_D, (Action.LEAVE, Action.TERMINATE)),
+    (_R, Happened.TOLD_TO_DRAIN): Step(_D, (Action.LEAVE, Action.DRAIN)),
     (_R, Happened.TOLD_TO_STOP): Step(_S, (Action.LEAVE, Action.QUIT)),
     # It leaves at the end of its channel.
     (_R, Happened.CHANNEL_BROKEN): Step(_D, (Action.LEAVE, Action.CLOSE, Action.REPLACE)),
-    (_R, Happened.NOT_ENTERED): Step(_D, (Action.LEAVE, Action.TERMINATE, Action.REPLACE)),
+    (_R, Happened.NOT_ENTERED): Step(_D, (Action.LEAVE, Action.DRAIN, Action.REPLACE)),
     (_R, Happened.FOUND_HUNG): Step(_H, (Action.LEAVE, Action.ABORT)),
     (_R, Happened.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
     (_D, Happened.SAID_READY): Step(_D),  # it crossed with what we asked

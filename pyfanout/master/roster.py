@@ -93,6 +93,8 @@ class Member:
     spent: bool = False
     """It has had its max_requests."""
     failure: Failed | None = None
+    wake_ns: int | None = None
+    """When it is told once more to look at its socket: it was told to leave while it booted. None: it need not be."""
     verdict: str | None = None
     """Why we ended it, in words."""
     ping_number: int = 0

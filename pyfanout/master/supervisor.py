@@ -20,8 +20,10 @@ from collections.abc import Callable
 from pyfanout import control
 from pyfanout.config import MAX_WORKERS, Config
 from pyfanout.control import (
+    WAKE,
     Closing,
     DecodeError,
+    Drain,
     Failed,
     Ping,
     Pong,
@@ -332,6 +334,7 @@ class Supervisor:
         if member.state is State.BOOTING:
             member.pool, member.threads = pool, threads
             member.ready_ns = time.monotonic_ns()
+        member.wake_ns = None
         self._happened(member, Happened.SAID_READY)
         if member.state is not State.READY:
             return
@@ -521,8 +524,10 @@ class Supervisor:
                 self._core.leave(member.place)
             case Action.CLOSE:
                 member.outbox.say(Closing())
-            case Action.TERMINATE:
-                member.process.send(signal.SIGTERM)
+            case Action.DRAIN:
+                member.outbox.say(Drain())
+                if member.ready_ns is None:
+                    self._wake(member, time.monotonic_ns())
             case Action.QUIT:
                 member.process.send(signal.SIGQUIT)
             case Action.ABORT:
@@ -531,6 +536,12 @@ class Supervisor:
                 member.process.send(signal.SIGKILL)
             case Action.REPLACE:
                 self._replace(member)
+
+    def _wake(self, member: Member, now_ns: int) -> None:
+        """One that boots looks at its socket. Again later, and less and less often: what it is told may not be sent
+        yet, and a signal that hits a thread on its way into a call is lost."""
+        member.wake_ns = now_ns + max(AGAIN_NS, now_ns - member.since_ns)
+        member.process.send(WAKE)
 
     def _enter(self, member: Member) -> None:
         slots = len(self._roster.slots)
@@ -721,6 +732,8 @@ class Supervisor:
     def _keep_time(self, now_ns: int) -> None:
         for member in self._roster.members:
             member.outbox.flush()
+            if member.wake_ns is not None and member.wake_ns <= now_ns:
+                self._wake(member, now_ns)
         for member in self._roster.members:
             if member.deadline_ns is not None and member.deadline_ns <= now_ns:
                 self._time_is_up(member)
@@ -762,7 +775,7 @@ class Supervisor:
     def _deadlines(self) -> list[int]:
         """All that is to be done by the clock."""
         deadlines = [slot.respawn_at_ns for slot in self._roster.slots]
-        deadlines += [member.deadline_ns for member in self._roster.members]
+        deadlines += [ns for member in self._roster.members for ns in (member.deadline_ns, member.wake_ns)]
         deadlines.append(self._stop_deadline_ns)
         if any(member.outbox for member in self._roster.members):
             deadlines.append(time.monotonic_ns() + AGAIN_NS)

@@ -8,6 +8,7 @@ before this was written), and serves as the fallback for loops that have no `_ma
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import inspect
@@ -18,7 +19,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from pyfanout import stdio
-from pyfanout.control import Roomy
+from pyfanout.control import WAKE, Roomy
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
 from pyfanout.kind import AsyncHandler
 from pyfanout.worker.connection import Address, Connection, address_of
@@ -26,7 +27,7 @@ from pyfanout.worker.idle import IDLE_S, LOOK_S, IdleWatch, end_input, is_silent
 from pyfanout.worker.loop_threads import watch_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from pyfanout.worker.greeting import Greeter
     from pyfanout.worker.worker import Worker
@@ -71,8 +72,7 @@ class Server:
         worker, loop = self._worker, self._loop
         watch_threads(worker.watch, loop)
         worker.on_drain, worker.on_closing = self._drain, self._close_idle
-        loop.add_signal_handler(signal.SIGTERM, worker.drain)
-        loop.add_signal_handler(signal.SIGQUIT, self._stop)
+        signals_through(worker, self._stop)
         loop.add_reader(worker.control.fileno(), self._on_control)
         if self._headless is not None:
             loop.add_reader(self._headless.fileno(), self._open_arrived, self._headless)
@@ -314,12 +314,8 @@ def serve(worker: Worker, handler: AsyncHandler) -> None:
     fd = worker.channel(pool=False)
 
     async def live() -> None:
-        await call_hook(worker, worker.config.on_worker_start)
-        try:
+        async with hooks(worker):
             await Server(worker, handler, fd).run()
-        finally:
-            await call_hook(worker, worker.config.on_worker_exit)
-            signal.set_wakeup_fd(-1)  # the loop closes its end before it takes its signal handlers back
 
     runner = asyncio.Runner()
     try:
@@ -336,6 +332,31 @@ def _headless(worker: Worker) -> Greeter | None:
     from pyfanout.worker.greeting import Greeter  # noqa: PLC0415 - few are behind a proxy
 
     return Greeter.of(worker, tls=False)
+
+
+@contextlib.asynccontextmanager
+async def hooks(worker: Worker) -> AsyncIterator[None]:
+    """Start hook; exit hook. And a loop that wakes up for signals: one that comes just before it falls asleep would
+    have to wait for something else that wakes it."""
+    asyncio.get_running_loop().add_signal_handler(WAKE, worker.signals.look)
+    signal.signal(WAKE, worker.signals.look)  # not only between two steps: a hook may take long
+    await call_hook(worker, worker.config.on_worker_start)
+    try:
+        yield
+    finally:
+        await call_hook(worker, worker.config.on_worker_exit)
+        worker.signals.plain()
+        signal.set_wakeup_fd(-1)  # the loop closes its end before it takes its signal handlers back
+
+
+def signals_through(worker: Worker, stop: Callable[[], None]) -> None:
+    """SIGTERM and SIGQUIT are dealt with between two steps of the running loop, which calls nothing else for them."""
+    loop = asyncio.get_running_loop()
+
+    def mute() -> None:
+        loop.add_signal_handler(signal.SIGTERM, lambda: None)
+
+    worker.signals.through(loop.call_soon_threadsafe, stop, mute)
 
 
 async def call_hook(worker: Worker, hook: Callable[[Worker], object] | None) -> None:

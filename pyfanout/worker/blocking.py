@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout import sigmask
 from pyfanout.config import Policy
+from pyfanout.control import WAKE
 from pyfanout.core import SHORTAGE_S, Taker, interrupt_with
 from pyfanout.kind import BlockingHandler
 from pyfanout.worker.connection import Connection, address_of
 from pyfanout.worker.idle import LOOK_S, bytes_moved, end_if_idle
-from pyfanout.worker.worker import Stopped
+from pyfanout.worker.signals import Stopped, getsignal
 
 if TYPE_CHECKING:
     from pyfanout.worker.intake import Intake
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pyfanout.worker")
 
-INTERRUPT = signal.SIGURG
-"""Ends a thread's sleep in `take`. Ignored by default, so one that comes too late harms nobody; Go uses it likewise."""
+INTERRUPT = WAKE
+"""Ends a thread's sleep in `take`. Once it takes, nobody else needs that signal."""
 
 GREETED = 2
 """What `Intake.take` returns beside the results of `Taker.take`: one has been greeted."""
@@ -166,6 +167,8 @@ class Server:
             closed = conn.finish()
         if worker.stopped:
             self._leave(Stopped(0))
+        if getsignal(signal.SIGTERM) is not worker.signals.handler:
+            worker.signals.hold()
         if self._counts:
             worker.count()
         return closed and self._alone

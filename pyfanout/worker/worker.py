@@ -6,7 +6,6 @@ Owns the worker's two descriptors, its channel and its control socket. How conne
 
 from __future__ import annotations
 
-import _thread
 import errno
 import faulthandler
 import importlib
@@ -18,7 +17,6 @@ import os
 import random
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -27,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.config import Config
 from pyfanout.control import (
     Closing,
+    Drain,
     Failed,
     Message,
     Ping,
     Pong,
     Ready,
-    Released,
     Retiring,
     Spent,
     Stage,
@@ -43,11 +41,11 @@ from pyfanout.core import SHORTAGE_S, Station
 from pyfanout.errors import ConfigError, FanoutError, LoadError
 from pyfanout.kind import App, Kind, kind_of
 from pyfanout.worker.listener import Listener, Public
+from pyfanout.worker.signals import Signals
 from pyfanout.worker.threads import Watch
 
 if TYPE_CHECKING:
     import ssl
-    from types import FrameType
 
 log = logging.getLogger("pyfanout.worker")
 
@@ -60,10 +58,6 @@ _current: Worker | None = None
 def current_worker() -> Worker | None:
     """The worker that this process is; None in the master, and in a child that a handler forked."""
     return _current
-
-
-class Stopped(SystemExit):
-    """A signal says: stop now, whatever you are doing."""
 
 
 class Worker:
@@ -103,6 +97,7 @@ class Worker:
         """Has a look at the threads of what serves, if that has any."""
         self.on_closing: Callable[[], None] = lambda: None
         """Has idle connections end, since the server stops; set by what serves, if there is something to do."""
+        self.signals = Signals(self)
         self.forked = False
         """This is a child that the application forked: no worker any more."""
         self._served = itertools.count(1)  # next() is one step, also among threads
@@ -146,7 +141,10 @@ class Worker:
         """Connections may come: from the pool's channel, or our own. `threads` of ours block until they do; 0: we are
         told by `listener` and never block."""
         self.watch.still_ms()  # a first look: what is stuck before the first ping must not be overlooked
+        self.signals.hold()
         self.say(Ready(pool, threads))
+        if self.draining and self.on_drain is not None:  # it was told while the server began to accept
+            self.on_drain()
 
     def count(self) -> None:
         """One more connection was taken. After the last of `max_requests` it asks for a successor, and serves on until
@@ -191,9 +189,10 @@ class Worker:
         match message:
             case Ping(number):
                 self.say(Pong(number, min(self.watch.still_ms(), 2**32 - 1)))
+                self.signals.hold()
             case Closing():
                 self.on_closing()
-            case Released():
+            case Drain():
                 self.drain()
         return message is not None
 
@@ -304,7 +303,7 @@ def main(
 def serve(worker: Worker, load: Callable[[], App]) -> int:
     """Load an application and serve it, until told to leave. As `main`."""
     config = worker.config
-    _install_signals(worker)
+    worker.signals.begin()
     try:
         if config.server == "gevent":
             importlib.import_module("pyfanout.embed.gevent").patch()  # before the application is imported
@@ -312,7 +311,10 @@ def serve(worker: Worker, load: Callable[[], App]) -> int:
     except (Exception, SystemExit) as error:
         return worker.fail(Stage.LOAD, error)
     try:
-        serve(worker)
+        try:
+            serve(worker)
+        finally:
+            worker.signals.plain()  # a loop takes its own ones back when it is closed
     except Exception as error:
         if worker.stopped:  # what trio makes of Stopped, when that is raised in the middle of its own affairs
             return 0
@@ -320,46 +322,8 @@ def serve(worker: Worker, load: Callable[[], App]) -> int:
             log.exception("worker=%d: its serving loop failed", worker.slot)
             return 3
         return worker.fail(Stage.START, error)
+    worker.signals.hand_over()
     return 0
-
-
-def _install_signals(worker: Worker) -> None:
-    """SIGTERM drains, however often it comes: a service manager sends it to all processes at once, and to this one the
-    master's word may have come before. SIGQUIT stops now. ^C and a hangup reach all in a terminal: the master's."""
-
-    def stop(_signum: int, _frame: FrameType | None) -> None:
-        if worker.on_drain is None:  # it boots: there is nothing to finish, and an import would not know what to do
-            os._exit(0)
-        worker.stopped = True
-        raise Stopped(0)
-
-    def terminate(signum: int, frame: FrameType | None) -> None:
-        if worker.on_drain is None:
-            stop(signum, frame)
-        worker.drain()
-
-    for signum in (signal.SIGUSR1, signal.SIGUSR2):  # which a service manager sends to all processes, too
-        if signal.getsignal(signum) is signal.SIG_DFL:
-            signal.signal(signum, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, terminate)
-    signal.signal(signal.SIGQUIT, stop)
-    _repeat_when_swallowed()
-
-
-def _repeat_when_swallowed() -> None:
-    """Where Python only prints exceptions (in a `__del__`, in a hook around os.fork), Stopped would be lost: then the
-    signal is sent once more, from a thread, so that it comes when that place is left."""
-    others = sys.unraisablehook
-
-    def swallowed(what: sys.UnraisableHookArgs) -> None:
-        if isinstance(what.exc_value, Stopped):
-            _thread.start_new_thread(os.kill, (os.getpid(), signal.SIGQUIT))
-        else:
-            others(what)
-
-    sys.unraisablehook = swallowed
 
 
 def _forget(worker: Worker) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socketserver
+import sys
 import time
 import xmlrpc.server
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
@@ -24,6 +26,56 @@ LONG_S = 20.0
 
 WORKER = pyfanout.current_worker()
 """Who has imported this; a child that it forks is none."""
+
+
+# ---- what a test may want of it besides ------------------------------------------------------------------------------
+
+
+def on_sigterm(*_: Any) -> None:
+    """A handler as applications have them."""
+    os.write(2, f"app: SIGTERM in {os.getpid()}\n".encode())
+    sys.exit(3)
+
+
+def waits_in(where: str) -> bool:
+    """Whether the second worker shall never come any further."""
+    waits = os.environ.get("WAIT") == where and WORKER is not None and WORKER.generation == 2
+    if waits:
+        os.write(2, f"app: waiting in {where}, pid {os.getpid()}\n".encode())
+    return waits
+
+
+if os.environ.get("OWN") == "import":
+    signal.signal(signal.SIGTERM, on_sigterm)
+if waits_in("import"):
+    time.sleep(1000)
+
+
+def wait_in_gevent() -> None:
+    """Just before the server accepts."""
+    from gevent import pywsgi
+
+    update = pywsgi.WSGIServer.update_environ
+
+    def update_environ(self: Any) -> None:
+        if waits_in("server"):
+            time.sleep(1000)
+        update(self)
+
+    pywsgi.WSGIServer.update_environ = update_environ
+
+
+if os.environ.get("WAIT") == "server":
+    wait_in_gevent()
+
+
+async def start_up() -> None:
+    import asyncio
+
+    if os.environ.get("OWN") == "loop":
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, on_sigterm)
+    if waits_in("startup"):
+        await asyncio.sleep(1000)
 
 
 def facts(client: Any) -> bytes:
@@ -115,6 +167,8 @@ async def asgi(scope: Any, receive: Any, send: Any) -> None:
         while True:
             message = await receive()
             print(f"app: {message['type']}", flush=True)
+            if message["type"] == "lifespan.startup":
+                await start_up()
             await send({"type": message["type"] + ".complete"})
             if message["type"] == "lifespan.shutdown":
                 return
@@ -204,6 +258,7 @@ def aiohttp() -> Any:
         return web.Response(body=facts(request.transport.get_extra_info("peername")))
 
     app = web.Application()
+    app.on_startup.append(lambda _: start_up())
 
     async def echo(request: web.Request) -> web.WebSocketResponse:
         websocket = web.WebSocketResponse()
@@ -270,7 +325,13 @@ def trio() -> Any:
             await trio.sleep(SLOW_S)
         await stream.send_all(b"HTTP/1.0 200 OK\r\n\r\n" + facts(getattr(stream, "transport_stream", stream).peer))
 
-    return embedded.Runner(handle)
+    async def start(_nursery: Any) -> None:
+        import trio
+
+        if waits_in("startup"):
+            await trio.sleep(1000)
+
+    return embedded.Runner(handle, start=start)
 
 
 def anyio() -> Any:

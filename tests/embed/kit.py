@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import socket
+import subprocess
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import Server, asking
+from harness import Server, asking, children_of, fds_of
 
 FOLDER = Path(__file__).parent
 """The application of each is here, in `apps`."""
@@ -106,6 +108,16 @@ def ask(address: str, path: str = "/") -> dict[str, Any]:
     """On a connection of its own."""
     with Client(address) as client:
         return client.ask(path, close=True)[0]
+
+
+def connections(one: Server, pid: int) -> int:
+    """Accepted ones that the worker, or what it has forked, has open."""
+    port = one.address.rpartition(":")[2]
+    inodes = {link[8:-1] for each in (pid, *children_of(pid)) for link in fds_of(each).values() if "socket:" in link}
+    # /proc/net/tcp would be the whole system's, and takes a second when other tests have left 40,000 in TIME_WAIT.
+    command = ["ss", "--no-header", "--numeric", "--extended", "--tcp", "state", "established", f"sport = :{port}"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return len(inodes.intersection(re.findall(r"\bino:(\d+)", said)))
 
 
 def strangers(address: str, *, knows_port: bool = True) -> list[Any]:

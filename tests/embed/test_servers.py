@@ -7,10 +7,8 @@ import contextlib
 import itertools
 import json
 import os
-import re
 import resource
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +17,7 @@ from typing import Any
 import pytest
 from harness import Effort, Server, children_of, connect, fds_of, is_over, kill, read_all
 
-from .kit import POOLED, SUBJECTS, Client, Subject, ask, load, start, strangers
+from .kit import POOLED, SUBJECTS, Client, Subject, ask, connections, load, start, strangers
 
 MakeServer = Callable[[], Server]
 
@@ -192,16 +190,6 @@ def test_sigterm_to_all_processes_at_once(server: MakeServer, subject: Subject) 
     assert answers, "the answer came whole"
     assert one.wait_exit(deadline_s=15) == 0
     assert "in its hands" not in one.log
-
-
-def connections(one: Server, pid: int) -> int:
-    """Accepted ones that the worker, or what it has forked, has open."""
-    port = one.address.rpartition(":")[2]
-    inodes = {link[8:-1] for each in (pid, *children_of(pid)) for link in fds_of(each).values() if "socket:" in link}
-    # /proc/net/tcp would be the whole system's, and takes a second when other tests have left 40,000 in TIME_WAIT.
-    command = ["ss", "--no-header", "--numeric", "--extended", "--tcp", "state", "established", f"sport = :{port}"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return len(inodes.intersection(re.findall(r"\bino:(\d+)", said)))
 
 
 def test_a_worker_that_drains_does_not_spin(server: MakeServer, subject: Subject) -> None:

@@ -103,7 +103,7 @@ SETUP = """
     from dataclasses import replace
 
     import errno
-    from pyfanout.control import Closing, Ping, Released
+    from pyfanout.control import Closing, Drain, Ping
     from pyfanout.master import outbox
 
     def refusing(kind, error, times):
@@ -653,7 +653,7 @@ def test_pings_that_cannot_be_sent(tmp_path: Path, error: str) -> None:
     assert said.count("answers again") == said.count("others have its connections"), said
 
 
-@pytest.mark.parametrize("kind", ["Released", "Closing"])
+@pytest.mark.parametrize("kind", ["Drain", "Closing"])
 def test_a_farewell_that_cannot_be_sent_is_sent_later(tmp_path: Path, kind: str) -> None:
     run_with_workers(
         tmp_path,
@@ -662,7 +662,7 @@ def test_a_farewell_that_cannot_be_sent_is_sent_later(tmp_path: Path, kind: str)
         with pyfanout.Dispatcher(**options) as dispatcher:
             workers = [fork(dispatcher, accepting) for _ in range(2)]
             soon(lambda: {{ask(dispatcher) for _ in range(4)}} == set(workers), "both serve")
-            if {kind} is Released:
+            if {kind} is Drain:
                 os.kill(workers[0], signal.SIGTERM)
                 assert ended(workers.pop(0)) == 7
         for pid in workers:

@@ -359,6 +359,48 @@ def test_a_second_sigterm_changes_nothing(server: MakeServer, handler: str, opti
     assert one.in_hands == 0
 
 
+@pytest.mark.parametrize("where", ["owning", "owning_async", "signal", "loop"])
+def test_a_handler_of_its_own_for_sigterm(
+    server: MakeServer, kind: str, handler: str, options: dict, where: str
+) -> None:
+    """Set in a start hook or in a request, and it raises SystemExit. Neither the master's word nor a signal from
+    elsewhere cuts a request short; its turn comes after the drain, unless it was for a loop, which is over by then."""
+    in_request, on_loop = where in ("signal", "loop"), where in ("loop", "owning_async")
+    if (on_loop and kind != "asyncio") or (in_request and kind == "threads"):  # only the main thread can set one
+        pytest.skip("not for this kind")
+    script = {} if in_request else {"on_worker_start": where}
+    one = server().start(handler, script=script, workers=1, drain_timeout=60, ping_interval=0.1, **options)
+    for generation, tell in enumerate((lambda _: one.send(signal.SIGHUP), lambda pid: kill(pid, signal.SIGTERM)), 1):
+        (pid,) = one.wait_workers(1)
+        if in_request:
+            assert ask(one.address, f"own {where}")["pid"] == pid
+            one.wait_log("the application's handler of SIGTERM comes after the drain", generation)
+        with hold(one.address) as held:
+            tell(pid)
+            one.wait_log(rf"pid={pid} READY->DRAINING")
+            assert release(held) == b"released\n"
+        one.wait_workers(1, gone=[pid])
+        assert f"app: SIGTERM in {pid}" in one.log or on_loop
+    assert ask(one.address)["generation"] == 3
+    assert "exited with code" not in one.log
+    assert one.in_hands == 0
+
+
+@pytest.mark.parametrize("where", ["waiting", "waiting_async"])
+def test_a_stop_is_heard_in_a_start_hook(
+    server: MakeServer, kind: str, handler: str, options: dict, where: str
+) -> None:
+    """Whatever handlers it has set."""
+    if where == "waiting_async" and kind != "asyncio":
+        pytest.skip("for event loops only")
+    one = server().start(handler, script={"on_worker_start": where}, workers=1, drain_timeout=60, **options)
+    one.send(signal.SIGHUP)
+    one.expect("the reload has stopped")
+    one.wait_log("app: waiting")
+    assert one.stop() == 0
+    one.wait_nobody()
+
+
 OTHERS = (
     *(signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
     signal.SIGURG,

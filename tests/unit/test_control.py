@@ -16,12 +16,12 @@ from pyfanout.control import (
     PACKET_BYTES,
     Closing,
     DecodeError,
+    Drain,
     Failed,
     Message,
     Ping,
     Pong,
     Ready,
-    Released,
     Retiring,
     Roomy,
     Spent,
@@ -51,7 +51,7 @@ messages: st.SearchStrategy[Message] = (
     | failed
     | st.builds(Ping, numbers)
     | st.builds(Pong, numbers, numbers)
-    | st.sampled_from([Closing(), Released(), Retiring(), Roomy(), Spent()])
+    | st.sampled_from([Closing(), Drain(), Retiring(), Roomy(), Spent()])
 )
 
 

@@ -14,6 +14,7 @@ left, or all gone after a stop; and no client waits any more, unless a stop had 
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import logging
 import os
@@ -29,10 +30,10 @@ from typing import Any
 import pytest
 
 from pyfanout.config import Config
-from pyfanout.control import Failed, Ping, Pong, Ready, Retiring, Spent, Stage, hear, tell
+from pyfanout.control import WAKE, Drain, Failed, Ping, Pong, Ready, Retiring, Spent, Stage, hear, tell
 from pyfanout.core import POOL, BoardView, Event, News
 from pyfanout.errors import CoreError, WorkerError
-from pyfanout.master import lifecycle, policy, roster, supervisor
+from pyfanout.master import lifecycle, outbox, policy, roster, supervisor
 from pyfanout.master.callbacks import Callbacks
 from pyfanout.master.lifecycle import Action, Happened, State
 from pyfanout.master.process import ExitReport
@@ -60,10 +61,8 @@ class Process:
         self.report: ExitReport | None = None
 
     def send(self, signum: int) -> None:
-        if signum == signal.SIGTERM:
-            self._world.check_leave(self)
         self.dying = self.dying or signum == signal.SIGKILL or (signum == signal.SIGABRT and not self.deaf)
-        self.told = True
+        self.told = self.told or signum != WAKE
 
     def abort(self, *, core: bool) -> None:
         assert not core
@@ -84,8 +83,24 @@ class Process:
                 return
             if isinstance(message, Ping):
                 self.pings.append(message.number)
+            elif isinstance(message, Drain):
+                self.told = True
             elif message is None:
                 return
+
+
+class Outbox(outbox.Outbox):
+    """Nobody is told to leave who may not."""
+
+    def __init__(self, world: World, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self._world = world
+
+    def say(self, message: Any) -> None:
+        if isinstance(message, Drain):
+            (member,) = [each for each in self._world.supervisor._roster.members if each.outbox is self]
+            self._world.check_leave(member)
+        super().say(message)
 
 
 class World:
@@ -356,10 +371,9 @@ class World:
 
     # ---- what must be ------------------------------------------------------------------------------------------------
 
-    def check_leave(self, worker: Process) -> None:
+    def check_leave(self, member: Any) -> None:
         """It is told to: who shall serve instead?"""
-        member = self._member(worker)
-        if self.supervisor._stopping or member.slot.retired or worker.cut_off:
+        if self.supervisor._stopping or member.slot.retired or member.process.cut_off:
             return
         one = self.supervisor
         if member is member.slot.successor:
@@ -462,6 +476,8 @@ def world(case: Case) -> Iterator[World]:
         for module in (supervisor, roster):
             patched.setattr(module, "time", clock)
         patched.setattr(supervisor, "random", SimpleNamespace(random=lambda: 0.0))
+        patched.setattr(supervisor, "AGAIN_NS", 10**15)  # a worker that boots is told once, for it hears
+        patched.setattr(roster, "Outbox", functools.partial(Outbox, one))
         patched.setattr(supervisor, "Core", lambda *_: one)
         patched.setattr(supervisor, "spawn", one.spawn)
         patched.setattr(supervisor, "gc", SimpleNamespace(collect=str, freeze=int, unfreeze=int))

@@ -114,7 +114,7 @@ def test_the_ordinary_life() -> None:
 
 def test_the_life_of_one_whose_successor_is_there() -> None:
     state, actions = step(State.READY, Happened.TOLD_TO_DRAIN)
-    assert (state, actions) == (State.DRAINING, (Action.LEAVE, Action.TERMINATE))
+    assert (state, actions) == (State.DRAINING, (Action.LEAVE, Action.DRAIN))
     assert step(state, Happened.SAID_RETIRING) == (State.DRAINING, ())
 
 

@@ -1,0 +1,106 @@
+"""The application, or a library of its, has set handlers of its own; or does not come to its end of a boot."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from harness import Server, is_over, kill
+
+from .kit import SUBJECTS, Client, ask, connections, start
+
+MakeServer = Callable[[], Server]
+
+OF_EACH_WAY = [
+    "http.server-handler",
+    "http.server-threading",
+    "socketserver-forking",
+    "waitress",
+    "cheroot",
+    "gevent",
+    "uvicorn",
+    "uvicorn-asyncio",
+    "hypercorn",
+    "trio",
+    "twisted",
+]
+"""To wait, and to hear."""
+
+
+def slow_request(one: Server, pid: int, then: Callable[[], object]) -> None:
+    """`then` happens while it goes on. It gets its whole answer, from this worker, which leaves."""
+    answers: list[Any] = []
+    with Client(one.address) as client:
+        thread = threading.Thread(target=lambda: answers.append(client.ask("/slow", close=True)))
+        thread.start()
+        one.wait_until(lambda: connections(one, pid) == 1, "it is there")
+        then()
+        thread.join()
+    assert answers, "the answer came whole"
+    one.wait_until(lambda: is_over(pid), "the worker leaves")
+
+
+@pytest.mark.parametrize("name", OF_EACH_WAY)
+def test_handlers_of_its_own(server: MakeServer, name: str) -> None:
+    """They raise SystemExit: the master's word needs none of them, and a signal from elsewhere drains as ever. They
+    have their turn afterwards, and what they raise then changes nothing."""
+    one = start(server(), SUBJECTS[name], workers=1, threads=3, environ={"OWN": "import"}, drain_timeout=60)
+    (first,) = one.workers
+    slow_request(one, first, lambda: one.send(signal.SIGHUP))
+    one.wait_log(f"app: SIGTERM in {first}$")
+    (second,) = one.wait_workers(1)
+    assert ask(one.address)["generation"] == 2
+    slow_request(one, second, lambda: kill(second, signal.SIGTERM))
+    one.wait_log(f"app: SIGTERM in {second}$")
+    assert ask(one.address)["generation"] == 3
+    assert one.stop() == 0
+    assert one.log.count("app: SIGTERM in ") == 3
+    assert "exited with code" not in one.log
+    assert one.in_hands == 0
+
+
+@pytest.mark.parametrize("name", ["uvicorn", "uvicorn-asyncio", "hypercorn"])
+def test_handlers_of_the_loop(server: MakeServer, name: str) -> None:
+    """Set in the lifespan's startup. The loop is over when they would have their turn."""
+    one = start(server(), SUBJECTS[name], workers=1, environ={"OWN": "loop"}, drain_timeout=60)
+    (first,) = one.workers
+    slow_request(one, first, lambda: one.send(signal.SIGHUP))
+    (second,) = one.wait_workers(1)
+    slow_request(one, second, lambda: kill(second, signal.SIGTERM))
+    assert ask(one.address)["generation"] == 3
+    assert "app: SIGTERM" not in one.log
+
+
+BOOTS = [
+    *(("import", name) for name in ("http.server-handler", "waitress", "gevent", "uvicorn")),
+    ("server", "gevent"),
+    *(("startup", name) for name in ("uvicorn", "uvicorn-asyncio", "hypercorn", "aiohttp", "aiohttp-uvloop", "trio")),
+]
+
+
+@pytest.mark.parametrize(("where", "name"), BOOTS)
+def test_a_stop_is_heard_while_a_worker_boots(server: MakeServer, where: str, name: str) -> None:
+    """It waits for ever there, with a handler of its own for SIGTERM."""
+    one = start(server(), SUBJECTS[name], workers=1, environ={"OWN": "import", "WAIT": where}, drain_timeout=60)
+    one.send(signal.SIGHUP)
+    one.expect("the reload has stopped")
+    (line,) = one.wait_log(f"app: waiting in {where}")
+    assert one.stop() == 0
+    one.wait_nobody()
+    assert f"app: SIGTERM in {line.split()[-1]}" not in one.log
+    assert "could not start" not in one.log
+
+
+def test_a_signal_in_the_middle_of_a_boot(server: MakeServer) -> None:
+    """From elsewhere: it leaves at once, and another comes."""
+    one = start(server(), SUBJECTS["gevent"], workers=1, environ={"WAIT": "import"}, drain_timeout=60)
+    one.send(signal.SIGHUP)
+    (line,) = one.wait_log("app: waiting in import")
+    os.kill(int(line.split()[-1]), signal.SIGTERM)
+    one.expect("the reload has stopped")
+    one.wait_log("the reload has stopped")
+    assert ask(one.address)["generation"] == 1
