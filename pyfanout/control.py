@@ -22,6 +22,10 @@ WAKE = signal.SIGURG
 default, so one that comes too early or too late harms nobody."""
 
 
+MOST_CONNECTIONS = 2**31 - 1
+"""The highest limit of a worker."""
+
+
 class Stage(IntEnum):
     """How far a worker came that could not start."""
 
@@ -39,6 +43,8 @@ class Ready:
     """From the pool channel; else from the slot's own."""
     threads: int
     """How many threads take; 0: an event loop does."""
+    most: int = 0
+    """Connections that an event loop may hold, those that wait for it included; 0: any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +119,8 @@ class DecodeError(ValueError):
 def encode(message: Message) -> bytes:
     """One packet, at most PACKET_BYTES long."""
     match message:
-        case Ready(pool, threads):
-            return b"R" + bytes([pool]) + threads.to_bytes(2, "big")
+        case Ready(pool, threads, most):
+            return b"R" + bytes([pool]) + threads.to_bytes(2, "big") + most.to_bytes(4, "big")
         case Failed(stage, reason, details):
             head = reason.replace(_SEPARATOR, " ").encode(errors="replace")[:1024] + b"\0"
             tail = details.encode(errors="replace")[-(PACKET_BYTES - len(head) - 2) :]
@@ -138,10 +144,11 @@ def encode(message: Message) -> bytes:
 def decode(packet: bytes) -> Message:
     """The message in a packet. Raises DecodeError for anything that `encode` does not make."""
     match packet[:1], packet[1:]:
-        case b"R", payload if len(payload) == 3 and payload[0] <= 1:
-            pool, threads = bool(payload[0]), int.from_bytes(payload[1:], "big")
-            if (1 if pool else 0) <= threads <= MAX_THREADS:
-                return Ready(pool, threads)
+        case b"R", payload if len(payload) == 7 and payload[0] <= 1:
+            pool, threads = bool(payload[0]), int.from_bytes(payload[1:3], "big")
+            most = int.from_bytes(payload[3:], "big")
+            if (1 if pool else 0) <= threads <= MAX_THREADS and most <= MOST_CONNECTIONS:
+                return Ready(pool, threads, most)
         case b"F", payload if payload and payload[0] in _STAGES:
             reason, _, details = payload[1:].decode(errors="replace").partition(_SEPARATOR)
             return Failed(Stage(payload[0]), reason, details)

@@ -78,6 +78,8 @@ class Runner(runner.Runner):
             server.start()
             worker.signals.through(gevent.get_hub().loop.run_callback_threadsafe, stop)
             worker.on_drain = drain
+            if server.pool is not None and server.pool.size is not None:
+                listener.limit(server.pool.size)
             hearing = gevent.spawn(_hear, worker)
             worker.ready(pool=False, threads=0)
             leaving.wait()

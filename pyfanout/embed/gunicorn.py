@@ -280,7 +280,9 @@ class GThread(Joined, gthread.ThreadWorker):
     """`gthread`: a pool of threads behind one accept loop."""
 
     def _open(self) -> Any:
-        return self._worker.listener(greedy=True)
+        listener = self._worker.listener(greedy=True)
+        listener.limit(self.cfg.worker_connections)
+        return listener
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         """In a thread, when the head of the request is there."""
@@ -299,6 +301,8 @@ class GThread(Joined, gthread.ThreadWorker):
     def _accept_all(self) -> None:
         """The server stops. At its limit of connections it would not find the end, and nobody else serves the rest."""
         self.worker_connections = sys.maxsize
+        self._worker.most = 0
+        self._worker.ready()
 
     def accept(self, listener: Any) -> None:
         """All that has been taken, not one each time the loop comes round."""

@@ -71,6 +71,8 @@ class Runner(ThreadedRunner):
         pool = Pool(lambda: len(server.task_dispatcher.threads))
         worker.watch.add(pool.look)
         Control(worker.control, map=loop)
+        server.adj.connection_limit += 1  # waitress counts what its loop has; this one is ours
+        listener.limit(max(server.adj.connection_limit - len(loop), 1))
         started()
         while not (self._stopping and not server.active_channels):
             if self._stopping:

@@ -243,11 +243,15 @@ class Guests:
 
     def _on_word(self, guest: Guest, message: Message) -> None:
         match message:
-            case Ready() if guest.ready is None:
+            case Ready():
+                if guest.ready is None:
+                    log.debug("%s is ready", guest)
+                    if self._end_ns is not None:
+                        guest.outbox.say(Closing())
+                elif guest.entered:  # with another limit: out, and in again
+                    guest.entered = False
+                    self._core.leave(guest.place)
                 guest.ready = message
-                log.debug("%s is ready", guest)
-                if self._end_ns is not None:
-                    guest.outbox.say(Closing())
             case Failed(_, reason, details):
                 log.error("%s could not start: %s%s", guest, reason, details and f"\n{details.rstrip()}")
             case Retiring():
@@ -314,9 +318,8 @@ class Guests:
             return
         count = len(self._guests)
         size = policy.channel_size(ready.threads * (count if ready.pool else 1), self._most_in_flight // count)
-        most = 0 if ready.threads else self._config.max_connections
         try:
-            self._core.enter(guest.place, pool=ready.pool, threads=ready.threads, size=size, most=most)
+            self._core.enter(guest.place, pool=ready.pool, threads=ready.threads, size=size, most=ready.most)
         except CoreError as error:
             log.error("%s cannot have connections yet: %s", guest, error.strerror)
         else:

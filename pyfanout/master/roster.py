@@ -86,6 +86,8 @@ class Member:
     """It reads from the pool channel."""
     threads: int = 0
     """Of it that take connections; 0: an event loop does."""
+    most: int = 0
+    """Connections that it may hold, if an event loop does; 0: any number."""
     resigned: bool = False
     """It has said by itself that it takes no more: no death to worry about."""
     served: bool = False

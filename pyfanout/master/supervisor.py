@@ -315,8 +315,8 @@ class Supervisor:
             case None:  # it closed its end; most likely it is about to die
                 self._watches.remove(member.control.fileno())
                 return False
-            case Ready(pool, threads):
-                self._on_ready(member, pool, threads)
+            case Ready():
+                self._on_ready(member, message)
             case Failed():
                 member.failure = message
             case Pong():
@@ -330,9 +330,9 @@ class Supervisor:
                 pass  # it has woken the core, which looks at the board by itself
         return True
 
-    def _on_ready(self, member: Member, pool: bool, threads: int) -> None:
+    def _on_ready(self, member: Member, ready: Ready) -> None:
         if member.state is State.BOOTING:
-            member.pool, member.threads = pool, threads
+            member.pool, member.threads, member.most = ready.pool, ready.threads, ready.most
             member.ready_ns = time.monotonic_ns()
         member.wake_ns = None
         self._happened(member, Happened.SAID_READY)
@@ -547,9 +547,8 @@ class Supervisor:
         slots = len(self._roster.slots)
         readers = member.threads * (slots if member.pool else 1)
         size = policy.channel_size(readers, self._most_in_flight // max(slots, 1))
-        most = 0 if member.threads else self._config.max_connections
         try:
-            self._core.enter(member.place, pool=member.pool, threads=member.threads, size=size, most=most)
+            self._core.enter(member.place, pool=member.pool, threads=member.threads, size=size, most=member.most)
         except CoreError as error:
             log.error("%s cannot have connections, and is replaced: %s", member, error.strerror)
             self._happened(member, Happened.NOT_ENTERED)

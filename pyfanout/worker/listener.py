@@ -151,7 +151,6 @@ class Listener(socket.socket):
         "_epoll",
         "_greedy",
         "_greeting_bytes",
-        "_limited",
         "_live",
         "_lock",
         "_resting",
@@ -181,8 +180,6 @@ class Listener(socket.socket):
         self._accepting = RLock()
         self._lock = RLock()  # a connection may be collected, and report its end, in the middle of anything
         self._done = worker.station.done_cell()
-        self._limited = worker.config.max_connections > 0
-        """The master may wait for an end, and is told of it then."""
         self._live: dict[int, float] = {}
         """Since when, of UNIX ones: the kernel does not know how long they were silent."""
         self._greeting_bytes: dict[int, int] = {}
@@ -304,6 +301,11 @@ class Listener(socket.socket):
             news.register(self._control_fd, POLLIN)
         if news.poll(timeout_s * 1000):
             self._hear()
+
+    def limit(self, count: int) -> None:
+        """The server itself stops accepting at `count` connections: then others get what comes. Before READY."""
+        most = self._worker.most
+        self._worker.most = min(most, count) if most else count
 
     @property
     def pending(self) -> int:
@@ -469,7 +471,7 @@ class Listener(socket.socket):
             self._live.pop(fd, None)
             self._greeting_bytes.pop(fd, None)
             self._unserved.pop(fd, None)
-            if self._limited:
+            if self._worker.most:  # the master may wait for it
                 awaited = self._worker.station.done()
             else:
                 self._done[0] += 1

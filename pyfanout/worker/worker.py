@@ -85,6 +85,8 @@ class Worker:
         self.station = station
         self.control = control
         self._joined = joined
+        self.most = config.max_connections
+        """Connections that it may hold at once; 0: any number. See `Listener.limit`."""
         self._short_s = -math.inf
         """When `short_of` last said something."""
         self.draining = False
@@ -142,7 +144,7 @@ class Worker:
         told by `listener` and never block."""
         self.watch.still_ms()  # a first look: what is stuck before the first ping must not be overlooked
         self.signals.hold()
-        self.say(Ready(pool, threads))
+        self.say(Ready(pool, threads, 0 if threads else self.most))
         if self.draining and self.on_drain is not None:  # it was told while the server began to accept
             self.on_drain()
 

@@ -387,6 +387,18 @@ def twisted() -> Any:
 # ---- on uvloop, or not -----------------------------------------------------------------------------------------------
 
 
+def waitress_of_three() -> Any:
+    from pyfanout.embed import waitress
+
+    return waitress.Runner(wsgi, connection_limit=5)  # with waitress's own two descriptors
+
+
+def gevent_of_three() -> Any:
+    from pyfanout.embed import gevent
+
+    return gevent.Runner(wsgi, spawn=3)
+
+
 def uvicorn_on_asyncio() -> Any:
     from pyfanout.embed import uvicorn
 

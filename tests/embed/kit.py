@@ -104,6 +104,24 @@ class Client:
         return self._http.sock
 
 
+def fill_two_of_three(address: str) -> None:
+    """Two workers take turns, each of them at most three connections. Who comes when one has three is served by the
+    other, although it is the first one's turn."""
+    with contextlib.ExitStack() as stack:
+
+        def hold() -> tuple[Client, int]:
+            client = stack.enter_context(Client(address))
+            return client, client.ask()[0]["pid"]
+
+        held = [hold() for _ in range(6)]
+        pids = [pid for _, pid in held]
+        assert pids.count(pids[0]) == 3
+        for client, pid in held:
+            if pid != pids[0]:
+                client.__exit__()
+        assert {hold()[1] for _ in range(3)} == set(pids) - {pids[0]}
+
+
 def ask(address: str, path: str = "/") -> dict[str, Any]:
     """On a connection of its own."""
     with Client(address) as client:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from harness import Server, asking, children_of, freeze, is_over, kill, read_all, session_of
 
-from .kit import FOLDER, Client, ask, load, strangers
+from .kit import FOLDER, Client, ask, fill_two_of_three, load, strangers
 from .test_servers import assert_it_drains_calmly, assert_no_descriptor_is_left, connections
 from .test_threads import asking as threads_asking
 from .test_tls_and_proxy import REQUEST, body, certificate, is_closed_while_it_trickles, secure
@@ -419,6 +419,15 @@ def test_a_fast_stop_waits_for_nobody(gunicorn: MakeGunicorn, kind: str) -> None
             with pytest.raises((ConnectionError, http.client.BadStatusLine, AssertionError)):  # the last: sync says 500
                 busy.end()
     one.wait_nobody()
+
+
+def test_one_at_the_limit_of_connections_keeps_nobody_waiting(gunicorn: MakeGunicorn, tmp_path: Path) -> None:
+    config = tmp_path / "config.py"  # else it would end all but one of them after their first answer
+    config.write_text("def post_worker_init(worker):\n    worker.max_keepalived = 3\n")
+    options = ("--config", str(config), "--worker-connections", "3", "--threads", "2", "--keep-alive", "60")
+    one = gunicorn().serve("GThread", *options, workers=2, PYFANOUT_POLICY="round-robin").ready(2)
+    fill_two_of_three(one.address)
+    one.stop()
 
 
 def test_a_stop_at_the_limit_of_connections(gunicorn: MakeGunicorn) -> None:

@@ -17,7 +17,7 @@ from websockets.sync.client import connect as open_websocket
 
 from pyfanout.worker.idle import is_silent
 
-from .kit import FOLDER, SUBJECTS, Client, ask, start
+from .kit import FOLDER, SUBJECTS, Client, ask, fill_two_of_three, start
 
 MakeServer = Callable[[], Server]
 
@@ -319,6 +319,12 @@ def test_max_requests(server: MakeServer) -> None:
     assert {ask(one.address)["generation"] for _ in range(20)} == {1}
     one.wait_until(lambda: ask(one.address)["generation"] >= 3, "the next ones")
     one.wait_log("READY->DRAINING", 2)
+
+
+@pytest.mark.parametrize("app", ["waitress_of_three", "gevent_of_three"])
+def test_one_at_the_limit_of_its_server_keeps_nobody_waiting(server: MakeServer, app: str) -> None:
+    one = server().start(f"apps:{app}", cwd=FOLDER, factory=True, workers=2, policy="round-robin")
+    fill_two_of_three(one.address)
 
 
 def test_least_connections_counts_what_servers_hold(server: MakeServer) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pyfanout.config import MAX_THREADS
 from pyfanout.control import (
+    MOST_CONNECTIONS,
     PACKET_BYTES,
     Closing,
     DecodeError,
@@ -36,8 +37,9 @@ REASON_BYTES = 1024
 plain = st.text(st.characters(exclude_categories=["Cs"]))
 """Without surrogates, which have no encoding."""
 
-ready = st.builds(Ready, st.just(True), st.integers(1, MAX_THREADS)) | st.builds(
-    Ready, st.just(False), st.integers(0, MAX_THREADS)
+limits = st.integers(0, MOST_CONNECTIONS)
+ready = st.builds(Ready, st.just(True), st.integers(1, MAX_THREADS), limits) | st.builds(
+    Ready, st.just(False), st.integers(0, MAX_THREADS), limits
 )
 failed = st.builds(
     Failed,

@@ -664,9 +664,9 @@ def test_without_it_something_is_wrong(
         [explore(case) for case in SHORT.values()]
 
 
-def promote_at_ready(one: Supervisor, member: roster.Member, pool: bool, threads: int) -> None:
+def promote_at_ready(one: Supervisor, member: roster.Member, ready: Ready) -> None:
     """Its old one is told to leave before it has answered a ping."""
-    on_ready(one, member, pool, threads)
+    on_ready(one, member, ready)
     one._promote(member)
 
 
