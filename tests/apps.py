@@ -9,10 +9,12 @@ import asyncio
 import faulthandler
 import importlib
 import json
+import multiprocessing
 import os
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -84,6 +86,18 @@ def do_own(how: str) -> dict[str, Any]:
     else:
         signal.signal(signal.SIGTERM, own_sigterm)
     return identity()
+
+
+def do_children() -> dict[str, Any]:
+    """What a program that is executed has of our signals, and how a child of multiprocessing takes SIGTERM."""
+    status = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
+    masks = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigIgn:", "SigBlk:"))]
+    mine = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
+    mine.start()
+    mine.terminate()
+    mine.join()
+    kept = [signum for signum in range(1, 32) if any(mask >> (signum - 1) & 1 for mask in masks)]
+    return {"kept": kept, "exitcode": mine.exitcode}
 
 
 def do_raise() -> None:

@@ -68,6 +68,7 @@ class Runner(ThreadedRunner):
         server.close_request = _for_good(server.close_request)
         if isinstance(server, socketserver.ForkingMixIn):
             server.finish_request = self._minded(server.finish_request)  # type: ignore[attr-defined]
+            worker.signals.spares_children = True
             server.collect_children = _hearing(server, worker, listener)  # type: ignore[method-assign]
         started()
         server.serve_forever(POLL_S)

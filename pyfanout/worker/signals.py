@@ -14,9 +14,10 @@ import os
 import signal
 import sys
 from _thread import get_ident  # by name: gevent puts in another
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from pyfanout import sigmask
 from pyfanout.control import WAKE, says_drain
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class Stopped(SystemExit):
     """A signal says: stop now, whatever you are doing."""
 
 
+def _do_nothing(_signum: int, _frame: FrameType | None) -> None:
+    """Not SIG_IGN, which a program that the worker executes would inherit."""
+
+
 class Signals:
     """Of one worker. Without `begin` and `through` it leaves all signals alone: one that has joined a dispatcher may
     have a loop, and signals, of its own."""
@@ -44,6 +49,10 @@ class Signals:
         self._soon: Callable[[Callable[[], None]], object] | None = None
         self._stop: Callable[[], None] | None = None
         self._mute: Callable[[], None] | None = None
+        self._masks: dict[int, Iterable[int]] = {}
+        """Of threads that fork, what was blocked before."""
+        self.spares_children = False
+        """SIGTERM does nothing to processes that this one forks: they serve its clients."""
         self._ours = False
         """They are to be."""
         self._theirs: Callable[[int, Any], object] | None = None
@@ -55,9 +64,10 @@ class Signals:
         """Before the application is imported. ^C and a hangup reach all in a terminal: they are for the master."""
         for signum in (signal.SIGUSR1, signal.SIGUSR2):  # which a service manager sends to all processes, too
             if signal.getsignal(signum) is signal.SIG_DFL:
-                signal.signal(signum, lambda *_: None)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+                signal.signal(signum, _do_nothing)
+        for signum in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(signum, _do_nothing)
+            signal.siginterrupt(signum, False)
         self.plain()
         signal.signal(WAKE, self.look)
         self.look()  # the signal may have come before
@@ -112,6 +122,29 @@ class Signals:
         except (Exception, KeyboardInterrupt):
             log.exception("worker=%d: the application's handler of SIGTERM failed", self._worker.slot)
         self._set()
+
+    def before_fork(self) -> None:
+        """A signal to the child that comes before it has let go of them waits."""
+        self._masks[get_ident()] = sigmask.block_all()
+
+    def after_fork(self) -> None:
+        sigmask.restore(self._masks.pop(get_ident()))
+
+    def let_go(self) -> None:
+        """In a child that the application forked: what is ours has its default action there, as in any program's."""
+        spared = self.spares_children and not self._worker.forked  # which its own children are not
+        term = _do_nothing if spared else signal.SIG_DFL
+        for signum, ours, default in (
+            (signal.SIGTERM, self._terminate, term),
+            (signal.SIGQUIT, self._quit, signal.SIG_DFL),
+            (WAKE, self.look, signal.SIG_DFL),
+            (signal.SIGINT, _do_nothing, signal.default_int_handler),
+            (signal.SIGHUP, _do_nothing, signal.SIG_DFL),
+            (signal.SIGUSR1, _do_nothing, signal.SIG_DFL),
+            (signal.SIGUSR2, _do_nothing, signal.SIG_DFL),
+        ):
+            if getsignal(signum) in (ours, _do_nothing):
+                signal.signal(signum, default)
 
     # ---- handlers ----------------------------------------------------------------------------------------------
 

@@ -278,7 +278,10 @@ def enlist(worker: Worker) -> None:
     """From now on this process is that worker, and a child that it forks is none."""
     global _current  # noqa: PLW0603 - one process is one worker
     _current = worker
-    os.register_at_fork(after_in_child=lambda: _forget(worker))
+    signals = worker.signals
+    os.register_at_fork(
+        before=signals.before_fork, after_in_parent=signals.after_fork, after_in_child=lambda: _forget(worker)
+    )
 
 
 def main(
@@ -333,6 +336,8 @@ def _forget(worker: Worker) -> None:
     global _current  # noqa: PLW0603
     _current = None
     signal.set_wakeup_fd(-1)
+    worker.signals.let_go()
+    worker.signals.after_fork()
     worker.forked = worker.draining = True
     worker.station.disown()
     worker.control.close()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from harness import Server, is_over, kill
+from harness import Server, children_of, is_over, kill
 
 from .kit import SUBJECTS, Client, ask, connections, start
 
@@ -93,6 +93,19 @@ def test_a_stop_is_heard_while_a_worker_boots(server: MakeServer, where: str, na
     one.wait_nobody()
     assert f"app: SIGTERM in {line.split()[-1]}" not in one.log
     assert "could not start" not in one.log
+
+
+def test_a_child_that_serves_outlives_sigterm(server: MakeServer) -> None:
+    """Of a forking server: who sends it to all processes sends it to those, too."""
+    one = start(server(), SUBJECTS["socketserver-forking"], workers=1, drain_timeout=60)
+    (pid,) = one.workers
+
+    def tell_all() -> None:
+        (child,) = one.wait_until(lambda: children_of(pid), "a child serves")
+        for each in (child, pid, child):
+            kill(each, signal.SIGTERM)
+
+    slow_request(one, pid, tell_all)
 
 
 def test_a_signal_in_the_middle_of_a_boot(server: MakeServer) -> None:

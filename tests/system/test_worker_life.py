@@ -30,6 +30,9 @@ from harness import (
 
 MakeServer = Callable[[], Server]
 
+IGNORED_HERE = {signum for signum in signal.Signals if signal.getsignal(signum) is signal.SIG_IGN}
+"""A test runner in the background passes these on."""
+
 
 # ---- killed ----------------------------------------------------------------------------------------------------------
 
@@ -252,6 +255,15 @@ def test_a_child_that_stays_does_not_keep_a_connection_from_the_others(server: M
             assert ask(one.address)["pid"] == one.workers[0]
         kill(child)
     one.wait_until(lambda: is_over(child), "it is gone")
+
+
+def test_children_have_default_signals(server: MakeServer, handler: str, options: dict) -> None:
+    """Programs that are executed ignore and block none, but what the test runner does; SIGTERM ends what was forked."""
+    one = server().start(f"apps:{handler}", workers=1, **options)
+    answer = ask(one.address, "children")
+    assert not set(answer["kept"]) - IGNORED_HERE, answer
+    assert answer["exitcode"] == -signal.SIGTERM
+    assert ask(one.address)["generation"] == 1
 
 
 def test_an_application_may_reap_its_own_children(server: MakeServer, tmp_path: Path) -> None:
