@@ -4,6 +4,7 @@ FastAPI and Starlette run, and the one of asgiref's `sync_to_async`. A loop whos
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import sys
@@ -17,77 +18,79 @@ if TYPE_CHECKING:
 
 def watch_threads(watch: Watch, loop: Any) -> None:
     """Those of `loop`, which has no executor yet, and of what is imported now or later."""
-    run, set_executor = loop.run_in_executor, loop.set_default_executor
-
-    def run_in_executor(executor: Any, function: Any, *arguments: Any) -> Any:
-        if executor is None:
-            from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - few applications have one
-
-            loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix="asyncio"))  # as its own would be
-        return run(executor, function, *arguments)
-
-    def set_default_executor(executor: Any) -> None:
-        set_executor(executor)
-        loop.run_in_executor = run
-        _watch_executor(watch, steps, executor)
-
-    steps = Steps()
+    threads = _LoopThreads(watch, loop)
     with contextlib.suppress(AttributeError):  # a class of somebody else's, in C
-        loop.run_in_executor, loop.set_default_executor = run_in_executor, set_default_executor
-        loop.call_soon_threadsafe = steps.counted(loop.call_soon_threadsafe)
-    watch.add(_Imports(watch, steps).look)
+        threads.watch_loop()
+    watch.add(threads.look_for_imports)
 
 
-class _Imports:
-    """Looks for the modules that have threads of their own."""
-
-    def __init__(self, watch: Watch, steps: Steps) -> None:
+class _LoopThreads:
+    def __init__(self, watch: Watch, loop: Any) -> None:
         self._watch = watch
-        self._steps = steps
-        self._missing = {"anyio": _watch_anyio, "asgiref.sync": _watch_asgiref}
+        self._loop = loop
+        self._steps = Steps()
+        self._missing = {"anyio": self._watch_anyio, "asgiref.sync": self._watch_asgiref}
+        """Modules that have threads of their own."""
 
-    def look(self) -> None:
+    def watch_loop(self) -> None:
+        loop = self._loop
+        run, set_executor = loop.run_in_executor, loop.set_default_executor
+
+        def run_in_executor(executor: Any, function: Any, *arguments: Any) -> Any:
+            if executor is None:
+                from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - few applications have one
+
+                loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix="asyncio"))  # as its own would be
+            return run(executor, function, *arguments)
+
+        def set_default_executor(executor: Any) -> None:
+            set_executor(executor)
+            loop.run_in_executor = run
+            self._watch_executor(executor)
+
+        loop.run_in_executor, loop.set_default_executor = run_in_executor, set_default_executor
+        loop.call_soon_threadsafe = self._steps.counted(loop.call_soon_threadsafe)
+
+    def look_for_imports(self) -> None:
         for name in [name for name in self._missing if name in sys.modules]:
-            with contextlib.suppress(AttributeError):  # its import is not over
-                self._missing[name](self._watch, self._steps)
+            with contextlib.suppress(AttributeError, ImportError):  # its import is not over
+                self._missing[name]()
                 del self._missing[name]
 
+    def _watch_executor(self, executor: Any) -> None:
+        """Where something waits for a thread: an application may have as many there as it likes that never end."""
+        pool = Pool.beside_loop(
+            lambda: executor._max_workers, self._steps, is_wanted=lambda: executor._work_queue.qsize() > 0
+        )
+        submit = executor.submit
 
-def _watch_executor(watch: Watch, steps: Steps, executor: Any) -> None:
-    """Where something waits for a thread: an application may have as many threads there as it likes that never end."""
-    pool = Pool.beside_loop(lambda: executor._max_workers, steps, is_wanted=lambda: executor._work_queue.qsize() > 0)
-    submit = executor.submit
+        def watched_submit(function: Any, /, *arguments: Any, **keywords: Any) -> Any:
+            return submit(pool.call, function, *arguments, **keywords)
 
-    def watched_submit(function: Any, /, *arguments: Any, **keywords: Any) -> Any:
-        return submit(pool.call, function, *arguments, **keywords)
+        executor.submit = watched_submit
+        self._watch.add(pool.look)
 
-    executor.submit = watched_submit
-    watch.add(pool.look)
+    def _watch_anyio(self) -> None:
+        """Those that run within the limit that all tasks of the loop share by default, 40."""
+        backend = importlib.import_module("anyio._backends._asyncio").AsyncIOBackend
+        run = backend.run_sync_in_worker_thread.__func__
+        shared: list[Any] = []
+        pool = Pool.beside_loop(lambda: shared[0].total_tokens, self._steps)
 
-
-def _watch_anyio(watch: Watch, steps: Steps) -> None:
-    """Those that run within the limit that all share by default, 40."""
-    backend = importlib.import_module("anyio._backends._asyncio").AsyncIOBackend
-    run = backend.run_sync_in_worker_thread.__func__
-    default: list[Any] = []
-    pool = Pool.beside_loop(lambda: default[0].total_tokens, steps)
-
-    async def run_sync_in_worker_thread(
-        cls: Any, function: Any, arguments: Any, abandon_on_cancel: bool = False, limiter: Any = None
-    ) -> Any:
-        shared = cls.current_default_thread_limiter()
-        if limiter is not None and limiter is not shared:
+        async def run_sync_in_worker_thread(
+            cls: Any, function: Any, arguments: Any, abandon_on_cancel: bool = False, limiter: Any = None
+        ) -> Any:
+            if limiter is None and asyncio.get_running_loop() is self._loop:
+                shared[:] = [cls.current_default_thread_limiter()]
+                function, arguments = pool.call, (function, *arguments)
             return await run(cls, function, arguments, abandon_on_cancel, limiter)
-        default[:] = [shared]
-        return await run(cls, pool.call, (function, *arguments), abandon_on_cancel, shared)
 
-    def look() -> object:
-        return pool.look() if default else None
+        def look() -> object:
+            return pool.look() if shared else None
 
-    backend.run_sync_in_worker_thread = classmethod(run_sync_in_worker_thread)
-    watch.add(look)
+        backend.run_sync_in_worker_thread = classmethod(run_sync_in_worker_thread)
+        self._watch.add(look)
 
-
-def _watch_asgiref(watch: Watch, steps: Steps) -> None:
-    """The one thread of all that is thread-sensitive. Django's requests have one each."""
-    _watch_executor(watch, steps, sys.modules["asgiref.sync"].SyncToAsync.single_thread_executor)
+    def _watch_asgiref(self) -> None:
+        """The one thread of all that is thread-sensitive. Django's requests have one each."""
+        self._watch_executor(sys.modules["asgiref.sync"].SyncToAsync.single_thread_executor)

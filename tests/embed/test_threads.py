@@ -6,12 +6,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from harness import Server, collect, connect, read_all
+from harness import Server, connect, read_all
 
 from .kit import ask
 from .threads import CHUNKS, FEW
@@ -63,7 +65,14 @@ def asking(one: Server, path: str, count: int) -> Iterator[list[bytes]]:
             client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         yield answers
         if "is hung" not in one.log:
-            answers += [answer or b"" for answer in collect(clients)]
+            with ThreadPoolExecutor(count) as readers:
+                answers += readers.map(read_and_close, clients)
+
+
+def read_and_close(client: socket.socket) -> bytes:
+    """As soon as it has all: gunicorn waits for that, in the thread that accepts."""
+    with client:
+        return read_all(client)
 
 
 @pytest.mark.parametrize("name", list(SUBJECTS))
