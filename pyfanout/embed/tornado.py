@@ -100,4 +100,17 @@ class Runner(AsyncioRunner):
         return sum(not request._write_finished for request in begun)
 
     def drains(self) -> None:
+        from tornado.http1connection import HTTP1Connection
+
         self._server.conn_params.no_keep_alive = True  # each of its connections looks there before it goes on
+        kind: Any = HTTP1Connection
+        write_headers = kind.write_headers
+
+        def write_last(connection: Any, *arguments: Any, **keywords: Any) -> Any:
+            """tornado promises an HTTP/1.0 client that asks for it to keep the connection, and does not."""
+            start_line = connection._request_start_line
+            if not connection.is_client and start_line is not None and start_line.version == "HTTP/1.0":
+                connection._request_headers["Connection"] = "close"
+            return write_headers(connection, *arguments, **keywords)
+
+        kind.write_headers = write_last

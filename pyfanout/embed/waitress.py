@@ -39,8 +39,8 @@ class Runner(ThreadedRunner):
 
         class Task(task.WSGITask):
             def build_response_header(self) -> bytes:
-                if worker.draining:
-                    self.set_close_on_finish()
+                if worker.draining:  # as if the client had asked for it, which HTTP/1.0 is answered otherwise, too
+                    self.request.headers["CONNECTION"] = "close"
                 return super().build_response_header()
 
         class Channel(channel.HTTPChannel):

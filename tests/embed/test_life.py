@@ -272,6 +272,32 @@ def test_a_keep_alive_connection_is_told_that_it_ends(server: MakeServer) -> Non
         assert one.wait_exit() == 0
 
 
+def test_a_client_of_http_1_0_is_told_so_as_well(server: MakeServer) -> None:
+    """One that keeps its connection, as ab does: an answer says that it is kept, or that it ends, and then it ends
+    without a reset."""
+    for name in GOODBYE:
+        one = start(server(), SUBJECTS[name], workers=1, drain_timeout=30)
+        with connect(one.address) as client:
+            kept, count = True, 0
+            while kept:
+                client.sendall(b"GET / HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n")
+                answer = b""
+                while not answer.endswith(b"}") and (more := client.recv(65536)):
+                    answer += more
+                head = answer.partition(b"\r\n\r\n")[0].lower()
+                assert b" 200 " in head, (name, answer)
+                said = head.count(b"connection: keep-alive"), head.count(b"connection: close")
+                assert sum(said) <= 1, (name, head)
+                kept = said == ((0, 0) if name.startswith("http.server") else (1, 0))  # which has no word for it
+                count += 1
+                if count == 3:
+                    one.send(signal.SIGTERM)
+            assert client.recv(1) == b"", name
+            if count < 3:  # it keeps none of these
+                one.send(signal.SIGTERM)
+        assert one.wait_exit() == 0
+
+
 UPLOADS = [*GOODBYE, "http.server", "http.server-handler", "wsgiref", "uvicorn-asyncio", "hypercorn-uvloop", "twisted"]
 
 
