@@ -14,7 +14,7 @@ run: $(or $(wildcard .venv/ready),.venv/run)
 # Those that do not measure themselves with the whole machine, but mostly wait, need not wait for each other.
 BESIDE := tests/core tests/unit tests/embed tests/test_guards.py tests/test_readme.py \
     $(patsubst %,tests/system/test_%.py,boot_failure chaos corners hostile_worker keep_alive kill_matrix master \
-    orphans own_loop shortages shutdown signals soak)
+    orphans own_loop shortages shutdown signals soak unkillable)
 test: .venv/ready tools
 	$(BIN)/python -m pytest tests/bench tests/system $(BESIDE:%=--ignore=%) $(TEST_ARGS); first=$$?; \
 	$(BIN)/python -m pytest --numprocesses=3 $(BESIDE) && exit $$first

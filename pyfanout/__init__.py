@@ -6,7 +6,7 @@
 
 from pyfanout.config import Config, Policy
 from pyfanout.dispatcher import Dispatcher
-from pyfanout.errors import ConfigError, CoreError, FanoutError, LoadError, ReloadError, WorkerError
+from pyfanout.errors import ConfigError, CoreError, FanoutError, LoadError, ReloadError, StuckError, WorkerError
 from pyfanout.master.callbacks import Notice
 from pyfanout.master.status import WorkerStatus
 from pyfanout.serve import serve
@@ -28,6 +28,7 @@ __all__ = [
     "Notice",
     "Policy",
     "ReloadError",
+    "StuckError",
     "Worker",
     "WorkerError",
     "WorkerStatus",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import signal
 import socket
@@ -34,6 +35,8 @@ from pyfanout.master.signals import DEADLY
 from pyfanout.worker.listener import Public
 from pyfanout.worker.worker import Worker, enlist
 from pyfanout.worker.worker import serve as serve_in
+
+log = logging.getLogger("pyfanout.master")
 
 MEANINGLESS = (
     "workers",
@@ -59,7 +62,7 @@ IGNORED = {
 terminal, or from systemd."""
 
 GRACE_S = 2.0
-"""After `close` has waited."""
+"""After `close` has waited; and once more after SIGKILL."""
 
 _dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
 """Those of this process."""
@@ -173,9 +176,13 @@ class Dispatcher:
     def _forget_process(self) -> None:
         if self._door is not None:
             self._door.close()
-        if self._process is not None:
-            self._process.reap()
-        self._door = self._process = None
+        process, self._door, self._process = self._process, None, None
+        if process is None:
+            return
+        if process.is_over(GRACE_S):
+            process.reap()
+        elif not process.kill(GRACE_S):
+            log.critical("the dispatcher's process, pid=%d, cannot be killed and is left behind", process.pid)
 
     def _close_endpoints(self) -> None:
         for endpoint in self._endpoints:

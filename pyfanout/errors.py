@@ -32,6 +32,13 @@ class LoadError(WorkerError):
     exit_code = 4  # gunicorn's "application cannot be loaded"
 
 
+class StuckError(WorkerError):
+    """The server has stopped, but for workers that SIGKILL does not end: the system keeps them, as it keeps a process
+    that waits for a device or a file server. They are left behind."""
+
+    exit_code = 5
+
+
 class ReloadError(WorkerError):
     """A reload has stopped: the first new worker that failed, in one line. The old workers that were left serve on."""
 

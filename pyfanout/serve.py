@@ -29,7 +29,7 @@ def serve(app: App, **options: Unpack[Options]) -> None:
     SIGTERM stops gracefully, SIGINT and SIGQUIT at once; then it returns, with the signal handlers that it found.
     SIGHUP replaces the workers one by one, SIGTTIN and SIGTTOU make them one more or one less. On failure it prints one
     line and raises SystemExit as the command does: 1 for a bad option or address, 3 if no worker can start, 4 if the
-    application cannot be loaded. `Master` raises the exceptions themselves.
+    application cannot be loaded, 5 if a worker cannot be killed. `Master` raises the exceptions themselves.
     """
     try:
         with Master(app, **options) as master:

@@ -31,7 +31,8 @@ def add(verbs: argparse._SubParsersAction[Parser]) -> None:
         "application, a socketserver class; told by its shape, or by --as. "
         "The module is looked for in the current folder first.",
         epilog="Every option is also a variable, such as PYFANOUT_MAX_REQUESTS=1000; a flag wins over it. "
-        "Exit code: 0 stopped, 1 bad option, 3 no worker can start, 4 application cannot be loaded.",
+        "Exit code: 0 stopped, 1 bad option, 3 no worker can start, 4 application cannot be loaded, "
+        "5 stopped, but a worker cannot be killed.",
         allow_abbrev=False,
     )
     parser.add_argument("app", metavar="module:attr", help="the application to serve, such as app:handler")

@@ -23,6 +23,9 @@ class State(Enum):
     """Told to stop at once."""
     HUNG = auto()
     """Does not answer, or has one connection for too long: out of rotation, and told to say where it is and die."""
+    KILLED = auto()
+    """It was sent SIGKILL. Nothing is left to do to one that does not die: the system keeps it, while it waits for a
+    device or a file server."""
     GONE = auto()
     """Dead and reaped."""
 
@@ -75,12 +78,13 @@ class Step(NamedTuple):
     actions: tuple[Action, ...] = ()
 
 
-_B, _R, _D, _S, _H, _G = (
+_B, _R, _D, _S, _H, _K, _G = (
     State.BOOTING,
     State.READY,
     State.DRAINING,
     State.STOPPING,
     State.HUNG,
+    State.KILLED,
     State.GONE,
 )
 
@@ -93,7 +97,7 @@ TRANSITIONS: dict[tuple[State, Happened], Step] = {
     # Not SIGQUIT: before it has a handler for that it would leave a core.
     (_B, Happened.TOLD_TO_STOP): Step(_S, (Action.DRAIN,)),
     (_B, Happened.CHANNEL_BROKEN): Step(_B),  # it finds out by itself
-    (_B, Happened.TIME_IS_UP): Step(_S, (Action.KILL,)),
+    (_B, Happened.TIME_IS_UP): Step(_K, (Action.KILL,)),
     (_B, Happened.DIED): Step(_G, (Action.REPLACE,)),
     (_R, Happened.SAID_READY): Step(_R),  # said twice: it harms nobody
     (_R, Happened.SAID_RETIRING): Step(_D, (Action.LEAVE, Action.REPLACE)),
@@ -119,7 +123,7 @@ TRANSITIONS: dict[tuple[State, Happened], Step] = {
     (_S, Happened.TOLD_TO_DRAIN): Step(_S),
     (_S, Happened.TOLD_TO_STOP): Step(_S),
     (_S, Happened.CHANNEL_BROKEN): Step(_S),
-    (_S, Happened.TIME_IS_UP): Step(_S, (Action.KILL,)),
+    (_S, Happened.TIME_IS_UP): Step(_K, (Action.KILL,)),
     (_S, Happened.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
     (_H, Happened.SAID_READY): Step(_H),
     (_H, Happened.SAID_RETIRING): Step(_H),  # too late: it has been judged, and its place is given away
@@ -127,8 +131,16 @@ TRANSITIONS: dict[tuple[State, Happened], Step] = {
     (_H, Happened.TOLD_TO_DRAIN): Step(_H),
     (_H, Happened.TOLD_TO_STOP): Step(_H),
     (_H, Happened.CHANNEL_BROKEN): Step(_H),
-    (_H, Happened.TIME_IS_UP): Step(_H, (Action.KILL,)),
+    (_H, Happened.TIME_IS_UP): Step(_K, (Action.KILL,)),
     (_H, Happened.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
+    (_K, Happened.SAID_READY): Step(_K),
+    (_K, Happened.SAID_RETIRING): Step(_K),
+    (_K, Happened.CHANNELS_ENDED): Step(_K),
+    (_K, Happened.TOLD_TO_DRAIN): Step(_K),
+    (_K, Happened.TOLD_TO_STOP): Step(_K),
+    (_K, Happened.CHANNEL_BROKEN): Step(_K),
+    (_K, Happened.TIME_IS_UP): Step(_K, (Action.REPLACE,)),  # as if it had died
+    (_K, Happened.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
 }
 
 

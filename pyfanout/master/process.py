@@ -12,6 +12,7 @@ import resource
 import select
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from pyfanout.master.signals import name_of
 
 log = logging.getLogger("pyfanout.master")
 
+DEBUGGER_S = 1.0
+"""For a debugger that has a dead worker to let go of it. Longer the master does not wait: then it is left a zombie."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExitReport:
@@ -29,7 +33,7 @@ class ExitReport:
     code: int | None
     """Its exit code, or None."""
     signum: int | None = None
-    """The signal that killed it, or None. Both None: somebody else reaped it (SIGCHLD ignored)."""
+    """The signal that killed it, or None. Both None: somebody else reaped it (SIGCHLD ignored), or keeps it."""
     dumped: bool = False
     """It has left a core."""
 
@@ -37,7 +41,7 @@ class ExitReport:
         if self.code is not None:
             return f"exited with code {self.code}"
         if self.signum is None:
-            return "ended, but somebody else has taken its exit status"
+            return "ended, but somebody else has its exit status"
         return f"was killed by {name_of(self.signum)}{', and has left a core' if self.dumped else ''}"
 
 
@@ -98,10 +102,20 @@ class Process:
         except (OSError, IndexError):
             return False
 
+    def kill(self, wait_s: float) -> bool:
+        """SIGKILL, and its end, and close the pidfd. False: it does not die within `wait_s` seconds. Once only."""
+        self.send(signal.SIGKILL)
+        over = self.is_over(wait_s)
+        if over:
+            self.reap()
+        else:
+            os.close(self.pidfd)
+        return over
+
     def reap(self) -> ExitReport:
-        """Wait for its end, which `pidfd` has announced, and close the pidfd. Once only."""
+        """After its end, which `pidfd` has announced; and close the pidfd. Once only."""
         try:
-            info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+            info = self._status()
         except ChildProcessError:
             info = None
         finally:
@@ -111,6 +125,13 @@ class Process:
         if info.si_code == os.CLD_EXITED:
             return ExitReport(info.si_status)
         return ExitReport(None, info.si_status, info.si_code == os.CLD_DUMPED)
+
+    def _status(self) -> os.waitid_result | None:
+        """At once, but for a debugger (strace), which has to look at it first, and may itself be stopped."""
+        end_s = time.monotonic() + DEBUGGER_S
+        while (info := os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)) is None and time.monotonic() < end_s:
+            time.sleep(0.001)
+        return info
 
 
 def spawn(first_steps: Callable[[], None], entry: Callable[[], int]) -> Process:

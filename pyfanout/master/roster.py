@@ -115,6 +115,11 @@ class Member:
     def __str__(self) -> str:
         return f"worker={self.slot.number} gen={self.generation} pid={self.process.pid}"
 
+    @property
+    def left_behind(self) -> bool:
+        """It was killed and does not die."""
+        return self.state is State.KILLED and self.deadline_ns is None
+
     def become(self, state: State, now_ns: int) -> None:
         """The one setter of `state`; it logs."""
         if state is not self.state:

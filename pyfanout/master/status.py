@@ -20,8 +20,8 @@ class WorkerStatus:
     generation: int
     """Counts the workers of this slot, from 1; 0: it never had one."""
     state: str
-    """BOOTING, READY, DRAINING, STOPPING, HUNG, GONE; without a worker WAITING for its next one, or FAILED: it has
-    died so often that the next try is seconds away."""
+    """BOOTING, READY, DRAINING, STOPPING, HUNG, KILLED, GONE; without a worker WAITING for its next one, or FAILED: it
+    has died so often that the next try is seconds away."""
     since: float
     """Seconds for which it has been in that state."""
     in_flight: int

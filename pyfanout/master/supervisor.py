@@ -34,7 +34,7 @@ from pyfanout.control import (
     Stage,
 )
 from pyfanout.core import POOL, SLOTS, BoardView, Core, Event, News, Station
-from pyfanout.errors import CoreError, LoadError, WorkerError
+from pyfanout.errors import CoreError, LoadError, StuckError, WorkerError
 from pyfanout.master import policy
 from pyfanout.master.callbacks import Callbacks, Notice
 from pyfanout.master.health import Health
@@ -62,7 +62,8 @@ WhenReloaded = Callable[[str], object]
 """Told of the end of a reload: why it failed, or nothing."""
 
 GRACE_NS = 2_000_000_000
-"""From "stop now" to SIGKILL: long enough for an exit hook, short for who presses ^C."""
+"""From "stop now" to SIGKILL: long enough for an exit hook, short for who presses ^C. And from there to the end of our
+patience with one that does not die."""
 
 MESSAGES = 16
 """Read of one worker before the others have their turn: a socket that is full would swallow a pong."""
@@ -157,7 +158,10 @@ class Supervisor:
         """Leave no process behind, whatever happened."""
         for member in self._roster.members:
             member.process.send(signal.SIGKILL)
-            member.process.reap()
+        end_ns = time.monotonic_ns() + GRACE_NS
+        for member in self._roster.members:
+            if not member.process.kill(0 if member.left_behind else max(0, end_ns - time.monotonic_ns()) / 1e9):
+                log.critical("%s cannot be killed and is left behind", member)
             self._roster.remove(member)
 
     # ---- the loop -----------------------------------------------------------------------------------------------
@@ -182,6 +186,8 @@ class Supervisor:
         if self._over():
             if self._broken:
                 raise self._broken
+            if left := self._roster.members:
+                raise StuckError(f"stopped, but for what cannot be killed: {', '.join(map(str, left))}")
             return False
         deadlines = [] if timeout_ns is None else [now_ns + timeout_ns]
         deadline_ns = min(deadlines + self._deadlines(), default=None)
@@ -214,7 +220,7 @@ class Supervisor:
                 self._core.arm(0)
 
     def _over(self) -> bool:
-        if self._roster.members:
+        if not all(member.left_behind for member in self._roster.members):
             return False
         if self._stopping is Request.STOP_NOW:
             return True
@@ -418,10 +424,14 @@ class Supervisor:
             log.error("%s was here when it died:\n%s", member, stacks)
         if self._notify.wanted("exit"):
             self._call(Notice("exit", status_of(member.slot, member, view, time.monotonic_ns()), words))
+        self._count_out(member, member.failure.reason if member.failure else f"{member} {words}")
+
+    def _count_out(self, member: Member, reason: str) -> None:
+        """No reload waits for it any more."""
         if self._reload and member in self._reload.trials:
             self._reload.trials.remove(member)
             if not member.slot.retired:
-                self._end_reload(member.failure.reason if member.failure else f"{member} {words}")
+                self._end_reload(reason)
         if member in self._replaced:
             self._replaced.remove(member)
             self._tell_if_replaced_are_gone()
@@ -508,7 +518,7 @@ class Supervisor:
                 return now_ns + self._min_uptime_ns
             case State.DRAINING:
                 return now_ns + int(self._config.drain_timeout * 1e9)
-            case State.STOPPING | State.HUNG:
+            case State.STOPPING | State.HUNG | State.KILLED:
                 return now_ns + GRACE_NS
         return None
 
@@ -556,7 +566,7 @@ class Supervisor:
     def _replace(self, member: Member) -> None:
         """It has no slot any more. If it had, that gets another worker, now or later."""
         slot = member.slot
-        if self._stopping and member.state is not State.GONE:
+        if self._stopping and member.state not in (State.GONE, State.KILLED):
             return  # it may have found the end of its channel: what is left of it is seen when it is gone
         held = self._roster.vacate(member)
         if member.state is State.GONE:
@@ -694,8 +704,7 @@ class Supervisor:
                 self._watches.add(ours.fileno(), functools.partial(self._on_message, member))
             except OSError:
                 self._unwatch(member)
-                process.send(signal.SIGKILL)
-                process.reap()
+                process.kill(GRACE_NS / 1e9)
                 raise
             self._roster.add(member, successor=slot.member is not None)
             undo.pop_all()
@@ -756,7 +765,12 @@ class Supervisor:
             case State.STOPPING:
                 member.verdict = member.verdict or "it did not stop"
                 log.warning("%s does not stop and is killed", member)
+            case State.KILLED:
+                member.slot.last_death = "cannot be killed"
+                log.critical("%s does not die of SIGKILL, for the system keeps it; it is left behind", member)
         self._happened(member, Happened.TIME_IS_UP)
+        if member.left_behind:
+            self._count_out(member, f"{member} cannot be killed")
 
     def _judge(self, now_ns: int) -> None:
         """Who is hung leaves; the others are pinged."""
@@ -945,8 +959,9 @@ class Supervisor:
     def _kill_all(self) -> None:
         log.warning("asked once more to stop now: %d workers that are left are killed", len(self._roster.members))
         for member in self._roster.members:
-            member.verdict = member.verdict or "it did not stop"
-            member.process.send(signal.SIGKILL)
+            if member.state is not State.KILLED:
+                member.verdict = member.verdict or "it did not stop"
+                self._happened(member, Happened.TIME_IS_UP)
 
     def _forget_respawns(self) -> None:
         for slot in self._roster.slots:

@@ -99,7 +99,7 @@ def test_no_way_leads_back_into_rotation() -> None:
                 assert Action.ENTER not in result.actions
                 if result.state not in seen:
                     todo.append(result.state)
-    assert seen == {State.DRAINING, State.STOPPING, State.GONE}
+    assert seen == {State.DRAINING, State.STOPPING, State.KILLED, State.GONE}
 
 
 def test_the_ordinary_life() -> None:
@@ -123,7 +123,7 @@ def test_the_ladder_of_a_graceful_stop() -> None:
     assert (state, actions) == (State.DRAINING, ())
     state, actions = step(state, Happened.TIME_IS_UP)
     assert (state, actions) == (State.STOPPING, (Action.QUIT,))
-    assert step(state, Happened.TIME_IS_UP) == (State.STOPPING, (Action.KILL,))
+    assert step(state, Happened.TIME_IS_UP) == (State.KILLED, (Action.KILL,))
 
 
 def test_the_ladder_of_one_that_hangs() -> None:
@@ -132,7 +132,8 @@ def test_the_ladder_of_one_that_hangs() -> None:
     assert (state, actions) == (State.HUNG, (Action.LEAVE, Action.ABORT))
     for happened in (Happened.SAID_READY, Happened.SAID_RETIRING):
         assert step(state, happened) == (State.HUNG, ())
-    assert step(state, Happened.TIME_IS_UP) == (State.HUNG, (Action.KILL,))
+    assert step(state, Happened.TIME_IS_UP) == (State.KILLED, (Action.KILL,))
+    assert step(State.KILLED, Happened.TIME_IS_UP) == (State.KILLED, (Action.REPLACE,))  # as if it had died
     assert step(state, Happened.DIED) == (State.GONE, (Action.LEAVE, Action.REPLACE))
 
 

@@ -1,4 +1,4 @@
-"""supervisor: what a dead worker has said. Its lives are in test_every_life."""
+"""supervisor: what a dead worker has said, and how long a stop may last. Its lives are in test_every_life."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from pyfanout.config import Config
 from pyfanout.control import Failed, Stage, tell
 from pyfanout.master.callbacks import Callbacks
+from pyfanout.master.lifecycle import Happened, State, step
 from pyfanout.master.roster import Member, Slot
-from pyfanout.master.supervisor import Supervisor
+from pyfanout.master.supervisor import GRACE_NS, Supervisor
 
 
 def test_last_words_come_to_an_end() -> None:
@@ -39,3 +40,10 @@ def test_last_words_come_to_an_end() -> None:
         writer.join()
     assert member.failure == Failed(Stage.START, "why", "")
     assert stopped.is_set()
+
+
+def test_a_stop_fits_into_thirty_seconds() -> None:
+    """Which Kubernetes waits before it kills, with some time for the exit itself: drain, stop, kill."""
+    ladder = [step(state, Happened.TIME_IS_UP).state for state in (State.DRAINING, State.STOPPING)]
+    assert ladder == [State.STOPPING, State.KILLED]
+    assert Config().drain_timeout + 2 * GRACE_NS / 1e9 <= 29
