@@ -22,6 +22,7 @@
 typedef struct fan_core fan_core;    /* the master's end */
 typedef struct fan_board fan_board;  /* a slot's page of shared counters and times */
 typedef struct fan_turns fan_turns;  /* whose turn it is among those that wait for the pool's channel; shared by them */
+typedef struct fan_linger fan_linger; /* connections of a worker that are over, whose client may still be sending */
 typedef struct fan_taker fan_taker;  /* a worker's (or thread's) reading end of a channel */
 
 enum { FAN_ROUND_ROBIN, FAN_LEAST_CONNECTIONS, FAN_SOURCE_HASH };
@@ -213,6 +214,34 @@ int fan_board_done(fan_board *board);
 /* The counter itself, for who adds to it in a lock's care and never calls fan_board_done: from Python a call is dear where
  * threads contend for the interpreter's lock. Not for who may hold only so many. */
 uint64_t *fan_board_done_cell(fan_board *board);
+
+/* ---- the worker: the end of a connection ---------------------------------------------------------------------- */
+
+#define FAN_PART_FREED 1    /* a descriptor is free */
+#define FAN_PART_SWEEP 2    /* from now on until it returns 0, fan_linger_sweep is to be called */
+#define FAN_SWEEP_SOON 5    /* ms: a client sends */
+#define FAN_SWEEP_LATER 100 /* ms: they are expected to close */
+
+/* Holds `most` connections at once. NULL: ENOMEM. */
+fan_linger *fan_linger_new(int most);
+void fan_linger_free(fan_linger *linger);
+
+/* We have said all that there was to say, whoever else has a copy of `fd`, which is ours from now on: the client is told, and
+ * the connection is closed when the client has closed it, too, or later. Returns FAN_PART_ bits. From any thread. */
+int fan_linger_part(fan_linger *linger, int fd);
+
+/* Read and forget what came; close those whose client has closed, and those that we have parted with more than `patience_ns`
+ * ago. Returns FAN_SWEEP_: in so many ms it is to be called again; 0: none is left. */
+int fan_linger_sweep(fan_linger *linger, int64_t patience_ns);
+
+/* Close all of them, for want of descriptors. Returns how many. */
+int fan_linger_drop(fan_linger *linger);
+
+/* A child was forked, and may have copies: from now on each client is told of the end before its connection is closed. */
+void fan_linger_copied(fan_linger *linger);
+
+/* In a child that the worker forked: they are its worker's, and those it closes itself are not shut down. */
+void fan_linger_disown(fan_linger *linger);
 
 /* In a child that the worker forked: it must not be seen on the worker's page; what it writes goes nowhere. */
 void fan_board_disown(fan_board *board);

@@ -34,6 +34,12 @@ OUT_OF_MEMORY = (-errno.ENOMEM, -errno.ENOBUFS)
 
 _AGAIN = -errno.EAGAIN
 
+FREED: int = lib.FAN_PART_FREED
+"""Of `Linger.part`: a descriptor is free now."""
+
+SWEEP: int = lib.FAN_PART_SWEEP
+"""Of `Linger.part`: `Linger.sweep` is to be called, until it returns 0."""
+
 POOL = -1
 """In place of a slot: the channel that blocking workers share."""
 
@@ -249,6 +255,37 @@ class Station:
     def disown(self) -> None:
         """In a child that the worker forked: what it writes to the page goes nowhere."""
         lib.fan_board_disown(self.board)
+
+
+class Linger:
+    """Connections that this worker has done with, and whose client may still be sending. See linger.c."""
+
+    __slots__ = ("_linger", "part")
+
+    def __init__(self, most: int) -> None:
+        """Of `most` at once, 1 or more."""
+        linger = lib.fan_linger_new(most)
+        if not linger:
+            raise MemoryError
+        self._linger = ffi.gc(linger, lib.fan_linger_free)
+        self.part: Callable[[int], int] = functools.partial(lib.fan_linger_part, self._linger)
+        """Takes over a descriptor: the client is told that nothing more will come. FREED and SWEEP say what follows."""
+
+    def sweep(self, patience_ns: int) -> float:
+        """Close those whose client has closed, and those that are older. Seconds until the next call; 0: none."""
+        return lib.fan_linger_sweep(self._linger, patience_ns) / 1000  # type: ignore[no-any-return]
+
+    def drop(self) -> int:
+        """Close all, for want of descriptors. How many there were."""
+        return lib.fan_linger_drop(self._linger)  # type: ignore[no-any-return]
+
+    def copied(self) -> None:
+        """A child was forked: it may have copies of all descriptors."""
+        lib.fan_linger_copied(self._linger)
+
+    def disown(self) -> None:
+        """In a child that the worker forked: they are not its own, and those it closes itself are not shut down."""
+        lib.fan_linger_disown(self._linger)
 
 
 class Taker:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.loop import loop_factory
 from pyfanout.embed.runner import GRACE_S, LOOK_S, Runner
+from pyfanout.worker import child
 from pyfanout.worker.aio import hooks, signals_through
 from pyfanout.worker.loop_threads import watch_threads
 
@@ -69,12 +70,15 @@ class AsyncioRunner(Runner):
     async def _serve(self, worker: Worker) -> None:
         loop = asyncio.get_running_loop()
         watch_threads(worker.watch, loop)
+        worker.farewell.on(loop)
         listener = worker.listener(blocking=False)
         stopping, stopped = asyncio.Event(), asyncio.Event()
         settling: list[asyncio.Task[Any]] = []  # a loop holds its tasks by weak references
 
         def drain() -> None:
-            if not worker.forked:
+            if worker.forked:
+                child.leave_loop(loop)
+            else:
                 listener.quiet()
                 self.drains()
                 settling.append(loop.create_task(self._settle(worker, listener, stopping)))
@@ -95,6 +99,8 @@ class AsyncioRunner(Runner):
 
         serving = loop.create_task(self.run(worker, listener, started, stopping))
         await asyncio.wait([serving])
+        if worker.forked:  # asyncio has no running loop in a child, so the server's copy fails
+            await loop.create_future()
         # What the server has closed may still be on its way.
         while worker.draining and listener.unserved and not stopped.is_set():
             await asyncio.sleep(LOOK_S)

@@ -52,6 +52,12 @@ class Runner(ThreadedRunner):
                     with contextlib.suppress(OSError):
                         self.wfile.close()
 
+            def _close_kernel_socket(self) -> None:
+                """cheroot's own one shuts the input down, too: what the client still sends would be answered by a
+                reset."""
+                if farewell := getattr(self.socket, "bid_farewell", None):
+                    farewell()
+
         if worker.config.threads > 1:
             self._options.setdefault("numthreads", worker.config.threads)
         self._options.setdefault("shutdown_timeout", worker.config.drain_timeout)  # for requests; cheroot's own is 5 s

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
 from pyfanout.embed.runner import GRACE_S, LOOK_S
+from pyfanout.worker import connection
 from pyfanout.worker.connection import Counting
 from pyfanout.worker.threads import Pool
 
@@ -160,8 +161,12 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
                 on_done()
 
         def close(self) -> None:
-            self._tell()
-            super().close()
+            on_done = self.take_over()
+            if on_done is None:
+                super().close()
+            else:
+                on_done()
+                connection.part(int(super().detach()))
 
         def detach(self) -> int:
             self._tell()

@@ -65,7 +65,7 @@ class Runner(ThreadedRunner):
         if issubclass(server.RequestHandlerClass, http.server.BaseHTTPRequestHandler):
             server.RequestHandlerClass = _goodbye(server.RequestHandlerClass, worker)
         server.shutdown_request = _with_farewell(server.shutdown_request)
-        server.close_request = _for_good(server.close_request)
+        server.close_request = _for_good(server.close_request, ours=not isinstance(server, socketserver.ForkingMixIn))
         if isinstance(server, socketserver.ForkingMixIn):
             server.finish_request = self._minded(server.finish_request)  # type: ignore[attr-defined]
             worker.signals.spares_children = True
@@ -197,13 +197,17 @@ def _hearing(server: Any, worker: Worker, listener: Listener) -> Callable[..., N
     return collect_children
 
 
-def _for_good(close_request: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Closes a connection also if its handler has kept a `makefile` object of it."""
+def _for_good(close_request: Callable[[Any], None], *, ours: bool) -> Callable[[Any], None]:
+    """Closes a connection also if its handler has kept a `makefile` object of it. `ours`: it is over then; else a child
+    goes on with it."""
 
     def close(request: Any) -> None:
+        on_done = None if ours else request.hand_over()
         close_request(request)
         if drop := getattr(request, "drop", None):
             drop()
+        if on_done is not None:
+            on_done()
 
     return close
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
 from pyfanout.embed.runner import GRACE_S, LOOK_S
+from pyfanout.worker import connection
 
 if TYPE_CHECKING:
     import trio
@@ -164,6 +165,8 @@ def _listener(listener: Listener) -> Any:
             on_done, self._on_done = self._on_done, None
             if on_done is not None:
                 on_done()
+                trio.lowlevel.notify_closing(self.socket)
+                connection.part(self.socket.detach())
             await self._stream.aclose()
 
     class PassedListener(trio.abc.Listener[PassedStream]):

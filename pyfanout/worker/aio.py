@@ -14,14 +14,13 @@ import functools
 import inspect
 import logging
 import os
-import selectors
 import signal
 from typing import TYPE_CHECKING, Any
 
-from pyfanout import stdio
 from pyfanout.control import WAKE, Roomy
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
 from pyfanout.kind import AsyncHandler
+from pyfanout.worker import child
 from pyfanout.worker.connection import Address, Connection, address_of
 from pyfanout.worker.idle import IDLE_S, LOOK_S, IdleWatch, end_input, is_silent
 from pyfanout.worker.loop_threads import watch_threads
@@ -73,6 +72,7 @@ class Server:
         watch_threads(worker.watch, loop)
         worker.on_drain, worker.on_closing = self._drain, self._close_idle
         signals_through(worker, self._stop)
+        worker.farewell.on(loop)
         loop.add_reader(worker.control.fileno(), self._on_control)
         if self._headless is not None:
             loop.add_reader(self._headless.fileno(), self._open_arrived, self._headless)
@@ -102,14 +102,14 @@ class Server:
                 self._pause()
         elif rc == 0:  # the master has finished, or is gone
             self._worker.drain()
-        elif rc in (-errno.EMFILE, -errno.ENFILE):
+        elif rc in (-errno.EMFILE, -errno.ENFILE) and not self._worker.farewell.drop():  # else it comes again at once
             self._pause()
             self._loop.call_later(SHORTAGE_S, self._look_for_descriptor, False)
         elif rc in OUT_OF_MEMORY:
             self._worker.short_of(-rc)
             self._pause()
             self._loop.call_later(SHORTAGE_S, self._read_on)
-        elif rc not in (-errno.EAGAIN, -errno.EINTR):
+        elif rc not in (-errno.EAGAIN, -errno.EINTR, -errno.EMFILE, -errno.ENFILE):
             self._fail(OSError(-rc, f"take a connection: {os.strerror(-rc)}"))
 
     def _look_for_descriptor(self, told: bool) -> None:
@@ -193,7 +193,7 @@ class Server:
     def _finish(self, protocol: asyncio.BaseProtocol, task: asyncio.Task[Any]) -> None:
         """A handler is over."""
         if self._worker.forked:  # its copy in a child that it forked
-            self._exit(task)
+            child.leave(task)
         _, writer = self._tasks.pop(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             if isinstance(error, Exception):
@@ -204,14 +204,6 @@ class Server:
             writer.close()
         if not self._reading:
             self._leave_if_done()
-
-    def _exit(self, task: asyncio.Task[Any]) -> None:
-        code = 0
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("worker=%d: the handler failed, in a child that it forked", self._worker.slot, exc_info=error)
-            code = 1
-        stdio.flush()
-        os._exit(code)
 
     def _end_secure(self, fd: int) -> None:
         self._secure.pop(fd, None)
@@ -231,7 +223,7 @@ class Server:
     def _drain(self) -> None:
         """Take no more; what was begun goes on."""
         if self._worker.forked:
-            self._let_go()
+            child.leave_loop(self._loop)
             return
         self._pause()
         self._leave_if_done()
@@ -267,13 +259,6 @@ class Server:
             unserved = transport is None or transport.is_closing()
             if unserved and now_s - since_s >= IDLE_S and is_silent(conn.fileno()):
                 end_input(conn.fileno())
-
-    def _let_go(self) -> None:
-        """In a child that a handler forked: the loop's epoll set is the worker's too, and is left as it is."""
-        selector = getattr(self._loop, "_selector", None)
-        if selector is not None:
-            self._loop._selector = selectors.DefaultSelector()  # type: ignore[attr-defined]
-            selector.close()
 
     def _leave_if_done(self) -> None:
         if self._worker.draining and self._live <= 0 and not self._tasks and not self._over.done():

@@ -164,7 +164,7 @@ class Server:
                 worker.stopped_with(1)
             self._leave(error)
         finally:
-            closed = conn.finish()
+            closed = conn.drop() if worker.forked else conn.finish()
         if worker.stopped:
             self._leave(Stopped(0))
         if getsignal(signal.SIGTERM) is not worker.signals.handler:
@@ -179,7 +179,8 @@ class Server:
         if rc == 0 or (rc in (-errno.ECANCELED, -errno.EINTR) and worker.draining):
             return True
         if rc in (-errno.EMFILE, -errno.ENFILE):
-            self._wait_for_descriptor()
+            if not worker.farewell.drop():
+                self._wait_for_descriptor()
         elif rc == -errno.ENOBUFS:
             log.error("worker=%d: a connection was lost, no descriptor was free for it", worker.slot)
         elif rc == -errno.ENOMEM:

@@ -6,9 +6,12 @@ import _socket
 import os
 import socket
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pyfanout.core import unpack
+from pyfanout.core import FREED, SWEEP, unpack
+
+if TYPE_CHECKING:
+    from pyfanout.worker.farewell import Farewell
 
 Address: TypeAlias = "tuple[str, int] | tuple[str, int, int, int] | str | bytes"
 """As `socket.accept` gives it: AF_INET (host, port), AF_INET6 (host, port, flowinfo, scope_id), AF_UNIX a path (empty
@@ -19,6 +22,28 @@ _STREAM, _TCP = socket.SOCK_STREAM, socket.IPPROTO_TCP
 _NONBLOCKING = _STREAM | socket.SOCK_NONBLOCK
 _init = _socket.socket.__init__
 _close = _socket.socket.close
+_detach = _socket.socket.detach
+
+
+def _close_at_once(fd: int) -> int:
+    os.close(fd)
+    return FREED  # and no SWEEP
+
+
+_part: Callable[[int], int] = _close_at_once
+_begin: Callable[[], object] = bool
+
+
+def part_by(farewell: Farewell) -> None:
+    """From now on connections of this process end in this way."""
+    global _part, _begin
+    _part, _begin = farewell.part, farewell.begin
+
+
+def part(fd: int) -> None:
+    """What `Connection` does when it is closed, of a descriptor that another class of sockets has given up."""
+    if _part(fd) & SWEEP:
+        _begin()
 
 
 class Connection(socket.socket):
@@ -69,10 +94,19 @@ class Connection(socket.socket):
         return super().getpeername() if self.peer is None else self.peer
 
     def _real_close(self) -> None:
+        self._end()
+
+    def _end(self) -> bool:
+        """Whether a descriptor is free now."""
         on_done, self._on_done = self._on_done, None
-        if on_done is not None:
-            on_done()  # first: a client that sees the end and comes again finds a worker that has one less
-        _close(self)
+        if on_done is None:  # a duplicate, or somebody else's affair
+            _close(self)
+            return True
+        on_done()  # first: a client that sees the end and comes again finds a worker that has one less
+        result = _part(_detach(self))
+        if result & SWEEP:
+            _begin()
+        return result & FREED != 0
 
     def detach(self) -> int:
         on_done, self._on_done = self._on_done, None
@@ -81,17 +115,16 @@ class Connection(socket.socket):
         return super().detach()
 
     def hand_over(self) -> Callable[[], object] | None:
-        """What reports its end, for a socket of another class that is about to take its descriptor."""
+        """What reports its end, for a socket of another class, or a process, that is about to take its descriptor."""
         on_done, self._on_done = self._on_done, None
         return on_done
 
     def finish(self) -> bool:
-        """Close it if it still is open, also if a `makefile` object was left. Whether this call closed it."""
+        """Close it if it still is open, also if a `makefile` object was left. Whether a descriptor is free by that."""
         if self.fileno() < 0:
             return False
         self._closed = True
-        self._real_close()
-        return True
+        return self._end()
 
     drop = finish
 

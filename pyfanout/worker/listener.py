@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyfanout.control import Roomy
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
+from pyfanout.worker import child
 from pyfanout.worker.connection import Address, Connection, Counting, address_of
 from pyfanout.worker.idle import IDLE_S, bytes_read, end_input, is_at_rest, is_silent
 
@@ -84,10 +85,9 @@ class Accepted(Connection):
                 raise
 
     def __del__(self) -> None:
-        on_done, self._on_done = getattr(self, "_on_done", None), None
-        if on_done is not None:
-            on_done()
-        super().__del__()  # type: ignore[misc]  # of C: closes the descriptor
+        if getattr(self, "_on_done", None) is not None:
+            self._end()
+        super().__del__()  # type: ignore[misc]  # of C
 
 
 class CountingAccepted(Counting, Accepted):
@@ -307,6 +307,14 @@ class Listener(socket.socket):
         most = self._worker.most
         self._worker.most = min(most, count) if most else count
 
+    def disown(self) -> None:
+        """In a child that the worker forked: there is nothing to accept, and what the child's copy of a loop has to say
+        to clients is not heard. A handler with a thread of its own may go on with its connection in a child."""
+        self._channel_fd = None
+        self._arrivals.clear()
+        if not self._blocking:
+            child.silence(self._live)
+
     @property
     def pending(self) -> int:
         """Connections that are taken and not accepted: which `accept` returns without asking the channel."""
@@ -409,7 +417,8 @@ class Listener(socket.socket):
         if rc == 0:  # the master has finished, or is gone
             self._worker.drain()
         elif rc in (-errno.EMFILE, -errno.ENFILE, *OUT_OF_MEMORY) and fd is not None:
-            self._rest(fd, -rc)
+            if rc in OUT_OF_MEMORY or not self._worker.farewell.drop():  # else it is told of again at once
+                self._rest(fd, -rc)
         elif rc not in (-errno.EAGAIN, -errno.EINTR):
             raise OSError(-rc, f"take a connection: {os.strerror(-rc)}")
         if self._took and self._unheard < UNHEARD:  # it was woken for that; what else there is wakes it again

@@ -13,6 +13,7 @@ from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.errors import ConfigError
+from pyfanout.worker import connection
 from pyfanout.worker.connection import Address, Connection
 from pyfanout.worker.idle import bytes_read
 
@@ -98,14 +99,24 @@ class SecureConnection(ssl.SSLSocket):
     def getpeername(self) -> Any:
         return super().getpeername() if self.peer is None else self.peer
 
-    def _report(self) -> None:
+    def hand_over(self) -> Callable[[], object] | None:
+        """As of a `Connection`."""
         on_done, self._on_done = self._on_done, None
+        return on_done
+
+    def _report(self) -> None:
+        on_done = self.hand_over()
         if on_done is not None:
             on_done()
 
     def _real_close(self) -> None:
-        self._report()
-        super()._real_close()  # type: ignore[misc]
+        on_done = self.hand_over()
+        if on_done is None:
+            super()._real_close()  # type: ignore[misc]
+            return
+        on_done()
+        self._sslobj = None
+        connection.part(super().detach())
 
     def detach(self) -> int:
         self._report()
@@ -113,8 +124,9 @@ class SecureConnection(ssl.SSLSocket):
 
     def __del__(self) -> None:
         """Its server has forgotten to close it."""
-        self._report()
-        super().__del__()  # type: ignore[misc]  # of C: closes the descriptor
+        if self._on_done is not None:
+            self._real_close()
+        super().__del__()  # type: ignore[misc]  # of C
 
     def bid_farewell(self) -> None:
         """Say that nothing more will come (close_notify), without waiting for an answer."""

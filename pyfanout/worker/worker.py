@@ -40,6 +40,8 @@ from pyfanout.control import (
 from pyfanout.core import SHORTAGE_S, Station
 from pyfanout.errors import ConfigError, FanoutError, LoadError
 from pyfanout.kind import App, Kind, kind_of
+from pyfanout.worker import child, connection
+from pyfanout.worker.farewell import Farewell
 from pyfanout.worker.listener import Listener, Public
 from pyfanout.worker.signals import Signals
 from pyfanout.worker.threads import Watch
@@ -89,6 +91,9 @@ class Worker:
         """Connections that it may hold at once; 0: any number. See `Listener.limit`."""
         self._short_s = -math.inf
         """When `short_of` last said something."""
+        self.farewell = Farewell()
+        self.accepting: Listener | None = None
+        """What a server accepts from."""
         self.draining = False
         self.stopped = False
         """It was told to stop now. Handlers may catch everything, as wsgiref does: then it stops after them."""
@@ -134,10 +139,12 @@ class Worker:
             greeter = Greeter.of(self, tls=tls)
         fd, greedy = self.channel(pool=False), not blocking if greedy is None else greedy
         if greeter is None:
-            return Listener(self, fd, blocking=blocking, control=control, greedy=greedy)
+            self.accepting = Listener(self, fd, blocking=blocking, control=control, greedy=greedy)
+            return self.accepting
         from pyfanout.worker.greeted import GreetedListener  # noqa: PLC0415
 
-        return GreetedListener(self, fd, greeter, blocking=blocking, control=control, greedy=greedy)
+        self.accepting = GreetedListener(self, fd, greeter, blocking=blocking, control=control, greedy=greedy)
+        return self.accepting
 
     def ready(self, *, pool: bool = False, threads: int = 0) -> None:
         """Connections may come: from the pool's channel, or our own. `threads` of ours block until they do; 0: we are
@@ -278,10 +285,12 @@ def enlist(worker: Worker) -> None:
     """From now on this process is that worker, and a child that it forks is none."""
     global _current  # noqa: PLW0603 - one process is one worker
     _current = worker
+    connection.part_by(worker.farewell)
     signals = worker.signals
     os.register_at_fork(
         before=signals.before_fork, after_in_parent=signals.after_fork, after_in_child=lambda: _forget(worker)
     )
+    os.register_at_fork(after_in_parent=worker.farewell.copied)
 
 
 def main(
@@ -327,6 +336,8 @@ def serve(worker: Worker, load: Callable[[], App]) -> int:
             log.exception("worker=%d: its serving loop failed", worker.slot)
             return 3
         return worker.fail(Stage.START, error)
+    if not worker.forked:
+        worker.farewell.settle()
     worker.signals.hand_over()
     return 0
 
@@ -340,6 +351,10 @@ def _forget(worker: Worker) -> None:
     worker.signals.after_fork()
     worker.forked = worker.draining = True
     worker.station.disown()
+    worker.farewell.disown()
+    child.empty_epoll_sets()
+    if worker.accepting is not None:
+        worker.accepting.disown()
     worker.control.close()
     if worker.on_drain is not None:
         worker.on_drain()

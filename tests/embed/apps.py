@@ -79,6 +79,9 @@ async def start_up() -> None:
 
 
 def facts(client: Any) -> bytes:
+    """With FORKS in the environment its worker forks a child that stays."""
+    if "FORKS" in os.environ and os.fork() == 0:
+        signal.pause()
     assert WORKER is not None
     client = list(client)[:2] if isinstance(client, tuple | list) else client
     known = {"pid": WORKER.pid, "slot": WORKER.slot, "generation": WORKER.generation, "client": client}
@@ -435,6 +438,57 @@ def tls_handler(conn: Any, addr: Any) -> None:
     if b"/slow" in head:
         time.sleep(SLOW_S)
     conn.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + facts(addr))
+
+
+def curt_handler(conn: Any, addr: Any) -> None:
+    """It reads no more than it needs."""
+    conn.recv(1024)
+    conn.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + facts(addr))
+
+
+async def curt_coroutine(reader: Any, writer: Any) -> None:
+    await reader.read(1024)
+    writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + facts(writer.get_extra_info("peername")))
+
+
+async def rest_in_a_child() -> None:
+    """A child goes on with its copy of the loop."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()  # which asyncio does not find in a child
+    if os.fork() == 0:
+        await loop.create_future()
+
+
+async def forking_coroutine(reader: Any, writer: Any) -> None:
+    await rest_in_a_child()
+    await curt_coroutine(reader, writer)
+
+
+async def forking_asgi(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "http":
+        await rest_in_a_child()
+    await asgi(scope, receive, send)
+
+
+def forking_asgi_on_asyncio() -> Any:
+    from pyfanout.embed import uvicorn
+
+    return uvicorn.Runner(forking_asgi, loop="asyncio")
+
+
+def forking_trio() -> Any:
+    from pyfanout.embed import trio as embedded
+
+    async def handle(stream: Any) -> None:
+        import trio
+
+        if os.fork() == 0:
+            await trio.sleep(600)
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.0 200 OK\r\n\r\n" + facts(stream.peer))
+
+    return embedded.Runner(handle)
 
 
 async def tls_coroutine(reader: Any, writer: Any) -> None:

@@ -63,7 +63,7 @@ def test_a_worker_holds_exactly_its_own(
     listeners = {link for link in fds_of(one.pid).values() if is_listener(link)}
     assert len(listeners) == 2  # the UNIX ones; that a worker has no TCP socket at all is checked by its kinds
     for pid in one.workers:
-        assert open_kinds(pid) == OWN[kind], fds_of(pid)
+        one.wait_until(lambda pid=pid: open_kinds(pid) == OWN[kind], f"worker {pid} has nothing else")
     check_that_channels_are_not_shared(one, shared=1 if handler == "act" and policy != "source-hash" else 0)
     victims = one.workers[:2]
     for pid in victims:
@@ -72,7 +72,7 @@ def test_a_worker_holds_exactly_its_own(
     one.wait_ready_workers(5)
     one.wait_idle()
     for pid in one.workers:
-        assert open_kinds(pid) == OWN[kind], fds_of(pid)
+        one.wait_until(lambda pid=pid: open_kinds(pid) == OWN[kind], f"worker {pid} has nothing else")
     check_that_channels_are_not_shared(one, shared=1 if handler == "act" and policy != "source-hash" else 0)
 
 

@@ -1,0 +1,169 @@
+/* linger.c: a worker's end of a connection. It says that nothing more will come, and reads for a while what the client still
+ * sends: a socket that is closed with input unread, or that gets some afterwards, is reset, and the client loses the answer
+ * that it has not read (RFC 9112, 9.6).
+ *
+ * A ring holds those descriptors for the caller's time at most. It is looked at every now and then (fan_linger_sweep), not when
+ * something comes: most clients close at once, and waking somebody for each would cost more than its connection. When the
+ * ring is full, which is when many come, one with nothing unread is closed at once; one with input unread has the oldest of
+ * those without closed. To hold a connection costs 3 us (another call, a cold socket to close), which is a tenth of all.
+ */
+#define _GNU_SOURCE
+#include "core.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define SWEEP_BYTES 65536
+#define READS 8 /* of so many bytes, for one client in a sweep */
+
+struct parted {
+    int fd;
+    bool sends; /* it had sent something that nobody had read */
+    int64_t since_ns;
+};
+
+struct fan_linger {
+    pthread_mutex_t lock;
+    bool swept;    /* somebody sweeps */
+    bool disowned; /* this is a child's memory */
+    bool copied;   /* children may have copies of our descriptors: a connection is not over when we close it */
+    int most, count;
+    struct parted *ring; /* oldest first, from `first` */
+    int first;
+    char nowhere[SWEEP_BYTES]; /* what clients have sent; never read */
+};
+
+fan_linger *fan_linger_new(int most)
+{
+    fan_linger *linger = calloc(1, sizeof *linger);
+    if (!linger)
+        return NULL;
+    linger->ring = calloc((size_t)most, sizeof *linger->ring);
+    if (!linger->ring) {
+        free(linger);
+        return NULL;
+    }
+    linger->most = most;
+    pthread_mutex_init(&linger->lock, NULL);
+    return linger;
+}
+
+void fan_linger_free(fan_linger *linger)
+{
+    fan_linger_drop(linger);
+    pthread_mutex_destroy(&linger->lock);
+    free(linger->ring);
+    free(linger);
+}
+
+static struct parted *at(fan_linger *linger, int number)
+{
+    return &linger->ring[(linger->first + number) % linger->most];
+}
+
+/* The oldest that has sent nothing, or else the oldest, is taken out: its descriptor. */
+static int make_room(fan_linger *linger)
+{
+    int number = 0;
+    while (number < linger->count && at(linger, number)->sends)
+        number++;
+    if (number == linger->count)
+        number = 0;
+    int fd = at(linger, number)->fd;
+    for (; number > 0; number--)
+        *at(linger, number) = *at(linger, number - 1);
+    linger->first = (linger->first + 1) % linger->most;
+    linger->count--;
+    return fd;
+}
+
+int fan_linger_part(fan_linger *linger, int fd)
+{
+    int unread = 0, closing = fd, result = 0;
+    if (!linger->disowned) {
+        if (ioctl(fd, FIONREAD, &unread) < 0)
+            unread = 0;
+        pthread_mutex_lock(&linger->lock);
+        bool full = linger->count == linger->most;
+        if (!full || unread > 0) {
+            closing = full ? make_room(linger) : -1;
+            *at(linger, linger->count++) = (struct parted){.fd = fd, .sends = unread > 0, .since_ns = fan_now_ns()};
+            result = linger->swept ? 0 : FAN_PART_SWEEP;
+            linger->swept = true;
+        }
+        /* In the lock: nobody sweeps it before its client is told. */
+        if (closing != fd || linger->copied)
+            shutdown(fd, SHUT_WR);
+        pthread_mutex_unlock(&linger->lock);
+    }
+    if (closing < 0)
+        return result;
+    close(closing);
+    return result | FAN_PART_FREED;
+}
+
+/* Reads what is there. Whether it goes on. */
+static bool read_on(struct parted *one, char *nowhere)
+{
+    for (int i = 0; i < READS; i++) {
+        ssize_t got = recv(one->fd, nowhere, SWEEP_BYTES, MSG_DONTWAIT);
+        if (got == 0)
+            return false;
+        if (got < 0)
+            return errno == EAGAIN || errno == EINTR || errno == ENOMEM;
+        one->sends = true;
+    }
+    return true;
+}
+
+int fan_linger_sweep(fan_linger *linger, int64_t patience_ns)
+{
+    int kept = 0;
+    bool sends = false;
+    pthread_mutex_lock(&linger->lock);
+    int64_t now_ns = fan_now_ns();
+    for (int i = 0; i < linger->count; i++) {
+        struct parted *one = at(linger, i);
+        if (read_on(one, linger->nowhere) && now_ns - one->since_ns < patience_ns) {
+            sends |= one->sends;
+            *at(linger, kept++) = *one;
+        } else {
+            close(one->fd);
+        }
+    }
+    linger->count = kept;
+    linger->swept = kept > 0;
+    pthread_mutex_unlock(&linger->lock);
+    return kept == 0 ? 0 : sends ? FAN_SWEEP_SOON : FAN_SWEEP_LATER;
+}
+
+int fan_linger_drop(fan_linger *linger)
+{
+    pthread_mutex_lock(&linger->lock);
+    int count = linger->count;
+    for (int i = 0; i < count; i++)
+        close(at(linger, i)->fd);
+    linger->count = 0;
+    pthread_mutex_unlock(&linger->lock);
+    return count;
+}
+
+/* Without the lock, which a thread that the child does not have may hold: the ring may be in the middle of a change, and then
+ * one descriptor is not closed. */
+void fan_linger_disown(fan_linger *linger)
+{
+    linger->disowned = true;
+    for (int i = 0; i < linger->count; i++)
+        close(at(linger, i)->fd);
+    linger->count = 0;
+}
+
+void fan_linger_copied(fan_linger *linger)
+{
+    linger->copied = true;
+}

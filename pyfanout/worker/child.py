@@ -1,0 +1,65 @@
+"""A child that the application forked, and what it has of its worker that it must not use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import selectors
+from collections.abc import Iterable
+from select import epoll
+from typing import Any
+
+from pyfanout import stdio
+
+log = logging.getLogger("pyfanout.worker")
+
+
+def empty_epoll_sets() -> None:
+    """A child that goes on with its copy of a loop would be told of its parent's connections, and change what the
+    parent is told of: an epoll set is one, however many processes have it (epoll(7), Q6). So it gets sets of its own
+    under the same numbers, with nothing in them. Not without /proc."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):  # that of the listing itself
+                if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[eventpoll]":
+                    _replace(int(name))
+
+
+def _replace(fd: int) -> None:
+    with epoll() as fresh:
+        if fresh.fileno() != fd:
+            os.dup2(fresh.fileno(), fd, inheritable=False)
+
+
+def silence(fds: Iterable[int]) -> None:
+    """Connections that the parent goes on with: nothing can be said on them here, and they are over when the parent
+    says so. uvloop closes them by their numbers, which a client does not see while there is a copy."""
+    with open(os.devnull, "r+b", buffering=0) as nothing:
+        for fd in fds:
+            os.dup2(nothing.fileno(), fd, inheritable=False)
+
+
+def leave_loop(loop: Any) -> None:
+    """The child may go on with the task that has forked it, and exits when that is over. All else that the loop was
+    about to do is its parent's."""
+    selector = getattr(loop, "_selector", None)
+    if selector is not None:  # asyncio's own, which knows what was in its set
+        loop._selector = selectors.DefaultSelector()
+        selector.close()
+        for handle in (*loop._ready, *loop._scheduled):
+            handle.cancel()
+    task = asyncio.current_task(loop)
+    if task is not None:
+        task.add_done_callback(leave)
+
+
+def leave(task: asyncio.Task[Any]) -> None:
+    """Its copy of what its parent has under way is over."""
+    code = 0
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("pid=%d: the handler failed, in a child that it forked", os.getpid(), exc_info=error)
+        code = 1
+    stdio.flush()
+    os._exit(code)
