@@ -99,6 +99,8 @@ class Supervisor:
         self._stop_deadline_ns: int | None = None
         """When what is left of a stop loses patience."""
         self._finished = False
+        self._looked = True
+        """The core has had its turn since the stop began: if nobody waits it has said that it has finished."""
         self._late = False
         """The drain timeout of a graceful stop is over."""
         self._has_front = False
@@ -197,6 +199,7 @@ class Supervisor:
         self._look_for_orphans()
         for event in events:
             self._on_event(event)
+        self._looked = True
         self._shortage.lost(self._core.truncated)
         if self._has_front:
             self._arm(at_once=bool(events))
@@ -654,7 +657,8 @@ class Supervisor:
         waiting = [(slot.respawn_at_ns, slot.number) for slot in self._roster.slots if slot.respawn_at_ns is not None]
         at_ns, number = min(waiting, default=(now_ns + 1, 0))
         if at_ns <= now_ns:
-            self._spawn(self._roster.slots[number])
+            if self._looked:  # else it may be for nobody
+                self._spawn(self._roster.slots[number])
         elif self._reload and (slot := self._reload.next()):
             self._try_out(self._reload, slot)
 
@@ -926,6 +930,7 @@ class Supervisor:
             if endpoint.can_be_shut:
                 self._core.shut(number)
         self._core.finish(self._config.backlog + 1)
+        self._looked = False
         self._stop_deadline_ns = time.monotonic_ns() + int(self._config.drain_timeout * 1e9)
 
     def _lose_patience(self) -> None:

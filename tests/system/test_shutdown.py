@@ -117,6 +117,44 @@ def test_a_worker_killed_while_it_drains(server: MakeServer, handler: str, optio
     assert one.wait_exit() == 0
 
 
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP, signal.SIGTTIN])
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_nothing_is_forked_for_a_stop(server: MakeServer, first: signal.Signals, stop: int) -> None:
+    """Workers that leave, or are killed, at the same time as the master is told to stop, and what was asked of it just
+    before: with no client waiting nobody is needed, and the application is not imported once more."""
+    one = server()
+    one.expect("the reload has stopped")
+    one.start("apps:act", workers=2)
+    workers = one.workers
+    freeze(one.pid)
+    if first in (signal.SIGTERM, signal.SIGKILL):
+        for pid in workers:
+            kill(pid, first)
+        one.wait_until(lambda: all(map(is_over, workers)), "they have left")
+    else:
+        one.send(first)
+    one.send(stop)
+    one.send(signal.SIGCONT)
+    assert one.wait_exit() == 0
+    assert one.log.count("BOOTING->") == 2
+
+
+def test_what_waits_in_a_stop_is_worth_a_fork(server: MakeServer) -> None:
+    """But for clients whose workers have gone."""
+    one = server().start("apps:act", workers=1)
+    (worker,) = one.workers
+    freeze(worker)
+    queued = crowd(one.address, 20, "identity")
+    one.wait_idle_master()
+    freeze(one.pid)
+    kill(worker)
+    one.send(signal.SIGTERM)
+    one.send(signal.SIGCONT)
+    answers = who(collect(queued))
+    assert {answer["generation"] for answer in answers} == {2}
+    assert one.wait_exit() == 0
+
+
 def test_hooks_and_pidfile_and_socket_file(server: MakeServer, handler: str, options: dict, tmp_path: Path) -> None:
     path, pidfile = tmp_path / "s", tmp_path / "pid"
     one = server().start(
