@@ -18,6 +18,7 @@ import socket
 import ssl
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from pyfanout.embed.asgi import Application
 from pyfanout.embed.loop import loop_factory
 from pyfanout.embed.runner import GRACE_S, LOOK_S
 from pyfanout.errors import ConfigError, WorkerError
+from pyfanout.worker import idle
 from pyfanout.worker.connection import Connection, address_of
 from pyfanout.worker.loop_threads import watch_threads
 from pyfanout.worker.threads import Pool
@@ -284,6 +286,17 @@ class GThread(Joined, gthread.ThreadWorker):
         listener.limit(self.cfg.worker_connections)
         return listener
 
+    def _leave(self) -> None:
+        super()._leave()
+        if not self._worker.forked:
+            threading.Thread(target=self._end_silent, daemon=True).start()
+
+    def _end_silent(self) -> None:
+        """gunicorn waits for them until its `keepalive` is over."""
+        while True:
+            self._listening.end_silent()
+            time.sleep(idle.LOOK_S)
+
     def handle_request(self, req: Any, conn: Any) -> Any:
         """In a thread, when the head of the request is there."""
         return self._pool.run(conn.sock, super().handle_request, req, conn)
@@ -352,8 +365,9 @@ class ASGI(Joined, gasgi.ASGIWorker):
         if self.loop.time() >= end_s:
             self._worker.stopped_with(self._app.calls)
         self._alive = False
-        while True:  # until the server has stopped
-            self._listening.end_unserved()
+        end = self._listening.end_silent if self._app.calls == 0 else self._listening.end_unserved
+        while True:  # until the server has stopped, which waits for them, as long as `graceful_timeout`
+            end()
             await asyncio.sleep(LOOK_S)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Server, asking, children_of, freeze, is_over, kill, read_all, session_of
+from harness import Server, asking, children_of, connect, freeze, is_over, kill, read_all, session_of
 
 from .kit import FOLDER, Client, ask, fill_two_of_three, load, strangers
 from .test_servers import assert_it_drains_calmly, assert_no_descriptor_is_left, connections
@@ -402,6 +402,22 @@ def test_a_worker_hears_a_stop_that_comes_while_it_boots(
     first = int(one.wait_until(lambda: (tmp_path / "first").exists() and (tmp_path / "first").read_text(), "a worker"))
     one.wait_until(lambda: is_over(first), "it has left")
     assert ask(one.address)["pid"] != first
+
+
+@pytest.mark.parametrize("kind", ["GThread", "ASGI"])
+def test_silent_clients_hold_no_stop(gunicorn: MakeGunicorn, kind: str) -> None:
+    """One that has never spoken, and one that keeps its connection; under gunicorn's own workers they do. A Sync worker
+    that waits for a client hears nobody."""
+    one = gunicorn().serve(kind, "--graceful-timeout", "60", "--keep-alive", "60", workers=1).ready(1)
+    with contextlib.ExitStack() as staying:
+        staying.enter_context(client := Client(one.address)).ask()
+        assert client.socket is not None
+        (pid,) = one.workers
+        before = connections(one, pid)
+        staying.enter_context(connect(one.address))
+        one.wait_until(lambda: connections(one, pid) == before + 1, "it is there")
+        one.send(signal.SIGTERM)
+        assert one.wait_exit(deadline_s=20) == 0
 
 
 def test_a_fast_stop_waits_for_nobody(gunicorn: MakeGunicorn, kind: str) -> None:
