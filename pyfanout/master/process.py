@@ -11,13 +11,11 @@ import os
 import resource
 import select
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from pyfanout import sigmask, stdio
+from pyfanout import exits, sigmask, stdio
 from pyfanout.master.signals import name_of
 
 log = logging.getLogger("pyfanout.master")
@@ -160,30 +158,20 @@ def spawn(first_steps: Callable[[], None], entry: Callable[[], int]) -> Process:
 
 def _live(first_steps: Callable[[], None], entry: Callable[[], int], mask: Iterable[int]) -> None:
     """The whole life of a child. Does not return."""
-    code = 70  # EX_SOFTWARE of sysexits.h: pyfanout's own bug
+
+    def live() -> int:
+        first_steps()
+        sigmask.restore(mask)
+        return entry()
+
+    code = exits.SOFTWARE
     # The parent's objects: to collect them would copy the pages that they share, and finalize what is the parent's. In
     # the child, for the parent could never collect them again. Three lists change hands, whatever is in them.
     gc.freeze()
     try:
-        first_steps()
-        sigmask.restore(mask)
-        code = entry()
-    except SystemExit as stop:
-        code = exit_code_of(stop)
-    except BaseException:
-        traceback.print_exc()
+        code = exits.code_of(live)
     finally:
         try:
             stdio.flush()
         finally:
             os._exit(code)  # not sys.exit: that would unwind into the master's frames and run its clean-up
-
-
-def exit_code_of(stop: SystemExit) -> int:
-    """What `sys.exit(...)` means as an exit code; a text is printed, as the interpreter does."""
-    if stop.code is None:
-        return 0
-    if isinstance(stop.code, int):
-        return stop.code & 0xFF
-    print(stop.code, file=sys.stderr)
-    return 1

@@ -17,7 +17,7 @@ from _thread import get_ident  # by name: gevent puts in another
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from pyfanout import sigmask
+from pyfanout import exits, sigmask
 from pyfanout.control import WAKE, says_drain
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Signals:
         self._soon: Callable[[Callable[[], None]], object] | None = None
         self._stop: Callable[[], None] | None = None
         self._mute: Callable[[], None] | None = None
+        self.quit = False
+        """SIGQUIT has come."""
         self._masks: dict[int, Iterable[int]] = {}
         """Of threads that fork, what was blocked before."""
         self.spares_children = False
@@ -123,6 +125,11 @@ class Signals:
             log.exception("worker=%d: the application's handler of SIGTERM failed", self._worker.slot)
         self._set()
 
+    def end(self, code: int) -> None:
+        """From now on only exit functions run. SIGQUIT: they have had their time."""
+        signal.signal(signal.SIGTERM, _do_nothing)
+        signal.signal(signal.SIGQUIT, lambda *_: exits.leave(code))
+
     def before_fork(self) -> None:
         """A signal to the child that comes before it has let go of them waits."""
         self._masks[get_ident()] = sigmask.block_all()
@@ -153,14 +160,14 @@ class Signals:
         what to do."""
         worker = self._worker
         if worker.on_drain is None and not worker.forked and says_drain(worker.control):
-            os._exit(0)
+            exits.leave(0)
 
     def _terminate(self, _signum: int, _frame: FrameType | None) -> None:
         """However often it comes: a service manager sends it to all processes at once, and to this one the master's
         word may have come before."""
         worker = self._worker
         if worker.on_drain is None:
-            os._exit(0)
+            exits.leave(0)
         if self._soon is None:
             worker.drain()
         else:
@@ -168,8 +175,9 @@ class Signals:
 
     def _quit(self, _signum: int, _frame: FrameType | None) -> None:
         worker = self._worker
+        self.quit = True
         if worker.on_drain is None:
-            os._exit(0)
+            exits.leave(0)
         if self._soon is None or self._stop is None:
             worker.stopped = True
             raise Stopped(0)

@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pyfanout import exits
 from pyfanout.config import Config
 from pyfanout.control import (
     Closing,
@@ -53,6 +54,9 @@ log = logging.getLogger("pyfanout.worker")
 
 TRIES = 20
 """To say something, SHORTAGE_S apart."""
+
+SHORTEST_END_S = 2.0
+"""What exit functions have, however short `drain_timeout` is: as long as the master waits after a SIGQUIT."""
 
 _current: Worker | None = None
 
@@ -95,6 +99,8 @@ class Worker:
         self.accepting: Listener | None = None
         """What a server accepts from."""
         self.draining = False
+        self.finished = False
+        """What serves has returned: all that it had begun is done."""
         self.stopped = False
         """It was told to stop now. Handlers may catch everything, as wsgiref does: then it stops after them."""
         self._stop_is_told = False
@@ -223,7 +229,7 @@ class Worker:
         if self._joined:
             return
         log.error("worker=%d: the master is gone and %g s are over", self.slot, self.config.drain_timeout)
-        os._exit(1)
+        exits.leave(1)
 
     def short_of(self, error: int) -> None:
         """There was no memory to take a connection with, which is tried again. Says so, once a second at most."""
@@ -245,6 +251,16 @@ class Worker:
         if not logger.hasHandlers():
             logger.handlers, logger.propagate = list(ours.handlers), False
             logger.setLevel(max(ours.level, logging.WARNING))
+
+    def end(self, code: int) -> None:
+        """What an interpreter does at its end. If it has drained, all that was begun is waited for: the master's
+        patience goes on."""
+        at_once = not self.finished or self.signals.quit
+        if self.on_drain is not None and not self.draining:  # it leaves unasked: others shall have what comes
+            self.draining = True
+            self.say(Retiring())
+        self.signals.end(code)
+        exits.run(code, at_once=at_once, timeout_s=max(self.config.drain_timeout, SHORTEST_END_S))
 
     def call_hook(self, hook: Callable[[Worker], object] | None) -> Any:
         return None if hook is None or self.forked else hook(self)
@@ -303,19 +319,23 @@ def main(
     control: socket.socket,
     stacks_fd: int,
 ) -> int:
-    """The whole life of a worker that the master has forked; its exit code. SystemExit from the application passes
-    through.
+    """The whole life of a worker that the master has forked; its exit code.
 
     `stacks_fd`: where to write what all threads are doing when a signal kills it, SIGABRT from the master included.
     """
+    exits.forget()
     worker = Worker(config, public, slot, generation, station, control)
     enlist(worker)
     faulthandler.enable(stacks_fd)
-    return serve(worker, load)
+    code = exits.code_of(lambda: serve(worker, load))
+    if not worker.forked:
+        worker.end(code)
+    return code
 
 
 def serve(worker: Worker, load: Callable[[], App]) -> int:
-    """Load an application and serve it, until told to leave. As `main`."""
+    """Load an application and serve it, until told to leave; an exit code. SystemExit from the application passes
+    through."""
     config = worker.config
     worker.signals.begin()
     try:
@@ -338,6 +358,7 @@ def serve(worker: Worker, load: Callable[[], App]) -> int:
         return worker.fail(Stage.START, error)
     if not worker.forked:
         worker.farewell.settle()
+    worker.finished = True
     worker.signals.hand_over()
     return 0
 

@@ -200,8 +200,9 @@ def test_the_connection_is_closed_once(server: MakeServer, kind: str, handler: s
 
 @pytest.mark.parametrize("daemon", ["daemon", "nondaemon"])
 def test_a_thread_left_behind(server: MakeServer, handler: str, options: dict, daemon: str) -> None:
-    """It disturbs neither the worker nor its end."""
-    one = server().start(f"apps:{handler}", workers=1, **options)
+    """It does not disturb the worker. One that is no daemon, and never ends, has what is left of a drain, as it keeps
+    any program from its end."""
+    one = server().start(f"apps:{handler}", workers=1, drain_timeout=0.5, **options)
     pids = {ask(one.address, f"thread {daemon}")["pid"] for _ in range(3)}
     assert pids == set(one.workers)
     os.kill(one.workers[0], signal.SIGTERM)
