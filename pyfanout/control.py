@@ -75,6 +75,14 @@ class Roomy:
 
 
 @dataclass(frozen=True, slots=True)
+class Short:
+    """Worker to master: I cannot take what is passed to me (no descriptor, no memory, too many children): others shall
+    have it, also what waits for me. Or I can again."""
+
+    short: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Closing:
     """Master to worker: the server stops. Serve what still comes, until your channel ends; have idle connections end,
     for they may take the room of those that wait."""
@@ -106,7 +114,7 @@ class Pong:
     have not. Milliseconds, less than 2^32."""
 
 
-Message = Ready | Failed | Spent | Retiring | Roomy | Closing | Drain | Ping | Pong
+Message = Ready | Failed | Spent | Retiring | Roomy | Short | Closing | Drain | Ping | Pong
 
 _SEPARATOR = "\0"
 _STAGES = frozenset(Stage)
@@ -131,6 +139,8 @@ def encode(message: Message) -> bytes:
             return b"T"
         case Roomy():
             return b"O"
+        case Short(short):
+            return b"H" + bytes([short])
         case Closing():
             return b"C"
         case Drain():
@@ -158,6 +168,8 @@ def decode(packet: bytes) -> Message:
             return Retiring()
         case b"O", b"":
             return Roomy()
+        case b"H", b"\0" | b"\1" as payload:
+            return Short(payload == b"\1")
         case b"C", b"":
             return Closing()
         case b"D", b"":

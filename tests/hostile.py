@@ -17,7 +17,7 @@ from pyfanout._core import ffi
 
 import pyfanout
 from pyfanout import control
-from pyfanout.control import Failed, Pong, Ready, Retiring, Roomy, Spent, Stage
+from pyfanout.control import Failed, Pong, Ready, Retiring, Roomy, Short, Spent, Stage
 
 # The socket module has no names for them.
 SO_ATTACH_FILTER, SO_TIMESTAMP, SO_PEEK_OFF, SO_PASSPIDFD, SO_PASSRIGHTS = 26, 29, 42, 76, 83
@@ -62,10 +62,11 @@ def board(worker: pyfanout.Worker, rng: random.Random) -> None:
 
 
 def words(worker: pyfanout.Worker, rng: random.Random) -> None:
-    """What a worker may say, whenever it likes; but that it leaves or fails, which it would be believed."""
+    """What a worker may say, whenever it likes; but that it leaves, fails or is short, which is believed."""
     for _ in range(TIMES):
         number = rng.randrange(2**32)
-        _say(worker, rng.choice([Ready(False, 0), Ready(True, 1), Ready(True, 64), Pong(number, 0), Roomy()]))
+        ready = Ready(False, 0), Ready(True, 1), Ready(True, 64)
+        _say(worker, rng.choice([*ready, Pong(number, 0), Roomy(), Short(False)]))
         time.sleep(WHILE_S)
 
 

@@ -191,7 +191,9 @@ def _hearing(server: Any, worker: Worker, listener: Listener) -> Callable[..., N
             if worker.draining:
                 return
             if len(children) >= server.max_children:
+                worker.is_short(True, "children")
                 listener.hear(LOOK_S)
+        worker.is_short(False, "children")
         collect(blocking=blocking)
 
     return collect_children

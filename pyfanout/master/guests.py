@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from pyfanout import control, joining
 from pyfanout.config import Config
-from pyfanout.control import Closing, DecodeError, Drain, Failed, Message, Ping, Pong, Ready, Retiring, Spent
+from pyfanout.control import Closing, DecodeError, Drain, Failed, Message, Ping, Pong, Ready, Retiring, Short, Spent
 from pyfanout.core import POOL, SLOTS, Core, Event, News
 from pyfanout.errors import CoreError, FanoutError
 from pyfanout.joining import Knock
@@ -58,6 +58,8 @@ class Guest:
     """It owes an answer: others have its connections until it gives it."""
     stuck: bool = False
     """Each of its threads has been in the same request for too long: others have its connections until one is not."""
+    short: bool = False
+    """It cannot take connections: others have them until it can."""
     entered: bool = False
     """It is in rotation."""
     ping_number: int = 0
@@ -78,7 +80,7 @@ class Guest:
     @property
     def wanted(self) -> bool:
         """It shall be in rotation."""
-        return self.ready is not None and not (self.leaving or self.silent or self.stuck)
+        return self.ready is not None and not (self.leaving or self.silent or self.stuck or self.short)
 
 
 class Guests:
@@ -254,6 +256,8 @@ class Guests:
                 guest.ready = message
             case Failed(_, reason, details):
                 log.error("%s could not start: %s%s", guest, reason, details and f"\n{details.rstrip()}")
+            case Short(short):
+                guest.short = short
             case Retiring():
                 guest.leaving = True
             case Spent() if guest.spent_ns is None:

@@ -44,7 +44,7 @@ class Reload:
     def passed(self) -> list[Member]:
         """Those on trial, if all of them have passed; they are on trial no longer."""
         self.trials = [member for member in self.trials if not member.slot.retired]
-        if not all(member.proved and member.state is State.READY for member in self.trials):
+        if not all(member.fit for member in self.trials):
             return []
         passed, self.trials = self.trials, []
         return passed

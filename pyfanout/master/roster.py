@@ -94,6 +94,8 @@ class Member:
     """It is dead, and had done with a connection or more; by its own word."""
     spent: bool = False
     """It has had its max_requests."""
+    short: bool = False
+    """It cannot take connections now, and is out of rotation."""
     failure: Failed | None = None
     wake_ns: int | None = None
     """When it is told once more to look at its socket: it was told to leave while it booted. None: it need not be."""
@@ -119,6 +121,11 @@ class Member:
     def left_behind(self) -> bool:
         """It was killed and does not die."""
         return self.state is State.KILLED and self.deadline_ns is None
+
+    @property
+    def fit(self) -> bool:
+        """It may take its slot over."""
+        return self.state is State.READY and self.proved and not self.short
 
     def become(self, state: State, now_ns: int) -> None:
         """The one setter of `state`; it logs."""

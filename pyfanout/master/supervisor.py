@@ -30,6 +30,7 @@ from pyfanout.control import (
     Ready,
     Retiring,
     Roomy,
+    Short,
     Spent,
     Stage,
 )
@@ -337,6 +338,8 @@ class Supervisor:
                 self._happened(member, Happened.SAID_RETIRING)
             case Roomy():
                 pass  # it has woken the core, which looks at the board by itself
+            case Short(short):
+                self._on_short(member, short)
         return True
 
     def _on_ready(self, member: Member, ready: Ready) -> None:
@@ -380,15 +383,29 @@ class Supervisor:
         if not self._health.on_pong(member, pong, time.monotonic_ns()) or member.state is not State.READY:
             return
         member.proved = member.deadline_ns is None
-        if member.proved and not self._is_of_reload(member):
+        if not self._is_of_reload(member):
             self._promote(member)
+
+    def _on_short(self, member: Member, short: bool) -> None:
+        """It cannot take what is passed to it: others get that, until it can."""
+        if member.short is short:
+            return
+        member.short = short
+        if member.state is not State.READY:
+            return
+        if short:
+            self._core.leave(member.place)
+        else:
+            self._enter(member)
+            if not self._is_of_reload(member):
+                self._promote(member)
 
     def _is_of_reload(self, member: Member) -> bool:
         return self._reload is not None and member in self._reload.trials
 
     def _promote(self, member: Member) -> Member | None:
         """It is on trial no longer, and takes its slot over; whoever had it finishes what it has begun."""
-        if member.slot.successor is not member or member.state is not State.READY:
+        if member.slot.successor is not member or not member.fit:
             return None  # it has had the slot since the old one died; or it is told to leave
         old = self._hand_over(member)
         if old is not None:
@@ -557,6 +574,8 @@ class Supervisor:
         member.process.send(WAKE)
 
     def _enter(self, member: Member) -> None:
+        if member.short:
+            return
         slots = len(self._roster.slots)
         readers = member.threads * (slots if member.pool else 1)
         size = policy.channel_size(readers, self._most_in_flight // max(slots, 1))

@@ -103,12 +103,12 @@ class Server:
         elif rc == 0:  # the master has finished, or is gone
             self._worker.drain()
         elif rc in (-errno.EMFILE, -errno.ENFILE) and not self._worker.farewell.drop():  # else it comes again at once
-            self._pause()
+            self._rest()
             self._loop.call_later(SHORTAGE_S, self._look_for_descriptor, False)
         elif rc in OUT_OF_MEMORY:
             self._worker.short_of(-rc)
-            self._pause()
-            self._loop.call_later(SHORTAGE_S, self._read_on)
+            self._rest()
+            self._loop.call_later(SHORTAGE_S, self._go_on)
         elif rc not in (-errno.EAGAIN, -errno.EINTR, -errno.EMFILE, -errno.ENFILE):
             self._fail(OSError(-rc, f"take a connection: {os.strerror(-rc)}"))
 
@@ -123,7 +123,16 @@ class Server:
         else:
             if told:
                 log.info("worker=%d: descriptors are free again", self._worker.slot)
-            self._read_on()
+            self._go_on()
+
+    def _rest(self) -> None:
+        """Takes nothing until `_go_on`."""
+        self._pause()
+        self._worker.is_short(True)
+
+    def _go_on(self) -> None:
+        self._worker.is_short(False)
+        self._read_on()
 
     # ---- one connection ----------------------------------------------------------------------------------------
 

@@ -199,8 +199,11 @@ class Server:
         self._worker.drain()
 
     def _wait_for_descriptor(self) -> None:
-        """Take nothing until one is free: what waits in the pool is taken by others. A shortage that lasts is told."""
+        """Take nothing until one is free: what waits in the pool is taken by others, and so is what waits for us alone.
+        A shortage that lasts is told."""
         told = False
+        if not self._pool:
+            self._worker.is_short(True)
         while not self._worker.draining:
             time.sleep(SHORTAGE_S)
             try:
@@ -212,7 +215,9 @@ class Server:
             else:
                 if told:
                     log.info("worker=%d: descriptors are free again", self._worker.slot)
-                return
+                break
+        if not self._pool:
+            self._worker.is_short(False)
 
     def _cancel(self) -> None:
         """Nobody takes any more. Those asleep are woken by the control thread: here a signal handler may be running."""

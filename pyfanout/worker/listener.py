@@ -440,6 +440,7 @@ class Listener(socket.socket):
             else:
                 log.error("worker=%d: %s; takes no connection until one is free", self._worker.slot, os.strerror(error))
             self._resting = True
+            self._worker.is_short(True)
             with contextlib.suppress(OSError, ValueError):  # a signal has made it quiet
                 self._epoll.unregister(fd)
             start_new_thread(self._wait_for_descriptor, (fd, not memory))
@@ -459,6 +460,7 @@ class Listener(socket.socket):
             self._resting = False
             if self._channel_fd is None:  # `quiet` came before that
                 self._epoll.unregister(fd)
+        self._worker.is_short(False)
 
     def _hear(self) -> None:
         self._unheard = 0

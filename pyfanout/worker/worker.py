@@ -33,6 +33,7 @@ from pyfanout.control import (
     Pong,
     Ready,
     Retiring,
+    Short,
     Spent,
     Stage,
     hear,
@@ -95,6 +96,7 @@ class Worker:
         """Connections that it may hold at once; 0: any number. See `Listener.limit`."""
         self._short_s = -math.inf
         """When `short_of` last said something."""
+        self._short_of: set[str] = set()
         self.farewell = Farewell()
         self.accepting: Listener | None = None
         """What a server accepts from."""
@@ -230,6 +232,14 @@ class Worker:
             return
         log.error("worker=%d: the master is gone and %g s are over", self.slot, self.config.drain_timeout)
         exits.leave(1)
+
+    def is_short(self, short: bool, of: str = "descriptors or memory") -> None:
+        """It cannot take connections from its own channel now, for want `of` something, or it can again: meanwhile
+        others get them, also those that wait there."""
+        before = len(self._short_of)
+        (self._short_of.add if short else self._short_of.discard)(of)
+        if bool(before) is not bool(self._short_of):
+            self.say(Short(short))
 
     def short_of(self, error: int) -> None:
         """There was no memory to take a connection with, which is tried again. Says so, once a second at most."""

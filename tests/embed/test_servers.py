@@ -126,6 +126,18 @@ def test_one_that_has_no_descriptor_left_is_not_hung(server: MakeServer, subject
 
 
 @pytest.mark.parametrize("name", OF_EACH_KIND)
+def test_one_that_has_no_descriptor_left_keeps_nobody_waiting(server: MakeServer, subject: Subject) -> None:
+    """The other one has what was passed to it, and all that comes; until it can take again."""
+    one = start(server(), subject, workers=2, policy="round-robin")
+    one.expect("ERROR worker=.: Too many open files; takes no connection until one is free")
+    short, other = pids(one)
+    with without_descriptors(short):
+        assert {ask(one.address)["pid"] for _ in range(14)} == {other}
+    seen: set[int] = set()
+    one.wait_until(lambda: seen.add(ask(one.address)["pid"]) or seen == {short, other}, "both answer")
+
+
+@pytest.mark.parametrize("name", OF_EACH_KIND)
 def test_one_that_has_no_memory_to_take_a_connection(server: MakeServer, subject: Subject) -> None:
     """It is there in a moment."""
     one = server()

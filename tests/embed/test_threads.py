@@ -119,6 +119,23 @@ def test_one_thread_that_is_free_is_enough(server: MakeServer, name: str) -> Non
     assert "is hung" not in one.log
 
 
+def test_a_forking_server_that_is_full_keeps_nobody_waiting(server: MakeServer) -> None:
+    """The other one has what comes."""
+    options = {**QUICK, "workers": 2, "policy": "round-robin", "ping_interval": 0}
+    one = server().start("threads:Forking", cwd=Path(__file__).parent, **options)
+    held = [connect(one.address) for _ in range(79)]  # one takes 40
+    for client in held:
+        client.sendall(b"hold\n")
+    for client in held:
+        assert client.recv(5) == b"held\n"
+    assert ask(one.address)["generation"] == 1
+    for client in held:
+        client.sendall(b"go on\n")
+    for client in held:
+        read_all(client)
+        client.close()
+
+
 def test_a_forking_server_that_is_full(server: MakeServer) -> None:
     """It takes no more until a child has ended, and answers pings; and leaves when it is told to."""
     one = server().start("threads:Forking", cwd=Path(__file__).parent, **{**QUICK, "ping_timeout": 1})

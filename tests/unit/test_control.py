@@ -25,6 +25,7 @@ from pyfanout.control import (
     Ready,
     Retiring,
     Roomy,
+    Short,
     Spent,
     Stage,
     decode,
@@ -53,6 +54,7 @@ messages: st.SearchStrategy[Message] = (
     | failed
     | st.builds(Ping, numbers)
     | st.builds(Pong, numbers, numbers)
+    | st.builds(Short, st.booleans())
     | st.sampled_from([Closing(), Drain(), Retiring(), Roomy(), Spent()])
 )
 

@@ -30,7 +30,7 @@ from typing import Any
 import pytest
 
 from pyfanout.config import Config
-from pyfanout.control import WAKE, Drain, Failed, Ping, Pong, Ready, Retiring, Spent, Stage, hear, tell
+from pyfanout.control import WAKE, Drain, Failed, Ping, Pong, Ready, Retiring, Short, Spent, Stage, hear, tell
 from pyfanout.core import POOL, BoardView, Event, News
 from pyfanout.errors import CoreError, StuckError, WorkerError
 from pyfanout.master import lifecycle, outbox, policy, roster, supervisor
@@ -56,7 +56,7 @@ class Process:
         self.booting = True
         self.cut_off = False
         """Nothing can be passed to it."""
-        self.told = self.deaf = self.dying = False
+        self.told = self.deaf = self.dying = self.short = False
         self.pings: list[int] = []
         self.report: ExitReport | None = None
 
@@ -238,10 +238,16 @@ class World:
                 yield "ready", number
             if worker.pings and does_as_told:
                 yield "pong", number
+            if worker.short and does_as_told:
+                yield "able", number
             at_the_end = self.finished and not worker.booting and not self.waiting[self.channel_of(worker)]
             if worker.dying or (does_as_told and (worker.told or at_the_end)):
                 yield "exit", number
-            if does_as_told and not (worker.booting or worker.told) and self.waiting[self.channel_of(worker)]:
+            if (
+                does_as_told
+                and not (worker.booting or worker.told or worker.short)
+                and self.waiting[self.channel_of(worker)]
+            ):
                 yield "take", number
             if self.faults:
                 yield from ((kind, number) for kind in self._kinds if self._may(kind, worker))
@@ -271,8 +277,8 @@ class World:
                 return not worker.deaf
             case "fails":
                 return worker.booting and not worker.deaf
-            case "spent" | "resigns" | "broken":
-                return not (worker.booting or worker.deaf or worker.told)
+            case "spent" | "resigns" | "broken" | "short":
+                return not (worker.booting or worker.deaf or worker.told or worker.short)
         return False
 
     def do(self, move: Move) -> None:
@@ -311,6 +317,10 @@ class World:
             case ("spent", _):
                 self.faults -= 1
                 self._say(worker, Spent())
+            case ("short" | "able" as what, _):
+                self.faults -= what == "short"
+                worker.short = what == "short"
+                self._say(worker, Short(worker.short))
             case ("resigns", _):
                 self.faults -= 1
                 worker.told = True
@@ -395,7 +405,7 @@ class World:
 
     def check(self) -> None:
         members = self.supervisor._roster.members
-        serving = {member.place for member in members if member.state is State.READY}
+        serving = {member.place for member in members if member.state is State.READY and not member.short}
         assert self.entered >= serving
         assert self.entered == serving or self.finished, "in rotation, where nothing is passed any more"
         assert {member.place for member in members} <= self.open
@@ -426,13 +436,21 @@ class World:
                     *(member.state.name, away(member.deadline_ns), self._has_lived(member), member.pinged_ns is None),
                     *(member.place in self.open, member.place in self.entered, member.pong_ns is None),
                     *(self.waiting[member.place], member.place in self._recalled),
-                    *(member.resigned, member.spent, member.proved, member.verdict is None, member.failure is None),
+                    *(
+                        member.resigned,
+                        member.spent,
+                        member.short,
+                        member.proved,
+                        member.verdict is None,
+                        member.failure is None,
+                    ),
                     *(
                         bool(one._reload) and member in one._reload.trials,
                         process.booting,
                         process.told,
                         process.deaf,
                         process.dying,
+                        process.short,
                         process.cut_off,
                     ),
                     *(len(process.pings), str(process.report)),
@@ -552,7 +570,9 @@ def explore(case: Case) -> int:
     return len(seen)
 
 
-ON_WORKERS = {"ready", "pong", "exit", "take", "crash", "deaf", "fails", "spent", "resigns", "broken"}
+ON_WORKERS = {
+    *("ready", "pong", "exit", "take", "crash", "deaf", "fails", "spent", "resigns", "broken", "short", "able"),
+}
 """Moves of one of them."""
 DEATHS = ("crash", "deaf")
 FAREWELLS = ("fails", "spent", "resigns", "broken", "no fork", "no entry")
@@ -588,6 +608,8 @@ SHORT = {
     "stop, fault, client": Case(1, (Request.STOP,), 1, clients=1),
     "stop, fault, pool": Case(1, (Request.STOP,), 1, clients=1, pool=True),
     "reload, fault, pool": Case(1, (Request.RELOAD,), 1, clients=1, pool=True),
+    "short": Case(2, (Request.STOP,), 1, ("short",), clients=1),
+    "reload, short": Case(1, (Request.RELOAD,), 1, ("short",), clients=1),
     "reload, both": Case(2, (Request.RELOAD,), reload_batch=2),
 }
 LONG = {
@@ -673,6 +695,7 @@ def test_without_it_something_is_wrong(
 def promote_at_ready(one: Supervisor, member: roster.Member, ready: Ready) -> None:
     """Its old one is told to leave before it has answered a ping."""
     on_ready(one, member, ready)
+    member.proved = True
     one._promote(member)
 
 
