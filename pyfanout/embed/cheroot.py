@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.threaded import ThreadedRunner
+from pyfanout.worker.idle import answering
 from pyfanout.worker.threads import Pool
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Runner(ThreadedRunner):
         class Request(HTTPRequest):
             def respond(self) -> None:
                 """Its head is there, for which cheroot has a timeout of its own."""
-                pool.run(self.conn.socket, super().respond)
+                with answering(self.conn.socket):
+                    pool.run(self.conn.socket, super().respond)
 
         class Connection(HTTPConnection):
             RequestHandlerClass = Request

@@ -19,6 +19,7 @@ from pyfanout.embed import runner
 from pyfanout.embed.runner import GRACE_S, LOOK_S
 from pyfanout.worker import connection
 from pyfanout.worker.connection import Counting
+from pyfanout.worker.idle import answering
 from pyfanout.worker.threads import Pool
 
 if TYPE_CHECKING:
@@ -212,7 +213,8 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
     class Handler(pywsgi.WSGIHandler):
         def handle_one_response(self) -> None:
             """Its head is there."""
-            greenlets.run(self.socket, super().handle_one_response)
+            with answering(self.socket):
+                greenlets.run(self.socket, super().handle_one_response)
 
         def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             if worker.draining:

@@ -27,7 +27,7 @@ from pyfanout.embed.threaded import ThreadedRunner
 from pyfanout.errors import ConfigError
 from pyfanout.worker import blocking
 from pyfanout.worker.idle import LOOK_S as IDLE_LOOK_S
-from pyfanout.worker.idle import end_if_idle
+from pyfanout.worker.idle import answering, end_if_idle
 
 if TYPE_CHECKING:
     from pyfanout.kind import SocketServer
@@ -53,6 +53,8 @@ class Runner(ThreadedRunner):
     def serve(self, worker: Worker) -> None:
         self._server = server = self._make(worker.public.address, bind_and_activate=False)
         server.socket.close()
+        if issubclass(server.RequestHandlerClass, http.server.BaseHTTPRequestHandler):
+            server.RequestHandlerClass = _goodbye(server.RequestHandlerClass, worker)
         if isinstance(server, socketserver.ThreadingMixIn | socketserver.ForkingMixIn):
             super().serve(worker)
         else:
@@ -62,8 +64,6 @@ class Runner(ThreadedRunner):
         server = self._server
         server.socket = listener
         _activate(server)
-        if issubclass(server.RequestHandlerClass, http.server.BaseHTTPRequestHandler):
-            server.RequestHandlerClass = _goodbye(server.RequestHandlerClass, worker)
         server.shutdown_request = _with_farewell(server.shutdown_request)
         server.close_request = _for_good(server.close_request, ours=not isinstance(server, socketserver.ForkingMixIn))
         if isinstance(server, socketserver.ForkingMixIn):
@@ -215,9 +215,33 @@ def _for_good(close_request: Callable[[Any], None], *, ours: bool) -> Callable[[
 
 
 def _goodbye(handler: Any, worker: Worker) -> Any:
-    """A class of handlers whose answers say that the connection ends, when the worker drains."""
+    """A class of handlers whose answers say that the connection ends, when the worker drains. When they answer is
+    known."""
 
     class Handler(handler):
+        _answers: contextlib.ExitStack | None = None
+
+        def parse_request(self) -> bool:
+            """The first line is there, and the rest is on its way."""
+            self._answered()
+            self._answers = contextlib.ExitStack()
+            self._answers.enter_context(answering(self.connection))
+            return bool(super().parse_request())
+
+        def handle_one_request(self) -> None:
+            try:
+                super().handle_one_request()
+            finally:
+                self._answered()
+
+        def finish(self) -> None:
+            self._answered()
+            super().finish()
+
+        def _answered(self) -> None:
+            if self._answers is not None:
+                self._answers.close()
+
         def end_headers(self) -> None:
             if worker.draining:
                 self.send_header("Connection", "close")  # which sets close_connection

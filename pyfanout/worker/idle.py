@@ -15,6 +15,7 @@ import socket
 import struct
 import termios
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ _TCP_INFO = struct.Struct("=44xI4xI72xQ20xI")
 """linux/tcp.h: tcpi_last_data_sent, tcpi_last_data_recv, tcpi_bytes_received, tcpi_data_segs_out."""
 _TCP_BYTES = struct.Struct("=120xQQ")  # tcpi_bytes_acked, tcpi_bytes_received
 _INT = struct.Struct("@i")
+
+
+_answering: set[int] = set()
+"""Descriptors, see `answering`."""
 
 
 class IdleWatch:
@@ -69,6 +74,8 @@ def is_silent(fd: int) -> bool:
 def is_at_rest(fd: int, greeting_bytes: int = 0) -> bool:
     """The same, but false if the client spoke last: it may have paused in the middle of an upload. `greeting_bytes` of
     what came were PROXY header and TLS handshake."""
+    if fd in _answering:
+        return False
     try:
         with _Borrowed(fd) as sock:
             sent_ms_ago, received_ms_ago = _silences_ms(sock, greeting_bytes)
@@ -77,8 +84,22 @@ def is_at_rest(fd: int, greeting_bytes: int = 0) -> bool:
     return IDLE_S * 1000 <= sent_ms_ago <= received_ms_ago
 
 
+@contextlib.contextmanager
+def answering(conn: socket.socket) -> Iterator[None]:
+    """While a server that knows it answers a request on this connection. Its client may have been told to go on (100
+    Continue), and be about to: then it is silent, and we spoke last, in the middle of a request."""
+    fd = conn.fileno()
+    _answering.add(fd)
+    try:
+        yield
+    finally:
+        _answering.discard(fd)
+
+
 def end_if_idle(conn: Connection | SecureConnection) -> None:
     """The reader of a connection that is silent, after we spoke last, finds the end. It can still be written to."""
+    if conn.fileno() in _answering:
+        return
     with contextlib.suppress(OSError):  # closed meanwhile
         sent_ms_ago, received_ms_ago = _silences_ms(conn, conn.greeting_bytes)
         if IDLE_S * 1000 <= sent_ms_ago <= received_ms_ago < math.inf:

@@ -156,17 +156,17 @@ def test_protocols_that_fail(server: MakeServer, tmp_path: Path, loop: str) -> N
         "no transport for a connection", "Traceback", "ZeroDivisionError", "CancelledError", "Exception in callback"
     )
     (worker,) = one.workers
-    answers, descriptors = [], []
+    answers: list[bytes] = []
+    at_first = len(fds_of(worker))
     for _ in range(20):
         one.wait_idle()
-        descriptors.append(len(fds_of(worker)))
         with connect(one.address) as client:
             try:
                 answers.append(read_all(client))
             except ConnectionResetError:
                 answers.append(b"")
     assert answers == [b"", b"", b"", b"1"] * 5
-    assert descriptors[4:] == descriptors[4:5] * 16, "libuv opens one at its first connection"
+    one.wait_until(lambda: len(fds_of(worker)) <= at_first + 1, "libuv opens one at its first connection")
     assert one.log.count("no transport for a connection, which is closed") == 5
     assert one.stop() == 0
 
