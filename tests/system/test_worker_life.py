@@ -19,6 +19,7 @@ from harness import (
     crowd,
     freeze,
     hold,
+    is_asleep,
     is_over,
     kill,
     read_all,
@@ -256,6 +257,21 @@ def test_a_child_that_stays_does_not_keep_a_connection_from_the_others(server: M
             assert ask(one.address)["pid"] == one.workers[0]
         kill(child)
     one.wait_until(lambda: is_over(child), "it is gone")
+
+
+@pytest.mark.parametrize("proxied", [False, True])
+def test_a_fault_is_blocked_in_no_thread(server: MakeServer, handler: str, options: dict, proxied: bool) -> None:
+    """The kernel kills without a handler where it is, and the log would not have the stacks."""
+    more = {"proxy_protocol": True} if proxied else {}
+    one = server().start(f"apps:{handler}", workers=1, **options, **more)
+    (pid,) = one.workers
+    one.wait_until(lambda: is_asleep(pid), "its threads are there")
+    faults = sum(1 << (signum - 1) for signum in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL))
+    tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    for task in tasks:
+        (blocked,) = re.findall(r"^SigBlk:\s+(\w+)", (task / "status").read_text(), re.M)
+        assert not int(blocked, 16) & faults, (task.name, blocked)
+    assert len(tasks) > 1 or "async" in handler
 
 
 def test_children_have_default_signals(server: MakeServer, handler: str, options: dict) -> None:
