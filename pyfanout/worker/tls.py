@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.errors import ConfigError
 from pyfanout.worker import connection
-from pyfanout.worker.connection import Address, Connection
+from pyfanout.worker.connection import Address, Connection, Counting
 from pyfanout.worker.idle import bytes_read
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _no_password() -> str:
     raise ValueError("the key has a password; write it without, or give `ssl` a context")
 
 
-class SecureConnection(ssl.SSLSocket):
+class SecureConnection(Counting, ssl.SSLSocket):
     """A TLS connection that tells its worker, once, when it is closed or detached; see `connection.Connection`."""
 
     _on_done: Callable[[], object] | None = None

@@ -16,7 +16,10 @@ import pytest
 from harness import Server, connect, read_all
 
 from .kit import ask
+from .test_tls_and_proxy import secure, tls
 from .threads import CHUNKS, FEW
+
+__all__ = ["tls"]
 
 MakeServer = Callable[[], Server]
 
@@ -104,6 +107,20 @@ def test_threads_that_are_all_busy_sending(server: MakeServer, name: str, unix: 
         return
     time.sleep(LONG_S)
     assert ask(one.address)["generation"] == 1
+    assert "is hung" not in one.log
+
+
+@pytest.mark.parametrize("name", ["handler", "cheroot"])
+def test_threads_that_are_all_busy_sending_in_secret(
+    server: MakeServer, tls: dict[str, object], tmp_path: Path, name: str
+) -> None:
+    """To a proxy that speaks TLS on a UNIX socket, of which the kernel does not know what moves."""
+    one = start(server(), name, bind=f"unix:@{os.getpid()}-secret", **tls)
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(FEW) as readers:
+        clients = [stack.enter_context(secure(one.address, tmp_path)) for _ in range(FEW)]
+        for client in clients:
+            client.sendall(b"GET /stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert [answer.count(b"#") for answer in readers.map(read_and_close, clients)] == [100 * CHUNKS] * FEW
     assert "is hung" not in one.log
 
 
