@@ -140,7 +140,8 @@ def test_what_was_begun_is_finished(server: MakeServer, handler: str, options: d
     with hold(one.address) as held:
         one.send(signal.SIGHUP)
         one.wait_log("reloaded: 1 workers are new")
-        assert ask(one.address)["generation"] == 2
+        # A thread of the old one may be on its way to the queue that they share, until it has heard.
+        one.wait_until(lambda: ask(one.address)["generation"] == 2, "the new one serves")
         assert not is_over(old[0])
         assert release(held) == b"released\n"
     one.wait_workers(1, gone=old)
