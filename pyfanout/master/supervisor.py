@@ -590,6 +590,8 @@ class Supervisor:
         slot = member.slot
         if self._stopping and member.state not in (State.GONE, State.KILLED):
             return  # it may have found the end of its channel: what is left of it is seen when it is gone
+        if member.state is State.KILLED and self._stopping is None and self._is_one_too_many(member):
+            return
         held = self._roster.vacate(member)
         if member.state is State.GONE:
             self._roster.remove(member)
@@ -608,6 +610,11 @@ class Supervisor:
         self._count_death(slot, member)
         if self._wants_another(slot):
             self._respawn_later(slot)
+
+    def _is_one_too_many(self, member: Member) -> bool:
+        """Its slot has left one behind already: what keeps them may keep all that come, without an end. The slot gets
+        its next one when this one is dead."""
+        return any(each.left_behind and each.slot is member.slot for each in self._roster.members if each is not member)
 
     def _count_death(self, slot: Slot, member: Member) -> None:
         now_ns = time.monotonic_ns()

@@ -114,7 +114,7 @@ class World:
         self.now_ns = 10**12
         self.workers: list[Process] = []
         self.requests, self.faults, self._kinds = list(case.requests), case.faults, case.kinds
-        self._batches, self._pool, self._clients = case.batches, case.pool, case.clients
+        self._batches, self._pool, self._clients, self._slots = case.batches, case.pool, case.clients, case.slots
         self.queued = 0
         """Clients in the kernel's queue, or in the master's hands."""
         self.waiting: Counter[int] = Counter()
@@ -265,8 +265,15 @@ class World:
                 yield "ask", request
         if self.faults and not self.refused:
             yield from ((kind,) for kind in ("no fork", "no entry") if kind in self._kinds)
-        if self.supervisor._deadlines():
+        if (deadlines := self.supervisor._deadlines()) and not self._is_patience(min(deadlines)):
             yield ("time",)
+
+    def _is_patience(self, then_ns: int) -> bool:
+        """With one that was killed, when another one is left behind already, or there are several slots: one in a world
+        of one slot is enough."""
+        members = self.supervisor._roster.members
+        last = any(member.state is State.KILLED and member.deadline_ns == then_ns for member in members)
+        return last and (self._slots > 1 or any(member.left_behind for member in members))
 
     def _may(self, kind: str, worker: Process) -> bool:
         """Whether this fault can happen to it."""
@@ -550,7 +557,7 @@ def explore(case: Case) -> int:
                 try:
                     for move in path:
                         one.do(move)
-                except StuckError:  # one that was killed does not die in time
+                except StuckError:  # of those that were killed one is left behind
                     continue
                 except WorkerError:  # it gives up, as it should if none was ever ready
                     assert not one.supervisor._ever_ready
