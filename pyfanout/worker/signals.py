@@ -7,6 +7,7 @@ request, are taken out again; the one for SIGTERM has its turn when the drain is
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # has no stub
 import _thread
 import inspect
 import logging
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pyfanout.worker")
 
-getsignal: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
-"""The handler as it is. 40 ns: `signal.getsignal` first looks whether it is a member of an enum."""
+getsignal: Callable[[int], Any] = _signal.getsignal
+"""The handler as it is. `signal.getsignal` first looks whether it is a member of an enum: 3 to 9 us a connection. It
+has no `__wrapped__`."""
 
 
 class Stopped(SystemExit):
