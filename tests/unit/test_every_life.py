@@ -558,6 +558,7 @@ def explore(case: Case) -> int:
                     for move in path:
                         one.do(move)
                 except StuckError:  # of those that were killed one is left behind
+                    assert all(worker.dying for worker in one.workers), "it was not killed"
                     continue
                 except WorkerError:  # it gives up, as it should if none was ever ready
                     assert not one.supervisor._ever_ready
@@ -570,6 +571,7 @@ def explore(case: Case) -> int:
                     paths += [(*path, move) for move in one.moves()]
                 come_to_rest(one)
         except WorkerError:  # the same, on the way to rest
+            assert all(worker.dying for worker in one.workers), "it was not killed"
             continue
         except BaseException:
             print("after", path)
