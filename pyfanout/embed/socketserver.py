@@ -26,6 +26,7 @@ from pyfanout.embed.runner import LOOK_S
 from pyfanout.embed.threaded import ThreadedRunner
 from pyfanout.errors import ConfigError
 from pyfanout.worker import blocking
+from pyfanout.worker.farewell import linger
 from pyfanout.worker.idle import LOOK_S as IDLE_LOOK_S
 from pyfanout.worker.idle import answering, end_if_idle
 
@@ -64,7 +65,7 @@ class Runner(ThreadedRunner):
         server = self._server
         server.socket = listener
         _activate(server)
-        server.shutdown_request = _with_farewell(server.shutdown_request)
+        server.shutdown_request = _with_farewell(server.shutdown_request, worker)
         server.close_request = _for_good(server.close_request, ours=not isinstance(server, socketserver.ForkingMixIn))
         if isinstance(server, socketserver.ForkingMixIn):
             server.finish_request = self._minded(server.finish_request)  # type: ignore[attr-defined]
@@ -164,12 +165,15 @@ def _activate(server: Any) -> None:
     server.server_activate()
 
 
-def _with_farewell(shutdown_request: Callable[[Any], None]) -> Callable[[Any], None]:
-    """With TLS its client is told of the end, by who has served it; a forking server's parent calls `close_request`."""
+def _with_farewell(shutdown_request: Callable[[Any], None], worker: Worker) -> Callable[[Any], None]:
+    """With TLS its client is told of the end, by the process that has served it; a forking server's parent calls
+    `close_request`. The child reads what its client still sends, since the worker has no descriptor for it any more."""
 
     def shutdown(request: Any) -> None:
         if farewell := getattr(request, "bid_farewell", None):
             farewell()
+        if worker.forked:
+            linger(request)
         shutdown_request(request)
 
     return shutdown

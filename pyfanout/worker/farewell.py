@@ -4,11 +4,14 @@ would reset it, and it would lose the answer that it has not read yet.
 
 from __future__ import annotations
 
+import contextlib
 import resource
 
 # By name: gevent takes these out of their modules, or puts in others.
 from _thread import start_new_thread
 from collections.abc import Callable
+from select import POLLIN, poll
+from socket import MSG_DONTWAIT, SHUT_WR, socket
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
@@ -82,6 +85,19 @@ class Farewell:
         sleep(FIRST_S)
         while due_s := self._linger.sweep(_LINGER_NS):
             sleep(due_s)
+
+
+def linger(conn: socket) -> None:
+    """The same for one connection, in a process that has nothing else to do: until the client has closed it, or for
+    LINGER_S."""
+    end_s = monotonic() + LINGER_S
+    news = poll()
+    news.register(conn, POLLIN)
+    with contextlib.suppress(OSError):  # the client is gone
+        socket.shutdown(conn, SHUT_WR)
+        while (left_s := end_s - monotonic()) > 0 and news.poll(left_s * 1000):
+            if not socket.recv(conn, 65536, MSG_DONTWAIT):  # past TLS: nobody reads it
+                break
 
 
 _LINGER_NS = int(LINGER_S * 1e9)
