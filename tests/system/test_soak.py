@@ -50,16 +50,20 @@ def test_soak(server: MakeServer, kind: str, rng: random.Random) -> None:
         assert answers["answered"] == count, answers.errors
         assert not answers.errors
 
+    def open_fds() -> list[int]:
+        return [len(fds_of(pid)) for pid in pids]
+
+    fds = open_fds()
     ask(SOAK // PARTS)
     one.wait_idle()
-    fds, before = {pid: len(fds_of(pid)) for pid in pids}, {pid: private_bytes(pid) for pid in pids}
+    before = {pid: private_bytes(pid) for pid in pids}
     for _ in range(PARTS - 1):
         ask(SOAK // PARTS)
     one.wait_idle()
     assert (one.pid, *one.workers) == pids, "somebody died"
     grown = {pid: private_bytes(pid) - before[pid] for pid in pids}
     print(f"{kind}: {SOAK:,} connections; KiB grown: {[value // 1024 for value in grown.values()]}")
-    assert {pid: len(fds_of(pid)) for pid in pids} == fds
+    one.wait_until(lambda: open_fds() == fds, "what lingers is closed")
     assert max(grown.values()) < GROWTH_BYTES
     used = [procfs.cpu_ns(pid) / 1e9 for pid in pids]
     print(f"CPU seconds: {[round(each, 1) for each in used]}")
