@@ -10,7 +10,18 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
-SOURCES = ("core.c", "slot.c", "accept.c", "route.c", "channel.c", "take.c", "turns.c", "linger.c", "board.c")
+SOURCES = (
+    "core.c",
+    "slot.c",
+    "accept.c",
+    "route.c",
+    "channel.c",
+    "take.c",
+    "turns.c",
+    "linger.c",
+    "board.c",
+    "process.c",
+)
 HEADERS = ("fanout.h", "core.h", "os.h")
 
 

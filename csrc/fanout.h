@@ -207,6 +207,12 @@ int fan_taker_sleeps(const fan_taker *taker);
 /* Make `signum` interrupt fan_take_wait and do nothing else. */
 int fan_interrupt_with(int signum);
 
+/* Whether the kernel gives this process the orphans among its descendants. */
+int fan_is_subreaper(void);
+
+/* The C library keeps memory that is freed, up to 8 MiB, instead of asking the kernel for it again and again. */
+void fan_keep_heap(void);
+
 /* A taken connection was closed or detached. 1: the master waits for that, since all who could take one hold as many as they
  * may; the caller wakes it. */
 int fan_board_done(fan_board *board);

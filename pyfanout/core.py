@@ -356,5 +356,15 @@ def interrupt_with(signum: int) -> None:
     check(lib.fan_interrupt_with(signum), f"set signal {signum}")
 
 
+def is_subreaper() -> bool:
+    """Whether the kernel gives this process the orphans among its descendants."""
+    return bool(lib.fan_is_subreaper())
+
+
+def keep_heap() -> None:
+    """The C library keeps memory that is freed, up to 8 MiB, instead of asking the kernel for it again and again."""
+    lib.fan_keep_heap()
+
+
 unpack: Callable[[Any, int], bytes] = ffi.unpack
 """The first bytes of a char array, such as the host of a fan_connection."""

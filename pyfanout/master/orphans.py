@@ -8,18 +8,18 @@ by somebody else; and so was one that is older than our last look, at which it w
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import time
 from collections.abc import Iterable
+
+from pyfanout.core import is_subreaper
 
 log = logging.getLogger("pyfanout.master")
 
 LOOK_NS = 1_000_000_000
 """Between two looks while nothing else happens: nobody tells us of an orphan, nor of its death."""
 
-_PR_GET_CHILD_SUBREAPER = 37
 _TICKS = os.sysconf("SC_CLK_TCK")
 _MARGIN = _TICKS
 """1 s: a process has its time of birth a moment before it is its parent's child."""
@@ -29,7 +29,7 @@ class Orphans:
     """Of this process. Does nothing if it is given none. In the main thread, to which the kernel gives them."""
 
     def __init__(self) -> None:
-        self.adopts = os.getpid() == 1 or _is_subreaper()
+        self.adopts = os.getpid() == 1 or is_subreaper()
         self._others: set[str] = set()
         """Children that are no orphans, or perhaps are none. As /proc, which may be another namespace's, names them."""
         self._orphans: dict[str, int] = {}
@@ -80,13 +80,6 @@ class Orphans:
         """In our namespace; None: it is gone, or cannot be known."""
         pids = _pids(child)
         return int(pids[self._level - 1]) if len(pids) >= self._level > 0 else None
-
-
-def _is_subreaper() -> bool:
-    found = ctypes.c_int()
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(found), 0, 0, 0)
-    return bool(found.value)
 
 
 def _children_of(thread: str) -> list[str]:

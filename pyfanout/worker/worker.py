@@ -39,7 +39,7 @@ from pyfanout.control import (
     hear,
     tell,
 )
-from pyfanout.core import SHORTAGE_S, Station
+from pyfanout.core import SHORTAGE_S, Station, keep_heap
 from pyfanout.errors import ConfigError, FanoutError, LoadError
 from pyfanout.kind import App, Kind, kind_of
 from pyfanout.worker import child, connection
@@ -336,6 +336,7 @@ def main(
     exits.forget()
     worker = Worker(config, public, slot, generation, station, control)
     enlist(worker)
+    keep_heap()
     faulthandler.enable(stacks_fd)
     code = exits.code_of(lambda: serve(worker, load))
     if not worker.forked:
