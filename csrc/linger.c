@@ -3,9 +3,10 @@
  * that it has not read (RFC 9112, 9.6).
  *
  * A ring holds those descriptors for the caller's time at most. It is looked at every now and then (fan_linger_sweep), not when
- * something comes: most clients close at once, and waking somebody for each would cost more than its connection. When the
- * ring is full, which is when many come, one with nothing unread is closed at once; one with input unread has the oldest of
- * those without closed. To hold a connection costs 3 us (another call, a cold socket to close), which is a tenth of all.
+ * something comes: most clients close at once, and a thread that woke for each would cost more than its connection. To hold
+ * a connection costs 3 to 4 us (another call, a cold socket to close), which is a tenth of all. So those with nothing unread
+ * have a quarter of the ring; when that is full, which is when many come, the next one is closed at once. One with input unread
+ * may have any place, or that of the oldest of those without.
  */
 #define _GNU_SOURCE
 #include "core.h"
@@ -33,6 +34,7 @@ struct fan_linger {
     bool disowned; /* this is a child's memory */
     bool copied;   /* children may have copies of our descriptors: a connection is not over when we close it */
     int most, count;
+    int quiet; /* how full it may be for one with nothing unread */
     struct parted *ring; /* oldest first, from `first` */
     int first;
     char nowhere[SWEEP_BYTES]; /* what clients have sent; never read */
@@ -49,6 +51,7 @@ fan_linger *fan_linger_new(int most)
         return NULL;
     }
     linger->most = most;
+    linger->quiet = most < 4 ? 1 : most / 4;
     pthread_mutex_init(&linger->lock, NULL);
     return linger;
 }
@@ -89,7 +92,7 @@ int fan_linger_part(fan_linger *linger, int fd)
         if (ioctl(fd, FIONREAD, &unread) < 0)
             unread = 0;
         pthread_mutex_lock(&linger->lock);
-        bool full = linger->count == linger->most;
+        bool full = linger->count >= (unread > 0 ? linger->most : linger->quiet);
         if (!full || unread > 0) {
             closing = full ? make_room(linger) : -1;
             *at(linger, linger->count++) = (struct parted){.fd = fd, .sends = unread > 0, .since_ns = fan_now_ns()};

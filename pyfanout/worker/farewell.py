@@ -28,8 +28,8 @@ LEAVING_S = 1.0
 """The same when the worker leaves."""
 
 MOST = 64
-"""Connections at once in a worker, of those that came with nothing unread, too: with a look every 100 ms 640 a second.
-Holding one costs 3 us, so that is 0.2 % of a worker's time; beyond that they are closed at once."""
+"""Connections at once in a worker, of which a quarter may be some with nothing unread: with a look every 100 ms 160 a
+second. To hold one costs 3 to 4 us, so that is 0.06 % of a worker's time; beyond that they are closed at once."""
 
 FIRST_S = 0.1
 """Seconds until the first look: by then most clients have closed. A thread that began anew each 5 ms was measured."""

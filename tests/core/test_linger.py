@@ -109,6 +109,16 @@ def test_so_many_at_once(pairs: Pairs) -> None:
     assert linger.drop() == 0
 
 
+def test_a_quarter_for_those_with_nothing_unread(pairs: Pairs) -> None:
+    linger = Linger(8)
+    quiet = [pairs.make() for _ in range(3)]
+    assert [linger.part(fd) for fd, _ in quiet] == [SWEEP, 0, FREED]
+    assert [is_open(fd) for fd, _ in quiet] == [True, True, False]
+    assert [linger.part(pairs.make(b"unread")[0]) for _ in range(7)] == [0] * 6 + [FREED]
+    assert [is_open(fd) for fd, _ in quiet[:2]] == [False, True]
+    assert linger.drop() == 8
+
+
 def test_one_that_is_gone(pairs: Pairs) -> None:
     linger = Linger(4)
     fd, client = pairs.make()
