@@ -72,6 +72,24 @@ int fan_interrupt_with(int signum)
     return sigaction(signum, &action, NULL) < 0 ? -errno : 0;
 }
 
+/* As inet_ntop, which takes 0.2 us for it, for each connection. Returns the length. */
+static int dotted(const unsigned char *address, char *out)
+{
+    char *at = out;
+    for (int i = 0; i < 4; i++) {
+        int byte = address[i];
+        if (i)
+            *at++ = '.';
+        if (byte >= 100)
+            *at++ = (char)('0' + byte / 100);
+        if (byte >= 10)
+            *at++ = (char)('0' + byte / 10 % 10);
+        *at++ = (char)('0' + byte % 10);
+    }
+    *at = 0;
+    return (int)(at - out);
+}
+
 static void describe(const fan_record *record, int fd, fan_connection *out)
 {
     out->fd = fd;
@@ -86,8 +104,7 @@ static void describe(const fan_record *record, int fd, fan_connection *out)
     if (out->family == AF_INET) {
         struct sockaddr_in peer;
         memcpy(&peer, &record->peer, sizeof peer);
-        inet_ntop(AF_INET, &peer.sin_addr, out->host, FAN_HOST_BYTES);
-        out->host_bytes = (int)strlen(out->host);
+        out->host_bytes = dotted((const unsigned char *)&peer.sin_addr, out->host);
         out->port = ntohs(peer.sin_port);
     } else if (out->family == AF_INET6) {
         struct sockaddr_in6 peer;

@@ -121,7 +121,7 @@ class Connection(socket.socket):
 
     def finish(self) -> bool:
         """Close it if it still is open, also if a `makefile` object was left. Whether a descriptor is free by that."""
-        if self.fileno() < 0:
+        if self._on_done is None and self.fileno() < 0:
             return False
         self._closed = True
         return self._end()

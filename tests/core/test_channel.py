@@ -175,6 +175,15 @@ def test_records_arrive_as_they_were_accepted(house: MakeHouse) -> None:
     assert times[0] > 0
 
 
+def test_addresses_are_those_that_accept_would_give(house: MakeHouse) -> None:
+    here = house()
+    worker = here.worker(0, 32)
+    hosts = ["127.0.0.1", "127.0.0.9", "127.10.99.100", "127.109.200.1", "127.255.255.254"]
+    sources = [client.getsockname() for host in hosts for client in here.connect(source=(host, 0))]
+    here.settle()
+    assert [arrival.peer for arrival in worker.take()] == sources
+
+
 def test_connections_are_blocking_for_threads_and_not_for_loops(house: MakeHouse) -> None:
     here = house()
     worker = here.worker(0)
