@@ -94,7 +94,7 @@ def leave(code: int) -> NoReturn:
 def _end_after(timeout_s: float, code: int) -> None:
     sigmask.block_all()  # they are the main thread's
     sleep(timeout_s)
-    log.error("pid=%d: what runs at its end is not over after %g s", os.getpid(), timeout_s)
+    log.error("pid=%d: its threads or exit functions have not ended after %g s; it exits now", os.getpid(), timeout_s)
     leave(code)
 
 

@@ -279,7 +279,7 @@ class Guests:
             what = "every thread has been in the same request for %.1f s; others have its connections"
             log.warning("%s: " + what, guest, still_ms / 1e3)
         elif guest.stuck and not stuck:
-            log.info("%s has a thread that goes on", guest)
+            log.info("%s: a thread makes progress again", guest)
         guest.stuck = stuck
 
     def _waiting(self) -> list[Guest]:

@@ -73,7 +73,7 @@ class Orphans:
             except ChildProcessError:  # the program has reaped it
                 dead = True
             if dead:
-                log.debug("pid=%d, an orphan, has ended", pid)
+                log.debug("orphan pid=%d has exited", pid)
                 del self._orphans[child]
 
     def _pid_of(self, child: str) -> int | None:

@@ -39,7 +39,7 @@ class ExitReport:
         if self.code is not None:
             return f"exited with code {self.code}"
         if self.signum is None:
-            return "ended, but somebody else has its exit status"
+            return "ended, but its exit status was reaped elsewhere"
         return f"was killed by {name_of(self.signum)}{', and has left a core' if self.dumped else ''}"
 
 

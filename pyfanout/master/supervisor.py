@@ -190,7 +190,7 @@ class Supervisor:
             if self._broken:
                 raise self._broken
             if left := self._roster.members:
-                raise StuckError(f"stopped, but for what cannot be killed: {', '.join(map(str, left))}")
+                raise StuckError(f"stopped, but these workers cannot be killed: {', '.join(map(str, left))}")
             return False
         deadlines = [] if timeout_ns is None else [now_ns + timeout_ns]
         deadline_ns = min(deadlines + self._deadlines(), default=None)
@@ -296,7 +296,7 @@ class Supervisor:
                     self.scale(len(self._roster.slots) - 1)
                 case Request.REOPEN:
                     log.info(
-                        "SIGUSR1: no log file is ours to reopen; lines go to stderr, or where the application says"
+                        "SIGUSR1: pyfanout has no log file to reopen; lines go to stderr, or as the application says"
                     )
                 case Request.UPGRADE:
                     log.warning("SIGUSR2 does nothing here: SIGHUP reloads the application")
@@ -797,7 +797,7 @@ class Supervisor:
                 log.warning("%s does not stop and is killed", member)
             case State.KILLED:
                 member.slot.last_death = "cannot be killed"
-                log.critical("%s does not die of SIGKILL, for the system keeps it; it is left behind", member)
+                log.critical("%s does not die of SIGKILL: the kernel has not ended it; it is left behind", member)
         self._happened(member, Happened.TIME_IS_UP)
         if member.left_behind:
             self._count_out(member, f"{member} cannot be killed")
@@ -885,7 +885,7 @@ class Supervisor:
 
     def _tell_if_replaced_are_gone(self) -> None:
         if self._reload is None and not self._replaced:
-            log.info("the last worker that was replaced has gone")
+            log.info("the last worker that was replaced has exited")
 
     def _tell_reloaders(self, told: list[WhenReloaded], error: str) -> None:
         for when_over in told:

@@ -193,6 +193,6 @@ def test_without_a_master(begin: Callable[..., Server], kind: str) -> None:
     (pid,) = one.workers
     one.send(signal.SIGKILL)
     assert one.wait_exit() == -signal.SIGKILL
-    one.expect("what runs at its end is not over", "the master is gone and 0.5 s are over")
+    one.expect("threads or exit functions have not ended", "the master is gone and 0.5 s are over")
     one.wait_until(lambda: is_over(pid), "it ends")
     one.wait_nobody()

@@ -263,9 +263,9 @@ def test_the_log_says_when_the_last_old_worker_has_gone(server: MakeServer, hand
         one.send(signal.SIGHUP)
         one.wait_log("reloaded: 2 workers are new; [12] old finish")
         one.wait_workers(3)
-        assert "was replaced has gone" not in one.log
+        assert "was replaced has exited" not in one.log
         assert release(held) == b"released\n"
-    one.wait_log("the last worker that was replaced has gone")
+    one.wait_log("the last worker that was replaced has exited")
     one.wait_workers(2)
 
 
