@@ -1,5 +1,5 @@
-"""A Listener for servers that want their clients greeted: what it accepts has sent its PROXY header, and shaken
-hands if that is not the server's own affair."""
+"""A Listener for servers whose clients must be greeted: a connection that it returns has sent its PROXY header, and has
+done its TLS handshake unless the server does that itself."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from pyfanout.worker.worker import Worker
 
 DRAIN_S = 0.25
-"""Seconds between two looks whether the worker drains, which ends their time sooner."""
+"""Seconds between two checks whether the worker drains, which shortens the time of a greeting."""
 
 
 class GreetedListener(Listener):
-    """Its descriptor is readable, too, when something has come from one who is not greeted yet."""
+    """Its descriptor is also readable when bytes have come on a connection that is being greeted."""
 
     __slots__ = ("_greeter", "_timed")
 
@@ -28,7 +28,7 @@ class GreetedListener(Listener):
         super().__init__(worker, channel_fd, **options)
         self._greeter = greeter
         self._timed = False
-        """A thread sees to it that their time ends: a server may rest from accepting."""
+        """Whether a thread closes those that take too long: a server may stop accepting for a while."""
         self._epoll.register(greeter.fileno(), EPOLLIN)
 
     def accept(self) -> tuple[Any, Address]:
@@ -50,7 +50,7 @@ class GreetedListener(Listener):
         return len(self._greeter)
 
     def _time_them(self) -> None:
-        """One thread for all, while there are any."""
+        """One thread for all, as long as any wait."""
         try:
             start_new_thread(self._expire, ())
         except RuntimeError:  # no thread can be had now: until the next call

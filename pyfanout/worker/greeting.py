@@ -1,5 +1,5 @@
-"""What comes before an application's first byte: a PROXY header, a TLS handshake. Nobody waits for it: a connection on
-which it is not over at once waits in an epoll set, and goes on when more has come.
+"""What comes before an application's first byte: a PROXY header, a TLS handshake. No thread waits for it: a connection
+whose greeting is not complete at once waits in an epoll set, and goes on when more bytes have come.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 log = logging.getLogger("pyfanout.worker")
 
 GRAIN_S = 0.1
-"""Seconds: so much later than `handshake_timeout` one may be closed, and so seldom its time is looked at."""
+"""Seconds. A connection is closed at most this much after `handshake_timeout`; its time is checked no more often."""
 
 MOST = 512
-"""Connections that wait at once; for one more the oldest is closed. With TLS each takes 50 kB. 512 honest clients shake
-hands at once if 2,500 come in a second and take 0.2 s."""
+"""Connections that wait at once; for one more the oldest is closed. With TLS each takes 50 kB. So many honest clients
+are in a handshake at once if 2,500 come in a second and take 0.2 s."""
 
 Greeted: TypeAlias = "tuple[Any, Address]"
-"""The connection, which is a `tls.SecureConnection` if we have shaken hands, and its true client."""
+"""The connection, which is a `tls.SecureConnection` after a handshake, and its true client."""
 
 _Steps: TypeAlias = "Generator[int, None, Greeted]"
-"""Yields the epoll event that it waits for."""
+"""Yields the epoll event for which the connection waits."""
 
 
 @dataclass(slots=True)
 class _Waiting:
     conn: Connection
-    """The plain one. With TLS it has lost its descriptor to the secure one."""
+    """The plain one. With TLS the secure one has its descriptor."""
     address: Address
     steps: _Steps
     fd: int
@@ -51,11 +51,11 @@ class _Waiting:
 
 
 class Greeter:
-    """Those of one worker on which it is not over. One with which it fails, or that takes longer than its time, is
+    """The connections of one worker that are being greeted. One whose greeting fails, or takes longer than its time, is
     closed, with one line in the log.
 
     Their epoll set is edge-triggered: half a header, which stays in its socket, would be readable for ever. `fileno` is
-    readable when there is something for `arrived`. One caller at a time, but for `greet`.
+    readable when `arrived` may have a connection. One caller at a time, except for `greet`.
     """
 
     def __init__(self, slot: int, timeout_s: float, gate: Gate | None, context: ssl.SSLContext | None = None) -> None:
@@ -72,22 +72,23 @@ class Greeter:
 
     @classmethod
     def of(cls, worker: Worker, *, tls: bool) -> Greeter | None:
-        """What the options ask for; None: nothing. `tls`: handshakes included, else somebody else sees to them. Raises
-        ConfigError."""
+        """As the options say; None: clients need no greeting. `tls`: handshakes are part of it, else the server does
+        them. Raises ConfigError."""
         config = worker.config
         context = worker.tls_context() if tls else None
         gate = Gate(config.trusted) if config.proxy_protocol else None
         return cls(worker.slot, config.handshake_timeout, gate, context) if gate or context else None
 
     def __len__(self) -> int:
-        """How many wait."""
+        """How many connections wait."""
         return len(self._waiting)
 
     def fileno(self) -> int:
         return self._epoll.fileno()
 
     def admit(self, conn: Connection, address: Address) -> Greeted | None:
-        """One that has just come; its client is its `peer` from then on. None: it waits, or is closed."""
+        """Greet a connection that has just come; its `peer` is the true client afterwards. None: it waits, or is
+        closed."""
         result = self.greet(conn, address)
         if isinstance(result, _Waiting):
             self.wait(result)
@@ -95,7 +96,7 @@ class Greeter:
         return result
 
     def greet(self, conn: Connection, address: Address, patience_s: float = 0) -> Greeted | _Waiting | None:
-        """The same, but it is the caller who has it wait, after `patience_s`. From any thread."""
+        """The same, but if it is not complete after `patience_s` the caller has to call `wait`. From any thread."""
         one = _Waiting(conn, address, self._steps(conn, address), conn.fileno(), monotonic())
         poll = None
         while (result := self._go_on(one)) is one and (left_s := one.since_s + patience_s - monotonic()) > 0:
@@ -106,19 +107,19 @@ class Greeter:
         return result
 
     def wait(self, one: _Waiting) -> None:
-        """Put one aside that `greet` has returned."""
+        """Keep a connection that `greet` has returned incomplete."""
         try:
-            self._epoll.register(one.fd, one.wanted | EPOLLET)  # what has come by now is told as well
+            self._epoll.register(one.fd, one.wanted | EPOLLET)  # bytes that have come by now count, too
         except OSError as error:
             self._refuse(one, error)
             return
         self._waiting[one.fd] = one
         if len(self._waiting) > MOST:
-            self._refuse(next(iter(self._waiting.values())), TimeoutError(f"{MOST} others are not further than that"))
+            self._refuse(next(iter(self._waiting.values())), TimeoutError(f"{MOST} clients that came later wait"))
 
     def arrived(self) -> Greeted | None:
-        """One that waited, and with which it is over. None: there is none now."""
-        while events := self._epoll.poll(0, 1):  # one at a time: an edge is told once
+        """A connection that waited and is greeted now. None: there is none."""
+        while events := self._epoll.poll(0, 1):  # one at a time: an edge is reported once
             one = self._waiting[events[0][0]]
             wanted = one.wanted
             result = self._go_on(one)
@@ -130,12 +131,12 @@ class Greeter:
         return None
 
     def hurry(self) -> None:
-        """The worker drains: from now on none has more than IDLE_S, for it has no request. May be called again."""
+        """The worker drains: from now on a greeting has no more than IDLE_S, because there is no request yet. May be
+        called again."""
         self._hurried_s = min(self._hurried_s, monotonic())
 
     def expire(self) -> float | None:
-        """Closes those whose time is over. Seconds, GRAIN_S or more, until that is to be done again; None: nobody
-        waits."""
+        """Closes connections whose time is over. Seconds, GRAIN_S or more, until the next call; None: none waits."""
         now_s = monotonic()
         while self._waiting:
             one = next(iter(self._waiting.values()))
@@ -146,12 +147,12 @@ class Greeter:
         return None
 
     def refuse_all(self, error: Exception) -> None:
-        """They cannot be waited for."""
+        """Close all that wait: no thread can wait for them."""
         for one in list(self._waiting.values()):
             self._refuse(one, error)
 
     def close(self) -> None:
-        """And all of them."""
+        """And all connections that wait."""
         for one in self._waiting.values():
             _end(one)
         self._waiting.clear()
@@ -172,7 +173,7 @@ class Greeter:
         return (yield from shake_hands(conn, self._context)), address
 
     def _go_on(self, one: _Waiting) -> Greeted | _Waiting | None:
-        """As far as it can without waiting: the result, `one` if there is more to come, or None: it is closed."""
+        """As far as it can without waiting: the result, `one` if more bytes must come, or None: it is closed."""
         try:
             one.wanted = next(one.steps)
         except StopIteration as over:
@@ -184,8 +185,8 @@ class Greeter:
         return one
 
     def _refuse(self, one: _Waiting, error: Exception | None) -> None:
-        """None: its time is over."""
-        when = f"within {self._timeout_s:g} s" if self._hurried_s == math.inf else "yet, and this worker leaves"
+        """`error` None: its time is over."""
+        when = f"within {self._timeout_s:g} s" if self._hurried_s == math.inf else "yet, and this worker drains"
         if one.conn.fileno() >= 0:
             error = error or ProxyError(f"no PROXY header {when}")
             log.warning("worker=%d: %s is closed: %s", self._slot, one.address, error)
@@ -196,7 +197,7 @@ class Greeter:
         _end(one)
 
     def _forget(self, one: _Waiting) -> None:
-        if self._waiting.get(one.fd) is one:  # it may be another's number by now, if it is closed
+        if self._waiting.get(one.fd) is one:  # if it is closed, another may have its number by now
             del self._waiting[one.fd]
             with contextlib.suppress(OSError):  # a handshake that has failed has closed it
                 self._epoll.unregister(one.fd)

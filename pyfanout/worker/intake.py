@@ -1,7 +1,7 @@
 """Where the threads of a blocking worker get their connections from, if a client must be greeted before it is served.
 
-A thread greets who comes by itself, as long as that does not make it wait. Who is slower waits beside, where one thread
-of ours goes on with all of them, and comes to the first thread that is free when that is over.
+A thread greets the client that it has taken, as long as that takes only a moment. Slower clients are left to one
+greeting thread, and go to the first serving thread that is free when their greeting is complete.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("pyfanout.worker")
 
 PATIENCE_S = 0.02
-"""Seconds that a thread waits for the client it has just taken, before it takes another: a worker whose threads take
-more than they can serve at once has clients wait behind a slow one, beside another worker that is idle. Halved with
-each client that takes longer, so that many of them keep nobody waiting; doubled with each that does not."""
+"""Seconds that a thread waits for the client it has just taken, before it takes another. A worker whose threads take
+more connections than they can serve at once makes clients wait behind a slow one, beside another worker that is idle.
+Halved with each client that takes longer, so that many slow ones do not block the threads; doubled with each that does
+not."""
 
 IMPATIENCE_S = 0.001
-"""And never less, or it could not be doubled."""
+"""The least patience: from 0 it could not be doubled."""
 
 LOOK_S = 0.25
-"""Seconds between two looks whether their time is over, or the worker drains, while clients are being greeted."""
+"""Seconds between two checks whether their time is over, or the worker drains, while clients are being greeted."""
 
 
 class Intake:
@@ -48,24 +49,24 @@ class Intake:
         self._lock = allocate_lock()
         """The greeter has one caller at a time."""
         self._running = False
-        """The thread that greets."""
+        """Whether the greeting thread runs."""
         self._patience_s = PATIENCE_S
         self._greeted: deque[Greeted] = deque()
         self._tokens = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
-        """Counts those: each wakes one thread."""
+        """Counts `_greeted`: each wakes one thread."""
         self._over = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        """Readable for ever: nothing more is taken."""
+        """Readable for ever once no more is taken."""
         self._news = epoll()
         self._news.register(self._tokens, EPOLLIN)
         self._news.register(self._over, EPOLLIN)
         self._line_up()
 
     def take(self, taker: Taker) -> int:
-        """As `Taker.take`; or GREETED, and then there is one for `next`, if no other thread has it."""
+        """As `Taker.take`; or GREETED: then `next` returns a connection, unless another thread has taken it."""
         rc = GREETED if self._greeted else taker.take_now()
         while rc == -errno.EAGAIN:
             self._news.poll(None, 1)
-            if not self._greeted:  # another thread had it before it was counted
+            if not self._greeted:  # another thread took it before it was counted
                 self._uncount()
             rc = GREETED if self._greeted else taker.take_now()
         if rc == 1:
@@ -73,7 +74,7 @@ class Intake:
         return rc
 
     def next(self, taker: Taker) -> Greeted | None:
-        """One that has been greeted."""
+        """A connection that has been greeted."""
         self._uncount()
         try:
             greeted = self._greeted.popleft()
@@ -83,7 +84,7 @@ class Intake:
         return greeted
 
     def greet(self, conn: Connection, address: Address) -> Greeted | None:
-        """One that has just come. None: it takes longer, or was closed."""
+        """Greet a connection that has just come. None: it takes longer, or was closed."""
         result = self._greeter.greet(conn, address, self._patience_s)
         if result is None or isinstance(result, tuple):
             self._patience_s = min(self._patience_s * 2, PATIENCE_S)
@@ -101,7 +102,7 @@ class Intake:
         return None
 
     def last(self, taker: Taker) -> Greeted | None:
-        """When nothing more is taken: one of those who are still being greeted. None: there are none left."""
+        """When no more is taken: a connection whose greeting was still under way. None: there are none left."""
         self._greeter.hurry()
         news: Any = poll()
         news.register(self._tokens, POLLIN)
@@ -113,7 +114,7 @@ class Intake:
             news.poll(LOOK_S * 1000)
 
     def cancel(self) -> None:
-        """No thread waits for more. May be called in a signal handler."""
+        """No thread waits for connections any more. May be called in a signal handler."""
         os.eventfd_write(self._over, 1)
 
     def _uncount(self) -> None:
@@ -121,15 +122,15 @@ class Intake:
             os.eventfd_read(self._tokens)
 
     def _line_up(self) -> None:
-        """Behind the other workers: an exclusive wait is for the one that has waited longest since it was registered.
-        Another thread may be doing the same."""
+        """Register behind the other workers: the kernel wakes the exclusive waiter that was registered first. Another
+        thread may do the same at once."""
         with contextlib.suppress(OSError):
             self._news.unregister(self._channel_fd)
         with contextlib.suppress(FileExistsError):
             self._news.register(self._channel_fd, EPOLLIN | EPOLLEXCLUSIVE)
 
     def _greet_all(self) -> None:
-        """Until nobody waits for it."""
+        """Until no connection waits."""
         sigmask.block_all()
         news: Any = poll()
         news.register(self._greeter.fileno(), POLLIN)

@@ -1,5 +1,6 @@
-"""The threads beside an asyncio loop, for `Watch`: of its default executor, of anyio, where the `def` endpoints of
-FastAPI and Starlette run, and the one of asgiref's `sync_to_async`. A loop whose threads are all stuck answers pings.
+"""The threads beside an asyncio loop, for `Watch`: those of its default executor, those of anyio, which run the `def`
+endpoints of FastAPI and Starlette, and the one of asgiref's `sync_to_async`. A loop answers pings also when all these
+threads are stuck.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def watch_threads(watch: Watch, loop: Any) -> None:
-    """Those of `loop`, which has no executor yet, and of what is imported now or later."""
+    """Watch the threads of `loop`, which has no executor yet, and of modules that are imported now or later."""
     threads = _LoopThreads(watch, loop)
-    with contextlib.suppress(AttributeError):  # a class of somebody else's, in C
+    with contextlib.suppress(AttributeError):  # another library's class, in C
         threads.watch_loop()
     watch.add(threads.look_for_imports)
 
@@ -58,7 +59,8 @@ class _LoopThreads:
                 del self._missing[name]
 
     def _watch_executor(self, executor: Any) -> None:
-        """Where something waits for a thread: an application may have as many there as it likes that never end."""
+        """It is stuck only while a job waits for a thread: an application may have any number of jobs there that never
+        end."""
         pool = Pool.beside_loop(
             lambda: executor._max_workers, self._steps, is_wanted=lambda: executor._work_queue.qsize() > 0
         )
@@ -71,7 +73,7 @@ class _LoopThreads:
         self._watch.add(pool.look)
 
     def _watch_anyio(self) -> None:
-        """Those that run within the limit that all tasks of the loop share by default, 40."""
+        """Threads within the limit that all tasks of the loop share by default, 40."""
         backend = importlib.import_module("anyio._backends._asyncio").AsyncIOBackend
         run = backend.run_sync_in_worker_thread.__func__
         shared: list[Any] = []
@@ -92,5 +94,5 @@ class _LoopThreads:
         self._watch.add(look)
 
     def _watch_asgiref(self) -> None:
-        """The one thread of all that is thread-sensitive. Django's requests have one each."""
+        """The one thread of all thread-sensitive calls. Django's requests have one each."""
         self._watch_executor(sys.modules["asgiref.sync"].SyncToAsync.single_thread_executor)

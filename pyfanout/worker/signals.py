@@ -1,8 +1,8 @@
-"""The signals of a worker: SIGTERM drains it, SIGQUIT stops it now, and that stays so whatever the application sets.
+"""The signals of a worker: SIGTERM drains it, SIGQUIT stops it now, whatever handlers the application sets.
 
-The master's own word comes over the control socket, and needs no handler. These are for who sends a signal to the
-process itself, as systemd does to all at once. Handlers of the application, set at import, in a start hook or in a
-request, are taken out again; the one for SIGTERM has its turn when the drain is over. The main thread's affair.
+The master itself says DRAIN over the control socket, and needs no handler. The handlers are for a signal that is sent
+to the process itself, as systemd sends it to all at once. If the application replaces them, at import, in a start hook
+or in a request, they are set again; its handler for SIGTERM is called when the drain is over. In the main thread only.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("pyfanout.worker")
 
 getsignal: Callable[[int], Any] = _signal.getsignal
-"""The handler as it is. `signal.getsignal` first looks whether it is a member of an enum: 3 to 9 us a connection. It
-has no `__wrapped__`."""
+"""The handler as it is. `signal.getsignal` first looks for a member of an enum, which costs 3 to 9 us for each
+connection. It has no `__wrapped__`."""
 
 
 class Stopped(SystemExit):
-    """A signal says: stop now, whatever you are doing."""
+    """A signal tells the worker to stop now, whatever it is doing."""
 
 
 def _do_nothing(_signum: int, _frame: FrameType | None) -> None:
@@ -42,8 +42,8 @@ def _do_nothing(_signum: int, _frame: FrameType | None) -> None:
 
 
 class Signals:
-    """Of one worker. Without `begin` and `through` it leaves all signals alone: one that has joined a dispatcher may
-    have a loop, and signals, of its own."""
+    """The signals of one worker. Without `begin` and `through` it leaves all signals alone: a worker that has joined a
+    dispatcher may have a loop, and handlers, of its own."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -54,18 +54,19 @@ class Signals:
         self.quit = False
         """SIGQUIT has come."""
         self._masks: dict[int, Iterable[int]] = {}
-        """Of threads that fork, what was blocked before."""
+        """The signals that were blocked before, by thread that forks."""
         self.spares_children = False
-        """SIGTERM does nothing to processes that this one forks: they serve its clients."""
+        """SIGTERM has no effect on processes that this one forks: they serve its clients."""
         self._ours = False
-        """They are to be."""
+        """Whether the worker has its own handlers."""
         self._theirs: Callable[[int, Any], object] | None = None
         """What the application has set for SIGTERM."""
         self.handler = getsignal(signal.SIGTERM)
         """What `getsignal(SIGTERM)` is while the application has set nothing."""
 
     def begin(self) -> None:
-        """Before the application is imported. ^C and a hangup reach all in a terminal: they are for the master."""
+        """Before the application is imported. ^C and a hangup go to all processes of a terminal: the master reacts to
+        them."""
         for signum in (signal.SIGUSR1, signal.SIGUSR2):  # which a service manager sends to all processes, too
             if signal.getsignal(signum) is signal.SIG_DFL:
                 signal.signal(signum, _do_nothing)
@@ -78,7 +79,7 @@ class Signals:
         _repeat_when_swallowed()
 
     def plain(self) -> None:
-        """As long as, and as soon as, no loop of a server's runs."""
+        """While no server's loop runs."""
         self._soon = self._stop = self._mute = None
         self._ours = True
         self.hold()
@@ -89,20 +90,23 @@ class Signals:
         stop: Callable[[], None],
         mute: Callable[[], None] | None = None,
     ) -> None:
-        """From READY on: a loop has the main thread. `soon` has it call a function, and may be called in a signal
-        handler; `stop` ends it now. `mute` takes SIGTERM from those that the loop itself calls something for. The loop
-        must wake up for signals (`signal.set_wakeup_fd`)."""
+        """From READY on: a loop has the main thread. `soon` schedules a callback on it, and may be called in a signal
+        handler; `stop` ends the loop now. `mute` removes a handler of SIGTERM that the application has given to the
+        loop. The loop must wake up for signals (`signal.set_wakeup_fd`)."""
         self._soon, self._stop, self._mute = soon, stop, mute
         self._ours = True
 
     def hold(self) -> None:
-        """They are ours again if the application has set others. Does nothing in another thread than the main one."""
+        """Set the worker's handlers again if the application has set others. Does nothing in another thread than the
+        main one."""
         if not self._ours or get_ident() != self._thread or self._worker.forked:
             return
         found = getsignal(signal.SIGTERM)
         if found is not self.handler:
             if callable(found):
-                log.debug("worker=%d: the application's handler of SIGTERM comes after the drain", self._worker.slot)
+                log.debug(
+                    "worker=%d: the application's handler of SIGTERM is called after the drain", self._worker.slot
+                )
                 self._theirs = found
             if self._mute is not None:
                 self._mute()
@@ -114,8 +118,8 @@ class Signals:
         self.handler = getsignal(signal.SIGTERM)
 
     def hand_over(self) -> None:
-        """The drain is over, and its last step is what the application wants to do at SIGTERM. It ends nothing any
-        more: an exit code of its own does not count."""
+        """The drain is over: call the handler that the application has set for SIGTERM. It does not end the worker: its
+        exit code does not count."""
         theirs, self._theirs = self._theirs, None
         if theirs is None or self._worker.stopped or self._worker.forked:
             return
@@ -128,20 +132,21 @@ class Signals:
         self._set()
 
     def end(self, code: int) -> None:
-        """From now on only exit functions run. SIGQUIT: they have had their time."""
+        """From now on only exit functions run. SIGQUIT: their time is over."""
         signal.signal(signal.SIGTERM, _do_nothing)
         signal.signal(signal.SIGQUIT, lambda *_: exits.leave(code))
 
     def before_fork(self) -> None:
-        """A signal to the child that comes before it has let go of them waits."""
+        """Block signals, so that one to the child waits until `let_go`."""
         self._masks[get_ident()] = sigmask.block_all()
 
     def after_fork(self) -> None:
         sigmask.restore(self._masks.pop(get_ident()))
 
     def let_go(self) -> None:
-        """In a child that the application forked: what is ours has its default action there, as in any program's."""
-        spared = self.spares_children and not self._worker.forked  # which its own children are not
+        """In a child that the application forked: signals that the worker handles have their default actions, as in any
+        program."""
+        spared = self.spares_children and not self._worker.forked  # children of that child are not spared
         term = _do_nothing if spared else signal.SIG_DFL
         for signum, ours, default in (
             (signal.SIGTERM, self._terminate, term),
@@ -158,15 +163,15 @@ class Signals:
     # ---- handlers ----------------------------------------------------------------------------------------------
 
     def look(self, *_: object) -> None:
-        """While it boots nobody reads the control socket. There is nothing to finish, and an import would not know
-        what to do."""
+        """While the worker boots, no loop reads the control socket. There is no request to finish, and an import would
+        not know what to do with an exception."""
         worker = self._worker
         if worker.on_drain is None and not worker.forked and says_drain(worker.control):
             exits.leave(0)
 
     def _terminate(self, _signum: int, _frame: FrameType | None) -> None:
-        """However often it comes: a service manager sends it to all processes at once, and to this one the master's
-        word may have come before."""
+        """However often SIGTERM comes: a service manager sends it to all processes at once, and the master's DRAIN may
+        have come before."""
         worker = self._worker
         if worker.on_drain is None:
             exits.leave(0)
@@ -187,8 +192,8 @@ class Signals:
 
 
 def _repeat_when_swallowed() -> None:
-    """Where Python only prints exceptions (in a `__del__`, in a hook around os.fork), Stopped would be lost: then the
-    signal is sent once more, from a thread, so that it comes when that place is left."""
+    """Where Python only prints exceptions (in a `__del__`, in a hook around os.fork), Stopped would be lost. Then the
+    signal is sent once more, from a thread, so that it comes after that place."""
     others = sys.unraisablehook
 
     def swallowed(what: sys.UnraisableHookArgs) -> None:

@@ -1,15 +1,15 @@
-"""Whether the threads that serve requests are stuck: each of them has been in one and the same, and no byte has moved.
+"""Whether the threads that serve requests are stuck: each has been in the same request, and no byte has moved.
 
-A loop that answers pings says nothing of the threads behind it. So what serves with threads adds a look at them, and
-each pong says for how long nothing there has changed. That costs a look with each ping, and two steps of a dictionary
-for each request.
+A loop that answers pings says nothing about the threads behind it. So a server with threads adds a look at them, and
+each pong says for how long nothing there has changed. That costs a look with each ping, and two operations on a
+dictionary for each request.
 """
 
 from __future__ import annotations
 
 import time
 
-# By name: gevent puts in another. Its greenlets have no steps.
+# By name: gevent replaces it. Its greenlets have no steps.
 from _thread import get_ident
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -19,8 +19,8 @@ from pyfanout.worker.idle import bytes_moved
 T = TypeVar("T")
 
 Look = Callable[[], object]
-"""What all threads of a pool do now, something that differs as soon as one of them does anything else. None: one of
-them is free, or nobody would wait for one."""
+"""Returns what all threads of a pool do now: a value that differs as soon as one of them does anything else. None: one
+of them is free, or no request waits for one."""
 
 
 class Watch:
@@ -29,13 +29,13 @@ class Watch:
     def __init__(self, looks: list[Look] | None = None) -> None:
         self._looks: list[Look] = [] if looks is None else looks
         self._seen: dict[Look, tuple[object, int]] = {}
-        """What each has found, and since when it finds that."""
+        """What each look has returned, and since when it returns that."""
 
     def add(self, look: Look) -> None:
         self._looks.append(look)
 
     def again(self) -> Watch:
-        """One of the same pools, for somebody else, who asks at other times."""
+        """A watch of the same pools, for another caller, who asks at other times."""
         return Watch(self._looks)
 
     def still_ms(self) -> int:
@@ -53,12 +53,12 @@ class Watch:
 
 
 class Steps:
-    """How often each thread has told a loop to do something, as one that answers a little at a time does: then it goes
-    on, though nothing shows whose bytes it moves."""
+    """How often each thread has scheduled a callback on the loop, as a call does that sends its answer in parts: such a
+    call makes progress, although it is not known whose bytes it moves."""
 
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
-        """By the thread's number."""
+        """By thread identifier."""
 
     def counted(self, tell_loop: Callable[..., T]) -> Callable[..., T]:
         def tell(*arguments: Any, **keywords: Any) -> T:
@@ -82,8 +82,8 @@ class Pool:
         *,
         is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`size`: how many there can be. `moved`: something that differs if a request has gone on. `is_wanted`: whether
-        it does harm if none is free."""
+        """`size`: how many threads there can be. `moved`: a value that differs if a request has made progress.
+        `is_wanted`: whether a request waits if no thread is free."""
         self._size = size
         self._moved = moved
         self._is_wanted = is_wanted
@@ -92,15 +92,15 @@ class Pool:
 
     @classmethod
     def beside_loop(cls, size: Callable[[], float], steps: Steps, **options: Any) -> Pool:
-        """One for `call`."""
+        """A pool for `call`."""
         return cls(size, steps.of, **options)
 
     def call(self, function: Callable[..., T], /, *arguments: Any, **keywords: Any) -> T:
-        """`run`, where a loop is told whatever becomes of it."""
+        """`run`, for calls that report to a loop."""
         return self.run(get_ident(), function, *arguments, **keywords)
 
     def run(self, conn: Any, function: Callable[..., T], /, *arguments: Any, **keywords: Any) -> T:
-        """Call `function` for a request of `conn`, a socket whose bytes tell whether it goes on."""
+        """Call `function` for a request of `conn`, a socket whose bytes tell whether it makes progress."""
         request = object()
         self._doing[request] = conn
         try:

@@ -403,7 +403,7 @@ def test_a_handler_of_its_own_for_sigterm(
         (pid,) = one.wait_workers(1)
         if in_request:
             assert ask(one.address, f"own {where}")["pid"] == pid
-            one.wait_log("the application's handler of SIGTERM comes after the drain", generation)
+            one.wait_log("the application's handler of SIGTERM is called after the drain", generation)
         with hold(one.address) as held:
             tell(pid)
             one.wait_log(rf"pid={pid} READY->DRAINING")
