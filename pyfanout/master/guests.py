@@ -57,9 +57,10 @@ class Guest:
     silent: bool = False
     """It owes an answer: others have its connections until it gives it."""
     stuck: bool = False
-    """Each of its threads has been in the same request for too long: others have its connections until one is not."""
+    """Each of its threads has been in the same request for too long: others get its connections until one makes
+    progress."""
     short: bool = False
-    """It cannot take connections: others have them until it can."""
+    """It cannot take connections: others get them until it can."""
     entered: bool = False
     """It is in rotation."""
     ping_number: int = 0

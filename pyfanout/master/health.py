@@ -109,8 +109,8 @@ class Health:
         return self._since(max(member.pinged_ns or 0, member.outbox.short_ns))
 
     def _still_ns(self, member: Member, view: BoardView) -> int:
-        """How long its threads had been in the same requests at its last pong. Of threads of ours the pong says only
-        whether bytes have moved; when the last of them took a connection is on the board."""
+        """How long its threads had been in the same requests at its last pong. For threads of pyfanout the pong says
+        only whether bytes have moved; when the last of them took a connection is on the board."""
         if member.pong_ns is None:
             return 0
         since_ns = self._since(max(member.still_since_ns, view.beat_ns if member.threads else 0))

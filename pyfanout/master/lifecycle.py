@@ -24,7 +24,7 @@ class State(Enum):
     HUNG = auto()
     """Does not answer, or has one connection for too long: out of rotation, and told to say where it is and die."""
     KILLED = auto()
-    """It was sent SIGKILL. Nothing is left to do to one that does not die: the system keeps it, while it waits for a
+    """It was sent SIGKILL. If it does not die, the master can do nothing else: the kernel keeps it while it waits for a
     device or a file server."""
     GONE = auto()
     """Dead and reaped."""
@@ -62,7 +62,7 @@ class Action(Enum):
     CLOSE = auto()
     """Its channel has an end, where it leaves: idle connections may go."""
     DRAIN = auto()
-    """It is told to take nothing new, finish and exit."""
+    """It is told to take no more, finish and exit."""
     QUIT = auto()
     """SIGQUIT: it stops now."""
     ABORT = auto()
@@ -94,7 +94,7 @@ TRANSITIONS: dict[tuple[State, Happened], Step] = {
     (_B, Happened.CHANNELS_ENDED): Step(_B),  # it may be wanted: to serve what a dead one left in its channel
     # It may be ready by now, and have a client from the pool, although we have not read that yet.
     (_B, Happened.TOLD_TO_DRAIN): Step(_D, (Action.DRAIN,)),
-    # Not SIGQUIT: before it has a handler for that it would leave a core.
+    # Not SIGQUIT: before it has a handler for that, the signal would leave a core.
     (_B, Happened.TOLD_TO_STOP): Step(_S, (Action.DRAIN,)),
     (_B, Happened.CHANNEL_BROKEN): Step(_B),  # it finds out by itself
     (_B, Happened.TIME_IS_UP): Step(_K, (Action.KILL,)),

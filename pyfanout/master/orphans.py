@@ -1,8 +1,8 @@
-"""Orphans: processes that the kernel gives to this one when their parents end, for it is PID 1, or a subreaper. Reaped
-when they are dead; children that the program has forked never are, for their exit codes are somebody's.
+"""Orphans: processes that the kernel gives to this one when their parents end, because it is PID 1 or a subreaper. They
+are reaped when they are dead. Children that the program has forked never are: the program needs their exit codes.
 
-The kernel does not say which is which. But a process that became our child while no code of the program ran was forked
-by somebody else; and so was one that is older than our last look, at which it was no child of ours.
+The kernel does not say which is which. But a process that became a child while no code of the program ran was forked by
+another process; so was one that is older than the last look, at which it was no child.
 """
 
 from __future__ import annotations
@@ -18,32 +18,34 @@ from pyfanout.core import is_subreaper
 log = logging.getLogger("pyfanout.master")
 
 LOOK_NS = 1_000_000_000
-"""Between two looks while nothing else happens: nobody tells us of an orphan, nor of its death."""
+"""Between two looks while nothing else happens: no event reports an orphan or its death."""
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _MARGIN = _TICKS
-"""1 s: a process has its time of birth a moment before it is its parent's child."""
+"""1 s: a process has its start time a moment before it is its parent's child."""
 
 
 class Orphans:
-    """Of this process. Does nothing if it is given none. In the main thread, to which the kernel gives them."""
+    """The orphans of this process. Does nothing if the kernel gives it none. In the main thread, to which the kernel
+    gives them."""
 
     def __init__(self) -> None:
         self.adopts = os.getpid() == 1 or is_subreaper()
         self._others: set[str] = set()
-        """Children that are no orphans, or perhaps are none. As /proc, which may be another namespace's, names them."""
+        """Children that are no orphans, or perhaps are none, as /proc names them, which may be that of another
+        namespace."""
         self._orphans: dict[str, int] = {}
-        """Their pids here."""
+        """Their pids in this namespace."""
         self._looked_ticks = 0
-        """When, in /proc's unit."""
+        """When the last look was, in the unit of /proc."""
         self._alone = False
-        """There was one thread then: nobody can have forked, unless the program's code ran in it."""
+        """The process had one thread then: only the program's code in that thread can have forked since."""
         self._level = len(_pids("self")) if self.adopts else 0
         self.look(ours=True)
 
     def look(self, workers: Iterable[int] = (), *, ours: bool = False) -> None:
-        """Who is new, and who is dead? `workers`: pids of ours. `ours`: code of the program has run since the last
-        look, and may have forked."""
+        """Find new children, and reap dead orphans. `workers`: pids of the workers. `ours`: code of the program has run
+        since the last look, and may have forked."""
         if not self.adopts:
             return
         try:
@@ -77,7 +79,7 @@ class Orphans:
                 del self._orphans[child]
 
     def _pid_of(self, child: str) -> int | None:
-        """In our namespace; None: it is gone, or cannot be known."""
+        """Its pid in this namespace; None: it has exited, or cannot be known."""
         pids = _pids(child)
         return int(pids[self._level - 1]) if len(pids) >= self._level > 0 else None
 
@@ -88,14 +90,14 @@ def _children_of(thread: str) -> list[str]:
 
 
 def _pids(process: str) -> list[str]:
-    """From the namespace of /proc to its own; empty if there is none."""
+    """Its pids, from the namespace of /proc to its own; empty if there are none."""
     with contextlib.suppress(OSError), open(f"/proc/{process}/status") as file:
         return next((line.split()[1:] for line in file if line.startswith("NSpid:")), [])
     return []
 
 
 def _born_ticks(process: str) -> int:
-    """When; the end of time if that cannot be known."""
+    """Its start time; the largest number if that cannot be known."""
     with contextlib.suppress(OSError, IndexError), open(f"/proc/{process}/stat", "rb") as file:
         return int(file.read().rpartition(b")")[2].split()[19])
     return 2**63

@@ -81,13 +81,13 @@ def hang(
 ) -> str | None:
     """Why a READY worker is hung, in words; None if it is not.
 
-    `pinged_ns`: since when a ping waits for its pong, None if none does. `threads`: blocking threads of ours, 0 for an
-    event loop or a server with its own. `busy_since_ns`: since when the longest connection is in a handler of ours, 0
-    if none is; `timeout_ns` 0: it may be there for ever. `still_ns`: for how long all threads, ours or the server's,
-    have been in the same requests, without a byte that moved.
+    `pinged_ns`: since when a ping waits for its pong, None if none does. `threads`: blocking threads of pyfanout, 0 for
+    an event loop or a server with its own. `busy_since_ns`: since when the longest connection is in a handler, 0 if
+    none is; `timeout_ns` 0: it may be there for ever. `still_ns`: for how long all threads, pyfanout's or the server's,
+    have been in the same requests, and no byte has moved.
 
-    A blocking handler may run for `timeout`, and nobody who runs one can be asked to answer meanwhile: it may hold the
-    interpreter's lock. One that is done with all of them has no excuse.
+    A blocking handler may run for `timeout`, and a worker whose handler runs need not answer meanwhile: the handler may
+    hold the interpreter's lock. A worker without a running handler has to answer.
     """
     late = pinged_ns is not None and now_ns - pinged_ns >= ping_timeout_ns
     if late and (threads == 0 or busy_threads == 0):

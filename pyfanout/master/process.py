@@ -21,7 +21,8 @@ from pyfanout.master.signals import name_of
 log = logging.getLogger("pyfanout.master")
 
 DEBUGGER_S = 1.0
-"""For a debugger that has a dead worker to let go of it. Longer the master does not wait: then it is left a zombie."""
+"""How long a debugger that traces a dead worker may keep it. After that the master does not wait, and the worker stays
+a zombie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ class ExitReport:
     code: int | None
     """Its exit code, or None."""
     signum: int | None = None
-    """The signal that killed it, or None. Both None: somebody else reaped it (SIGCHLD ignored), or keeps it."""
+    """The signal that killed it, or None. Both None: its status was reaped elsewhere (SIGCHLD ignored), or a debugger
+    keeps it."""
     dumped: bool = False
     """It has left a core."""
 
@@ -63,19 +65,20 @@ class Process:
             log.error("pid=%d cannot be sent %s: %s", self.pid, name_of(signum), error.strerror)
 
     def abort(self, *, core: bool) -> None:
-        """SIGABRT: it writes down where its threads are, and dies; with a core only if `core`. SIGKILL if it would not:
-        one that is stopped has nothing to say, and must not be woken, for it might take a connection first."""
+        """SIGABRT: it writes the stacks of its threads, and dies; with a core only if `core`. SIGKILL if it would leave
+        one, or is stopped: a stopped process cannot write, and must not be woken, because it might take a connection
+        first."""
         may = not self.is_stopped() and (core or self._can_leave_no_core())
         self.send(signal.SIGABRT if may else signal.SIGKILL)
 
     def _can_leave_no_core(self) -> bool:
-        """Its limit, just before its end: one from its birth on would be its children's, too. Not 0 but one byte, of
-        which no core can be: what reads cores from a pipe (core_pattern) is given them whatever the limit is, but for
-        this one, see `do_coredump` in the kernel's fs/coredump.c."""
+        """Sets its limit, just before its end: a limit from its start on would hold for its children, too. Not 0 but
+        one byte, too small for any core: a program that reads cores from a pipe (core_pattern) gets them whatever the
+        limit is, except for this one, see `do_coredump` in the kernel's fs/coredump.c."""
         try:
             _, hard = resource.prlimit(self.pid, resource.RLIMIT_CORE)
             resource.prlimit(self.pid, resource.RLIMIT_CORE, (1, hard or 1))
-        except (OSError, ValueError):  # another user's by now; or its limit is 0 and cannot be raised
+        except (OSError, ValueError):  # it has another user now; or its limit is 0 and cannot be raised
             return self._core_is_forbidden()
         return True
 
@@ -101,7 +104,8 @@ class Process:
             return False
 
     def kill(self, wait_s: float) -> bool:
-        """SIGKILL, and its end, and close the pidfd. False: it does not die within `wait_s` seconds. Once only."""
+        """Send SIGKILL, wait for its end, and close the pidfd. False: it does not die within `wait_s` seconds. Once
+        only."""
         self.send(signal.SIGKILL)
         over = self.is_over(wait_s)
         if over:
@@ -111,7 +115,7 @@ class Process:
         return over
 
     def reap(self) -> ExitReport:
-        """After its end, which `pidfd` has announced; and close the pidfd. Once only."""
+        """After its end, which `pidfd` has announced: read its status and close the pidfd. Once only."""
         try:
             info = self._status()
         except ChildProcessError:
@@ -125,7 +129,8 @@ class Process:
         return ExitReport(None, info.si_status, info.si_code == os.CLD_DUMPED)
 
     def _status(self) -> os.waitid_result | None:
-        """At once, but for a debugger (strace), which has to look at it first, and may itself be stopped."""
+        """Returns at once, except for a debugger (strace), which has to see the status first, and may itself be
+        stopped."""
         end_s = time.monotonic() + DEBUGGER_S
         while (info := os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)) is None and time.monotonic() < end_s:
             time.sleep(0.001)
@@ -165,8 +170,8 @@ def _live(first_steps: Callable[[], None], entry: Callable[[], int], mask: Itera
         return entry()
 
     code = exits.SOFTWARE
-    # The parent's objects: to collect them would copy the pages that they share, and finalize what is the parent's. In
-    # the child, for the parent could never collect them again. Three lists change hands, whatever is in them.
+    # The parent's objects: to collect them would copy the pages that they share, and run the parent's finalizers. In
+    # the child, because the parent could never collect them again. It moves three lists, at the same cost for any size.
     gc.freeze()
     try:
         code = exits.code_of(live)

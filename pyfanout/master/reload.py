@@ -1,8 +1,8 @@
 """A rolling reload: which slots still wait for a new worker, and which new workers are on trial. Starts and stops none.
 
-A new worker is on trial from its fork until it has been ready for `min_uptime` and answers a ping then. It serves
-meanwhile, beside the old one, which is not touched before. A batch takes over as a whole: if one of it dies, all of its
-old ones are still there.
+A new worker is on trial from its fork until it has been ready for `min_uptime` and then answers a ping. Meanwhile it
+serves beside the old one, which stays as it is. A batch takes over as a whole: if one of its new workers dies, all of
+its old ones are still there.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Reload:
         self.waiting = [slot for slot in self.waiting if not slot.retired]
         if len(self.trials) < self._batch:
             for slot in self.waiting:
-                # One that boots, or is about to die, was forked before we were asked: wait what becomes of it.
+                # One that boots, or is about to die, was forked before the reload was asked for: wait for its outcome.
                 settled = slot.member is None or slot.member.state is State.READY
                 if settled and slot.successor is None:
                     return slot
         return None
 
     def begin(self, member: Member) -> None:
-        """It is the new worker of a slot that has waited for one."""
+        """`member` is the new worker of a slot that has waited for one."""
         self.waiting.remove(member.slot)
         self.trials.append(member)
 
@@ -42,7 +42,7 @@ class Reload:
         return not self.waiting and not self.trials
 
     def passed(self) -> list[Member]:
-        """Those on trial, if all of them have passed; they are on trial no longer."""
+        """The workers on trial, if all of them have passed; they are on trial no longer."""
         self.trials = [member for member in self.trials if not member.slot.retired]
         if not all(member.fit for member in self.trials):
             return []

@@ -38,7 +38,7 @@ class Slot:
     member: Member | None = None
     """Who serves, or will when it has booted."""
     successor: Member | None = None
-    """On trial: who is to have the slot instead, if it lives for `min_uptime`. Serves meanwhile, too."""
+    """The worker on trial: it gets the slot if it lives for `min_uptime`. Meanwhile it serves, too."""
     place: int | None = None
     """Of its newest worker: what that leaves in its channel waits there for the next one."""
     deaths: int = 0
@@ -98,7 +98,8 @@ class Member:
     """It cannot take connections now, and is out of rotation."""
     failure: Failed | None = None
     wake_ns: int | None = None
-    """When it is told once more to look at its socket: it was told to leave while it booted. None: it need not be."""
+    """When it is signalled once more to look at its socket, after it was told to leave while it booted. None: not
+    needed."""
     verdict: str | None = None
     """Why we ended it, in words."""
     ping_number: int = 0
@@ -107,7 +108,7 @@ class Member:
     pong_ns: int | None = None
     """When the last pong came."""
     proved: bool = False
-    """It has answered a ping when it was on trial no longer: after `min_uptime`."""
+    """It has answered a ping after its trial time, `min_uptime`."""
     still_since_ns: int = 0
     """Since when its threads have been in the same requests, as that pong said."""
 
@@ -119,7 +120,7 @@ class Member:
 
     @property
     def left_behind(self) -> bool:
-        """It was killed and does not die."""
+        """It was sent SIGKILL and does not die."""
         return self.state is State.KILLED and self.deadline_ns is None
 
     @property

@@ -1,9 +1,10 @@
 """Signals to the master: which one asks for what, at which time of its life; install, restore, forget in a child.
 
-A handler writes down what came, and makes a socket readable that the core watches, so a signal is news like all other.
-That socket is the interpreter's wake-up descriptor, too (`set_wakeup_fd`): it ends a wait that begins in the instant
-between the signal and its handler. Not by that alone: a program's own loop takes the one place there is for it. Not
-signalfd: a mask set after the application started threads does not cover them.
+A handler records the signal and makes a socket readable that the core watches, so a signal is an event like any other.
+That socket is also the interpreter's wake-up descriptor (`set_wakeup_fd`): it ends a wait that begins in the instant
+between the signal and its handler. The wake-up descriptor alone is not enough, because there is only one and a
+program's own loop may have taken it. Not signalfd: a mask set after the application started threads does not cover
+them.
 """
 
 from __future__ import annotations
@@ -46,58 +47,57 @@ _ALWAYS = {
     signal.SIGTTOU: Request.FEWER,
 }
 _IF_FREE = {signal.SIGUSR1: Request.REOPEN, signal.SIGUSR2: Request.UPGRADE}
-"""Unless the program has its own use for them."""
+"""Handled unless the program handles or ignores them."""
 
 _ASKS = {**_ALWAYS, **_IF_FREE}
 
 _OTHERS_AFFAIR = {
-    # What a process does to itself, which dumps core for who looks for the reason.
+    # Faults of the process itself: a core shows the reason.
     *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS),
-    # A write that cannot be: Python ignores them, unless the program wants to die of them.
+    # A write that fails: Python ignores them, unless the program wants to die of them.
     *(signal.SIGPIPE, signal.SIGXFSZ),
-    # By default these kill nobody, or cannot be handled.
+    # By default these do not kill, or cannot be handled.
     *(signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGTSTP, signal.SIGKILL, signal.SIGSTOP),
 }
 DEADLY = set(signal.valid_signals()) - _OTHERS_AFFAIR - set(_ASKS)
-"""Those by which a process dies that has no handler for them: timers (a shell's `alarm` before its `exec`), limits, a
-power failure (lxc stops a container by SIGPWR), real-time signals. The master must not die without a word and leave its
-pidfile and its workers' clients: if the program has no handler either, each asks for a graceful stop."""
+"""Signals whose default action kills a process: timers (a shell's `alarm` before its `exec`), limits, a power failure
+(lxc stops a container by SIGPWR), real-time signals. The master must not die without a log line, and leave its pidfile
+and its workers' clients: if the program has no handler either, each asks for a graceful stop."""
 
 _RESET_IN_MASTER = (signal.SIGCHLD,)
 """If it were ignored, the kernel would reap our children and no exit status would be left."""
 
 SAME_NS = 1_000_000_000
 """A fast stop that is asked for again within this time is the same one: a terminal sends ^C to all its processes, and a
-wrapper among them passes it on. Nobody who wants to insist presses it again so soon."""
+wrapper among them passes it on. A user who wants to insist does not press it again so soon."""
 
-# Not `signal.signal`, which makes enum members of what it is given and returns: there are fifty, in each child.
+# Not `signal.signal`, which makes enum members of its arguments and results: there are fifty, in each child.
 _set: Callable[[int, Any], Any] = getattr(signal.signal, "__wrapped__", signal.signal)
 _get: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
 
 
 class _Time(Enum):
-    """Of a master's life."""
+    """The time of a master's life."""
 
     BEFORE = auto()
-    """It loads the application: nothing has begun, and nobody would notice a request before that is done."""
+    """It loads the application: there is nothing to clean up, and no loop reads requests."""
     WHILE = auto()
     AFTER = auto()
-    """All is over but the end of the process."""
+    """Everything is closed; the process is about to end."""
 
 
 class Signals:
-    """The master's handlers. `with Signals() as signals:` puts back what it found. In the main thread only.
+    """The master's handlers. `with Signals() as signals:` restores what it found. In the main thread only.
 
-    A process that has no other purpose (`whole_process`) never puts them back: whoever stops it, stops it twice, as a
-    service manager and a wrapper do, and the second signal, which comes while the interpreter ends, must not make its
-    exit code that of a crash.
+    A process that has no other purpose (`whole_process`) never restores them: a service manager and a wrapper may each
+    stop it, and the second signal, which comes while the interpreter ends, must not make its exit code that of a crash.
     """
 
     def __init__(self, *, whole_process: bool = False) -> None:
         self.shared = False
-        """A loop of the program's waits for our descriptor, and for its own."""
+        """Whether a loop of the program waits for this descriptor, and for its own."""
         self.exit_code = 0
-        """Of the whole process."""
+        """The exit code of the whole process."""
         self._whole_process = whole_process
         self._time = _Time.BEFORE
         self._found: dict[int, Any] = {}
@@ -105,9 +105,9 @@ class Signals:
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self._others_fd = -1
-        """The wake-up descriptor of somebody else in this program; -1: there is none."""
+        """The wake-up descriptor of another loop in this program; -1: there is none."""
         self._heard: list[tuple[int, int]] = []
-        """Signal, and when: not read yet."""
+        """Signals and their times: not read yet."""
         self._stop_now_ns = -SAME_NS
         """When a fast stop was asked for."""
 
@@ -138,7 +138,7 @@ class Signals:
         self.close()
 
     def _put_back(self) -> None:
-        """But where the program has set another one meanwhile."""
+        """Restore the handlers that the program has not replaced meanwhile."""
         for signum, handler in self._found.items():
             if signum in _RESET_IN_MASTER or _get(signum) == self._hear:
                 # None: a handler that C code installed, which Python cannot put back.
@@ -147,15 +147,15 @@ class Signals:
     # ---- the times of a life --------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """From now on something is left behind by a master that dies, and requests are for `read`."""
+        """From now on there is something to clean up, and `read` returns the requests."""
         self._time = _Time.WHILE
 
     def end(self) -> None:
-        """From now on there is nothing to ask for."""
+        """From now on only a fast stop has an effect: it ends the process."""
         self._time = _Time.AFTER
 
     def ignore(self) -> None:
-        """For the last moments of the interpreter, which sets what has a handler to its default."""
+        """For the last moments of the interpreter, which resets each signal with a handler to its default."""
         for signum in self._found:
             _set(signum, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
@@ -170,10 +170,10 @@ class Signals:
                 with contextlib.suppress(OSError):  # it is full, and so it is readable
                     self._writer.send(b"\0")
             case _Time.AFTER if self._request(signum, time.monotonic_ns()) is Request.STOP_NOW:
-                os._exit(self.exit_code)  # a thread or an exit function of the application does not come to its end
+                os._exit(self.exit_code)  # a thread or an exit function of the application hangs
 
     def _hear_before(self, signum: int, frame: FrameType | None) -> None:
-        """While the application is imported, which would not know what to do with an exception."""
+        """While the application is imported, which would not know what to do with an exception from a handler."""
         found = self._found[signum]
         if callable(found) and not self._whole_process:
             found(signum, frame)
@@ -184,17 +184,17 @@ class Signals:
     # ---- the wake-up descriptor -----------------------------------------------------------------------------------
 
     def hold(self) -> None:
-        """Before a wait: the wake-up descriptor is ours, or, if it is `shared`, of the loop that waits."""
+        """Before a wait: make this the wake-up descriptor, or, if it is `shared`, that of the loop that waits."""
         ours = self._writer.fileno()
         found = signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
         if found != ours:
             self._others_fd = found
         if self.shared and self._others_fd != -1:
-            with contextlib.suppress(OSError):  # they have closed theirs
+            with contextlib.suppress(OSError):  # that loop has closed its own
                 signal.set_wakeup_fd(self._others_fd)
 
     def _pass_on(self) -> None:
-        """Empty our descriptor. What came is for their loop, too, which knows its signals by these numbers."""
+        """Empty this descriptor, and pass the signals on to the program's loop, which knows them by these numbers."""
         numbers = b""
         with contextlib.suppress(OSError):  # there is nothing; or no memory for it now, and it is told of again
             numbers = self._reader.recv(4096).replace(b"\0", b"")
@@ -210,7 +210,7 @@ class Signals:
 
     @property
     def heard(self) -> bool:
-        """Whether `read` has something to tell."""
+        """Whether `read` has requests to return."""
         return bool(self._heard)
 
     def read(self) -> list[Request]:
@@ -234,14 +234,14 @@ class Signals:
     # ---- in a child -----------------------------------------------------------------------------------------------
 
     def forget(self) -> None:
-        """In a worker, with signals blocked: a signal to it must not reach the master's loop, nor a handler that the
-        program has for itself."""
+        """In a worker, with signals blocked: a signal to it must not reach the master's loop, nor a handler of the
+        program's."""
         for signum in self._found:
             if _get(signum) != signal.SIG_DFL:
                 _set(signum, signal.SIG_DFL)
 
     def leave_to_child(self) -> None:
-        """In any child, before it does anything else: its signals are its own affair."""
+        """In any child, before it does anything else: it has the program's handlers."""
         signal.set_wakeup_fd(-1)
         self._put_back()
         self.close()

@@ -63,8 +63,8 @@ WhenReloaded = Callable[[str], object]
 """Told of the end of a reload: why it failed, or nothing."""
 
 GRACE_NS = 2_000_000_000
-"""From "stop now" to SIGKILL: long enough for an exit hook, short for who presses ^C. And from there to the end of our
-patience with one that does not die."""
+"""From "stop now" to SIGKILL: long enough for an exit hook, short for a user who presses ^C. The same again until a
+worker that SIGKILL does not end is left behind."""
 
 MESSAGES = 16
 """Read of one worker before the others have their turn: a socket that is full would swallow a pong."""
@@ -101,7 +101,7 @@ class Supervisor:
         """When what is left of a stop loses patience."""
         self._finished = False
         self._looked = True
-        """The core has had its turn since the stop began: if nobody waits it has said that it has finished."""
+        """The core has run since the stop began: if no client waits, it has said that it has finished."""
         self._late = False
         """The drain timeout of a graceful stop is over."""
         self._has_front = False
@@ -109,7 +109,7 @@ class Supervisor:
         self._shortage = Shortage()
         self._reload: Reload | None = None
         self._replaced: set[Member] = set()
-        """By reloads, and not gone yet."""
+        """Workers that reloads have replaced and that have not exited yet."""
         self._when_reloaded: list[WhenReloaded] = []
         self._reload_again: list[WhenReloaded] | None = None
         """Who asked for one more while one was under way; None: nobody did."""
@@ -124,8 +124,8 @@ class Supervisor:
         self._most_in_flight = most_in_flight()
         gc.collect()
         with contextlib.ExitStack() as undo:
-            # All workers share what exists now, until somebody writes to it, which the collector does. Once, and not at
-            # each fork: what is frozen is never collected, and a master makes garbage as long as it lives.
+            # All workers share the objects that exist now, until a process writes to them, as the collector does. Once,
+            # and not at each fork: frozen objects are never collected, and a master makes garbage as long as it lives.
             undo.callback(gc.unfreeze)
             gc.freeze()
             self._core = undo.enter_context(Core(SLOTS, self._config.policy))
@@ -176,12 +176,12 @@ class Supervisor:
 
     def step(self, timeout_ns: int | None = None, *, program_ran: bool = False) -> bool:
         """Wait for the next event, at most for `timeout_ns`, and deal with it. False: stopped, and all is over.
-        `program_ran`: since the last step there was code that is not ours."""
+        `program_ran`: code of the program has run since the last step."""
         if program_ran:
             self._look_for_orphans(program_ran=True)
         now_ns = time.monotonic_ns()
         self._health.awake(now_ns)
-        if self._signals.heard:  # before anything is forked for a server that shall stop
+        if self._signals.heard:  # before a worker is forked for a server that shall stop
             self._on_signal()
         self._keep_time(now_ns)
         self._go_on_reloading()
@@ -387,7 +387,7 @@ class Supervisor:
             self._promote(member)
 
     def _on_short(self, member: Member, short: bool) -> None:
-        """It cannot take what is passed to it: others get that, until it can."""
+        """It cannot take connections: others get them, until it can."""
         if member.short is short:
             return
         member.short = short
@@ -404,7 +404,8 @@ class Supervisor:
         return self._reload is not None and member in self._reload.trials
 
     def _promote(self, member: Member) -> Member | None:
-        """It is on trial no longer, and takes its slot over; whoever had it finishes what it has begun."""
+        """`member` has passed its trial and takes its slot over; the old worker finishes what it has begun. Returns the
+        old one."""
         if member.slot.successor is not member or not member.fit:
             return None  # it has had the slot since the old one died; or it is told to leave
         old = self._hand_over(member)
@@ -413,7 +414,7 @@ class Supervisor:
         return old
 
     def _hand_over(self, successor: Member) -> Member | None:
-        """The slot to its successor; who had it."""
+        """Give the slot to its successor; returns the worker that had it."""
         old = self._roster.promote(successor)
         if successor.spent:  # by now
             self._on_spent(successor)
@@ -447,7 +448,7 @@ class Supervisor:
         self._count_out(member, member.failure.reason if member.failure else f"{member} {words}")
 
     def _count_out(self, member: Member, reason: str) -> None:
-        """No reload waits for it any more."""
+        """No reload waits for `member` any more."""
         if self._reload and member in self._reload.trials:
             self._reload.trials.remove(member)
             if not member.slot.retired:
@@ -568,8 +569,8 @@ class Supervisor:
                 self._replace(member)
 
     def _wake(self, member: Member, now_ns: int) -> None:
-        """One that boots looks at its socket. Again later, and less and less often: what it is told may not be sent
-        yet, and a signal that hits a thread on its way into a call is lost."""
+        """A worker that boots looks at its socket. Repeated at growing intervals: the message may not have been sent
+        yet, and a signal that reaches a thread on its way into a call is lost."""
         member.wake_ns = now_ns + max(AGAIN_NS, now_ns - member.since_ns)
         member.process.send(WAKE)
 
@@ -612,8 +613,8 @@ class Supervisor:
             self._respawn_later(slot)
 
     def _is_one_too_many(self, member: Member) -> bool:
-        """Its slot has left one behind already: what keeps them may keep all that come, without an end. The slot gets
-        its next one when this one is dead."""
+        """Its slot has left one worker behind already: the cause may block every new one, without an end. The slot gets
+        its next worker when this one is dead."""
         return any(each.left_behind and each.slot is member.slot for each in self._roster.members if each is not member)
 
     def _count_death(self, slot: Slot, member: Member) -> None:
@@ -678,12 +679,12 @@ class Supervisor:
         slot.respawn_at_ns = time.monotonic_ns() + delay_ns
 
     def _start_one(self, now_ns: int) -> None:
-        """The worker that has waited longest for its start, if any; at most one each time the loop comes round, for no
-        client is served during a fork."""
+        """Fork the worker that has waited longest for its start, if any; at most one each time the loop comes round,
+        because no client is served during a fork."""
         waiting = [(slot.respawn_at_ns, slot.number) for slot in self._roster.slots if slot.respawn_at_ns is not None]
         at_ns, number = min(waiting, default=(now_ns + 1, 0))
         if at_ns <= now_ns:
-            if self._looked:  # else it may be for nobody
+            if self._looked:  # else there may be no client for it
                 self._spawn(self._roster.slots[number])
         elif self._reload and (slot := self._reload.next()):
             self._try_out(self._reload, slot)
@@ -722,7 +723,7 @@ class Supervisor:
                 gate, opener = os.pipe()
                 undo.callback(os.close, opener)
                 undo.callback(os.close, gate)
-                gc.collect(1)  # what is garbage by now is not copied, and gone before more of it is made
+                gc.collect(1)  # garbage is not copied to the child, and is collected before there is more
                 process = spawn(
                     functools.partial(self._first_steps, place, ours, station, gate, opener),
                     lambda: self._worker_main(slot.number, generation, station[0], theirs, stacks_fd),
@@ -854,7 +855,7 @@ class Supervisor:
             self._end_reload("")
 
     def _try_out(self, reload: Reload, slot: Slot) -> None:
-        """A new worker for a slot that a reload has come to."""
+        """Fork a new worker for a slot that is next in a reload."""
         slot.respawn_at_ns = None
         member = self._spawn(slot)  # a callback may have ended the reload, and everything
         if member is not None:
@@ -975,7 +976,7 @@ class Supervisor:
     def _begin_stop(self, request: Request) -> None:
         self._stopping = request
         for slot in self._roster.slots:
-            # No successor any more, and no worker more than there were, as long as there are any.
+            # No successor any more, and no additional worker, as long as there is one.
             if slot.member is not None or (not slot.generation and self._roster.members):
                 slot.respawn_at_ns = None
         # Socket files go first: while the socket is open, its inode cannot be another file's.
