@@ -51,7 +51,7 @@ class Server:
         self._tasks: dict[asyncio.Task[Any], tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
         """The handlers, with their streams. The loop itself holds tasks by weak references."""
         self._connecting: set[asyncio.Task[Any]] = set()
-        """What makes a transport, by way of a TLS handshake."""
+        """Tasks that make a transport, by way of a TLS handshake."""
         self._secure: dict[int, tuple[Connection, asyncio.StreamReader, float]] = {}
         """With TLS: the open connections by descriptor, with the reader of each and when its handshake began."""
         self._idle = IdleWatch()
@@ -63,7 +63,7 @@ class Server:
         self._context = worker.tls_context()
         self._headless = _headless(worker)
         self._timed = False
-        """It will be looked at whether the time of those is over."""
+        """Whether a timer checks the time of greetings."""
         self._make_transport: Callable[..., Any] | None = getattr(self._loop, "_make_socket_transport", None)
 
     async def run(self) -> None:
@@ -137,7 +137,7 @@ class Server:
     # ---- one connection ----------------------------------------------------------------------------------------
 
     def _begin(self, arrival: Any) -> None:
-        """A socket; `_open` follows, at once unless it waits for its PROXY header."""
+        """Makes a socket; `_open` follows, at once unless the connection waits for its PROXY header."""
         self._live += 1
         ended = self._ended if self._context is None else functools.partial(self._end_secure, arrival.fd)
         conn, address = Connection.arrived(arrival, False, ended), address_of(arrival)
@@ -162,7 +162,7 @@ class Server:
             self._loop.call_later(due_s, self._expire, headless)
 
     def _open(self, conn: Connection, client: Address) -> None:
-        """Its streams, its transport; `_serve` follows when the loop comes round."""
+        """Makes its streams and its transport; `_serve` follows when the loop comes round."""
         reader = asyncio.StreamReader(limit=STREAM_LIMIT, loop=self._loop)
         protocol = asyncio.StreamReaderProtocol(reader, self._serve, loop=self._loop)
         if self._make_transport is None or self._context is not None:
@@ -261,8 +261,8 @@ class Server:
         self._loop.call_later(LOOK_S, self._close_those_idle)
 
     def _end_handshakes(self, now_s: float) -> None:
-        """Those whose client is silent: at the beginning, before there is a handler, and at the end, after it, where
-        asyncio waits for the client's goodbye for 30 s."""
+        """Ends handshakes whose client is silent: at the beginning, before there is a handler, and at the end, after
+        it, where asyncio waits for the client's close_notify for 30 s."""
         for conn, reader, since_s in self._secure.values():
             transport = reader._transport  # type: ignore[attr-defined]  # None: there is no handler yet
             unserved = transport is None or transport.is_closing()
@@ -320,7 +320,7 @@ def serve(worker: Worker, handler: AsyncHandler) -> None:
 
 
 def _headless(worker: Worker) -> Greeter | None:
-    """None: no proxy says whose connection it is."""
+    """The greeter of PROXY headers; None: there are none."""
     if not worker.config.proxy_protocol:
         return None
     from pyfanout.worker.greeting import Greeter  # noqa: PLC0415 - few are behind a proxy
@@ -330,8 +330,8 @@ def _headless(worker: Worker) -> Greeter | None:
 
 @contextlib.asynccontextmanager
 async def hooks(worker: Worker) -> AsyncIterator[None]:
-    """Start hook; exit hook. And a loop that wakes up for signals: one that comes just before it falls asleep would
-    have to wait for something else that wakes it."""
+    """Start hook; exit hook. Meanwhile the loop wakes up for signals: without that a signal that comes just before the
+    loop sleeps would wait until something else wakes it."""
     asyncio.get_running_loop().add_signal_handler(WAKE, worker.signals.look)
     signal.signal(WAKE, worker.signals.look)  # not only between two steps: a hook may take long
     await call_hook(worker, worker.config.on_worker_start)
@@ -340,11 +340,11 @@ async def hooks(worker: Worker) -> AsyncIterator[None]:
     finally:
         await call_hook(worker, worker.config.on_worker_exit)
         worker.signals.plain()
-        signal.set_wakeup_fd(-1)  # the loop closes its end before it takes its signal handlers back
+        signal.set_wakeup_fd(-1)  # the loop closes its end before it removes its signal handlers
 
 
 def signals_through(worker: Worker, stop: Callable[[], None]) -> None:
-    """SIGTERM and SIGQUIT are dealt with between two steps of the running loop, which calls nothing else for them."""
+    """SIGTERM and SIGQUIT are handled between two steps of the running loop, which calls nothing else for them."""
     loop = asyncio.get_running_loop()
 
     def mute() -> None:

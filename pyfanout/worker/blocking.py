@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("pyfanout.worker")
 
 INTERRUPT = WAKE
-"""Ends a thread's sleep in `take`. Once it takes, nobody else needs that signal."""
+"""Ends a thread's sleep in `take`. While workers take connections, nothing else needs that signal."""
 
 GREETED = 2
-"""What `Intake.take` returns beside the results of `Taker.take`: one has been greeted."""
+"""A result of `Intake.take` besides those of `Taker.take`: a connection has been greeted."""
 
 NUDGE_S = 0.01
 """Seconds between two such signals: one that hits a thread on its way into `take` is lost."""
@@ -59,12 +59,12 @@ class Server:
         self._counts = worker.config.max_requests > 0
         self._takers = [Taker(self._fd, worker.station, number) for number in range(self._threads)]
         self._intake = _intake(worker, self._fd)
-        """Where they take from if clients are greeted first; None: from the channel itself."""
+        """Where the threads take from if clients are greeted first; None: from the channel itself."""
         self._idents: dict[Taker, int] = {}
         """Which thread a taker is on; those that have left are not in it."""
         self._signalling = threading.Lock()
-        """Held from the look at `_idents` to the signal, and by a thread that takes itself out: no signal is addressed
-        to a thread that may have ended, whose memory is gone (pthread_kill(3): undefined)."""
+        """Held from the look at `_idents` to the signal, and by a thread that removes itself: no signal may be sent to
+        a thread that may have ended, whose memory is freed (pthread_kill(3): undefined)."""
         self._leaving = threading.Lock()
         """Released when the first thread leaves. Not an Event, whose own lock a signal handler could find taken."""
         self._closing = False
@@ -115,7 +115,7 @@ class Server:
             self._leaving.release()
 
     def _take_each(self, taker: Taker) -> None:
-        """Until there is no more to take."""
+        """Until there is no connection to take any more."""
         if self._intake is not None:
             self._take_each_greeted(self._intake, taker)
             return
@@ -132,7 +132,7 @@ class Server:
                 fd_is_free = False
 
     def _take_each_greeted(self, intake: Intake, taker: Taker) -> None:
-        """The same of those that have been greeted."""
+        """The same for connections that have to be greeted."""
         worker = self._worker
         while True:
             rc = intake.take(taker)
@@ -152,7 +152,8 @@ class Server:
             self._handle(taker, *greeted)
 
     def _handle(self, taker: Taker, conn: Any, address: Any) -> bool:
-        """One connection. Whether a descriptor is free afterwards, and no other thread is here that could take it."""
+        """Serve one connection. Whether a descriptor is free afterwards, and no other thread of this worker could use
+        it."""
         worker = self._worker
         taker.conn = conn
         try:
@@ -174,7 +175,7 @@ class Server:
         return closed and self._alone
 
     def _is_over(self, rc: int) -> bool:
-        """Nothing was taken: whether nothing ever will be."""
+        """No connection was taken: whether none ever will be."""
         worker = self._worker
         if rc == 0 or (rc in (-errno.ECANCELED, -errno.EINTR) and worker.draining):
             return True
@@ -199,8 +200,8 @@ class Server:
         self._worker.drain()
 
     def _wait_for_descriptor(self) -> None:
-        """Take nothing until one is free: what waits in the pool is taken by others, and so is what waits for us alone.
-        A shortage that lasts is told."""
+        """Take nothing until a descriptor is free: meanwhile others take the connections in the pool, and those in the
+        worker's own channel. A shortage that lasts is logged."""
         told = False
         if not self._pool:
             self._worker.is_short(True)
@@ -220,7 +221,8 @@ class Server:
             self._worker.is_short(False)
 
     def _cancel(self) -> None:
-        """Nobody takes any more. Those asleep are woken by the control thread: here a signal handler may be running."""
+        """No thread takes any more. The control thread wakes the sleeping ones: here a signal handler may be
+        running."""
         for taker in self._takers:
             taker.cancel()
         if not self._worker.forked:
@@ -275,7 +277,7 @@ class Server:
         self._closing = True
 
     def _moved(self) -> object:
-        """For `Watch`: the board says who is busy, and since when."""
+        """For `Watch`: the board says which thread is busy, and since when."""
         conns = [taker.conn for taker in self._takers]
         return [bytes_moved(conn) for conn in conns if conn is not None]
 
@@ -296,10 +298,10 @@ def serve(worker: Worker, handler: BlockingHandler) -> None:
 
 
 def _intake(worker: Worker, channel_fd: int) -> Intake | None:
-    """None: no client needs to be greeted. Raises ConfigError."""
+    """The intake; None: clients need not be greeted. Raises ConfigError."""
     if not (worker.config.tls or worker.config.proxy_protocol):
         return None
-    from pyfanout.worker.greeting import Greeter  # noqa: PLC0415 - few are greeted
+    from pyfanout.worker.greeting import Greeter  # noqa: PLC0415 - few workers greet
     from pyfanout.worker.intake import Intake  # noqa: PLC0415
 
     greeter = Greeter.of(worker, tls=True)

@@ -1,4 +1,4 @@
-"""A child that the application forked, and what it has of its worker that it must not use."""
+"""A child that the application forked, and the parts of its worker that it must not use."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ log = logging.getLogger("pyfanout.worker")
 
 
 def empty_epoll_sets() -> None:
-    """A child that goes on with its copy of a loop would be told of its parent's connections, and change what the
-    parent is told of: an epoll set is one, however many processes have it (epoll(7), Q6). So it gets sets of its own
-    under the same numbers, with nothing in them. Not without /proc."""
+    """A child that goes on with its copy of a loop would receive events of its parent's connections, and change which
+    events the parent receives: an epoll set is shared by all processes that have it (epoll(7), Q6). So the child gets
+    empty sets of its own under the same numbers. Not without /proc."""
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):  # that of the listing itself
@@ -34,16 +34,16 @@ def _replace(fd: int) -> None:
 
 
 def silence(fds: Iterable[int]) -> None:
-    """Connections that the parent goes on with: nothing can be said on them here, and they are over when the parent
-    says so. uvloop closes them by their numbers, which a client does not see while there is a copy."""
+    """Connections that the parent goes on with: the child cannot send on them, and they are closed when the parent
+    closes them. uvloop closes them by their numbers, which a client does not see while there is a copy."""
     with open(os.devnull, "r+b", buffering=0) as nothing:
         for fd in fds:
             os.dup2(nothing.fileno(), fd, inheritable=False)
 
 
 def leave_loop(loop: Any) -> None:
-    """The child may go on with the task that has forked it, and exits when that is over. All else that the loop was
-    about to do is its parent's."""
+    """The child may go on with the task that has forked it, and exits when that task is over. All other callbacks of
+    the loop are its parent's, and are cancelled."""
     selector = getattr(loop, "_selector", None)
     if selector is not None:  # asyncio's own, which knows what was in its set
         loop._selector = selectors.DefaultSelector()
@@ -56,7 +56,7 @@ def leave_loop(loop: Any) -> None:
 
 
 def leave(task: asyncio.Task[Any]) -> None:
-    """Its copy of what its parent has under way is over."""
+    """The copy of the parent's task is over."""
     code = 0
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("pid=%d: the handler failed, in a child that it forked", os.getpid(), exc_info=error)

@@ -1,4 +1,4 @@
-"""A connection that has arrived: a socket that reports its end, its peer's address. Closed exactly once."""
+"""A connection that has arrived: a socket that reports its end and knows its client's address. Closed exactly once."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _begin: Callable[[], object] = bool
 
 
 def part_by(farewell: Farewell) -> None:
-    """From now on connections of this process end in this way."""
+    """From now on the connections of this process are closed by `farewell`."""
     global _part, _begin
     _part, _begin = farewell.part, farewell.begin
 
 
 def part(fd: int) -> None:
-    """What `Connection` does when it is closed, of a descriptor that another class of sockets has given up."""
+    """Close as `Connection` does, for a descriptor that another class of sockets has detached."""
     if _part(fd) & SWEEP:
         _begin()
 
@@ -54,11 +54,12 @@ class Connection(socket.socket):
 
     __slots__ = ("_on_done", "greeting_bytes", "peer")
     peer: Address | None
-    """Who it is according to a proxy, if that has said so."""
+    """The client's address according to a proxy, if the proxy has sent one."""
     greeting_bytes: int
-    """Length of the proxy's header and of the client's part of the TLS handshake: they came, and are no request."""
+    """Length of the proxy's header and of the client's part of the TLS handshake: bytes that came, but are no
+    request."""
     counting: type[Connection]
-    """The same, that counts."""
+    """The same class, with `Counting`."""
     _io_refs: int
     _closed: bool
 
@@ -90,7 +91,7 @@ class Connection(socket.socket):
         return self
 
     def getpeername(self) -> Any:
-        """The client's address; through a proxy that says so, the true one."""
+        """The client's address; the true one if a proxy has sent it."""
         return super().getpeername() if self.peer is None else self.peer
 
     def _real_close(self) -> None:
@@ -99,7 +100,7 @@ class Connection(socket.socket):
     def _end(self) -> bool:
         """Whether a descriptor is free now."""
         on_done, self._on_done = self._on_done, None
-        if on_done is None:  # a duplicate, or somebody else's affair
+        if on_done is None:  # a duplicate, or another object reports the end
             _close(self)
             return True
         on_done()  # first: a client that sees the end and comes again finds a worker that has one less
@@ -115,12 +116,14 @@ class Connection(socket.socket):
         return super().detach()
 
     def hand_over(self) -> Callable[[], object] | None:
-        """What reports its end, for a socket of another class, or a process, that is about to take its descriptor."""
+        """Returns the function that reports its end, for a socket of another class, or a process, that is about to take
+        its descriptor."""
         on_done, self._on_done = self._on_done, None
         return on_done
 
     def finish(self) -> bool:
-        """Close it if it still is open, also if a `makefile` object was left. Whether a descriptor is free by that."""
+        """Close it if it still is open, also if a `makefile` object was left. Returns whether that has freed a
+        descriptor."""
         if self._on_done is None and self.fileno() < 0:
             return False
         self._closed = True
@@ -130,8 +133,8 @@ class Connection(socket.socket):
 
 
 class Counting:
-    """A socket that counts what it does. Of a UNIX one the kernel does not know how many bytes have moved, and of a
-    thread that serves it one would like to know whether it goes on."""
+    """A socket that counts its calls. Of a UNIX socket the kernel does not know how many bytes have moved, and the
+    worker has to know whether a thread that serves one makes progress."""
 
     __slots__ = ()
 

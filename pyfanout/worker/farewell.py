@@ -1,5 +1,5 @@
-"""The end of a connection: the client is told at once, and what it still sends is read for a while. Else the kernel
-would reset it, and it would lose the answer that it has not read yet.
+"""The end of a connection: the client is told at once, and the worker reads its late input for a while. Else the kernel
+would reset the connection, and the client would lose the part of the answer that it has not read yet.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import resource
 
-# By name: gevent takes these out of their modules, or puts in others.
+# By name: gevent removes these from their modules, or replaces them.
 from _thread import start_new_thread
 from collections.abc import Callable
 from select import POLLIN, poll
@@ -25,48 +25,49 @@ LINGER_S = 2.0
 """Seconds that a client may go on sending after the end."""
 
 LEAVING_S = 1.0
-"""The same when the worker leaves."""
+"""The same when the worker exits."""
 
 MOST = 64
-"""Connections at once in a worker, of which a quarter may be some with nothing unread: with a look every 100 ms 160 a
-second. To hold one costs 3 to 4 us, so that is 0.06 % of a worker's time; beyond that they are closed at once."""
+"""Connections at once in a worker, of which a quarter may have no unread input: with a sweep every 100 ms that is 160 a
+second. To hold one costs 3 to 4 us, so this is 0.06 % of a worker's time; beyond that they are closed at once."""
 
 FIRST_S = 0.1
-"""Seconds until the first look: by then most clients have closed. A thread that began anew each 5 ms was measured."""
+"""Seconds until the first sweep: by then most clients have closed. A thread that was started anew each 5 ms was
+measured."""
 
 SHARE = 16
-"""And no more than one in so many descriptors."""
+"""At most one in this many descriptors."""
 
 
 class Farewell:
-    """Of one worker. It needs neither a thread nor a look while nobody lingers."""
+    """The held connections of one worker. It needs neither a thread nor a sweep while it holds none."""
 
     def __init__(self) -> None:
         self._linger = Linger(max(min(MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // SHARE), 1))
         self.part = self._linger.part
-        """Takes over the descriptor of a connection that is over: nothing more will be sent, whoever else has a copy.
-        Bits: FREED, a descriptor is free now; SWEEP, `begin` must be called. No frame of Python: it is called for
-        each."""
+        """Takes over the descriptor of a connection that is over: nothing more will be sent, although other processes
+        may have copies. Bits: FREED, a descriptor is free now; SWEEP, `begin` must be called. A C function without a
+        Python frame, because it is called for each connection."""
         self.drop = self._linger.drop
-        """Close all that linger, since there are no descriptors. How many there were."""
+        """Close all held connections, because no descriptor is free. Returns how many there were."""
         self.copied, self.disown = self._linger.copied, self._linger.disown
         self.later: Callable[[float, Callable[[], None]], object] | None = None
-        """Calls a function after so many seconds, from any thread: for a worker with an event loop, which shall have no
-        thread for this. None: there is a thread while somebody lingers. May raise RuntimeError."""
+        """Calls a function after that many seconds, from any thread: for a worker with an event loop, which needs no
+        thread then. None: a thread sweeps while a connection is held. May raise RuntimeError."""
 
     def on(self, loop: asyncio.AbstractEventLoop) -> None:
         """The worker has a loop."""
         self.later = lambda seconds, call: loop.call_soon_threadsafe(loop.call_later, seconds, call)
 
     def settle(self) -> None:
-        """The worker leaves: until none is left, for LEAVING_S at most."""
+        """The worker exits: sweep until no connection is held, for LEAVING_S at most."""
         end_s = monotonic() + LEAVING_S
         while self._linger.sweep(int(LEAVING_S * 1e9)) and monotonic() < end_s:
             sleep(0.01)
         self.drop()
 
     def begin(self) -> None:
-        """Somebody lingers."""
+        """A connection is held now."""
         try:
             if self.later is None:
                 start_new_thread(self._sweep_on, ())
@@ -88,15 +89,15 @@ class Farewell:
 
 
 def linger(conn: socket) -> None:
-    """The same for one connection, in a process that has nothing else to do: until the client has closed it, or for
+    """The same for one connection, in a process that serves nothing else: until the client has closed it, or for
     LINGER_S."""
     end_s = monotonic() + LINGER_S
     news = poll()
     news.register(conn, POLLIN)
-    with contextlib.suppress(OSError):  # the client is gone
+    with contextlib.suppress(OSError):  # the client has closed
         socket.shutdown(conn, SHUT_WR)
         while (left_s := end_s - monotonic()) > 0 and news.poll(left_s * 1000):
-            if not socket.recv(conn, 65536, MSG_DONTWAIT):  # past TLS: nobody reads it
+            if not socket.recv(conn, 65536, MSG_DONTWAIT):  # past TLS: it is dropped
                 break
 
 

@@ -1,9 +1,9 @@
-"""Which connections only wait for their client's next request: those a draining worker may close.
+"""Which connections only wait for their client's next request: a draining worker may close them.
 
-Nobody says so: a handler waits for bytes alike in the middle of a request and between two. What tells is who spoke
-last, and how long ago: in ticks of the kernel's clock, so that a request which began in the same tick as the answer
-before it, and then pauses for IDLE_S, passes for none. Of asyncio's streams we know, besides, that the handler waits
-for bytes at all.
+No handler says so: it waits for bytes in the same way in the middle of a request and between two. What tells is which
+side sent last, and how long ago: in ticks of the kernel's clock, so that a request which began in the same tick as the
+answer before it, and then pauses for IDLE_S, does not count as idle. Of asyncio's streams it is known, besides, that
+the handler waits for bytes at all.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class IdleWatch:
 
 
 def is_silent(fd: int) -> bool:
-    """Whether nothing came or went for IDLE_S on a TCP connection, whoever's turn it is. True for all that is none: the
-    kernel knows nothing of them."""
+    """Whether nothing came or went for IDLE_S on a TCP connection, whichever side sent last. True for any other
+    connection: the kernel has no times for it."""
     try:
         with _Borrowed(fd) as sock:
             return min(_silences_ms(sock)) >= IDLE_S * 1000
@@ -72,8 +72,8 @@ def is_silent(fd: int) -> bool:
 
 
 def is_at_rest(fd: int, greeting_bytes: int = 0) -> bool:
-    """The same, but false if the client spoke last: it may have paused in the middle of an upload. `greeting_bytes` of
-    what came were PROXY header and TLS handshake."""
+    """The same, but false if the client sent last: it may have paused during an upload. `greeting_bytes` of the
+    received bytes were PROXY header and TLS handshake."""
     if fd in _answering:
         return False
     try:
@@ -86,8 +86,8 @@ def is_at_rest(fd: int, greeting_bytes: int = 0) -> bool:
 
 @contextlib.contextmanager
 def answering(conn: socket.socket) -> Iterator[None]:
-    """While a server that knows it answers a request on this connection. Its client may have been told to go on (100
-    Continue), and be about to: then it is silent, and we spoke last, in the middle of a request."""
+    """While a server that can tell answers a request on this connection. Its client may have been told to continue (100
+    Continue), and not have sent yet: then it is silent, and the worker sent last, in the middle of a request."""
     fd = conn.fileno()
     _answering.add(fd)
     try:
@@ -97,7 +97,7 @@ def answering(conn: socket.socket) -> Iterator[None]:
 
 
 def end_if_idle(conn: Connection | SecureConnection) -> None:
-    """The reader of a connection that is silent, after we spoke last, finds the end. It can still be written to."""
+    """If a connection is silent, and the worker sent last, its reader reads the end. It can still be written to."""
     if conn.fileno() in _answering:
         return
     with contextlib.suppress(OSError):  # closed meanwhile
@@ -107,11 +107,12 @@ def end_if_idle(conn: Connection | SecureConnection) -> None:
 
 
 def bytes_moved(conn: socket.socket) -> tuple[int, int]:
-    """Something that differs when bytes of a connection have moved: how many its client has acknowledged, and how many
-    of the client's have been read. What came and was not read is none: a client may send to who does not listen.
+    """A value that differs when bytes of a connection have moved: how many its client has acknowledged, and how many of
+    the client's have been read. Bytes that came and were not read do not count: a client may send to a handler that
+    does not read.
 
-    Of a UNIX one, how often something was sent or received; and as long as the peer has not read all, which will be a
-    proxy, it is taken for one that goes on. (0, 0) when it is closed."""
+    For a UNIX socket it is how often something was sent or received; as long as the peer, which will be a proxy, has
+    not read all, the connection counts as moving. (0, 0) when it is closed."""
     try:
         if conn.family == socket.AF_UNIX:
             (untaken,) = _INT.unpack(fcntl.ioctl(conn, termios.TIOCOUTQ, bytes(_INT.size)))
@@ -125,7 +126,7 @@ def bytes_moved(conn: socket.socket) -> tuple[int, int]:
 
 
 def bytes_read(fd: int) -> int:
-    """How many bytes of its client's have been read; 0 of all that is no TCP connection."""
+    """How many bytes of the client's have been read; 0 if it is no TCP connection."""
     try:
         with _Borrowed(fd) as sock:
             return bytes_moved(sock)[1]
@@ -134,13 +135,13 @@ def bytes_read(fd: int) -> int:
 
 
 def end_input(fd: int) -> None:
-    """Who reads from this connection finds what has come so far, then the end. It can still be written to."""
+    """A reader of this connection reads what has come so far, then the end. It can still be written to."""
     with contextlib.suppress(OSError), _Borrowed(fd) as sock:
         sock.shutdown(socket.SHUT_RD)
 
 
 class _Borrowed(socket.socket):
-    """Somebody else's descriptor, which is not closed here."""
+    """A descriptor that another object owns, and that is not closed here."""
 
     def __init__(self, fd: int) -> None:
         # As if it were non-blocking: else `socket.setdefaulttimeout` would make it so, for its owner, too.
@@ -151,7 +152,8 @@ class _Borrowed(socket.socket):
 
 
 def _we_spoke_last(writer: asyncio.StreamWriter) -> bool:
-    """Or nobody ever spoke. Of a UNIX socket the kernel does not know, and then the silence must do."""
+    """Whether the worker sent last, or neither side ever sent. Of a UNIX socket the kernel does not know; then the
+    silence is enough."""
     sock = writer.get_extra_info("socket")
     if sock is None or sock.family == socket.AF_UNIX:
         return True
@@ -160,10 +162,12 @@ def _we_spoke_last(writer: asyncio.StreamWriter) -> bool:
 
 
 def _silences_ms(sock: socket.socket, greeting_bytes: int = 0) -> tuple[float, float]:
-    """Milliseconds since something was sent, and since something came; endless if it is no TCP connection. The kernel
-    counts both from the connection's beginning, and in steps of its clock tick: so a request that is as old as that, of
-    a client that never had an answer, would seem to be answered. Then we have not spoken for ever. A client of which
-    nothing came but those `greeting_bytes` has not spoken: then it is as if we had, when they came."""
+    """Milliseconds since something was sent, and since something came; infinite if it is no TCP connection.
+
+    The kernel counts both from the connection's beginning, and in steps of its clock tick. So a request that is as old
+    as the connection, of a client that never had an answer, would seem to be answered: if nothing was ever sent, the
+    first is infinite. If nothing came but those `greeting_bytes`, the client has sent no request: then it counts as if
+    the worker had sent when they came."""
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
     except OSError:

@@ -61,13 +61,14 @@ class Public(NamedTuple):
         return cls(sock.family, sock.proto, sock.getsockname())
 
     def known_as(self, address: Address) -> Address:
-        """A client's address as a server that listens here takes it. One on TCP wants a host and a port, of a UNIX
-        socket's client, too, if there is one beside: it has neither, and is nobody in particular."""
+        """A client's address in the form that this server expects. A server on TCP expects a host and a port, also for
+        a client of a UNIX socket beside it: that client has neither, and its address is empty."""
         return address if isinstance(address, tuple) or self.family == socket.AF_UNIX else ("", 0)
 
 
 class Accepted(Connection):
-    """One whose server may forget to close it: then it is closed, and reports its end, when nobody has it any more."""
+    """A connection that its server may forget to close: when no object refers to it any more, it is closed and reports
+    its end."""
 
     __slots__ = ()
 
@@ -77,7 +78,7 @@ class Accepted(Connection):
             super().setblocking(flag)
 
     def setsockopt(self, level: int, *option: Any) -> None:
-        """A server on TCP sets what only TCP has, of a UNIX socket's client, too, if there is one beside."""
+        """A server on TCP sets options of TCP also on a client of a UNIX socket beside it: these are ignored."""
         try:
             super().setsockopt(level, *option)
         except OSError:
@@ -183,7 +184,7 @@ class Listener(socket.socket):
         self._live: dict[int, float] = {}
         """Since when, of UNIX ones: the kernel does not know how long they were silent."""
         self._greeting_bytes: dict[int, int] = {}
-        """How many came of some before the client's first own: a PROXY header, a TLS handshake."""
+        """How many bytes came before the client's own first one, by descriptor: a PROXY header, a TLS handshake."""
         self._unserved: dict[int, Callable[[], bool]] = {}
         """See `idle_while`."""
         self._control_fd = worker.control.fileno() if control else None
@@ -295,7 +296,7 @@ class Listener(socket.socket):
                 self._epoll.unregister(fd)
 
     def hear(self, timeout_s: float) -> None:
-        """What the master says within that time, of a server that does not accept now."""
+        """Reads what the master says within that time, for a server that does not accept now."""
         news = poll()
         if self._control_fd is not None:
             news.register(self._control_fd, POLLIN)
@@ -303,13 +304,13 @@ class Listener(socket.socket):
             self._hear()
 
     def limit(self, count: int) -> None:
-        """The server itself stops accepting at `count` connections: then others get what comes. Before READY."""
+        """The server itself stops accepting at `count` connections: beyond that others get them. Before READY."""
         most = self._worker.most
         self._worker.most = min(most, count) if most else count
 
     def disown(self) -> None:
-        """In a child that the worker forked: there is nothing to accept, and what the child's copy of a loop has to say
-        to clients is not heard. A handler with a thread of its own may go on with its connection in a child."""
+        """In a child that the worker forked: there is nothing to accept, and the child's copy of a loop cannot send to
+        clients. A handler with a thread of its own may go on with its connection in a child."""
         self._channel_fd = None
         self._arrivals.clear()
         if not self._blocking:
@@ -332,7 +333,7 @@ class Listener(socket.socket):
 
     @property
     def greeting(self) -> int:
-        """Connections that are taken, and whose client is not greeted: which `accept` returns when it is."""
+        """Connections that are taken and are being greeted: `accept` returns each when its greeting is complete."""
         return 0
 
     @property
@@ -352,15 +353,16 @@ class Listener(socket.socket):
         )
 
     def idle_while(self, fd: int, unserved: Callable[[], bool]) -> None:
-        """While `unserved()` there is no request on that connection, whoever spoke last: its TLS handshake goes on, or
-        its server has closed it and waits for its client's goodbye."""
+        """While `unserved()` there is no request on that connection, whichever side sent last: its TLS handshake goes
+        on, or its server has closed it and waits for its client's close_notify."""
         if fd in self._live:
             self._unserved[fd] = unserved
 
     @contextlib.contextmanager
     def shaking_hands(self, fd: int, unread: Callable[[], int] | None = None) -> Iterator[None]:
-        """Meanwhile the TLS handshake of that connection goes on. `unread`: how many bytes were received beyond it when
-        it is complete, if that is known; then no byte that came before them passes for one of a request."""
+        """While the block runs, the TLS handshake of that connection goes on. `unread`: how many bytes had been
+        received beyond it when it was complete, if that is known; then no byte before those counts as one of a
+        request."""
 
         def unserved() -> bool:
             return True
@@ -371,17 +373,17 @@ class Listener(socket.socket):
             if unread is not None:
                 self._greeting_bytes[fd] = bytes_read(fd) - unread()
         finally:
-            if self._unserved.get(fd) is unserved:  # else it is over, and another one has its number
+            if self._unserved.get(fd) is unserved:  # else the connection is over, and another one has its number
                 del self._unserved[fd]
 
     @property
     def unserved(self) -> bool:
-        """Whether there are any of those."""
+        """Whether a connection without a request is open, see `idle_while`."""
         return any(unserved() for unserved in list(self._unserved.values()))
 
     def end_silent(self) -> None:
-        """Have the readers of those that are silent, and not in the middle of what their client has to say, find the
-        end, as if the client had said that it is done. What the server still has to say reaches the client."""
+        """End the input of connections that are silent after the worker sent last: their readers read the end, as if
+        the client had closed its side. What the server still sends reaches the client."""
         self.end_unserved()
         with self._lock:  # none of them is closed meanwhile, and its number given to another
             for fd, since_s in self._live.copy().items():
@@ -389,14 +391,14 @@ class Listener(socket.socket):
                     end_input(fd)
 
     def end_unserved(self) -> None:
-        """The same, but only of those without a request, see `idle_while`."""
+        """The same, but only for connections without a request, see `idle_while`."""
         with self._lock:
             for fd, unserved in self._unserved.copy().items():
                 if _is_old(self._live[fd]) and is_silent(fd) and unserved():
                     end_input(fd)
 
     def end_all(self) -> None:
-        """The same of all of them."""
+        """The same for all connections."""
         with self._lock:
             for fd in list(self._live):  # one may be collected meanwhile, and take itself out
                 end_input(fd)

@@ -123,9 +123,9 @@ class Gate:
         self._trusted = trusted
 
     def check(self, sock: socket.socket, peer: Address) -> None:
-        """Raises ProxyError if `peer`, at the other end of `sock`, may not say whose connection it is. Of an IP address
-        `trusted` tells, of a socket file its permissions. An abstract socket has none, and every local user reaches it:
-        there root and our own user may."""
+        """Raises ProxyError if `peer`, at the other end of `sock`, may not send a PROXY header. For an IP address
+        `trusted` decides, for a socket file its permissions. An abstract socket has none, and every local user reaches
+        it: there root and the worker's own user may."""
         if sock.family != socket.AF_UNIX:
             assert isinstance(peer, tuple)
             host = ipaddress.ip_address(peer[0].partition("%")[0])

@@ -1,4 +1,4 @@
-"""TLS for connections: the context, and the handshake where no loop sees to it. Handshakes are never in the master.
+"""TLS for connections: the context, and the handshake unless a loop does it. The master never does handshakes.
 
 An asyncio worker leaves the handshake to its loop.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def prepare(config: Config) -> None:
-    """Before workers are forked. Raises ConfigError, one line, if `context_of` would; the private key does not stay."""
+    """Before workers are forked. Raises ConfigError, one line, if `context_of` would; does not keep the private key."""
     if config.certfile is None:
         context_of(config)
     else:
@@ -31,8 +31,8 @@ def prepare(config: Config) -> None:
 
 
 def context_of(config: Config) -> ssl.SSLContext | None:
-    """The context that the options ask for; None: no TLS. Its certificate is read in each worker, so that a reload has
-    a new one; but an `ssl` that is a context was made before, and stays. Raises ConfigError, one line."""
+    """The context that the options ask for; None: no TLS. Each worker reads its certificate, so that a reload has a new
+    one; but an `ssl` that is a context was made before, and stays. Raises ConfigError, one line."""
     given = config.ssl() if callable(config.ssl) else config.ssl
     if given is not None:
         if not isinstance(given, ssl.SSLContext):
@@ -53,9 +53,9 @@ def _new() -> ssl.SSLContext:
 
 @functools.cache
 def _empty(_certfile: str, _keyfile: str | None) -> ssl.SSLContext:
-    """A context for these, without them. The keys of its session tickets come into being with it, and Python has no way
-    to set them: so it is made once, before the fork, and each worker, whatever its certificate, resumes the sessions
-    that others have begun."""
+    """A context for these files, without their contents. The keys of its session tickets are made with it, and Python
+    cannot set them. So it is made once, before the fork, and each worker, whatever its certificate, resumes the
+    sessions that others have begun."""
     return _new()
 
 
@@ -78,7 +78,7 @@ class SecureConnection(Counting, ssl.SSLSocket):
 
     _on_done: Callable[[], object] | None = None
     peer: Address | None = None
-    """As of a `Connection`, and so is this."""
+    """As in a `Connection`, like the next."""
     greeting_bytes = 0
 
     @classmethod
@@ -100,7 +100,7 @@ class SecureConnection(Counting, ssl.SSLSocket):
         return super().getpeername() if self.peer is None else self.peer
 
     def hand_over(self) -> Callable[[], object] | None:
-        """As of a `Connection`."""
+        """As in a `Connection`."""
         on_done, self._on_done = self._on_done, None
         return on_done
 
@@ -135,7 +135,7 @@ class SecureConnection(Counting, ssl.SSLSocket):
             self.unwrap()
 
     def drop(self) -> bool:
-        """As of a `Connection`: without a word to the client."""
+        """As in a `Connection`: without a close_notify."""
         if self.fileno() < 0:
             return False
         self._closed = True
@@ -143,15 +143,16 @@ class SecureConnection(Counting, ssl.SSLSocket):
         return True
 
     def finish(self) -> bool:
-        """As of a `Connection`, with a farewell."""
+        """As in a `Connection`, after a close_notify."""
         if self.fileno() >= 0:
             self.bid_farewell()
         return self.drop()
 
 
 def shake_hands(conn: Connection, context: ssl.SSLContext) -> Generator[int, None, SecureConnection]:
-    """The secure connection in the place of `conn`, a blocking one if that was. Does not wait: yields the epoll event
-    that it waits for. Raises OSError (ssl.SSLError is one), having closed it, as it does when it is closed itself."""
+    """The secure connection in the place of `conn`, blocking if `conn` was. Does not wait: yields the epoll event that
+    it waits for. Raises OSError (ssl.SSLError is one) after it has closed the connection; closing the generator closes
+    it, too."""
     timeout = conn.gettimeout()
     conn.settimeout(0)
     secure: Any = context.wrap_socket(conn, server_side=True, do_handshake_on_connect=False)

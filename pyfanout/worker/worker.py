@@ -57,7 +57,7 @@ TRIES = 20
 """To say something, SHORTAGE_S apart."""
 
 SHORTEST_END_S = 2.0
-"""What exit functions have, however short `drain_timeout` is: as long as the master waits after a SIGQUIT."""
+"""The least time for exit functions, however short `drain_timeout` is: as long as the master waits after a SIGQUIT."""
 
 _current: Worker | None = None
 
@@ -93,23 +93,23 @@ class Worker:
         self.control = control
         self._joined = joined
         self.most = config.max_connections
-        """Connections that it may hold at once; 0: any number. See `Listener.limit`."""
+        """Connections that the worker may hold at once; 0: any number. See `Listener.limit`."""
         self._short_s = -math.inf
         """When `short_of` last said something."""
         self._short_of: set[str] = set()
         self.farewell = Farewell()
         self.accepting: Listener | None = None
-        """What a server accepts from."""
+        """The listener that a server accepts from."""
         self.draining = False
         self.finished = False
-        """What serves has returned: all that it had begun is done."""
+        """The server has returned: all requests that it had begun are done."""
         self.stopped = False
         """It was told to stop now. Handlers may catch everything, as wsgiref does: then it stops after them."""
         self._stop_is_told = False
         self.on_drain: Callable[[], None] | None = None
         """Makes what serves take no more; set by it as soon as it may take."""
         self.watch = Watch()
-        """Has a look at the threads of what serves, if that has any."""
+        """Watches the threads of the server, if it has any."""
         self.on_closing: Callable[[], None] = lambda: None
         """Has idle connections end, since the server stops; set by what serves, if there is something to do."""
         self.signals = Signals(self)
@@ -138,11 +138,12 @@ class Worker:
         """What a server accepts from, once. `blocking`: whether the connections shall be. `control`: pings are answered
         when the server accepts; else it has `hear` called when `control` is readable, which a server needs that stops
         accepting at times. `greedy`: several are taken at once, for a server that accepts until there is nothing; by
-        default one with a loop, whose connections do not block. `tls`: if TLS is spoken, what it accepts has shaken
-        hands, and is an ssl.SSLSocket; else that is the server's affair. Raises ConfigError."""
+        default one with a loop, whose connections do not block. `tls`: if the options ask for TLS, a connection that
+        `accept` returns has done its handshake, and is an ssl.SSLSocket; else the server does the handshake. Raises
+        ConfigError."""
         greeter = None
         if self.config.proxy_protocol or (tls and self.config.tls):
-            from pyfanout.worker.greeting import Greeter  # noqa: PLC0415 - most greet nobody
+            from pyfanout.worker.greeting import Greeter  # noqa: PLC0415 - most workers need none
 
             greeter = Greeter.of(self, tls=tls)
         fd, greedy = self.channel(pool=False), not blocking if greedy is None else greedy
@@ -157,7 +158,7 @@ class Worker:
     def ready(self, *, pool: bool = False, threads: int = 0) -> None:
         """Connections may come: from the pool's channel, or our own. `threads` of ours block until they do; 0: we are
         told by `listener` and never block."""
-        self.watch.still_ms()  # a first look: what is stuck before the first ping must not be overlooked
+        self.watch.still_ms()  # a first look: a thread that is stuck before the first ping counts, too
         self.signals.hold()
         self.say(Ready(pool, threads, 0 if threads else self.most))
         if self.draining and self.on_drain is not None:  # it was told while the server began to accept
@@ -234,8 +235,8 @@ class Worker:
         exits.leave(1)
 
     def is_short(self, short: bool, of: str = "descriptors or memory") -> None:
-        """It cannot take connections from its own channel now, for want `of` something, or it can again: meanwhile
-        others get them, also those that wait there."""
+        """The worker cannot take connections from its own channel now, for want `of` something, or it can again.
+        Meanwhile others get new ones, and those that wait in the channel."""
         before = len(self._short_of)
         (self._short_of.add if short else self._short_of.discard)(of)
         if bool(before) is not bool(self._short_of):
@@ -249,7 +250,7 @@ class Worker:
             log.error("worker=%d: %s; takes no connection for a moment", self.slot, os.strerror(error))
 
     def stopped_with(self, connections: int) -> None:
-        """It stops now: their clients get no whole answer. Says so once."""
+        """The worker stops now: the clients of its connections get no whole answer. Logs it once."""
         if connections and not self._stop_is_told:
             self._stop_is_told = True
             plural = "" if connections == 1 else "s"
@@ -263,10 +264,10 @@ class Worker:
             logger.setLevel(max(ours.level, logging.WARNING))
 
     def end(self, code: int) -> None:
-        """What an interpreter does at its end. If it has drained, all that was begun is waited for: the master's
-        patience goes on."""
+        """Does what an interpreter does at its end. If the worker has drained, it waits for all that was begun, as long
+        as the master's `drain_timeout` lasts."""
         at_once = not self.finished or self.signals.quit
-        if self.on_drain is not None and not self.draining:  # it leaves unasked: others shall have what comes
+        if self.on_drain is not None and not self.draining:  # it was not told to leave: others get new connections
             self.draining = True
             self.say(Retiring())
         self.signals.end(code)
@@ -345,8 +346,8 @@ def main(
 
 
 def serve(worker: Worker, load: Callable[[], App]) -> int:
-    """Load an application and serve it, until told to leave; an exit code. SystemExit from the application passes
-    through."""
+    """Load an application and serve it, until told to leave; returns an exit code. SystemExit from the application
+    passes through."""
     config = worker.config
     worker.signals.begin()
     try:
@@ -359,7 +360,7 @@ def serve(worker: Worker, load: Callable[[], App]) -> int:
         try:
             serve(worker)
         finally:
-            worker.signals.plain()  # a loop takes its own ones back when it is closed
+            worker.signals.plain()  # a loop removes its own handlers when it is closed
     except Exception as error:
         if worker.stopped:  # what trio makes of Stopped, when that is raised in the middle of its own affairs
             return 0
