@@ -24,7 +24,7 @@ struct fan_board {
     _Atomic uint64_t truncated;
     _Atomic int64_t beat_ns;
     _Atomic int32_t threads;                        /* cells ever used */
-    _Atomic int32_t wanted;                         /* by the master: it waits for one to be done */
+    _Atomic int32_t wanted;                         /* set by the master: it waits for a connection to be done */
     _Atomic int64_t busy_since_ns[FAN_MAX_THREADS]; /* 0: idle */
     char pad[PAGE_BYTES - 6 * 8 - FAN_MAX_THREADS * 8];
 };
@@ -69,8 +69,8 @@ void fan_board_unmap(fan_board *board, int slots)
     munmap(board, bytes_of(slots));
 }
 
-/* Unmap all pages but one, and the turns behind them. Where the machine's pages are larger, munmap refuses (EINVAL) and the neighbours stay in
- * sight: a worker's bug could then disturb their statistics, but no connection. */
+/* Unmap all pages but one, and the turns behind them. Where the machine's pages are larger, munmap refuses (EINVAL) and the
+ * neighbours stay mapped: a worker's bug could then disturb their statistics, but no connection. */
 void fan_board_keep(fan_board *board, int slots, int keep)
 {
     if (keep > 0)
@@ -213,8 +213,8 @@ void fan_board_lost(fan_board *page, int count)
     add(page->taken, (uint64_t)count);
 }
 
-/* First done, then the look; the master writes first that it waits, then looks at what is done. So one of them sees the other,
- * which needs one order of all four (sequential consistency). */
+/* The worker counts first, then looks at `wanted`; the master writes `wanted` first, then looks at the count. So at least one of
+ * them sees the write of the other; that needs one order of all four accesses (sequential consistency). */
 int fan_board_done(fan_board *page)
 {
     atomic_fetch_add(&page->done, 1);

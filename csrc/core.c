@@ -192,7 +192,7 @@ static int room_of(const fan_core *core, int number)
     return live < most ? (int)(most - live) : 0;
 }
 
-/* Nobody may have one now: have those that hold as many as they may tell when one is done. Whether one was by now. */
+/* No worker may have a connection now: those at their limit shall tell when one is done. Whether one is done already. */
 static bool want_room(fan_core *core)
 {
     bool room = false;

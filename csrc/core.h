@@ -95,7 +95,7 @@ struct fan_core {
     fan_channel *channels;   /* one a slot, and the pool's at [slots] */
     fan_slot *slots;
     fan_board *board;        /* one page a slot, shared with the workers */
-    fan_turns *turns;        /* behind it, and shared by all that read the pool */
+    fan_turns *turns;        /* behind it, and shared by all workers that read the pool */
     int board_fd;            /* owned; its file, or -1: it has none */
     int listener_count, listener_cursor;
     int batch_count;         /* accepted by the last batch */

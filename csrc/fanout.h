@@ -21,8 +21,8 @@
 
 typedef struct fan_core fan_core;    /* the master's end */
 typedef struct fan_board fan_board;  /* a slot's page of shared counters and times */
-typedef struct fan_turns fan_turns;  /* whose turn it is among those that wait for the pool's channel; shared by them */
-typedef struct fan_linger fan_linger; /* connections of a worker that are over, whose client may still be sending */
+typedef struct fan_turns fan_turns;  /* which thread takes next from the pool's channel; shared by all that wait */
+typedef struct fan_linger fan_linger; /* connections that a worker has ended and whose client may still send */
 typedef struct fan_taker fan_taker;  /* a worker's (or thread's) reading end of a channel */
 
 enum { FAN_ROUND_ROBIN, FAN_LEAST_CONNECTIONS, FAN_SOURCE_HASH };
@@ -187,7 +187,7 @@ void fan_taker_free(fan_taker *taker);
 int fan_take_wait(fan_taker *taker);
 
 /* One that is there. 1: *out is filled and out->fd is the caller's. 0: end-of-file, the master is done. -EAGAIN: none, or
- * all that are there are for others, who wait longer: then wait.
+ * all messages are for threads that have waited longer: then wait.
  * -ECANCELED: fan_taker_cancel. -EMFILE, -ENFILE: no free descriptor, nothing was taken. -ENOBUFS: the connection was
  * lost for want of one (MSG_CTRUNC; counted). `fd_is_free`: the caller has just closed a descriptor, so the check for a
  * free one can be saved. */
@@ -213,40 +213,40 @@ int fan_is_subreaper(void);
 /* The C library keeps memory that is freed, up to 8 MiB, instead of asking the kernel for it again and again. */
 void fan_keep_heap(void);
 
-/* A taken connection was closed or detached. 1: the master waits for that, since all who could take one hold as many as they
- * may; the caller wakes it. */
+/* A taken connection was closed or detached. 1: the master waits for that, because all workers are at their limit; the caller
+ * wakes it. */
 int fan_board_done(fan_board *board);
 
-/* The counter itself, for who adds to it in a lock's care and never calls fan_board_done: from Python a call is dear where
- * threads contend for the interpreter's lock. Not for who may hold only so many. */
+/* The counter itself, for a caller that adds to it under a lock and never calls fan_board_done: from Python a call is expensive
+ * where threads contend for the interpreter's lock. Not for a worker with a limit of connections. */
 uint64_t *fan_board_done_cell(fan_board *board);
 
 /* ---- the worker: the end of a connection ---------------------------------------------------------------------- */
 
 #define FAN_PART_FREED 1    /* a descriptor is free */
-#define FAN_PART_SWEEP 2    /* from now on until it returns 0, fan_linger_sweep is to be called */
+#define FAN_PART_SWEEP 2    /* fan_linger_sweep is to be called until it returns 0 */
 #define FAN_SWEEP_SOON 5    /* ms: a client sends */
-#define FAN_SWEEP_LATER 100 /* ms: they are expected to close */
+#define FAN_SWEEP_LATER 100 /* ms: clients are expected to close */
 
 /* Holds `most` connections at once. NULL: ENOMEM. */
 fan_linger *fan_linger_new(int most);
 void fan_linger_free(fan_linger *linger);
 
-/* We have said all that there was to say, whoever else has a copy of `fd`, which is ours from now on: the client is told, and
- * the connection is closed when the client has closed it, too, or later. Returns FAN_PART_ bits. From any thread. */
+/* Ends a connection, although other processes may have copies of `fd`, which it takes over: the client is told at once, and the
+ * descriptor is closed when the client has closed, too, or its time is over. Returns FAN_PART_ bits. From any thread. */
 int fan_linger_part(fan_linger *linger, int fd);
 
-/* Read and forget what came; close those whose client has closed, and those that we have parted with more than `patience_ns`
- * ago. Returns FAN_SWEEP_: in so many ms it is to be called again; 0: none is left. */
+/* Read and drop late input; close connections whose client has closed, and those that were ended more than `patience_ns` ago.
+ * Returns FAN_SWEEP_, the ms until the next call; 0: none is left. */
 int fan_linger_sweep(fan_linger *linger, int64_t patience_ns);
 
-/* Close all of them, for want of descriptors. Returns how many. */
+/* Close all held connections, because no descriptor is free. Returns how many. */
 int fan_linger_drop(fan_linger *linger);
 
-/* A child was forked, and may have copies: from now on each client is told of the end before its connection is closed. */
+/* A child was forked, and may have copies: from now on each connection is shut down before its descriptor is closed. */
 void fan_linger_copied(fan_linger *linger);
 
-/* In a child that the worker forked: they are its worker's, and those it closes itself are not shut down. */
+/* In a child that the worker forked: held connections are the worker's; those that the child closes are not shut down. */
 void fan_linger_disown(fan_linger *linger);
 
 /* In a child that the worker forked: it must not be seen on the worker's page; what it writes goes nowhere. */

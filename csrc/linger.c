@@ -1,12 +1,12 @@
-/* linger.c: a worker's end of a connection. It says that nothing more will come, and reads for a while what the client still
- * sends: a socket that is closed with input unread, or that gets some afterwards, is reset, and the client loses the answer
- * that it has not read (RFC 9112, 9.6).
+/* linger.c: how a worker ends a connection. It shuts down the sending side, and reads for a while what the client still
+ * sends: the kernel resets a socket that is closed with input unread, or that gets input afterwards, and the client loses the
+ * part of the answer that it has not read (RFC 9112, 9.6).
  *
- * A ring holds those descriptors for the caller's time at most. It is looked at every now and then (fan_linger_sweep), not when
- * something comes: most clients close at once, and a thread that woke for each would cost more than its connection. To hold
- * a connection costs 3 to 4 us (another call, a cold socket to close), which is a tenth of all. So those with nothing unread
- * have a quarter of the ring; when that is full, which is when many come, the next one is closed at once. One with input unread
- * may have any place, or that of the oldest of those without.
+ * A ring holds those descriptors for the caller's time at most. It is swept at intervals (fan_linger_sweep), not when input
+ * comes: most clients close at once, and a thread that woke for each would cost more than its connection. To hold a
+ * connection costs 3 to 4 us (another call, a cold socket to close), a tenth of its whole cost. So connections without unread
+ * input have a quarter of the ring; when many come that quarter is full, and the next one is closed at once. A connection with
+ * unread input may have any place; if the ring is full it replaces the oldest one without.
  */
 #define _GNU_SOURCE
 #include "core.h"
@@ -20,24 +20,24 @@
 #include <unistd.h>
 
 #define SWEEP_BYTES 65536
-#define READS 8 /* of so many bytes, for one client in a sweep */
+#define READS 8 /* of SWEEP_BYTES each, for one client in a sweep */
 
 struct parted {
     int fd;
-    bool sends; /* it had sent something that nobody had read */
+    bool sends; /* it had sent input that was not read */
     int64_t since_ns;
 };
 
 struct fan_linger {
     pthread_mutex_t lock;
-    bool swept;    /* somebody sweeps */
+    bool swept;    /* a caller sweeps */
     bool disowned; /* this is a child's memory */
-    bool copied;   /* children may have copies of our descriptors: a connection is not over when we close it */
+    bool copied;   /* children may have copies of the descriptors: close alone does not end a connection */
     int most, count;
-    int quiet; /* how full it may be for one with nothing unread */
+    int quiet; /* places for connections without unread input */
     struct parted *ring; /* oldest first, from `first` */
     int first;
-    char nowhere[SWEEP_BYTES]; /* what clients have sent; never read */
+    char nowhere[SWEEP_BYTES]; /* late input; never used */
 };
 
 fan_linger *fan_linger_new(int most)
@@ -69,7 +69,7 @@ static struct parted *at(fan_linger *linger, int number)
     return &linger->ring[(linger->first + number) % linger->most];
 }
 
-/* The oldest that has sent nothing, or else the oldest, is taken out: its descriptor. */
+/* Removes the oldest that has sent nothing, or else the oldest; returns its descriptor. */
 static int make_room(fan_linger *linger)
 {
     int number = 0;
@@ -99,7 +99,7 @@ int fan_linger_part(fan_linger *linger, int fd)
             result = linger->swept ? 0 : FAN_PART_SWEEP;
             linger->swept = true;
         }
-        /* In the lock: nobody sweeps it before its client is told. */
+        /* In the lock: no sweep may close it before its client is told. */
         if (closing != fd || linger->copied)
             shutdown(fd, SHUT_WR);
         pthread_mutex_unlock(&linger->lock);
@@ -110,7 +110,7 @@ int fan_linger_part(fan_linger *linger, int fd)
     return result | FAN_PART_FREED;
 }
 
-/* Reads what is there. Whether it goes on. */
+/* Reads what is there. False: the client has closed, or the connection is broken. */
 static bool read_on(struct parted *one, char *nowhere)
 {
     for (int i = 0; i < READS; i++) {
@@ -156,8 +156,8 @@ int fan_linger_drop(fan_linger *linger)
     return count;
 }
 
-/* Without the lock, which a thread that the child does not have may hold: the ring may be in the middle of a change, and then
- * one descriptor is not closed. */
+/* Without the lock, which a thread that does not exist in the child may hold: the ring may be in the middle of a change, and
+ * then one descriptor is not closed. */
 void fan_linger_disown(fan_linger *linger)
 {
     linger->disowned = true;

@@ -130,7 +130,7 @@ static uint64_t source_key(const fan_record *record)
     return mix(record->sequence);
 }
 
-/* Two with one identity are a worker and who is on trial to replace it, which shall be tried. */
+/* Two places with one identity have a worker and its successor on trial: the successor is to be tried. */
 static bool is_newer(const fan_core *core, int number, int other)
 {
     return number < core->slot_count && core->slots[number].entered_ns > core->slots[other].entered_ns;

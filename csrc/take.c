@@ -25,7 +25,7 @@ struct fan_taker {
     fan_board *board;
     fan_turns *turns;       /* of the pool, or NULL */
     int slot;
-    bool in_turn;           /* it has waited, and may take */
+    bool in_turn;           /* it is inside, and may take */
     atomic_bool cancelled;
     atomic_bool sleeping;   /* waits for a message, or is about to */
 };
@@ -72,7 +72,7 @@ int fan_interrupt_with(int signum)
     return sigaction(signum, &action, NULL) < 0 ? -errno : 0;
 }
 
-/* As inet_ntop, which takes 0.2 us for it, for each connection. Returns the length. */
+/* As inet_ntop, which takes 0.2 us for each connection. Returns the length. */
 static int dotted(const unsigned char *address, char *out)
 {
     char *at = out;
@@ -140,7 +140,7 @@ static int receive_if_room(const fan_taker *taker, bool sure, fan_record *record
     return rc;
 }
 
-/* 1: it took a while. 0: something is there, for this one. */
+/* 1: it has slept. 0: there is a message that this thread may take, or end-of-file. -errno. */
 static int wait_in_turn(fan_taker *taker)
 {
     int64_t begin_ns = fan_now_ns(), asleep_ns = begin_ns;
@@ -159,7 +159,7 @@ static int wait_in_turn(fan_taker *taker)
     return rc < 0 ? rc : slept;
 }
 
-/* Whether it may take, or not, the next time it has to come again. */
+/* Whether or not it has taken: the next time it has to pass the gate again. */
 static void turn_is_over(fan_taker *taker)
 {
     if (taker->in_turn)

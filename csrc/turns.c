@@ -1,9 +1,9 @@
-/* turns.c: whose turn it is among the threads that wait for the pool's channel, so that idle ones are served in turn.
+/* turns.c: which thread may take next of those that wait for the pool's channel, so that idle ones are served in turn.
  *
- * The kernel wakes the thread that has slept longest, but whoever comes meanwhile finds the message first, for it takes a
- * woken one some time to run. So each who comes passes a gate, in the order of their coming, and before it sleeps lets
- * those take theirs that are inside: asleep, or woken and not yet there. What is on the page, which workers share, is
- * only believed for PATIENCE_NS: one that was killed or stopped, or lies, delays the others by that much.
+ * The kernel wakes the thread that has slept longest, but a woken thread takes some time to run, and a thread that comes
+ * meanwhile would find the message first. So each thread that comes passes a gate, in the order of coming. Before it sleeps it
+ * lets the threads take theirs that are inside: asleep, or woken and not running yet. The page, which workers share, is believed
+ * for PATIENCE_NS only: a worker that was killed or stopped, or writes what is not true, delays the others by that much.
  */
 #define _GNU_SOURCE
 #include "core.h"
@@ -13,9 +13,9 @@
 #include <string.h>
 
 #define PATIENCE_NS (2 * FAN_MS) /* a woken thread runs within 0.1 ms, on a busy machine within a few */
-#define YIELDS 64                /* turns of the scheduler before it is asked for time: some 50 us */
+#define YIELDS 64                /* calls of sched_yield before the first sleep: some 50 us */
 
-/* A slot's, and the master's word whether its worker is in rotation. */
+/* Of a slot. `reads` is the master's: whether its worker is in rotation. */
 typedef struct {
     _Atomic uint16_t reads;
     _Atomic uint16_t inside;
@@ -32,7 +32,7 @@ _Static_assert(sizeof(struct fan_turns) <= FAN_TURNS_BYTES, "it fits");
 
 /* ---- the master's side -------------------------------------------------------------------------------------------- */
 
-/* No worker is there: nobody of it is inside. */
+/* The slot has no worker yet: no thread of it is inside. */
 void fan_turns_begin(fan_turns *turns, int slot)
 {
     if (atomic_load(&turns->slots) <= slot)
@@ -62,20 +62,20 @@ static int untaken(int channel_fd)
     return fan_channel_untaken(&(fan_channel){.read_fd = channel_fd});
 }
 
-/* Whether one who has just come, and has not waited, may take what is there: there is more than for all who wait. */
+/* Whether a thread that has just come may take without waiting: there are more messages than waiting threads. */
 bool fan_turns_free(const fan_turns *turns, int channel_fd)
 {
     int waiting = inside(turns) + (int)(atomic_load(&turns->arrived) - atomic_load(&turns->admitted));
     return waiting <= 0 || untaken(channel_fd) > waiting;
 }
 
-/* What one may do who comes to the channel, with `others` inside before it. */
+/* What a thread may do that comes to the channel, with `others` inside before it. */
 typedef enum { SLEEP, TAKE, WAIT } chance;
 
 static chance chance_of(const fan_turns *turns, int channel_fd, int self)
 {
     int others = inside(turns) - self;
-    if (others <= 0) /* it is not told apart: to sleep is to find what is there */
+    if (others <= 0) /* the same either way: a sleep returns at once if there is a message */
         return self ? TAKE : SLEEP;
     int messages = untaken(channel_fd);
     return messages <= 0 ? SLEEP : messages > others ? TAKE : WAIT;
@@ -89,7 +89,7 @@ static void pause_at(int tries)
         nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
 }
 
-/* Come to the gate, and in; until fan_turns_leave. True: take what is there now. False: sleep until something is. */
+/* Wait at the gate and pass it; inside until fan_turns_leave. True: take a message now. False: sleep until there is one. */
 bool fan_turns_enter(fan_turns *turns, int slot, int channel_fd, int64_t begin_ns)
 {
     uint32_t mine = atomic_fetch_add(&turns->arrived, 1);
@@ -109,7 +109,7 @@ bool fan_turns_enter(fan_turns *turns, int slot, int channel_fd, int64_t begin_n
     return found == TAKE;
 }
 
-/* It is inside, and instead of sleep has found a message, which came for one who was before it. As fan_turns_enter. */
+/* For a thread inside that did not sleep, because it found a message that is for one before it. As fan_turns_enter. */
 bool fan_turns_wait(const fan_turns *turns, int channel_fd, int64_t begin_ns)
 {
     for (int tries = 0; fan_now_ns() - begin_ns <= PATIENCE_NS; tries++) {
@@ -121,7 +121,7 @@ bool fan_turns_wait(const fan_turns *turns, int channel_fd, int64_t begin_ns)
     return true;
 }
 
-/* Its place may be a later worker's by now: never below none. */
+/* A later worker may have the place by now: never below 0. */
 void fan_turns_leave(fan_turns *turns, int slot)
 {
     uint16_t count = atomic_load(&turns->cells[slot].inside);
