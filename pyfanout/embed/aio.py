@@ -37,16 +37,17 @@ class AsyncioRunner(Runner):
         return False
 
     def held(self, listener: Listener) -> int:
-        """Connections with a request, or a websocket, that is not over: the log has their number when time is up."""
+        """Connections with a request, or a websocket, that is not over: the log has their number when the drain's time
+        is over."""
         return listener.live
 
     async def farewell(self) -> None:
-        """Called when the time is nearly up, or the worker shall stop at once, and `stopping` is set: close the
-        websockets that the server's own stop would cut off without a word."""
+        """Called when the drain's time is nearly over, or when the worker has to stop at once and `stopping` is set:
+        close the websockets that the server's own stop would cut off without a close frame."""
 
     def notice(self) -> None:
-        """Called once, when a draining worker has accepted all that it will: what the server tells its application at
-        the beginning of its own stop, if that may come before its other steps."""
+        """Called once, when a draining worker has accepted its last connection: do what the server does at the
+        beginning of its own stop to tell its application, if that may come before its other steps."""
 
     def drains(self) -> None:
         """Called once, when it begins to drain: have the answers from now on say that the connection ends."""
@@ -101,7 +102,7 @@ class AsyncioRunner(Runner):
         await asyncio.wait([serving])
         if worker.forked:  # asyncio has no running loop in a child, so the server's copy fails
             await loop.create_future()
-        # What the server has closed may still be on its way.
+        # Connections that the server has closed may still be open.
         while worker.draining and listener.unserved and not stopped.is_set():
             await asyncio.sleep(LOOK_S)
         for task in settling:
@@ -131,8 +132,9 @@ class AsyncioRunner(Runner):
 
 
 async def settled(listener: Listener, busy: Callable[[], bool], end_s: float) -> None:
-    """A server's graceful stop closes at once whoever has no request running, also the client that has just connected,
-    and the one whose next request is on its way. So that waits until nobody is, or until `end_s` (the loop's time)."""
+    """A server's graceful stop closes every connection without a running request at once, also that of a client that
+    has just connected, or whose next request is on its way. So this waits until there are none, or until `end_s` (the
+    loop's time)."""
     loop = asyncio.get_running_loop()
     while (busy() or not listener.settled) and loop.time() < end_s:
         await asyncio.sleep(LOOK_S)

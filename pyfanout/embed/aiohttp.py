@@ -31,7 +31,7 @@ class Runner(AsyncioRunner):
         self._shutting: Any = None
         """The application's `on_shutdown` callbacks."""
         self._websockets: weakref.WeakSet[Any] = weakref.WeakSet()
-        """aiohttp's own list of connections does not tell them from other requests."""
+        """aiohttp's own list of connections does not tell websockets from other requests."""
 
     async def run(
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
@@ -81,7 +81,7 @@ class Runner(AsyncioRunner):
         return sum(connection._current_request is not None for connection in self._server.connections)
 
     def notice(self) -> None:
-        """Which end what does not end by itself: websockets, streams."""
+        """The callbacks end what does not end by itself: websockets, streams."""
         if self._shutting is None:
             self._shutting = asyncio.ensure_future(self._app.shutdown())
 

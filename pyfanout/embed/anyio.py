@@ -45,13 +45,13 @@ class Runner(AsyncioRunner):
                 anyio.BrokenResourceError,
                 anyio.EndOfStream,
                 ssl.SSLError,
-            ) as error:  # gone, or rude at the end
+            ) as error:  # closed, or without a close_notify
                 log.debug("worker=%d: %r", worker.slot, error)
             except Exception:  # its own affair: it would end the server
                 log.exception("worker=%d: the handler failed", worker.slot)
 
         async def shake_hands(stream: ByteStream) -> None:
-            """As anyio's TLSListener, which logs a traceback when that fails."""
+            """As anyio's TLSListener, which logs a traceback if the handshake fails."""
             try:
                 fd = stream.extra(SocketAttribute.raw_socket).fileno()
                 with anyio.fail_after(worker.config.handshake_timeout):

@@ -25,7 +25,7 @@ class Application:
         self._websockets: set[_Websocket] = set()
 
     async def close_websockets(self) -> None:
-        """With a close frame that tells the client to come again. For a server that does not do that itself."""
+        """With a close frame that tells the client to come again. For a server that does not send one itself."""
         await asyncio.gather(*(websocket.close() for websocket in self._websockets), return_exceptions=True)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -52,7 +52,7 @@ class Application:
 
 
 class _Websocket:
-    """What the application sends with."""
+    """The function with which the application sends."""
 
     def __init__(self, send: Any) -> None:
         self._send = send
@@ -60,7 +60,7 @@ class _Websocket:
         self._closed = False
 
     async def __call__(self, message: Any) -> None:
-        """What comes after our own close frame reaches nobody, as after its client's."""
+        """A message after the worker's close frame is dropped, as after the client's."""
         if self._closed:
             return
         await self._send(message)
@@ -70,7 +70,7 @@ class _Websocket:
             self._accepted = False
 
     async def close(self) -> None:
-        """The application finds the end when the client has answered."""
+        """The application reads the end when the client has answered."""
         if self._accepted and not self._closed:
             self._closed = True
             await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": ""})

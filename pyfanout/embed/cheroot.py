@@ -41,7 +41,7 @@ class Runner(ThreadedRunner):
 
         class Request(HTTPRequest):
             def respond(self) -> None:
-                """Its head is there, for which cheroot has a timeout of its own."""
+                """The head has been read; for reading it cheroot has a timeout of its own."""
                 with answering(self.conn.socket):
                     pool.run(self.conn.socket, super().respond)
 
@@ -55,8 +55,8 @@ class Runner(ThreadedRunner):
                         self.wfile.close()
 
             def _close_kernel_socket(self) -> None:
-                """cheroot's own one shuts the input down, too: what the client still sends would be answered by a
-                reset."""
+                """cheroot's own method shuts the input down, too: the kernel would answer late input of the client with
+                a reset."""
                 if farewell := getattr(self.socket, "bid_farewell", None):
                     farewell()
 
@@ -77,13 +77,13 @@ class Runner(ThreadedRunner):
         self._server.keep_alive_conn_limit = 0
 
     def stop(self) -> None:
-        self._listener.end_silent()  # else it waits for the threads that wait for these, for its `timeout`
+        self._listener.end_silent()  # else it waits for threads that read from them, for its `timeout`
         self._server.bind_addr = ""  # else it connects to its own address, to wake an accept that does not sleep here
         self._server.stop()
 
 
 def _adapter(context: Any) -> Any:
-    """cheroot's own one makes its context from files, and shakes hands in the loop that accepts."""
+    """cheroot's own adapter makes its context from files, and does the handshake in the loop that accepts."""
     from cheroot.ssl.builtin import BuiltinSSLAdapter
 
     class Adapter(BuiltinSSLAdapter):
@@ -92,6 +92,6 @@ def _adapter(context: Any) -> Any:
             self._server_env: dict[str, Any] = {}
 
         def wrap(self, sock: Any) -> Any:
-            return sock, self.get_environ(sock)  # type: ignore[no-untyped-call]  # the listener has shaken hands
+            return sock, self.get_environ(sock)  # type: ignore[no-untyped-call]  # the listener has done the handshake
 
     return Adapter()

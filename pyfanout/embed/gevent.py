@@ -95,8 +95,8 @@ class Runner(runner.Runner):
 
 @contextlib.contextmanager
 def _awake_for_signals() -> Iterator[None]:
-    """The hub comes round for each: one that comes just before it falls asleep would have to wait for something else
-    that wakes it. gevent's own handlers cannot be put back without a moment in which a signal kills."""
+    """The hub comes round for each signal: without that, one that comes just before the hub sleeps would wait until
+    something else wakes it. gevent's own handlers cannot be removed without a moment in which a signal kills."""
     import gevent
 
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -140,7 +140,7 @@ def _hear(worker: Worker) -> None:
 
 
 class NoHandshakeError(Exception):
-    """A client who would speak TLS with us has failed to, or was too slow."""
+    """A client has failed to do its TLS handshake, or was too slow."""
 
 
 def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, options: dict[str, Any]) -> Any:
@@ -148,7 +148,7 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
     from gevent import pywsgi, server, socket
 
     class Raw(socket.socket._gevent_sock_class):
-        """Reports its end, whether a gevent socket closes it or, as pywsgi does, somebody who has reached into that."""
+        """Reports its end, whether a gevent socket closes it or, as in pywsgi, code that reaches into that."""
 
         __slots__ = ("on_done",)
 
@@ -212,7 +212,7 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
 
     class Handler(pywsgi.WSGIHandler):
         def handle_one_response(self) -> None:
-            """Its head is there."""
+            """The head of the request has been read."""
             with answering(self.socket):
                 greenlets.run(self.socket, super().handle_one_response)
 

@@ -217,8 +217,8 @@ class Joined:
         base.Worker.handle_quit(self, sig, frame)
 
     def notify(self) -> None:
-        """gunicorn calls it each time the worker comes round, at least once a second, also when it does not accept. The
-        arbiter hears of a worker no more since each of its threads has been in the same request, and so replaces it
+        """gunicorn calls it each time the worker comes round, at least once a second, also when it does not accept.
+        While each of its threads is in the same request, the arbiter gets no notice of the worker, and so replaces it
         when that has lasted for `--timeout`."""
         if not self._stuck.still_ms():
             super().notify()
@@ -292,13 +292,13 @@ class GThread(Joined, gthread.ThreadWorker):
             threading.Thread(target=self._end_silent, daemon=True).start()
 
     def _end_silent(self) -> None:
-        """gunicorn waits for them until its `keepalive` is over."""
+        """gunicorn waits for silent clients until its `keepalive` is over."""
         while True:
             self._listening.end_silent()
             time.sleep(idle.LOOK_S)
 
     def handle_request(self, req: Any, conn: Any) -> Any:
-        """In a thread, when the head of the request is there."""
+        """In a thread, when the head of the request has been read."""
         return self._pool.run(conn.sock, super().handle_request, req, conn)
 
     def handle_http2_request(self, req: Any, conn: Any, h2_conn: Any) -> Any:
@@ -366,7 +366,7 @@ class ASGI(Joined, gasgi.ASGIWorker):
             self._worker.stopped_with(self._app.calls)
         self._alive = False
         end = self._listening.end_silent if self._app.calls == 0 else self._listening.end_unserved
-        while True:  # until the server has stopped, which waits for them, as long as `graceful_timeout`
+        while True:  # until the server has stopped: it waits for connections as long as `graceful_timeout`
             end()
             await asyncio.sleep(LOOK_S)
 
@@ -386,16 +386,16 @@ class _Pool(socket.socket):
 
 
 def _secure(cfg: Any, handshake_timeout_s: float) -> None:
-    """TLS sockets, too, report their end; and a handshake, which takes a thread, has its time."""
+    """TLS sockets, too, report their end; and a handshake, which takes a thread, has a time limit."""
     make = cfg.ssl_context
 
     class Secure(SecureConnection):
         def do_handshake(self, block: bool = False) -> None:
             before_s = self.gettimeout()
-            self.settimeout(handshake_timeout_s)  # of all of it
+            self.settimeout(handshake_timeout_s)  # for the whole handshake
             try:
                 super().do_handshake(block)
-            except TimeoutError:  # as gunicorn knows it of clients that go away, which are no matter for the log
+            except TimeoutError:  # gunicorn does not log this error: a client that closes causes it
                 raise ssl.SSLError(ssl.SSL_ERROR_EOF, f"no handshake within {handshake_timeout_s:g} s") from None
             self.settimeout(before_s)
 

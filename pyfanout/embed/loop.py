@@ -169,7 +169,7 @@ class Server(asyncio.AbstractServer):
             with listener.shaking_hands(fd):
                 made = self._loop.connect_accepted_socket(self._protocol_factory, conn, **self._options)
                 transport, _ = await made
-            if conn.fileno() == fd:  # when it is closed the loop waits for the client's goodbye, for 30 s
+            if conn.fileno() == fd:  # when it is closed the loop waits for the client's close_notify, for 30 s
                 listener.idle_while(fd, transport.is_closing)
         except OSError as error:  # a handshake that failed, included: ssl.SSLError is one
             log.debug("no connection: %s", error)

@@ -19,10 +19,11 @@ GRACE_S = 1.0
 """Of `drain_timeout`, what is left to the server's own graceful stop, which ends what has not ended by itself."""
 
 FAREWELL_S = 0.5
-"""Of that, for clients to answer the close frame of their websocket."""
+"""The part of it for clients to answer the close frame of their websocket."""
 
 SERVICE_RESTART = 1012
-"""Close code of a websocket whose server restarts: the client may come again (IANA's WebSocket registry). uvicorn's."""
+"""Close code of a websocket whose server restarts: the client may come again (IANA's WebSocket registry). uvicorn sends
+it, too."""
 
 LOOK_S = 0.05
 """Seconds between two looks whether the connections of a draining worker are done."""

@@ -49,7 +49,7 @@ class Runner(ThreadedRunner):
         self._make = _factory(server, handler)
         self._server: Any = None
         self._drains = -1
-        """Of a forking server: an eventfd that its children read nothing from, so that it tells all of them."""
+        """For a forking server: an eventfd that its children do not read, so that it wakes all of them."""
 
     def serve(self, worker: Worker) -> None:
         self._server = server = self._make(worker.public.address, bind_and_activate=False)
@@ -81,8 +81,8 @@ class Runner(ThreadedRunner):
         server.server_close()
 
     def _minded(self, finish_request: Callable[..., object]) -> Callable[..., object]:
-        """In a child of a forking server: when the worker drains, an idle connection ends. The worker itself has closed
-        its copy of it."""
+        """In a child of a forking server: when the worker drains, the child ends its connection if it is idle. The
+        worker itself has closed its copy of it."""
         self._drains = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
         def mind(request: Any) -> None:
@@ -95,7 +95,7 @@ class Runner(ThreadedRunner):
                 time.sleep(IDLE_LOOK_S)
 
         def finish(request: socket.socket, address: Any) -> None:
-            with contextlib.suppress(RuntimeError):  # no thread is to be had
+            with contextlib.suppress(RuntimeError):  # no thread can be started
                 _thread.start_new_thread(mind, (request,))
             finish_request(request, address)
 
@@ -166,8 +166,8 @@ def _activate(server: Any) -> None:
 
 
 def _with_farewell(shutdown_request: Callable[[Any], None], worker: Worker) -> Callable[[Any], None]:
-    """With TLS its client is told of the end, by the process that has served it; a forking server's parent calls
-    `close_request`. The child reads what its client still sends, since the worker has no descriptor for it any more."""
+    """With TLS the process that has served a client sends close_notify; a forking server's parent calls
+    `close_request`. The child reads late input of its client, because the worker has no descriptor for it any more."""
 
     def shutdown(request: Any) -> None:
         if farewell := getattr(request, "bid_farewell", None):
@@ -180,8 +180,8 @@ def _with_farewell(shutdown_request: Callable[[Any], None], worker: Worker) -> C
 
 
 def _hearing(server: Any, worker: Worker, listener: Listener) -> Callable[..., None]:
-    """Collects children that have ended. At `max_children` a server waits until one has, and hears nobody meanwhile;
-    here it hears the master."""
+    """Collects children that have ended. At `max_children` the server waits until one has, and does not read its
+    listener meanwhile; here it reads what the master says."""
     collect = server.collect_children
 
     def collect_children(*, blocking: bool = False) -> None:
@@ -204,8 +204,8 @@ def _hearing(server: Any, worker: Worker, listener: Listener) -> Callable[..., N
 
 
 def _for_good(close_request: Callable[[Any], None], *, ours: bool) -> Callable[[Any], None]:
-    """Closes a connection also if its handler has kept a `makefile` object of it. `ours`: it is over then; else a child
-    goes on with it."""
+    """Closes a connection also if its handler has kept a `makefile` object of it. `ours`: the connection is over then;
+    else a child goes on with it."""
 
     def close(request: Any) -> None:
         on_done = None if ours else request.hand_over()
@@ -219,14 +219,14 @@ def _for_good(close_request: Callable[[Any], None], *, ours: bool) -> Callable[[
 
 
 def _goodbye(handler: Any, worker: Worker) -> Any:
-    """A class of handlers whose answers say that the connection ends, when the worker drains. When they answer is
-    known."""
+    """A class of handlers whose answers say that the connection ends, when the worker drains. It marks a connection
+    while it answers a request."""
 
     class Handler(handler):
         _answers: contextlib.ExitStack | None = None
 
         def parse_request(self) -> bool:
-            """The first line is there, and the rest is on its way."""
+            """The first line has been read, and the rest is on its way."""
             self._answered()
             self._answers = contextlib.ExitStack()
             self._answers.enter_context(answering(self.connection))

@@ -30,7 +30,7 @@ class Runner(AsyncioRunner):
         self._options = options
         self._server: Any = None
         self._websockets: weakref.WeakSet[Any] = weakref.WeakSet()
-        """Which the server does not know any more."""
+        """The server itself does not track them."""
 
     async def run(
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
@@ -93,7 +93,7 @@ class Runner(AsyncioRunner):
         return self._requests() + len(self._open_websockets())
 
     def _requests(self) -> int:
-        """That are not done."""
+        """The number of requests that are not done."""
         requests = [getattr(conn, "latest", None) for conn in self._server._connections]
         # The latest one of a connection that is only kept is there, too, before its first line has come.
         begun = [request for request in requests if request is not None and request._request_start_line is not None]
@@ -107,7 +107,7 @@ class Runner(AsyncioRunner):
         write_headers = kind.write_headers
 
         def write_last(connection: Any, *arguments: Any, **keywords: Any) -> Any:
-            """tornado promises an HTTP/1.0 client that asks for it to keep the connection, and does not."""
+            """tornado tells an HTTP/1.0 client that asks for it that the connection is kept, and then closes it."""
             start_line = connection._request_start_line
             if not connection.is_client and start_line is not None and start_line.version == "HTTP/1.0":
                 connection._request_headers["Connection"] = "close"

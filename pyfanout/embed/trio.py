@@ -51,7 +51,7 @@ class Runner(runner.Runner):
         try:
             await self._run(worker)
         finally:
-            worker.signals.plain()  # what trio is given from here on it may not come to
+            worker.signals.plain()  # trio may not run a callback that is scheduled from here on
 
     async def _run(self, worker: Worker) -> None:
         import trio

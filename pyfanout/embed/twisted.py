@@ -62,7 +62,7 @@ class Runner(runner.Runner):
 
 
 def _watch_threads(worker: Worker, reactor: Any) -> None:
-    """Of `deferToThread`, and of a WSGIResource that is given the reactor's."""
+    """Watch the threads of `deferToThread`, and of a WSGIResource that uses the reactor's pool."""
     steps = Steps()
     reactor.callFromThread = steps.counted(reactor.callFromThread)
     threads = reactor.getThreadPool()

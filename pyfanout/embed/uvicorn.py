@@ -47,7 +47,8 @@ class Runner(ASGIRunner):
                 started()
 
             async def on_tick(self, counter: int) -> bool:
-                """It shall end; but not because of the notice that its applications were given."""
+                """Whether the server ends: not because of `drains`, which sets `should_exit` only for the
+                applications."""
                 leaves = await super().on_tick(counter)
                 return leaves and (stopping.is_set() or not noticed.is_set())
 
@@ -86,8 +87,8 @@ class Runner(ASGIRunner):
             serving.cancel()
 
     def drains(self) -> None:
-        """Endless streams ask `should_exit` whether they shall end, or have put their own function in the place of
-        `handle_exit` (sse-starlette), which uvicorn calls at a signal. Its own stop comes later."""
+        """Endless streams check `should_exit`, or have replaced `handle_exit` (sse-starlette), which uvicorn calls at a
+        signal. uvicorn's own stop comes later."""
         super().drains()
         if not self._noticed.is_set():
             self._noticed.set()

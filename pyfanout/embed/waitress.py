@@ -39,7 +39,7 @@ class Runner(ThreadedRunner):
 
         class Task(task.WSGITask):
             def build_response_header(self) -> bytes:
-                if worker.draining:  # as if the client had asked for it, which HTTP/1.0 is answered otherwise, too
+                if worker.draining:  # as if the client had asked for it: this ends HTTP/1.0 connections, too
                     self.request.headers["CONNECTION"] = "close"
                 return super().build_response_header()
 
@@ -71,7 +71,7 @@ class Runner(ThreadedRunner):
         pool = Pool(lambda: len(server.task_dispatcher.threads))
         worker.watch.add(pool.look)
         Control(worker.control, map=loop)
-        server.adj.connection_limit += 1  # waitress counts what its loop has; this one is ours
+        server.adj.connection_limit += 1  # waitress counts the sockets of its loop; one is the control socket
         listener.limit(max(server.adj.connection_limit - len(loop), 1))
         started()
         while not (self._stopping and not server.active_channels):
