@@ -1,5 +1,5 @@
-"""Hands csrc/build.py to setuptools, tags the wheel abi3, and gives the README absolute links, which it needs where it
-is shown without the tree; all else is in pyproject.toml."""
+"""Hands csrc/build.py to setuptools, tags the wheel abi3, and makes the README's links absolute, for pages that show it
+without the tree; all else is in pyproject.toml."""
 
 import re
 import shutil
@@ -16,11 +16,11 @@ FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))  # no limited 
 
 
 class BuildCore(build_ext):
-    """Says in one line what is missing, where a compiler's own words would say it in many, or not at all."""
+    """Says in one line what is missing; a compiler would print many lines, or none."""
 
     def build_extensions(self) -> None:
         if sys.platform != "linux":
-            raise SystemExit("pyfanout: runs on Linux only, whose way to pass connections between processes it uses")
+            raise SystemExit("pyfanout runs on Linux only: other systems cannot pass connections as it does")
         compiler = self.compiler.compiler[0]
         if not shutil.which(compiler):
             raise SystemExit(f"pyfanout: no C compiler ({compiler}): install one (apt install gcc), or set CC")
@@ -31,7 +31,7 @@ class BuildCore(build_ext):
 
 
 def absolute(readme: str) -> str:
-    """Its links, to the tree that is published."""
+    """The README with absolute links to the published tree."""
     source = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]["urls"]["Source"]
     pictures = re.sub(r"(!\[[^]]*\])\((?!https?:)([^)]+)\)", rf"\1({source}/raw/main/\2)", readme)
     return re.sub(r"\]\((?!https?:|#)([^)]+)\)", rf"]({source}/blob/main/\1)", pictures)

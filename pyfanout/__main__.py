@@ -1,6 +1,6 @@
 """`python -m pyfanout`, and the `pyfanout` command: they are the same.
 
-Owns the process: its signals are ours from here to its very end.
+Owns the process: it handles the signals of the process from here to the very end.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pyfanout.master.signals import Signals
 
 
 def main() -> int:
-    """The exit code."""
+    """Returns the exit code."""
     signals = Signals(whole_process=True)
-    signals.__enter__()  # and never put back
+    signals.__enter__()  # and never restored
     atexit.register(signals.ignore)  # registered first, called last
     try:
         signals.exit_code = cli.main(signals=signals)

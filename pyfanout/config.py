@@ -317,7 +317,7 @@ class Config:
         metadata=_option(_one_of(Policy, Policy), "which worker has the next connection"),
     )
     """Of workers that hold many connections the one with the fewest, equals in turn: no quick request waits behind slow
-    ones while another worker is idle, whether the slow ones have the threads behind a server's loop, or the loop. It
+    ones while another worker is idle, whether the slow ones occupy the threads behind a server's loop, or the loop. It
     costs no more than turns (measured on 2026-11-29 with 2, 8 and 48 workers)."""
 
     backlog: int = field(

@@ -18,8 +18,8 @@ PACKET_BYTES = 32 * 1024
 reason."""
 
 WAKE = signal.SIGURG
-"""Sent after a message to a worker that boots, and so does not read its socket: it looks there then. Ignored by
-default, so one that comes too early or too late harms nobody."""
+"""Sent after a message to a worker that boots and so does not read its socket: at this signal it looks there. Ignored
+by default, so one that comes too early or too late has no effect."""
 
 
 MOST_CONNECTIONS = 2**31 - 1
@@ -71,13 +71,13 @@ class Retiring:
 
 @dataclass(frozen=True, slots=True)
 class Roomy:
-    """Worker to master: the board says that you wait for one of mine to be done, and one is."""
+    """Worker to master: the board says that you wait until a connection of mine is done, and one is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Short:
-    """Worker to master: I cannot take what is passed to me (no descriptor, no memory, too many children): others shall
-    have it, also what waits for me. Or I can again."""
+    """Worker to master: I cannot take connections (no descriptor, no memory, too many children): pass them to others,
+    also those that wait in my channel. Or: I can again."""
 
     short: bool
 
@@ -90,9 +90,9 @@ class Closing:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Master to worker: nothing comes to you any more. Finish what you have begun, and leave. A dispatcher says it to
-    one that wishes to leave, and not when it stops: then what comes until the channel ends is yours, for there are no
-    others."""
+    """Master to worker: you get no more connections. Finish those that you have begun, and exit. A dispatcher says it
+    to a worker that asks to leave, and not when it stops: then the worker takes all connections until the channel ends,
+    because there are no other workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +110,8 @@ class Pong:
     number: int
     """The ping's."""
     still_ms: int
-    """For how long all threads that serve have been in the same requests, without a byte to or from a client; 0: they
-    have not. Milliseconds, less than 2^32."""
+    """For how long all serving threads have been in the same requests, while no byte came from a client or went to one;
+    0: they have not. Milliseconds, less than 2^32."""
 
 
 Message = Ready | Failed | Spent | Retiring | Roomy | Short | Closing | Drain | Ping | Pong

@@ -218,8 +218,8 @@ class Core:
 
 
 class Station:
-    """What a worker has of the core: two reading ends, of which it will use one; its page of the board; and the turns
-    of those that read the pool's."""
+    """The parts of the core that a worker has: two reading ends, of which it will use one; its page of the board; and
+    the turns of the workers that read the pool's channel."""
 
     __slots__ = ("board", "done", "pool_fd", "slot", "slot_fd", "turns")
 
@@ -230,8 +230,8 @@ class Station:
         self.slot_fd = slot_fd
         self.board = board
         self.done: Callable[[], int] = functools.partial(lib.fan_board_done, board)
-        """A taken connection was closed or detached; true if the master waits for that, and is to be told. No frame of
-        Python: it is called for each."""
+        """A taken connection was closed or detached; true if the master waits for that, and has to be told. A C
+        function without a Python frame, because it is called for each connection."""
 
     @classmethod
     def of(cls, pool_fd: int, slot_fd: int, board_fd: int, slot: int) -> Station:
@@ -248,8 +248,8 @@ class Station:
         return cls(pool_fd, slot_fd, board[0], turns[0], slot)
 
     def done_cell(self) -> Any:
-        """The counter behind `done`, for who calls `cell[0] += 1` with a lock of its own, and never `done`: that lets
-        go of the interpreter's lock, for which a server's threads then queue. Not with `max_connections`."""
+        """The counter behind `done`, for a caller of `cell[0] += 1` that has a lock of its own, and never calls `done`,
+        which releases the interpreter's lock, so that a server's threads queue for it. Not with `max_connections`."""
         return lib.fan_board_done_cell(self.board)
 
     def disown(self) -> None:
@@ -258,25 +258,26 @@ class Station:
 
 
 class Linger:
-    """Connections that this worker has done with, and whose client may still be sending. See linger.c."""
+    """Connections that this worker has ended, and whose client may still send. See linger.c."""
 
     __slots__ = ("_linger", "part")
 
     def __init__(self, most: int) -> None:
-        """Of `most` at once, 1 or more."""
+        """Holds `most` at once, 1 or more."""
         linger = lib.fan_linger_new(most)
         if not linger:
             raise MemoryError
         self._linger = ffi.gc(linger, lib.fan_linger_free)
         self.part: Callable[[int], int] = functools.partial(lib.fan_linger_part, self._linger)
-        """Takes over a descriptor: the client is told that nothing more will come. FREED and SWEEP say what follows."""
+        """Takes over a descriptor and shuts down the sending side. FREED and SWEEP say what follows."""
 
     def sweep(self, patience_ns: int) -> float:
-        """Close those whose client has closed, and those that are older. Seconds until the next call; 0: none."""
+        """Close connections whose client has closed, and older ones. Returns the seconds until the next call; 0:
+        none."""
         return lib.fan_linger_sweep(self._linger, patience_ns) / 1000  # type: ignore[no-any-return]
 
     def drop(self) -> int:
-        """Close all, for want of descriptors. How many there were."""
+        """Close all, because no descriptor is free. Returns how many there were."""
         return lib.fan_linger_drop(self._linger)  # type: ignore[no-any-return]
 
     def copied(self) -> None:
@@ -284,7 +285,8 @@ class Linger:
         lib.fan_linger_copied(self._linger)
 
     def disown(self) -> None:
-        """In a child that the worker forked: they are not its own, and those it closes itself are not shut down."""
+        """In a child that the worker forked: held connections are the worker's; those that the child closes are not
+        shut down."""
         lib.fan_linger_disown(self._linger)
 
 
@@ -362,7 +364,7 @@ def is_subreaper() -> bool:
 
 
 def keep_heap() -> None:
-    """The C library keeps memory that is freed, up to 8 MiB, instead of asking the kernel for it again and again."""
+    """Have the C library keep freed memory, up to 8 MiB, instead of asking the kernel for it again and again."""
     lib.fan_keep_heap()
 
 

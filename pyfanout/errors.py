@@ -33,8 +33,8 @@ class LoadError(WorkerError):
 
 
 class StuckError(WorkerError):
-    """The server has stopped, but for workers that SIGKILL does not end: the system keeps them, as it keeps a process
-    that waits for a device or a file server. They are left behind."""
+    """The server has stopped, except for workers that SIGKILL does not end: the kernel keeps them, as it keeps a
+    process that waits for a device or a file server. They are left behind."""
 
     exit_code = 5
 

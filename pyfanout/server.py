@@ -65,7 +65,7 @@ class Master:
         self._running = False
         self._stepping = False
         self._program_ran = True
-        """Code that is not ours, since the last step."""
+        """Whether code of the program has run since the last step."""
 
     # ---- birth and death ----------------------------------------------------------------------------------------
 
@@ -85,7 +85,7 @@ class Master:
 
             prepare(config)  # and tried before anything is opened
         set_up_logging(config.log_level)
-        pidfile = PidFile(config.pidfile) if config.pidfile else None  # relative to where we are now
+        pidfile = PidFile(config.pidfile) if config.pidfile else None  # relative to the present directory
         with contextlib.ExitStack() as undo:
             signals = self._signals or undo.enter_context(Signals())
             undo.callback(signals.end)
@@ -93,7 +93,7 @@ class Master:
                 handler = self._load()
                 self._load, self._kinds = lambda: handler, [kind_of(handler)]
                 log.info("the application is loaded in the master: a reload keeps its code")
-            signals.begin()  # before there is a socket file, or a pidfile, by which we are found
+            signals.begin()  # before there is a socket file, or a pidfile, by which the master is found
             endpoints = open_listeners(config.bind, backlog=config.backlog, nodelay=config.nodelay)
             for endpoint in endpoints:
                 undo.callback(endpoint.close)

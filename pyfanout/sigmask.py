@@ -10,8 +10,8 @@ import signal
 from collections.abc import Callable, Iterable
 
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
-"""What a thread does to itself. While they are blocked the kernel kills the process without a handler, and faulthandler
-could not say where it was."""
+"""Faults of the thread itself. While they are blocked the kernel kills the process without a handler, and faulthandler
+could not write the stacks."""
 _ALL = signal.valid_signals() - _FAULTS
 _change: Callable[[int, Iterable[int]], set[int]] = getattr(
     signal.pthread_sigmask, "__wrapped__", signal.pthread_sigmask
