@@ -172,8 +172,8 @@ void fan_slot_look(const fan_core *core, int slot, fan_board_view *out);
  * then free it. The fds, the page and the turns are the caller's. Never touches the epoll sets: they are the master's too. */
 void fan_core_abandon(fan_core *core, int slot, int *pool_fd, int *slot_fd, fan_board **board, fan_turns **turns);
 
-/* In a worker that was sent them: its page of the board, and the turns. `fd` stays the caller's, who closes it: other pages
- * are none of its affair. */
+/* In a worker that was sent them: its page of the board, and the turns. The caller closes `fd`: its file has the pages of
+ * other workers, too. */
 int fan_board_open(int fd, int slot, fan_board **board, fan_turns **turns);
 
 /* A taker reads from `fd` (which stays the caller's) and reports as thread number `thread` of the page. `turns`: it reads the

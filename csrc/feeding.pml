@@ -8,8 +8,8 @@
  * last look at all channels, their end, and what Python makes of that [finish_if_done]. Names in brackets say where the
  * code does it.
  *
- * A reader of the pool may leave a message to others, who wait longer, for a while (turns.c): here as often as it likes. It
- * never sleeps while there is one.
+ * A reader of the pool may leave a message for a while to readers that wait longer (turns.c): in the model as often as it
+ * likes. It never sleeps while there is one.
  *
  * Left out: more than one listener, least-connections and source-hash (they choose who, not whether), max_connections,
  * channels that a worker breaks, calls that fail (tests/core/test_sweep.py), reloads, and workers that leave rotation
