@@ -89,7 +89,7 @@ def do_own(how: str) -> dict[str, Any]:
 
 
 def do_children() -> dict[str, Any]:
-    """What a program that is executed has of our signals, and how a child of multiprocessing takes SIGTERM."""
+    """The signal dispositions of an executed program, and how a child of multiprocessing takes SIGTERM."""
     status = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
     masks = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigIgn:", "SigBlk:"))]
     mine = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
@@ -426,7 +426,7 @@ async def owning_async(_worker: pyfanout.Worker) -> None:
 
 
 def waiting(worker: pyfanout.Worker) -> None:
-    """The second one never comes any further; nor does its handler for SIGTERM let it go."""
+    """The second one hangs for ever; its handler for SIGTERM does not end it."""
     if worker.generation == 2:
         signal.signal(signal.SIGTERM, own_sigterm)
         note(f"waiting {os.getpid()}")

@@ -62,7 +62,7 @@ def board(worker: pyfanout.Worker, rng: random.Random) -> None:
 
 
 def words(worker: pyfanout.Worker, rng: random.Random) -> None:
-    """What a worker may say, whenever it likes; but that it leaves, fails or is short, which is believed."""
+    """What a worker may say at any time, except that it leaves, fails or is short, which the master believes."""
     for _ in range(TIMES):
         number = rng.randrange(2**32)
         ready = Ready(False, 0), Ready(True, 1), Ready(True, 64)

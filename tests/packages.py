@@ -90,7 +90,7 @@ def assert_it_serves(package: Path, home: Path) -> None:
 
 
 def assert_it_says_what_is_missing(sdist: Path, home: Path) -> None:
-    """In one line, that names it."""
+    """The build fails with one line that names it."""
     command = [home / "bin/python", "-m", "pip", "install", "--no-deps", "--force-reinstall", sdist]
     done = subprocess.run(
         [str(word) for word in command],

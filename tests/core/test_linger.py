@@ -1,4 +1,4 @@
-"""linger.c: the client is told of the end, and what it still sends resets nobody, for a while and for so many."""
+"""linger.c: the client is told of the end, and its late input resets no connection, for a while and up to a number."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 class Pairs:
-    """Connections: a number that a worker has, and its client."""
+    """Connections: the descriptors of a worker, and their clients."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
@@ -90,8 +90,8 @@ def test_it_has_its_time(pairs: Pairs) -> None:
 
 
 def test_so_many_at_once(pairs: Pairs) -> None:
-    """In the place of the oldest that sends nothing comes one with unread input; one without is closed at once. When
-    all send, the oldest goes."""
+    """A connection with unread input replaces the oldest one without; one without is closed at once. When all have
+    some, the oldest is closed."""
     linger = Linger(2)
     quiet, sending = pairs.make(), pairs.make(b"unread")
     assert [linger.part(quiet[0]), linger.part(sending[0])] == [SWEEP, 0]
@@ -143,7 +143,7 @@ def test_the_end_is_seen_although_a_child_has_a_copy(pairs: Pairs, full: bool) -
 
 
 def test_a_child_ends_nothing(pairs: Pairs) -> None:
-    """What lingers, and what it closes, is its worker's."""
+    """Held connections, and those that the child closes, are the worker's."""
     linger = Linger(4)
     fd, _ = pairs.make()
     linger.part(fd)

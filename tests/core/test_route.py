@@ -295,7 +295,7 @@ def test_source_hash_keeps_the_clients_of_one_that_is_replaced(house: MakeHouse)
 
 @pytest.mark.parametrize("places", [(2, 3), (3, 2)])
 def test_source_hash_tries_the_newer_of_two_that_are_the_same(house: MakeHouse, places: tuple[int, int]) -> None:
-    """Who is on trial serves the clients of whom it is to replace; they go back if it fails."""
+    """A worker on trial serves the clients of the one that it is to replace; they go back if it fails."""
     here = house(4, policy=Policy.SOURCE_HASH)
     others = [here.worker(slot) for slot in range(2)]
     old = here.worker(places[0], identity=2)
@@ -432,7 +432,7 @@ def test_when_all_hold_what_they_may_the_core_sleeps(house: MakeHouse, faults: F
 
 
 def test_nobody_is_told_of_an_end_while_somebody_is_hungry(house: MakeHouse) -> None:
-    """The master finds out when the next client comes; to wake it for each end would cost as much as to accept."""
+    """The master looks when the next client comes; to wake it at each end would cost as much as to accept."""
     here = house(2)
     full, other = here.worker(0, most=2), here.worker(1)
     here.connect(6)

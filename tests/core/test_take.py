@@ -341,7 +341,7 @@ def test_a_message_more_is_for_who_comes(woken: tuple[House, Taker, Taker]) -> N
 
 
 def test_one_that_was_woken_and_does_not_come_is_not_waited_for_for_ever(woken: tuple[House, Taker, Taker]) -> None:
-    """It was stopped, or killed, or does not get the interpreter's lock."""
+    """The one before it was stopped or killed, or does not get the interpreter's lock."""
     here, _, second = woken
     assert second.take(False) == 1
     here.arrived(second.arrival)
@@ -353,7 +353,7 @@ def test_one_that_was_woken_and_does_not_come_is_not_waited_for_for_ever(woken: 
 
 
 def test_one_that_has_left_is_not_waited_for(woken: tuple[House, Taker, Taker]) -> None:
-    """Its worker is out of rotation, whatever it had said."""
+    """Its worker is out of rotation, although its page counts it."""
     here, _, second = woken
     here.core.leave(0)
     assert take_at_once(here, second) == 1

@@ -38,7 +38,7 @@ def on_sigterm(*_: Any) -> None:
 
 
 def waits_in(where: str) -> bool:
-    """Whether the second worker shall never come any further."""
+    """Whether the second worker has to hang for ever."""
     waits = os.environ.get("WAIT") == where and WORKER is not None and WORKER.generation == 2
     if waits:
         os.write(2, f"app: waiting in {where}, pid {os.getpid()}\n".encode())

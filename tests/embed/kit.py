@@ -105,8 +105,8 @@ class Client:
 
 
 def fill_two_of_three(address: str) -> None:
-    """Two workers take turns, each of them at most three connections. Who comes when one has three is served by the
-    other, although it is the first one's turn."""
+    """Two workers take turns, each of them at most three connections. A client that comes when one has three is served
+    by the other, although it is the first one's turn."""
     with contextlib.ExitStack() as stack:
 
         def hold() -> tuple[Client, int]:
@@ -129,7 +129,7 @@ def ask(address: str, path: str = "/") -> dict[str, Any]:
 
 
 def connections(one: Server, pid: int) -> int:
-    """Accepted ones that the worker, or what it has forked, has open."""
+    """Accepted connections that the worker, or a process that it has forked, has open."""
     port = one.address.rpartition(":")[2]
     inodes = {link[8:-1] for each in (pid, *children_of(pid)) for link in fds_of(each).values() if "socket:" in link}
     # /proc/net/tcp would be the whole system's, and takes a second when other tests have left 40,000 in TIME_WAIT.

@@ -24,7 +24,7 @@ HEAD = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nExpect: 100-
 
 @pytest.mark.parametrize("name", ASKING)
 def test_a_late_upload(server: MakeServer, name: str) -> None:
-    """Its client was silent after the server had spoken, which looks like one that waits for its next request."""
+    """The client was silent after the server had sent last, as a client is that waits before its next request."""
     one = start(server(), SUBJECTS[name], workers=1, drain_timeout=60)
     (pid,) = one.workers
     with connect(one.address) as client:

@@ -1,5 +1,5 @@
-"""A drain is over soon after its last request, whoever else stays connected: clients that are silent before, in the
-middle of or after their PROXY header or TLS handshake, or between two requests, and those that send garbage."""
+"""A drain is over soon after its last request, whatever other clients stay connected: clients that are silent before,
+during or after their PROXY header or TLS handshake, or between two requests, and those that send garbage."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def variants(name: str) -> list[str]:
 
 
 class Clients:
-    """Those that stay, and one whose request goes on."""
+    """Clients that stay, and one whose request goes on."""
 
     def __init__(self, address: str, folder: Path, variant: str, keeps_alive: bool) -> None:
         self._address, self._folder = address, folder
@@ -139,7 +139,7 @@ def test_silent_clients_hold_neither_a_reload_nor_a_stop(
 
 @pytest.mark.parametrize("app", ["events", "events_on_asyncio", "aiohttp_events"])
 def test_endless_streams_are_told(server: MakeServer, app: str) -> None:
-    """As their servers tell them: each ends, and so does the stop. Who waits for one to end is answered."""
+    """The server tells them: each ends, and so does the stop. A client that waits for one to end is answered."""
     full = {} if app == "aiohttp_events" else {"max_connections": 1}  # whose callbacks run when all are there
     one = server().start(f"apps:{app}", cwd=FOLDER, workers=1, factory=True, drain_timeout=60, **full)
     one.expect("ASGI callable returned without completing response")  # as sse-starlette ends it under plain uvicorn

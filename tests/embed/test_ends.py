@@ -34,7 +34,7 @@ KEEPING: dict[str, tuple[str, dict[str, object]]] = {
 def test_what_is_kept_keeps_no_connection(
     server: MakeServer, tls: dict[str, object], tmp_path: Path, name: str, safe: bool
 ) -> None:
-    """Its worker is not full after `max_connections` of them, nobody waits for the end, and the worker leaves."""
+    """The worker is not full after `max_connections` of them, no client waits for the end, and the worker exits."""
     app, options = KEEPING[name]
     if safe and name in ("waitress", "gevent-handler"):
         pytest.skip("it speaks no TLS here")

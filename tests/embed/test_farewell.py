@@ -1,5 +1,5 @@
-"""The end of a connection: the client sees it at once, and loses no answer, whatever it still sends and whoever else
-has a copy of the connection."""
+"""The end of a connection: the client sees it at once, and loses no part of the answer, whatever it still sends and
+whichever process has a copy of the connection."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ CURT: dict[str, tuple[str, dict[str, object]]] = {
     "coroutine": ("curt_coroutine", {}),
 }
 RESETS = ("uvloop", "uvicorn", "uvicorn-fastapi", "twisted")
-"""uvloop closes its connections itself, twisted shuts their input down: what comes then is answered by a reset, as
-without us."""
+"""uvloop closes its connections itself, twisted shuts their input down: the kernel answers late input with a reset, as
+without pyfanout."""
 
 LINGERING = [*CURT, *(name for name in SUBJECTS if name not in RESETS and "uvloop" not in name)]
 READING = ("waitress", "waitress-flask", "tornado")
@@ -60,7 +60,7 @@ def launch(request: pytest.FixtureRequest, server: MakeServer) -> Callable[..., 
 
 @pytest.mark.parametrize("launch", LINGERING, indirect=True)
 def test_a_client_that_has_sent_more(launch: Callable[..., Server]) -> None:
-    """Its input is there at the end; the answer is whole. One that stays keeps no worker."""
+    """Its input is unread at the end; the answer is whole. A client that does not close delays no worker."""
     one = launch(workers=1, drain_timeout=60)
     for _ in range(5):
         with connect(one.address) as client:
@@ -128,7 +128,7 @@ FORKING = [*CURT, *(name for name in SUBJECTS if name != "gevent-handler" and "s
 
 @pytest.mark.parametrize("launch", FORKING, indirect=True)
 def test_the_end_is_seen_although_a_child_has_a_copy(launch: Callable[..., Server]) -> None:
-    """And the child of a worker takes nobody."""
+    """And the child of a worker takes no client."""
     one = launch(workers=2, environ={"FORKS": "1"}, drain_timeout=60)
     workers = one.workers
     with children(one, workers):
@@ -144,7 +144,7 @@ def test_the_end_is_seen_although_a_child_has_a_copy(launch: Callable[..., Serve
 
 @pytest.mark.parametrize("app", ["forking_coroutine", "forking_asgi", "forking_asgi_on_asyncio", "forking_trio"])
 def test_a_child_that_goes_on_with_the_loop(server: MakeServer, app: str) -> None:
-    """It has the loop's set of what to wait for, which is its parent's, too."""
+    """The child has a copy of the loop's epoll set, which is its parent's, too."""
     options = {"factory": True} if app.endswith(("_on_asyncio", "_trio")) else {}
     one = server().start(f"apps:{app}", cwd=FOLDER, workers=2, drain_timeout=60, **options)
     workers = one.workers

@@ -129,8 +129,8 @@ def test_no_memory_to_take_a_connection(gunicorn: MakeGunicorn, kind: str) -> No
 
 @pytest.mark.parametrize(("kind", "app"), [("GThread", "threads:wsgi"), ("ASGI", "threads:fastapi()")])
 def test_threads_that_are_all_stuck(gunicorn: MakeGunicorn, kind: str, app: str) -> None:
-    """Found by the arbiter, which a worker tells that it lives; not those that only send for a long time. Meanwhile
-    other workers have its connections."""
+    """The arbiter finds them, because the worker no longer notifies it; but not threads that send for a long time.
+    Meanwhile other workers get its connections."""
     one = gunicorn()
     one.expect(
         "every thread has been in the same request", "WORKER TIMEOUT", "SIGABRT", "Error handling", "in its hands"
@@ -406,8 +406,8 @@ def test_a_worker_hears_a_stop_that_comes_while_it_boots(
 
 @pytest.mark.parametrize("kind", ["GThread", "ASGI"])
 def test_silent_clients_hold_no_stop(gunicorn: MakeGunicorn, kind: str) -> None:
-    """One that has never spoken, and one that keeps its connection; under gunicorn's own workers they do. A Sync worker
-    that waits for a client hears nobody."""
+    """A client that has never sent, and one that keeps its connection; under gunicorn's own workers they do. A Sync
+    worker that waits for a client does not read its control socket."""
     one = gunicorn().serve(kind, "--graceful-timeout", "60", "--keep-alive", "60", workers=1).ready(1)
     with contextlib.ExitStack() as staying:
         staying.enter_context(client := Client(one.address)).ask()

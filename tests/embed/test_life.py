@@ -241,7 +241,7 @@ WEBSOCKETS = ("uvicorn", "uvicorn-asyncio", "hypercorn", "hypercorn-uvloop", "ai
 
 @pytest.mark.parametrize("name", WEBSOCKETS)
 def test_a_websocket_is_told_when_the_time_is_up(server: MakeServer, name: str) -> None:
-    """By a close frame, and the log tells of it."""
+    """By a close frame, and the log says so."""
     one = start(server(), SUBJECTS[name], workers=1, drain_timeout=3)
     with open_websocket(f"ws://{one.address}/ws") as socket:
         socket.send("hello")
@@ -273,7 +273,7 @@ def test_a_keep_alive_connection_is_told_that_it_ends(server: MakeServer) -> Non
 
 
 def test_a_client_of_http_1_0_is_told_so_as_well(server: MakeServer) -> None:
-    """One that keeps its connection, as ab does: an answer says that it is kept, or that it ends, and then it ends
+    """A client that keeps its connection, as ab does: an answer says that it is kept, or that it ends, and then it ends
     without a reset."""
     for name in GOODBYE:
         one = start(server(), SUBJECTS[name], workers=1, drain_timeout=30)
@@ -288,7 +288,7 @@ def test_a_client_of_http_1_0_is_told_so_as_well(server: MakeServer) -> None:
                 assert b" 200 " in head, (name, answer)
                 said = head.count(b"connection: keep-alive"), head.count(b"connection: close")
                 assert sum(said) <= 1, (name, head)
-                kept = said == ((0, 0) if name.startswith("http.server") else (1, 0))  # which has no word for it
+                kept = said == ((0, 0) if name.startswith("http.server") else (1, 0))  # http.server does not say so
                 count += 1
                 if count == 3:
                     one.send(signal.SIGTERM)

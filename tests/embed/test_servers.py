@@ -47,7 +47,7 @@ def pids(one: Server) -> list[int]:
 
 def test_it_answers_a_thousand_in_turn_and_knows_who_asks(server: MakeServer, subject: Subject) -> None:
     binds = ["127.0.0.1:0"] if subject is SUBJECTS["twisted"] else ["127.0.0.1:0", f"unix:@{os.getpid()}-beside"]
-    one = start(server(), subject, bind=binds, workers=4, ping_interval=0)  # a ping would keep one from being in line
+    one = start(server(), subject, bind=binds, workers=4, ping_interval=0)  # a ping would put a worker out of its turn
     # Again, because a worker that the machine keeps waiting for 10 ms has its master wake the next one, too.
     assert any(turns(one, 40) == dict.fromkeys(range(4), 10) for _ in range(3))
     assert not strangers(one.address, knows_port=subject.knows_port)
@@ -127,7 +127,7 @@ def test_one_that_has_no_descriptor_left_is_not_hung(server: MakeServer, subject
 
 @pytest.mark.parametrize("name", OF_EACH_KIND)
 def test_one_that_has_no_descriptor_left_keeps_nobody_waiting(server: MakeServer, subject: Subject) -> None:
-    """The other one has what was passed to it, and all that comes; until it can take again."""
+    """The other worker gets the connections that were passed to it, and new ones, until it can take again."""
     one = start(server(), subject, workers=2, policy="round-robin")
     one.expect("ERROR worker=.: Too many open files; takes no connection until one is free")
     short, other = pids(one)

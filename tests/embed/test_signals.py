@@ -1,4 +1,4 @@
-"""The application, or a library of its, has set handlers of its own; or does not come to its end of a boot."""
+"""The application, or one of its libraries, has set its own signal handlers; or its boot hangs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OF_EACH_WAY = [
 
 
 def slow_request(one: Server, pid: int, then: Callable[[], object]) -> None:
-    """`then` happens while it goes on. It gets its whole answer, from this worker, which leaves."""
+    """`then` happens while a request goes on. The client gets its whole answer, from this worker, which exits."""
     answers: list[Any] = []
     with Client(one.address) as client:
         thread = threading.Thread(target=lambda: answers.append(client.ask("/slow", close=True)))
@@ -46,8 +46,8 @@ def slow_request(one: Server, pid: int, then: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("name", OF_EACH_WAY)
 def test_handlers_of_its_own(server: MakeServer, name: str) -> None:
-    """They raise SystemExit: the master's word needs none of them, and a signal from elsewhere drains as ever. They
-    have their turn afterwards, and what they raise then changes nothing."""
+    """The handlers raise SystemExit: the master's DRAIN needs none of them, and a signal from elsewhere drains as ever.
+    They are called afterwards, and what they raise then changes nothing."""
     one = start(server(), SUBJECTS[name], workers=1, threads=3, environ={"OWN": "import"}, drain_timeout=60)
     (first,) = one.workers
     slow_request(one, first, lambda: one.send(signal.SIGHUP))
@@ -65,7 +65,7 @@ def test_handlers_of_its_own(server: MakeServer, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["uvicorn", "uvicorn-asyncio", "hypercorn"])
 def test_handlers_of_the_loop(server: MakeServer, name: str) -> None:
-    """Set in the lifespan's startup. The loop is over when they would have their turn."""
+    """Set in the lifespan's startup. The loop has ended when they would be called."""
     one = start(server(), SUBJECTS[name], workers=1, environ={"OWN": "loop"}, drain_timeout=60)
     (first,) = one.workers
     slow_request(one, first, lambda: one.send(signal.SIGHUP))
@@ -84,7 +84,7 @@ BOOTS = [
 
 @pytest.mark.parametrize(("where", "name"), BOOTS)
 def test_a_stop_is_heard_while_a_worker_boots(server: MakeServer, where: str, name: str) -> None:
-    """It waits for ever there, with a handler of its own for SIGTERM."""
+    """The worker hangs there, with a handler of its own for SIGTERM."""
     one = start(server(), SUBJECTS[name], workers=1, environ={"OWN": "import", "WAIT": where}, drain_timeout=60)
     one.send(signal.SIGHUP)
     one.expect("the reload has stopped")
@@ -96,7 +96,7 @@ def test_a_stop_is_heard_while_a_worker_boots(server: MakeServer, where: str, na
 
 
 def test_a_child_that_serves_outlives_sigterm(server: MakeServer) -> None:
-    """Of a forking server: who sends it to all processes sends it to those, too."""
+    """A child of a forking server: a SIGTERM to all processes is sent to it, too."""
     one = start(server(), SUBJECTS["socketserver-forking"], workers=1, drain_timeout=60)
     (pid,) = one.workers
 
@@ -109,7 +109,7 @@ def test_a_child_that_serves_outlives_sigterm(server: MakeServer) -> None:
 
 
 def test_a_signal_in_the_middle_of_a_boot(server: MakeServer) -> None:
-    """From elsewhere: it leaves at once, and another comes."""
+    """From elsewhere: it exits at once, and is replaced."""
     one = start(server(), SUBJECTS["gevent"], workers=1, environ={"WAIT": "import"}, drain_timeout=60)
     one.send(signal.SIGHUP)
     (line,) = one.wait_log("app: waiting in import")

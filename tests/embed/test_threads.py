@@ -1,5 +1,5 @@
-"""Servers whose threads are all stuck, while their loop answers pings: found and replaced. And those whose threads are
-only busy, which are left in peace."""
+"""Servers whose threads are all stuck, while their loop answers pings, are found and replaced. Those whose threads are
+only busy are not."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ SUBJECTS: dict[str, tuple[str, dict[str, object]]] = {
     "trio": ("trio", FACTORY),
 }
 STREAMING = [name for name in SUBJECTS if "executor" not in name and name != "trio"]
-"""Those that answer from a thread a little at a time."""
+"""Servers that answer from a thread in parts."""
 
 ON_UNIX = ("handler", "waitress", "cheroot", "gevent")
-"""Those that look at a connection to see whether it moves."""
+"""Servers that look at a connection to see whether it moves."""
 
 PATIENT = [name for name in SUBJECTS if "executor" in name]
-"""Threads that the application may keep for itself: it does no harm until something waits for one."""
+"""Threads that the application may occupy for ever: that does no harm until a job waits for one."""
 
 QUICK: dict[str, object] = {"workers": 1, "ping_interval": 0.1, "ping_timeout": 10, "timeout": 1}
 LONG_S = 2.0
@@ -60,7 +60,7 @@ def start(one: Server, name: str, **options: object) -> Server:
 
 @contextlib.contextmanager
 def asking(one: Server, path: str, count: int) -> Iterator[list[bytes]]:
-    """So many clients that wait; in the end, what they have got."""
+    """So many clients that wait; in the end, the answers that they have got."""
     answers: list[bytes] = []
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connect(one.address)) for _ in range(count)]
@@ -114,7 +114,7 @@ def test_threads_that_are_all_busy_sending(server: MakeServer, name: str, unix: 
 def test_threads_that_are_all_busy_sending_in_secret(
     server: MakeServer, tls: dict[str, object], tmp_path: Path, name: str
 ) -> None:
-    """To a proxy that speaks TLS on a UNIX socket, of which the kernel does not know what moves."""
+    """To a proxy that speaks TLS on a UNIX socket: the kernel does not know how many bytes have moved."""
     one = start(server(), name, bind=f"unix:@{os.getpid()}-secret", **tls)
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(FEW) as readers:
         clients = [stack.enter_context(secure(one.address, tmp_path)) for _ in range(FEW)]
@@ -126,7 +126,7 @@ def test_threads_that_are_all_busy_sending_in_secret(
 
 @pytest.mark.parametrize("name", [name for name in SUBJECTS if name != "uvicorn-asgiref"])
 def test_one_thread_that_is_free_is_enough(server: MakeServer, name: str) -> None:
-    """And all may be busy where nothing waits for one."""
+    """And all may be busy while no job waits for one."""
     one = start(server(), name)
     count = FEW if name in PATIENT else FEW - 1
     with asking(one, "/stick", count):
@@ -137,7 +137,7 @@ def test_one_thread_that_is_free_is_enough(server: MakeServer, name: str) -> Non
 
 
 def test_a_forking_server_that_is_full_keeps_nobody_waiting(server: MakeServer) -> None:
-    """The other one has what comes."""
+    """The other worker gets new connections."""
     options = {**QUICK, "workers": 2, "policy": "round-robin", "ping_interval": 0}
     one = server().start("threads:Forking", cwd=Path(__file__).parent, **options)
     held = [connect(one.address) for _ in range(79)]  # one takes 40
@@ -154,7 +154,7 @@ def test_a_forking_server_that_is_full_keeps_nobody_waiting(server: MakeServer) 
 
 
 def test_a_forking_server_that_is_full(server: MakeServer) -> None:
-    """It takes no more until a child has ended, and answers pings; and leaves when it is told to."""
+    """The worker takes no more until a child has ended, answers pings, and exits when it is told to."""
     one = server().start("threads:Forking", cwd=Path(__file__).parent, **{**QUICK, "ping_timeout": 1})
     held = [connect(one.address) for _ in range(40)]
     for client in held:

@@ -111,7 +111,7 @@ proxied = pytest.mark.parametrize("launch", [*PLAIN, *PROXIED], indirect=True)
 
 @with_tls
 def test_it_speaks_tls(launch: Callable[..., Server], tls: dict[str, object], tmp_path: Path) -> None:
-    """And a session that one worker has begun is resumed by the others, and by those that come with a reload."""
+    """A session that one worker has begun is resumed by the others, and by new ones after a reload."""
     one = launch(workers=2, **tls)
     contexts = [ssl.create_default_context(cafile=str(tmp_path / "server.pem")) for _ in range(2)]
     contexts[0].maximum_version = ssl.TLSVersion.TLSv1_2
@@ -200,7 +200,7 @@ def test_a_reload_takes_up_a_new_certificate(
 
 
 def is_closed_while_it_trickles(address: str) -> bool:
-    """A client who says what looks like the beginning of a handshake, at 20 bytes a second."""
+    """A client that sends the beginning of a handshake, at 20 bytes a second."""
     with connect(address) as slow:
         slow.settimeout(0.05)
         for byte in b"\x16\x03\x01\x02\x00" + b"\x01" * 500:
@@ -279,7 +279,7 @@ GREETED = {
     "forking": ("ForkingServer", {}),
     "cheroot": ("wsgi", {"server": "cheroot"}),
 }
-"""Those for which we shake hands."""
+"""Servers whose clients the worker greets."""
 
 
 @pytest.mark.parametrize("name", list(GREETED))
@@ -287,8 +287,8 @@ GREETED = {
 def test_slow_clients_keep_nobody_waiting(
     server: MakeServer, tls: dict[str, object], tmp_path: Path, name: str, greeting: str
 ) -> None:
-    """More of them than a forking server has children, and none of them has begun to be served. Nor do they keep their
-    worker from leaving, for each of them has a minute."""
+    """More of them than a forking server has children, and none of them is served yet. Nor do they delay the worker's
+    exit, although each has a minute."""
     app, options = GREETED[name]
     options = {**options, **(tls if greeting == "tls" else {"proxy_protocol": True})}
     one = server().start(
@@ -309,7 +309,7 @@ def test_slow_clients_keep_nobody_waiting(
                 sock.sendall(V1 + REQUEST)
                 assert body(read_all(sock))["client"][0] == "192.0.2.7"
     slow[0].setblocking(False)
-    with pytest.raises(BlockingIOError):  # nobody has closed it
+    with pytest.raises(BlockingIOError):  # it is not closed
         slow[0].recv(1)
     assert one.stop() == 0
     for sock in slow:
@@ -336,14 +336,14 @@ def test_a_proxy_that_is_not_trusted(launch: Callable[..., Server]) -> None:
 
 @pytest.mark.parametrize("launch", [*PLAIN, "uvicorn-asyncio"], indirect=True)
 def test_not_every_local_user_is_trusted(launch: Callable[..., Server]) -> None:
-    """An abstract UNIX socket has no permissions that would tell."""
+    """An abstract UNIX socket has no permissions that would decide."""
     one = launch(bind=f"unix:@{os.getpid()}-proxied", workers=1, proxy_protocol=True)
     address = one.address
     with connect(address) as sock:
         sock.sendall(V1 + REQUEST)
         assert body(read_all(sock))["client"] == ["192.0.2.7", 4711]
     if os.getuid() != 0:
-        return  # nobody else can be had
+        return  # there is no other user
     os.seteuid(NOBODY)  # what connect leaves with the socket
     try:
         stranger = connect(address)
@@ -374,7 +374,7 @@ def test_a_header_has_its_time(launch: Callable[..., Server]) -> None:
 
 @pytest.mark.parametrize("launch", ["coroutine", "uvicorn-asyncio", "gevent", "waitress"], indirect=True)
 def test_who_waits_for_a_header_costs_nothing(launch: Callable[..., Server]) -> None:
-    """Neither looks nor threads, whether nothing has come of it or half."""
+    """It costs neither polling nor threads, whether none or half of it has come."""
     one = launch(workers=1, proxy_protocol=True, handshake_timeout=60)
     one.expect("is closed: ", "in its hands")
     (pid,) = one.workers

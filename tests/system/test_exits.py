@@ -1,5 +1,5 @@
-"""What runs at the end of a worker: what the application has registered in it, as under a server that exits, and not
-what the master, or a preloaded application, has."""
+"""The functions that run at the end of a worker: those that the application has registered in it, as under a server
+that exits, and not those of the master or of a preloaded application."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def tell(one: Server, kind: str, word: str) -> bytes:
 
 
 def lines(one: Server, what: str) -> list[int]:
-    """The processes that have said so."""
+    """The processes that have printed it."""
     return [int(pid) for pid in re.findall(rf"app: {what} in (\d+)$", one.log, re.M)]
 
 

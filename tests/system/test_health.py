@@ -80,7 +80,7 @@ def cores() -> Iterator[None]:
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_a_core_only_if_asked(server: MakeServer, tmp_path: Path, asked: bool) -> None:
-    """There are keys in it. Until its end the worker, and so its children, have the limit that it was born with."""
+    """A core has keys in it. Until its end the worker, and so its children, have the limit that it was started with."""
     (tmp_path / "app.py").write_text("from apps import act\n")
     one = server()
     with cores():

@@ -174,8 +174,8 @@ def test_asking_again_inside_a_callback_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_garbage_of_a_master_is_collected(tmp_path: Path) -> None:
-    """That of its callbacks, or of what else runs beside it, also when workers are forked again and again. And workers
-    leave alone, all the same, what they share with it."""
+    """Garbage of its callbacks, or of other code of the program, also when workers are forked again and again. Workers
+    still do not write to the pages that they share with it."""
     run(
         tmp_path,
         """

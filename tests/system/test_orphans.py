@@ -58,7 +58,7 @@ class Program:
         return [pid for pid in children_of(self.pid) if state_of(pid) == "Z"]
 
     def stop(self) -> list[int]:
-        """What it says: the exit codes of its own children."""
+        """What it prints: the exit codes of its own children."""
         os.kill(self.pid, signal.SIGTERM)
         out, log = self._popen.communicate(timeout=20)
         assert self._popen.returncode == 0, log
@@ -103,7 +103,7 @@ def test_orphans_are_reaped(how: str) -> None:
 
 @pytest.mark.parametrize("how", ["thread", "steps"])
 def test_where_the_program_may_fork_at_any_time(how: str) -> None:
-    """It has another thread, or a loop of its own: its children are left to it."""
+    """The program has another thread, or a loop of its own: its children are left to it."""
     with program(how) as one:
         for _ in range(20):
             assert ask_plain(one.port) == b"done"

@@ -118,8 +118,8 @@ def test_one_fork_each_time_the_loop_comes_round(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after", "removed"])
 def test_a_loop_with_signals_of_its_own(tmp_path: Path, when: str) -> None:
-    """asyncio takes the interpreter's one wake-up descriptor for itself, and takes away whichever is there: all signals
-    are heard, by the master and by the loop, and neither waits for something else to happen."""
+    """asyncio takes the interpreter's one wake-up descriptor, and removes any other: all signals reach the master and
+    the loop, and neither waits for another event."""
     run(
         tmp_path,
         f"""

@@ -206,7 +206,7 @@ DIES = "import os, threading; threading.Timer(0.3, os._exit, (9,)).start()"
 def test_a_release_that_dies_when_it_is_ready_changes_nothing(
     server: MakeServer, release_folder: Release, options: dict, batch: int
 ) -> None:
-    """Its workers serve, on trial: who is in their hands when they die is lost, and nobody else."""
+    """Its workers serve, on trial: the clients that they serve when they die get no answer; all others do."""
     one = start(server, release_folder, workers=3, reload_batch=batch, min_uptime=60, **options)
     one.expect("the reload has stopped")
     old = one.workers
@@ -229,7 +229,7 @@ def test_a_release_that_dies_when_it_is_ready_changes_nothing(
 
 
 def test_one_on_trial_serves_beside_the_old_one(server: MakeServer, handler: str, options: dict) -> None:
-    """It is the newer that a client's address is kept with."""
+    """A client's address goes to the newer of the two."""
     one = server().start(f"apps:{handler}", workers=1, min_uptime=60, policy="source-hash", **options)
     one.send(signal.SIGHUP)
     one.wait_ready_workers(2)
@@ -243,7 +243,7 @@ def test_one_on_trial_serves_beside_the_old_one(server: MakeServer, handler: str
 
 
 def test_a_stop_while_one_is_on_trial(server: MakeServer, handler: str, options: dict) -> None:
-    """Both finish what they have begun."""
+    """Both finish their connections."""
     one = server().start(f"apps:{handler}", workers=1, min_uptime=60, **options)
     one.expect("the reload has stopped")
     with hold(one.address) as first:

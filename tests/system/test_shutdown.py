@@ -120,8 +120,8 @@ def test_a_worker_killed_while_it_drains(server: MakeServer, handler: str, optio
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP, signal.SIGTTIN])
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_forked_for_a_stop(server: MakeServer, first: signal.Signals, stop: int) -> None:
-    """Workers that leave, or are killed, at the same time as the master is told to stop, and what was asked of it just
-    before: with no client waiting nobody is needed, and the application is not imported once more."""
+    """Workers that leave, or are killed, when the master is told to stop, and requests just before: without a waiting
+    client no worker is forked, and the application is not imported once more."""
     one = server()
     one.expect("the reload has stopped")
     one.start("apps:act", workers=2)
@@ -140,7 +140,7 @@ def test_nothing_is_forked_for_a_stop(server: MakeServer, first: signal.Signals,
 
 
 def test_what_waits_in_a_stop_is_worth_a_fork(server: MakeServer) -> None:
-    """But for clients whose workers have gone."""
+    """Except for clients whose workers have exited."""
     one = server().start("apps:act", workers=1)
     (worker,) = one.workers
     freeze(worker)
@@ -258,7 +258,7 @@ def test_a_fast_stop_that_a_handler_catches(server: MakeServer) -> None:
 
 
 def test_a_second_int_kills(server: MakeServer, handler: str, options: dict) -> None:
-    """If it comes a second after the first: who insists has waited."""
+    """If it comes a second after the first: a user who insists has waited."""
     one = server().start(f"apps:{handler}", workers=2, **options)
     for pid in one.workers:
         freeze(pid)
@@ -274,7 +274,7 @@ def test_a_second_int_kills(server: MakeServer, handler: str, options: dict) -> 
 
 @pytest.mark.parametrize("again", [signal.SIGINT, signal.SIGQUIT])
 def test_two_ints_within_a_second_are_one(server: MakeServer, handler: str, options: dict, again: int) -> None:
-    """A terminal sends ^C to all its processes, and a wrapper among them passes it on: nobody is killed."""
+    """A terminal sends ^C to all its processes, and a wrapper among them passes it on: no worker is killed."""
     one = server().start(handler, script={"on_worker_exit": "exited"}, workers=2, **options)
     workers = one.workers
     for pid in workers:

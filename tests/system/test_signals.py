@@ -1,4 +1,4 @@
-"""Each signal to the master, at each time of its life: none is missed, and none ends it without its clean-up."""
+"""Each signal to the master, at each time of its life: each has its effect, and none ends it without its clean-up."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_what_the_program_has_a_handler_for_is_its_own(tmp_path: Path) -> None:
 
 
 def test_a_child_of_the_program_has_its_own_signals(tmp_path: Path) -> None:
-    """It can be told to leave, as `multiprocessing.Process.terminate` does, and the master does not hear that."""
+    """`multiprocessing.Process.terminate` ends it, and the signal does not reach the master."""
     run(
         tmp_path,
         """
@@ -166,7 +166,7 @@ def test_other_signals_while_it_preloads(server: MakeServer, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("own", "end"), [("None", "0"), ("lambda *_: sys.exit(7)", "7")])
 def test_a_stop_while_a_program_preloads(tmp_path: Path, own: str, end: str) -> None:
-    """Its own handler is asked, if it has one."""
+    """Its own handler is called, if it has one."""
     run(
         tmp_path,
         f"""
@@ -191,7 +191,7 @@ def test_a_stop_while_a_program_preloads(tmp_path: Path, own: str, end: str) -> 
 
 @pytest.mark.parametrize("stage", ["atexit", "last"])
 def test_signals_while_the_interpreter_ends(server: MakeServer, tmp_path: Path, stage: str) -> None:
-    """Whoever stops a service may do it twice. The exit code stays, and the application's exit functions run."""
+    """A service may be stopped twice. The exit code stays, and the application's exit functions run."""
     (tmp_path / "app.py").write_text(SLOW_TO_END)
     one = server().start("app:act", cwd=tmp_path, workers=1, preload=True)
     one.send(signal.SIGTERM)

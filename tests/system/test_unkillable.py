@@ -1,5 +1,6 @@
-"""Processes that SIGKILL does not end, as one that waits for a device or a file server that has gone: no stop, no slot
-and no reload waits for them for ever. Here a debugger holds them in their end, which is as deaf."""
+"""Processes that SIGKILL does not end, such as one that waits for a device or a file server that does not answer: no
+stop, slot or reload waits for them for ever. Here a debugger holds them at their exit, where SIGKILL has no effect
+either."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ _ptrace.restype = ctypes.c_long
 
 @contextmanager
 def unkillable(pid: int) -> Iterator[None]:
-    """It stays in its end until this is over."""
+    """It is held at its exit until this is over."""
     if _ptrace(PTRACE_SEIZE, pid, None, PTRACE_O_TRACEEXIT):
         pytest.skip("no process may be traced here")
     try:
@@ -60,7 +61,7 @@ def test_a_stop_does_not_wait_for_it(server: MakeServer, tmp_path: Path, signum:
 
 
 def test_its_slot_is_served_by_another(server: MakeServer) -> None:
-    """A worker that hangs so. It is reaped when it dies after all, and the exit code is another one's affair."""
+    """A hung worker. It is reaped when it dies after all, and does not change the exit code."""
     one = server()
     one.expect("is hung", "does not die of SIGKILL")
     one.start("apps:act", workers=1, ping_interval=0.1, ping_timeout=0.3)

@@ -201,8 +201,8 @@ def test_the_connection_is_closed_once(server: MakeServer, kind: str, handler: s
 
 @pytest.mark.parametrize("daemon", ["daemon", "nondaemon"])
 def test_a_thread_left_behind(server: MakeServer, handler: str, options: dict, daemon: str) -> None:
-    """It does not disturb the worker. One that is no daemon, and never ends, has what is left of a drain, as it keeps
-    any program from its end."""
+    """It does not disturb the worker. A non-daemon thread that never ends has what is left of a drain, as it delays the
+    end of any program."""
     one = server().start(f"apps:{handler}", workers=1, drain_timeout=0.5, **options)
     pids = {ask(one.address, f"thread {daemon}")["pid"] for _ in range(3)}
     assert pids == set(one.workers)
@@ -261,7 +261,7 @@ def test_a_child_that_stays_does_not_keep_a_connection_from_the_others(server: M
 
 @pytest.mark.parametrize("proxied", [False, True])
 def test_a_fault_is_blocked_in_no_thread(server: MakeServer, handler: str, options: dict, proxied: bool) -> None:
-    """The kernel kills without a handler where it is, and the log would not have the stacks."""
+    """The kernel kills without a handler if it is blocked, and the log would not have the stacks."""
     more = {"proxy_protocol": True} if proxied else {}
     one = server().start(f"apps:{handler}", workers=1, **options, **more)
     (pid,) = one.workers
@@ -275,7 +275,7 @@ def test_a_fault_is_blocked_in_no_thread(server: MakeServer, handler: str, optio
 
 
 def test_children_have_default_signals(server: MakeServer, handler: str, options: dict) -> None:
-    """Programs that are executed ignore and block none, but what the test runner does; SIGTERM ends what was forked."""
+    """Executed programs ignore and block no signal, except those of the test runner; SIGTERM ends a forked child."""
     one = server().start(f"apps:{handler}", workers=1, **options)
     answer = ask(one.address, "children")
     assert not set(answer["kept"]) - IGNORED_HERE, answer
@@ -392,8 +392,9 @@ def test_a_second_sigterm_changes_nothing(server: MakeServer, handler: str, opti
 def test_a_handler_of_its_own_for_sigterm(
     server: MakeServer, kind: str, handler: str, options: dict, where: str
 ) -> None:
-    """Set in a start hook or in a request, and it raises SystemExit. Neither the master's word nor a signal from
-    elsewhere cuts a request short; its turn comes after the drain, unless it was for a loop, which is over by then."""
+    """The handler is set in a start hook or in a request, and raises SystemExit. Neither DRAIN nor a signal from
+    elsewhere cuts a request short; the handler is called after the drain, unless it was given to a loop, which has
+    ended by then."""
     in_request, on_loop = where in ("signal", "loop"), where in ("loop", "owning_async")
     if (on_loop and kind != "asyncio") or (in_request and kind == "threads"):  # only the main thread can set one
         pytest.skip("not for this kind")

@@ -1,4 +1,4 @@
-"""The threads of a blocking worker: what its control thread may do to them."""
+"""The threads of a blocking worker, and the signals of its control thread to them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ GAP_S = 0.5
 
 
 def test_no_signal_to_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pthread_kill of one that is gone is undefined: 5 to 10 of 114 workers died of it, of 64 threads, in reloads."""
+    """pthread_kill of a thread that has ended is undefined: 5 to 10 of 114 workers with 64 threads died of it in
+    reloads."""
     looked, told_alive = threading.Event(), []
 
     class Gap:

@@ -94,7 +94,7 @@ class Process:
 
 
 class Outbox(outbox.Outbox):
-    """Nobody is told to leave who may not."""
+    """No worker is told to leave that may not."""
 
     def __init__(self, world: World, sock: socket.socket) -> None:
         super().__init__(sock)
@@ -709,7 +709,7 @@ def promote_at_ready(one: Supervisor, member: roster.Member, ready: Ready) -> No
 
 
 def promote_at_once(one: Supervisor, member: roster.Member, number: int) -> None:
-    """At any answer, whatever becomes of the others of its batch."""
+    """At any answer, whatever the state of the others of its batch."""
     on_pong(one, member, number)
     one._promote(member)
 

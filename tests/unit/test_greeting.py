@@ -1,4 +1,4 @@
-"""greeting: a connection waits for its PROXY header, is looked at when something has come, and is told of once."""
+"""greeting: a connection waits for its PROXY header, is read when bytes have come, and is reported once."""
 
 from __future__ import annotations
 

@@ -138,6 +138,6 @@ def test_the_ladder_of_one_that_hangs() -> None:
 
 
 def test_a_broken_channel_ends_gently_who_reads_it() -> None:
-    """What it has begun it may finish: it has found the end of its channel by itself."""
+    """It may finish its connections: it has read the end of its channel by itself."""
     left = (Action.LEAVE, Action.CLOSE, Action.REPLACE)
     assert step(State.READY, Happened.CHANNEL_BROKEN) == (State.DRAINING, left)

@@ -144,7 +144,7 @@ def test_a_blocking_handler_may_run_and_need_not_answer() -> None:
 
 @pytest.mark.parametrize("threads", [0, 4])
 def test_threads_that_have_been_in_the_same_requests_for_too_long(threads: int) -> None:
-    """Ours, or a server's, of which only it knows."""
+    """Threads of pyfanout, or of a server, which only the worker knows."""
     busy = {"threads": threads, "busy_threads": threads}
     assert verdict(**busy, still_ns=30 * S - 1) is None
     assert verdict(**busy, still_ns=30 * S) == "every thread has been in the same request for 30.0 s"

@@ -1,4 +1,4 @@
-"""threads: a pool is still as long as all do the same and no byte moves; and what tells that one has moved."""
+"""threads: a pool is still while all its threads do the same and no byte moves; and how a moved byte is seen."""
 
 from __future__ import annotations
 
