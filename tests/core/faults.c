@@ -19,6 +19,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef struct {
@@ -101,6 +102,17 @@ NAMES(DEFINE)
 #define ENTRY(type, function, failure, parameters, arguments) {.name = #function, .replacement = failing_##function},
 static fault faults[COUNT] = {NAMES(ENTRY)};
 
+static _Atomic(struct timespec *) stopped; /* NULL: the clock goes */
+
+static int stopping_clock_gettime(clockid_t clock, struct timespec *now)
+{
+    const struct timespec *then = stopped;
+    if (!then)
+        return clock_gettime(clock, now);
+    *now = *then;
+    return 0;
+}
+
 static int find(const char *name)
 {
     for (int i = 0; i < COUNT; i++)
@@ -109,23 +121,32 @@ static int find(const char *name)
     abort();
 }
 
+/* What stands in for a function of this name; NULL: nothing does. */
+static void *replacement_of(const char *name)
+{
+    if (strcmp(name, "clock_gettime") == 0)
+        return stopping_clock_gettime;
+    for (int which = 0; which < COUNT; which++)
+        if (strcmp(faults[which].name, name) == 0)
+            return faults[which].replacement;
+    return NULL;
+}
+
 static int patch(const struct link_map *map, const ElfW(Rela) *relocations, size_t bytes, const ElfW(Sym) *symbols,
                  const char *strings)
 {
     int patched = 0;
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     for (size_t i = 0; relocations && i < bytes / sizeof *relocations; i++) {
-        const char *name = strings + symbols[ELF64_R_SYM(relocations[i].r_info)].st_name;
-        for (int which = 0; which < COUNT; which++) {
-            if (strcmp(faults[which].name, name) != 0)
-                continue;
-            void **slot = (void **)(map->l_addr + relocations[i].r_offset);
-            char *start = (char *)((uintptr_t)slot & ~(uintptr_t)(page - 1));
-            if (mprotect(start, page, PROT_READ | PROT_WRITE) < 0)
-                return -errno;
-            *slot = faults[which].replacement;
-            patched++;
-        }
+        void *replacement = replacement_of(strings + symbols[ELF64_R_SYM(relocations[i].r_info)].st_name);
+        if (!replacement)
+            continue;
+        void **slot = (void **)(map->l_addr + relocations[i].r_offset);
+        char *start = (char *)((uintptr_t)slot & ~(uintptr_t)(page - 1));
+        if (mprotect(start, page, PROT_READ | PROT_WRITE) < 0)
+            return -errno;
+        *slot = replacement;
+        patched++;
     }
     return patched;
 }
@@ -186,9 +207,18 @@ void faults_limit(int count)
     longest = count;
 }
 
+/* The core's clock stands still from now on. */
+void faults_stop_clock(void)
+{
+    static struct timespec then;
+    clock_gettime(CLOCK_MONOTONIC, &then);
+    stopped = &then;
+}
+
 void faults_reset(void)
 {
     longest = -1;
+    stopped = NULL;
     for (int i = 0; i < COUNT; i++) {
         faults[i].times = 0;
         faults[i].calls = faults[i].failed = faults[i].skip = 0;

@@ -78,6 +78,11 @@ class Faults:
         """sendmmsg takes no more than `messages` at once from now on."""
         self._library.faults_limit(messages)
 
+    def stop_clock(self) -> None:
+        """The core's clock stands still from now on: what it does by the clock, it does not, however slow the machine.
+        Its waits last as long as they would."""
+        self._library.faults_stop_clock()
+
     def reset(self) -> None:
         self._library.faults_reset()
 
