@@ -371,6 +371,19 @@ class Server:
         """Until `count` workers have become READY since the start."""
         self.wait_log(r"BOOTING->READY", count)
 
+    def wait_all_serve(self, pids: Iterable[int]) -> None:
+        """Ask until each of these workers has answered, and nobody else: one that is ready has its turn when it waits
+        for a connection, which on a busy machine is later."""
+        missing, right = set(pids), set(pids)
+
+        def all_have() -> bool:
+            pid = ask(self.address)["pid"]
+            assert pid in right, f"{pid} has answered, which is none of {right}"
+            missing.discard(pid)
+            return not missing
+
+        self.wait_until(all_have, f"all of {right} answer")
+
     def wait_idle(self) -> None:
         """Until all workers sleep: a client sees the end of its connection before the worker is back in its queue."""
         self.wait_until(lambda: all(map(is_asleep, self.workers)), "all workers sleep")

@@ -233,7 +233,7 @@ def test_a_handler_that_forks(server: MakeServer, handler: str, options: dict, e
     if end != "stay":
         one.wait_until(lambda: all(is_over(pid) for pid in forked), "the forked children are gone")
     one.wait_until(lambda: one.log.count("child current_worker=None") == 4, "four children that are no workers")
-    assert {ask(one.address)["pid"] for _ in range(40)} == set(workers)
+    one.wait_all_serve(workers)
     assert one.workers == workers
     # The workers can still be told to leave: the children have broken neither signals nor event loop.
     for pid in workers:
