@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import select
 import signal
 import socket
@@ -28,6 +29,9 @@ STOP_LIMIT_S = 20.0
 LOG_LIMIT_BYTES = 1 << 20
 ASKED_AT_ONCE = 16
 """Connections in which all workers of a peer should be found; if not, so many again."""
+PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+LEAST_PORT = 10_000
+"""Below are those that have names."""
 POLL_S = 0.05
 """Between two tries to connect to a peer that starts: nothing tells when it listens."""
 
@@ -37,10 +41,15 @@ class ServerError(Exception):
 
 
 def free_port() -> int:
-    """A port nobody has now. The load generator binds other addresses, so it cannot take it meanwhile."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody has now, nor has before the server binds it, or does so again: if there are any, it is one of those
+    that the kernel does not give to clients, and to listeners that ask for any."""
+    first, last = map(int, PORT_RANGE.read_text().split())
+    beside = [*range(LEAST_PORT, first), *range(last + 1, 1 << 16)]
+    for port in [*random.SystemRandom().sample(beside, len(beside)), 0]:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise ServerError("there is no free port")
 
 
 def words(name: str, handler: str, threads: int, policy: str) -> list[str]:

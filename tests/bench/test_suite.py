@@ -13,7 +13,7 @@ from bench import __main__ as main
 from bench import embed, loadgen, procfs, report, run
 from bench.report import Asked, Row
 from bench.run import Sample
-from bench.server import Server, ServerError
+from bench.server import Server, ServerError, free_port
 
 
 def samples(**values: list[float]) -> list[Sample]:
@@ -153,3 +153,13 @@ def test_a_server_beside_its_own_way(monkeypatch: pytest.MonkeyPatch, capsys: py
     row = next(line for line in printed.splitlines() if line.startswith("| tornado"))
     assert [cell.strip().split()[0] for cell in row.split("|")[2:6]].count("0.000") == 0
     assert " 1.000 (1.000..1.000) " in row, "20 connections in exact turn"
+
+
+@pytest.mark.parametrize(("given", "avoided"), [("30000 60999", range(30_000, 61_000)), ("1024 65535", range(1024))])
+def test_a_free_port_is_none_that_the_kernel_gives_to_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str, avoided: range
+) -> None:
+    """Who could have it before the server binds it. Where there are no others it is one of those."""
+    monkeypatch.setattr("bench.server.PORT_RANGE", tmp_path / "range")
+    (tmp_path / "range").write_text(f"{given}\n")
+    assert not set(avoided) & {free_port() for _ in range(8)}

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from harness import Server, asking, children_of, connect, freeze, is_over, kill, read_all, session_of
 
+from bench.server import free_port
+
 from .kit import FOLDER, Client, ask, fill_two_of_three, load, strangers
 from .test_servers import assert_it_drains_calmly, assert_no_descriptor_is_left, connections
 from .test_threads import asking as threads_asking
@@ -258,7 +260,7 @@ def test_max_requests(gunicorn: MakeGunicorn, kind: str) -> None:
 
 def test_new_addresses_on_reload(gunicorn: MakeGunicorn, tmp_path: Path) -> None:
     config = tmp_path / "conf.py"
-    first, second = free_ports(2)
+    first, second = free_port(), free_port()
     config.write_text(f"bind = '127.0.0.1:{first}'")
     # Compiled, a file of the same second and size would be taken for the old one.
     one = gunicorn().serve("GThread", "--config", str(config), PYTHONDONTWRITEBYTECODE="1").ready()
@@ -302,14 +304,6 @@ def test_another_arbiter_takes_over_under_load(gunicorn: MakeGunicorn, kind: str
         one.wait_until(lambda: answers[-1]["pid"] not in old, "new answers")
     kill(new, signal.SIGTERM)
     one.wait_nobody()
-
-
-def free_ports(count: int) -> list[int]:
-    socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(sock.getsockname()[1]) for sock in socks]
-    for sock in socks:
-        sock.close()
-    return ports
 
 
 # ---- dying -----------------------------------------------------------------------------------------------------------

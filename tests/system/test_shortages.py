@@ -9,7 +9,6 @@ import os
 import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import pytest
 from harness import ask_plain, kill, wait_until
+
+from bench.server import free_port
 
 TESTS = Path(__file__).parents[1]
 
@@ -96,8 +97,7 @@ def drain(fd: int) -> str:
 def serving(tmp_path: Path, fd: int, by: tuple[str, ...] = ()) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A server that logs to `fd`, which it takes over, and the port where both its workers serve."""
     (tmp_path / "printer.py").write_text("from hostile import handler\nprint('loaded')\n")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     words = ["-m", "pyfanout", "run", "printer:handler", "--preload", "--bind", f"127.0.0.1:{port}", "--workers", "2"]
     try:
         process = subprocess.Popen(
