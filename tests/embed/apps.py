@@ -22,6 +22,9 @@ if error := os.environ.get("REFUSE"):
 
 SLOW_S = 1.4
 LONG_S = 20.0
+GO = os.environ.get("GO")
+"""If it is set, a file: `/slow` goes on until it is there, too, however slow the machine."""
+LOOK_S = 0.02
 
 
 WORKER = pyfanout.current_worker()
@@ -35,6 +38,23 @@ def on_sigterm(*_: Any) -> None:
     """A handler as applications have them."""
     os.write(2, f"app: SIGTERM in {os.getpid()}\n".encode())
     sys.exit(3)
+
+
+def may_go() -> bool:
+    return not GO or os.path.exists(GO)
+
+
+def slow(sleep: Any = time.sleep) -> None:
+    sleep(SLOW_S)
+    while not may_go():
+        sleep(LOOK_S)
+
+
+async def slow_on(sleep: Any) -> None:
+    """The same on a loop."""
+    await sleep(SLOW_S)
+    while not may_go():
+        await sleep(LOOK_S)
 
 
 def waits_in(where: str) -> bool:
@@ -96,7 +116,7 @@ class Web(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/slow":
-            time.sleep(SLOW_S)
+            slow()
         body = facts(self.client_address)
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -124,7 +144,7 @@ class Raw(socketserver.StreamRequestHandler):
         while self.rfile.readline() not in (b"\r\n", b""):
             pass
         if path == b"/slow":
-            time.sleep(SLOW_S)
+            slow()
         self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + facts(self.client_address))
 
 
@@ -154,7 +174,10 @@ class Remote(xmlrpc.server.SimpleXMLRPCServer):
 
 
 def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-    time.sleep({"/slow": SLOW_S, "/long": LONG_S}.get(environ["PATH_INFO"], 0))
+    if environ["PATH_INFO"] == "/slow":
+        slow()
+    elif environ["PATH_INFO"] == "/long":
+        time.sleep(LONG_S)
     if environ["REQUEST_METHOD"] == "POST":
         start_response("200 OK", [])
         return [environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))]
@@ -178,7 +201,10 @@ async def asgi(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "websocket":
         await echo(receive, send)
         return
-    await asyncio.sleep({"/slow": SLOW_S, "/long": LONG_S}.get(scope["path"], 0))
+    if scope["path"] == "/slow":
+        await slow_on(asyncio.sleep)
+    elif scope["path"] == "/long":
+        await asyncio.sleep(LONG_S)
     if scope["method"] == "POST":
         body, more = b"", True
         while more:
@@ -222,7 +248,7 @@ def flask() -> Any:
     @app.get("/slow")
     def root() -> Any:
         if request.path == "/slow":
-            time.sleep(SLOW_S)
+            slow()
         return app.response_class(facts([request.remote_addr, int(request.environ["REMOTE_PORT"])]))
 
     return app
@@ -237,7 +263,7 @@ def fastapi() -> Any:
 
     async def root(request: Request) -> Response:
         if request.url.path == "/slow":
-            await asyncio.sleep(SLOW_S)
+            await slow_on(asyncio.sleep)
         return Response(facts(tuple(request.client or ())), media_type="application/json")
 
     app.add_route("/", root)
@@ -255,7 +281,7 @@ def aiohttp() -> Any:
 
     async def root(request: web.Request) -> web.Response:
         if request.path == "/slow":
-            await asyncio.sleep(SLOW_S)
+            await slow_on(asyncio.sleep)
         if request.method == "POST":
             return web.Response(body=await request.read())
         return web.Response(body=facts(request.transport.get_extra_info("peername")))
@@ -282,7 +308,7 @@ def tornado() -> Any:
     class Root(web.RequestHandler):
         async def get(self) -> None:
             if self.request.path == "/slow":
-                await asyncio.sleep(SLOW_S)
+                await slow_on(asyncio.sleep)
             self.write(facts(self.request.connection.context.address))
 
         def post(self) -> None:
@@ -307,7 +333,7 @@ def gevent_handler() -> Any:
                 return
             head += more
         if b"/slow" in head:
-            green.sleep(SLOW_S)
+            slow(green.sleep)
         conn.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + facts(addr))
 
     return gevent.Runner(handle, handler=True)
@@ -325,7 +351,7 @@ def trio() -> Any:
                 return
             head += more
         if b"/slow" in head:
-            await trio.sleep(SLOW_S)
+            await slow_on(trio.sleep)
         await stream.send_all(b"HTTP/1.0 200 OK\r\n\r\n" + facts(getattr(stream, "transport_stream", stream).peer))
 
     async def start(_nursery: Any) -> None:
@@ -351,7 +377,7 @@ def anyio() -> Any:
             except anyio.EndOfStream:
                 return
         if b"/slow" in head:
-            await anyio.sleep(SLOW_S)
+            await slow_on(anyio.sleep)
         await stream.send(b"HTTP/1.0 200 OK\r\n\r\n" + facts(stream.extra(SocketAttribute.remote_address)))
 
     return embedded.Runner(handle)
@@ -376,8 +402,11 @@ def twisted() -> Any:
             from twisted.internet import reactor
 
             def answer() -> None:
-                request.write(body)
-                request.finish()
+                if may_go():
+                    request.write(body)
+                    request.finish()
+                else:
+                    reactor.callLater(LOOK_S, answer)
 
             reactor.callLater(SLOW_S, answer)
             return server.NOT_DONE_YET
@@ -436,7 +465,7 @@ def tls_handler(conn: Any, addr: Any) -> None:
             return
         head += more
     if b"/slow" in head:
-        time.sleep(SLOW_S)
+        slow()
     conn.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + facts(addr))
 
 
@@ -498,7 +527,7 @@ async def tls_coroutine(reader: Any, writer: Any) -> None:
     while (await reader.readline()).strip():
         pass
     if b"/slow" in asked:
-        await asyncio.sleep(SLOW_S)
+        await slow_on(asyncio.sleep)
     writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + facts(writer.get_extra_info("peername")))
     await writer.drain()
 

@@ -497,10 +497,11 @@ def test_a_stop_that_the_arbiter_has_queued_is_not_a_workers(gunicorn: MakeGunic
     assert one.wait_exit() == 0
 
 
-def test_a_worker_that_drains_does_not_spin(gunicorn: MakeGunicorn, kind: str) -> None:
-    one = gunicorn().serve(kind, workers=1).ready(1)
+def test_a_worker_that_drains_does_not_spin(gunicorn: MakeGunicorn, kind: str, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    one = gunicorn().serve(kind, workers=1, GO=str(go)).ready(1)
     (pid,) = one.workers
-    assert_it_drains_calmly(one, pid)
+    assert_it_drains_calmly(one, pid, go)
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -163,8 +164,12 @@ def test_reloads_under_load(server: MakeServer, subject: Subject) -> None:
 # ---- leaving ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_stop_lets_a_request_finish_and_ends_an_idle_connection(server: MakeServer, subject: Subject) -> None:
-    one = start(server(), subject, workers=1, threads=3, drain_timeout=60)  # longer than anybody here waits
+def test_a_stop_lets_a_request_finish_and_ends_an_idle_connection(
+    server: MakeServer, subject: Subject, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    # Longer than anybody here waits.
+    one = start(server(), subject, workers=1, threads=3, drain_timeout=60, environ={"GO": str(go)})
     with Client(one.address) as idle, Client(one.address) as busy:
         if subject.keeps_alive:
             idle.ask()
@@ -175,6 +180,7 @@ def test_a_stop_lets_a_request_finish_and_ends_an_idle_connection(server: MakeSe
         (pid,) = pids(one)
         one.wait_until(lambda: connections(one, pid) >= 1 + (idle.socket is not None), "both are there")
         one.send(signal.SIGTERM)
+        go.touch()
         thread.join()
         assert answers, "the answer came whole"
         if idle.socket is not None:
@@ -184,9 +190,10 @@ def test_a_stop_lets_a_request_finish_and_ends_an_idle_connection(server: MakeSe
     assert "in its hands" not in one.log
 
 
-def test_sigterm_to_all_processes_at_once(server: MakeServer, subject: Subject) -> None:
+def test_sigterm_to_all_processes_at_once(server: MakeServer, subject: Subject, tmp_path: Path) -> None:
     """As systemd, dumb-init and supervisord do it: to a worker that drains already, and again. A request goes on."""
-    one = start(server(), subject, workers=2, threads=3, drain_timeout=60)
+    go = tmp_path / "go"
+    one = start(server(), subject, workers=2, threads=3, drain_timeout=60, environ={"GO": str(go)})
     answers: list[Any] = []
     with Client(one.address) as client:
         thread = threading.Thread(target=lambda: answers.append(client.ask("/slow")))
@@ -198,22 +205,23 @@ def test_sigterm_to_all_processes_at_once(server: MakeServer, subject: Subject) 
             for pid in workers:
                 kill(pid, signal.SIGTERM)
             time.sleep(0.01)  # distances of 0 to 0.1 s; nothing tells that nothing happened
+        go.touch()
         thread.join()
     assert answers, "the answer came whole"
     assert one.wait_exit(deadline_s=15) == 0
     assert "in its hands" not in one.log
 
 
-def test_a_worker_that_drains_does_not_spin(server: MakeServer, subject: Subject) -> None:
-    one = start(server(), subject, workers=1, threads=3)
+def test_a_worker_that_drains_does_not_spin(server: MakeServer, subject: Subject, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    one = start(server(), subject, workers=1, threads=3, environ={"GO": str(go)})
     (pid,) = pids(one)
-    assert_it_drains_calmly(one, pid)
+    assert_it_drains_calmly(one, pid, go)
     one.wait_log(f"pid={pid} READY->DRAINING")
 
 
-def assert_it_drains_calmly(one: Server, pid: int) -> None:
-    """While a request goes on, nothing is to do but to wait for it. Told by SIGTERM, as the master does it: a reload
-    waits for a new worker first, and on a busy machine the request is over by then."""
+def assert_it_drains_calmly(one: Server, pid: int, go: Path) -> None:
+    """While a request goes on, until there is `go`, nothing is to do but to wait for it."""
     with Client(one.address) as client:
         answers: list[Any] = []
         thread = threading.Thread(target=lambda: answers.append(client.ask("/slow")))
@@ -221,6 +229,7 @@ def assert_it_drains_calmly(one: Server, pid: int) -> None:
         one.wait_until(lambda: connections(one, pid) == 1, "it is there")
         efforts = [Effort.of(pid)]  # it cannot leave before it is told
         kill(pid, signal.SIGTERM)
+        go.touch()
         while not answers and (now := effort_of(pid)):
             efforts.append(now)
             time.sleep(0.02)

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,30 +32,40 @@ OF_EACH_WAY = [
 """To wait, and to hear."""
 
 
-def slow_request(one: Server, pid: int, then: Callable[[], object]) -> None:
-    """`then` happens while a request goes on. The client gets its whole answer, from this worker, which exits."""
+@pytest.fixture
+def go(tmp_path: Path) -> Path:
+    """A server that has the name of this file in its environment does not end a slow request before it is there."""
+    return tmp_path / "go"
+
+
+def slow_request(one: Server, pid: int, go: Path, then: Callable[[], object]) -> None:
+    """`then` happens while a request goes on, which ends when there is `go`. The client gets its whole answer, from this
+    worker, which exits."""
+    go.unlink(missing_ok=True)
     answers: list[Any] = []
     with Client(one.address) as client:
         thread = threading.Thread(target=lambda: answers.append(client.ask("/slow", close=True)))
         thread.start()
         one.wait_until(lambda: connections(one, pid) == 1, "it is there")
         then()
+        go.touch()
         thread.join()
     assert answers, "the answer came whole"
     one.wait_until(lambda: is_over(pid), "the worker leaves")
 
 
 @pytest.mark.parametrize("name", OF_EACH_WAY)
-def test_handlers_of_its_own(server: MakeServer, name: str) -> None:
+def test_handlers_of_its_own(server: MakeServer, name: str, go: Path) -> None:
     """The handlers raise SystemExit: the master's DRAIN needs none of them, and a signal from elsewhere drains as ever.
     They are called afterwards, and what they raise then changes nothing."""
-    one = start(server(), SUBJECTS[name], workers=1, threads=3, environ={"OWN": "import"}, drain_timeout=60)
+    environ = {"OWN": "import", "GO": str(go)}
+    one = start(server(), SUBJECTS[name], workers=1, threads=3, environ=environ, drain_timeout=60)
     (first,) = one.workers
-    slow_request(one, first, lambda: one.send(signal.SIGHUP))
+    slow_request(one, first, go, lambda: one.send(signal.SIGHUP))
     one.wait_log(f"app: SIGTERM in {first}$")
     (second,) = one.wait_workers(1)
     assert ask(one.address)["generation"] == 2
-    slow_request(one, second, lambda: kill(second, signal.SIGTERM))
+    slow_request(one, second, go, lambda: kill(second, signal.SIGTERM))
     one.wait_log(f"app: SIGTERM in {second}$")
     assert ask(one.address)["generation"] == 3
     assert one.stop() == 0
@@ -64,13 +75,13 @@ def test_handlers_of_its_own(server: MakeServer, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "uvicorn-asyncio", "hypercorn"])
-def test_handlers_of_the_loop(server: MakeServer, name: str) -> None:
+def test_handlers_of_the_loop(server: MakeServer, name: str, go: Path) -> None:
     """Set in the lifespan's startup. The loop has ended when they would be called."""
-    one = start(server(), SUBJECTS[name], workers=1, environ={"OWN": "loop"}, drain_timeout=60)
+    one = start(server(), SUBJECTS[name], workers=1, environ={"OWN": "loop", "GO": str(go)}, drain_timeout=60)
     (first,) = one.workers
-    slow_request(one, first, lambda: one.send(signal.SIGHUP))
+    slow_request(one, first, go, lambda: one.send(signal.SIGHUP))
     (second,) = one.wait_workers(1)
-    slow_request(one, second, lambda: kill(second, signal.SIGTERM))
+    slow_request(one, second, go, lambda: kill(second, signal.SIGTERM))
     assert ask(one.address)["generation"] == 3
     assert "app: SIGTERM" not in one.log
 
@@ -95,9 +106,9 @@ def test_a_stop_is_heard_while_a_worker_boots(server: MakeServer, where: str, na
     assert "could not start" not in one.log
 
 
-def test_a_child_that_serves_outlives_sigterm(server: MakeServer) -> None:
+def test_a_child_that_serves_outlives_sigterm(server: MakeServer, go: Path) -> None:
     """A child of a forking server: a SIGTERM to all processes is sent to it, too."""
-    one = start(server(), SUBJECTS["socketserver-forking"], workers=1, drain_timeout=60)
+    one = start(server(), SUBJECTS["socketserver-forking"], workers=1, environ={"GO": str(go)}, drain_timeout=60)
     (pid,) = one.workers
 
     def tell_all() -> None:
@@ -105,7 +116,7 @@ def test_a_child_that_serves_outlives_sigterm(server: MakeServer) -> None:
         for each in (child, pid, child):
             kill(each, signal.SIGTERM)
 
-    slow_request(one, pid, tell_all)
+    slow_request(one, pid, go, tell_all)
 
 
 def test_a_signal_in_the_middle_of_a_boot(server: MakeServer) -> None:
