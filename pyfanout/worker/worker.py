@@ -101,6 +101,8 @@ class Worker:
         self.accepting: Listener | None = None
         """The listener that a server accepts from."""
         self.draining = False
+        self._drain_end_s: float | None = None
+        """When the time to drain is over, by `time.monotonic`."""
         self.finished = False
         """The server has returned: all requests that it had begun are done."""
         self.stopped = False
@@ -175,6 +177,7 @@ class Worker:
         """Take no more connections, finish what was begun, leave. May be called again, and from a signal handler."""
         if not self.draining:
             self.draining = True
+            self._drain_end_s = time.monotonic() + self.config.drain_timeout
             self.say(Retiring())
             if self.on_drain is not None:
                 self.on_drain()
@@ -264,14 +267,19 @@ class Worker:
             logger.setLevel(max(ours.level, logging.WARNING))
 
     def end(self, code: int) -> None:
-        """Does what an interpreter does at its end. If the worker has drained, it waits for all that was begun, as long
-        as the master's `drain_timeout` lasts."""
+        """Does what an interpreter does at its end. After a drain it waits for all that was begun, for what
+        is left of `drain_timeout`."""
         at_once = not self.finished or self.signals.quit
         if self.on_drain is not None and not self.draining:  # it was not told to leave: others get new connections
             self.draining = True
             self.say(Retiring())
         self.signals.end(code)
-        exits.run(code, at_once=at_once, timeout_s=max(self.config.drain_timeout, SHORTEST_END_S))
+        left_s = self.config.drain_timeout
+        if self._drain_end_s is not None:
+            left_s = self._drain_end_s - time.monotonic()
+        if self.signals.quit:
+            left_s = SHORTEST_END_S
+        exits.run(code, at_once=at_once, timeout_s=max(left_s, SHORTEST_END_S))
 
     def call_hook(self, hook: Callable[[Worker], object] | None) -> Any:
         return None if hook is None or self.forked else hook(self)
