@@ -34,13 +34,13 @@ OF_EACH_WAY = [
 
 @pytest.fixture
 def go(tmp_path: Path) -> Path:
-    """A server that has the name of this file in its environment does not end a slow request before it is there."""
+    """A file: a server that has its name in the environment ends no slow request before it is there."""
     return tmp_path / "go"
 
 
 def slow_request(one: Server, pid: int, go: Path, then: Callable[[], object]) -> None:
-    """`then` happens while a request goes on, which ends when there is `go`. The client gets its whole answer, from this
-    worker, which exits."""
+    """`then` happens while a request goes on, which ends when there is `go`. The client gets its whole answer, from
+    this worker, which exits."""
     go.unlink(missing_ok=True)
     answers: list[Any] = []
     with Client(one.address) as client:
