@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from gunicorn.sock import ssl_context
 from gunicorn.workers import base, gasgi, gthread, sync
 
 from pyfanout.config import Config
@@ -170,6 +171,8 @@ class Joined:
             time.sleep(AGAIN_S)
             sys.exit(1)  # not the code of a worker that cannot boot, after which the arbiter gives up
         self._stuck = self._worker.watch.again()
+        if self.cfg.is_ssl:
+            self._secure()
         theirs, self._listening = self.sockets, self._open()
         self._worker.on_drain = self._leave
         # As gunicorn wraps a listening socket; ours has the address of the first.
@@ -177,11 +180,14 @@ class Joined:
         ours.__dict__.update(theirs[0].__dict__, sock=self._listening)
         del ours.close  # the desk's
         self.sockets = [ours]
-        if self.cfg.is_ssl:
-            _secure(self.cfg, self._worker.config.handshake_timeout)
         super().init_process()  # it serves
         for signum in (signal.SIGQUIT, signal.SIGINT):  # gunicorn's own handler would be a traceback by now
             signal.signal(signum, lambda *_: os._exit(0))
+
+    def _secure(self) -> None:
+        """TLS sockets, too, report their end; and a handshake, which takes a thread, has a time limit."""
+        _make(self.cfg, _limited(self._worker.config.handshake_timeout))
+        self.cfg.set("do_handshake_on_connect", True)  # else it would be a part of some read
 
     def _open(self) -> Any:
         """What connections are accepted from."""
@@ -281,8 +287,16 @@ class Sync(Joined, sync.SyncWorker):
 class GThread(Joined, gthread.ThreadWorker):
     """`gthread`: a pool of threads behind one accept loop."""
 
+    _context: ssl.SSLContext | None = None
+
+    def _secure(self) -> None:
+        """No thread waits for a handshake: it is done before gunicorn has the connection."""
+        _make(self.cfg, SecureConnection)
+        self._context = ssl_context(self.cfg)
+        self.cfg.set("ssl_context", lambda conf, default: _Secured)
+
     def _open(self) -> Any:
-        listener = self._worker.listener(greedy=True)
+        listener = self._worker.listener(greedy=True, tls=self._context or False)
         listener.limit(self.cfg.worker_connections)
         return listener
 
@@ -385,10 +399,19 @@ class _Pool(socket.socket):
         """Nothing is to be done: who drains does not ask for more."""
 
 
-def _secure(cfg: Any, handshake_timeout_s: float) -> None:
-    """TLS sockets, too, report their end; and a handshake, which takes a thread, has a time limit."""
+def _make(cfg: Any, secure: type[SecureConnection]) -> None:
+    """gunicorn's TLS sockets are of this class."""
     make = cfg.ssl_context
 
+    def make_with_class(conf: Any, default: Any) -> Any:
+        context = make(conf, default)
+        context.sslsocket_class = secure
+        return context
+
+    cfg.set("ssl_context", make_with_class)
+
+
+def _limited(handshake_timeout_s: float) -> type[SecureConnection]:
     class Secure(SecureConnection):
         def do_handshake(self, block: bool = False) -> None:
             before_s = self.gettimeout()
@@ -399,10 +422,12 @@ def _secure(cfg: Any, handshake_timeout_s: float) -> None:
                 raise ssl.SSLError(ssl.SSL_ERROR_EOF, f"no handshake within {handshake_timeout_s:g} s") from None
             self.settimeout(before_s)
 
-    def ssl_context(conf: Any, default: Any) -> Any:
-        context = make(conf, default)
-        context.sslsocket_class = Secure
-        return context
+    return Secure
 
-    cfg.set("ssl_context", ssl_context)
-    cfg.set("do_handshake_on_connect", True)  # else it would be a part of some read
+
+class _Secured:
+    """In the place of a context: what gunicorn wraps has done its handshake."""
+
+    @staticmethod
+    def wrap_socket(conn: SecureConnection, **_: Any) -> SecureConnection:
+        return conn

@@ -71,11 +71,11 @@ class Greeter:
         """When `hurry` was called."""
 
     @classmethod
-    def of(cls, worker: Worker, *, tls: bool) -> Greeter | None:
-        """As the options say; None: clients need no greeting. `tls`: handshakes are part of it, else the server does
-        them. Raises ConfigError."""
+    def of(cls, worker: Worker, *, tls: bool | ssl.SSLContext) -> Greeter | None:
+        """As the options say; None: clients need no greeting. `tls`: handshakes are part of it, with this context or
+        that of the options; else the server does them. Raises ConfigError."""
         config = worker.config
-        context = worker.tls_context() if tls else None
+        context = worker.tls_context() if tls is True else tls or None
         gate = Gate(config.trusted) if config.proxy_protocol else None
         return cls(worker.slot, config.handshake_timeout, gate, context) if gate or context else None
 

@@ -135,16 +135,21 @@ class Worker:
         return keep
 
     def listener(
-        self, *, blocking: bool = True, control: bool = True, greedy: bool | None = None, tls: bool = False
+        self,
+        *,
+        blocking: bool = True,
+        control: bool = True,
+        greedy: bool | None = None,
+        tls: bool | ssl.SSLContext = False,
     ) -> Listener:
         """What a server accepts from, once. `blocking`: whether the connections shall be. `control`: pings are answered
         when the server accepts; else it has `hear` called when `control` is readable, which a server needs that stops
         accepting at times. `greedy`: several are taken at once, for a server that accepts until there is nothing; by
         default one with a loop, whose connections do not block. `tls`: if the options ask for TLS, a connection that
-        `accept` returns has done its handshake, and is an ssl.SSLSocket; else the server does the handshake. Raises
-        ConfigError."""
+        `accept` returns has done its handshake, and is an ssl.SSLSocket; else the server does the handshake. Or the
+        context of a server that has options for TLS of its own. Raises ConfigError."""
         greeter = None
-        if self.config.proxy_protocol or (tls and self.config.tls):
+        if self.config.proxy_protocol or (tls and (self.config.tls or tls is not True)):
             from pyfanout.worker.greeting import Greeter  # noqa: PLC0415 - most workers need none
 
             greeter = Greeter.of(self, tls=tls)

@@ -183,6 +183,24 @@ def test_a_handshake_has_its_time(gunicorn: MakeGunicorn, kind: str, tmp_path: P
         assert body(read_all(sock))
 
 
+@pytest.mark.parametrize("kind", ["GThread", "ASGI"])
+def test_slow_handshakes_keep_nobody_waiting(gunicorn: MakeGunicorn, kind: str, tmp_path: Path) -> None:
+    """More of them than GThread has threads. Nor do they delay the worker's exit, although each has a minute."""
+    certificate(tmp_path, "localhost")
+    files = ("--certfile", str(tmp_path / "server.pem"), "--keyfile", str(tmp_path / "server.key"))
+    one = gunicorn().serve(kind, *files, workers=1, PYFANOUT_HANDSHAKE_TIMEOUT="60").ready(1)
+    slow = [connect(one.address) for _ in range(45)]
+    for number, client in enumerate(slow):
+        client.sendall(b"\x16\x03\x01\x02\x00\x01"[: number % 6])
+    for _ in range(3):
+        with secure(one.address, tmp_path) as sock:
+            sock.sendall(REQUEST)
+            assert body(read_all(sock))
+    assert one.stop() == 0
+    for client in slow:
+        client.close()
+
+
 # ---- living ----------------------------------------------------------------------------------------------------------
 
 
