@@ -313,10 +313,12 @@ class GThread(Joined, gthread.ThreadWorker):
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         """In a thread, when the head of the request has been read."""
-        return self._pool.run(conn.sock, super().handle_request, req, conn)
+        with idle.answering(conn.sock):
+            return self._pool.run(conn.sock, super().handle_request, req, conn)
 
     def handle_http2_request(self, req: Any, conn: Any, h2_conn: Any) -> Any:
-        return self._pool.run(conn.sock, super().handle_http2_request, req, conn, h2_conn)
+        with idle.answering(conn.sock):
+            return self._pool.run(conn.sock, super().handle_http2_request, req, conn, h2_conn)
 
     def run(self) -> None:
         self._pool = Pool(lambda: self.cfg.threads)
