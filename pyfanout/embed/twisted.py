@@ -86,7 +86,7 @@ def _settle(worker: Worker, listener: Listener, port: Any, reactor: Any) -> None
             for protocol in list(port.protocols):
                 channel = getattr(protocol, "_channel", protocol)  # twisted.web: HTTP/1 or /2, as negotiated
                 if getattr(channel, "requests", None) == []:
-                    channel.transport.loseConnection()
+                    channel.loseConnection()  # its transport's would wait for more from the channel, after a pause
         if listener.live and reactor.seconds() < end_s:
             reactor.callLater(LOOK_S, look)
         else:

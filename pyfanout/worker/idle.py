@@ -31,8 +31,9 @@ keeps the connection has learned to find it closed (RFC 9112, 9.3.1)."""
 LOOK_S = 0.25
 """Seconds between two looks while a worker drains."""
 
-_TCP_INFO = struct.Struct("=44xI4xI72xQ20xI")
-"""linux/tcp.h: tcpi_last_data_sent, tcpi_last_data_recv, tcpi_bytes_received, tcpi_data_segs_out."""
+_TCP_INFO = struct.Struct("=24xI16xI4xI72xQ8xI8xI")
+"""linux/tcp.h: tcpi_unacked, tcpi_last_data_sent, tcpi_last_data_recv, tcpi_bytes_received, tcpi_notsent_bytes,
+tcpi_data_segs_out."""
 _TCP_BYTES = struct.Struct("=120xQQ")  # tcpi_bytes_acked, tcpi_bytes_received
 _INT = struct.Struct("@i")
 
@@ -63,11 +64,11 @@ class IdleWatch:
 
 def is_silent(fd: int) -> bool:
     """Whether nothing came or went for IDLE_S on a TCP connection, whichever side sent last. True for any other
-    connection: the kernel has no times for it."""
+    connection whose peer has read all that was sent: the kernel has no times for it."""
     try:
         with _Borrowed(fd) as sock:
             return min(_silences_ms(sock)) >= IDLE_S * 1000
-    except OSError:  # no socket any more
+    except (OSError, ValueError):  # no socket any more
         return True
 
 
@@ -79,7 +80,7 @@ def is_at_rest(fd: int, greeting_bytes: int = 0) -> bool:
     try:
         with _Borrowed(fd) as sock:
             sent_ms_ago, received_ms_ago = _silences_ms(sock, greeting_bytes)
-    except OSError:
+    except (OSError, ValueError):
         return True
     return IDLE_S * 1000 <= sent_ms_ago <= received_ms_ago
 
@@ -115,14 +116,22 @@ def bytes_moved(conn: socket.socket) -> tuple[int, int]:
     not read all, the connection counts as moving. (0, 0) when it is closed."""
     try:
         if conn.family == socket.AF_UNIX:
-            (untaken,) = _INT.unpack(fcntl.ioctl(conn, termios.TIOCOUTQ, bytes(_INT.size)))
-            return getattr(conn, "moves", 0), time.monotonic_ns() if untaken else 0
+            return getattr(conn, "moves", 0), time.monotonic_ns() if _untaken(conn) else 0
         info = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_BYTES.size)
         (unread,) = _INT.unpack(fcntl.ioctl(conn, termios.FIONREAD, bytes(_INT.size)))
         acknowledged, received = _TCP_BYTES.unpack(info)
     except (OSError, ValueError, struct.error):  # closed; an old kernel
         return 0, 0
     return acknowledged, received - unread
+
+
+def _untaken(conn: socket.socket) -> int:
+    """Bytes that were sent on a UNIX socket and that its peer has not read; 0 if it is closed."""
+    try:
+        (count,) = _INT.unpack(fcntl.ioctl(conn, termios.TIOCOUTQ, bytes(_INT.size)))
+    except (OSError, ValueError):
+        return 0
+    return int(count)
 
 
 def bytes_read(fd: int) -> int:
@@ -167,12 +176,16 @@ def _silences_ms(sock: socket.socket, greeting_bytes: int = 0) -> tuple[float, f
     The kernel counts both from the connection's beginning, and in steps of its clock tick. So a request that is as old
     as the connection, of a client that never had an answer, would seem to be answered: if nothing was ever sent, the
     first is infinite. If nothing came but those `greeting_bytes`, the client has sent no request: then it counts as if
-    the worker had sent when they came."""
+    the worker had sent when they came.
+
+    As long as the client has not taken all that was sent, the worker is sending: a download may pause."""
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
     except OSError:
-        return math.inf, math.inf
-    sent_ms_ago, received_ms_ago, came, went = _TCP_INFO.unpack(info)
+        return 0.0 if _untaken(sock) else math.inf, math.inf
+    unacknowledged, sent_ms_ago, received_ms_ago, came, unsent, went = _TCP_INFO.unpack(info)
+    if unacknowledged or unsent:
+        sent_ms_ago = 0
     if came <= greeting_bytes:
         return min(sent_ms_ago, received_ms_ago), received_ms_ago
     return math.inf if not went else sent_ms_ago, received_ms_ago

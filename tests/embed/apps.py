@@ -25,6 +25,8 @@ LONG_S = 20.0
 GO = os.environ.get("GO")
 """If it is set, a file: `/slow` goes on until it is there, too, however slow the machine."""
 LOOK_S = 0.02
+PADDING = "x" * int(os.environ.get("PADDING", "0"))
+"""Makes each answer longer by so many bytes."""
 
 
 WORKER = pyfanout.current_worker()
@@ -105,6 +107,8 @@ def facts(client: Any) -> bytes:
     assert WORKER is not None
     client = list(client)[:2] if isinstance(client, tuple | list) else client
     known = {"pid": WORKER.pid, "slot": WORKER.slot, "generation": WORKER.generation, "client": client}
+    if PADDING:
+        known["padding"] = PADDING
     return json.dumps(known).encode()
 
 

@@ -7,11 +7,14 @@ import contextlib
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from harness import Server, close_all, connect, is_over, read_all
+
+from pyfanout.worker.idle import IDLE_S, LOOK_S
 
 from .kit import FOLDER, SUBJECTS, Subject, start
 from .test_servers import connections, pids
@@ -29,6 +32,8 @@ SERVERS = {
 NO_TLS = ("waitress", "twisted")
 SOON_S = 20.0
 """Far less than `drain_timeout` and `handshake_timeout` here."""
+
+PADDING_BYTES = 8_000_000
 
 SLOW = b"GET /slow HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 ASK = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -132,6 +137,35 @@ def test_silent_clients_hold_neither_a_reload_nor_a_stop(
         for variant, one in ones.items():
             assert one.wait_exit(SOON_S) == 0, variant
             assert "in its hands" not in one.log, (variant, one.log)
+
+
+ON_UNIX = ("handler", "coroutine", "cheroot", "uvicorn", "uvicorn-asyncio", "hypercorn", "aiohttp", "tornado", "trio")
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [*(("tcp", name) for name in SERVERS), *(("unix", name) for name in ON_UNIX)]
+)
+def test_a_download_may_pause(server: MakeServer, tmp_path: Path, family: str, name: str) -> None:
+    """For longer than a client that is idle may be silent. All of it arrives, and then the worker leaves soon."""
+    bind = "127.0.0.1:0" if family == "tcp" else f"unix:{tmp_path}/sock"
+    options: dict[str, object] = {"workers": 1, "threads": 2, "drain_timeout": 60, "bind": bind}
+    one = start(server(), SERVERS[name], environ={"PADDING": str(PADDING_BYTES)}, **options)
+    if family == "tcp":
+        host, _, port = one.address.rpartition(":")
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # the worker cannot be done with it at once
+        client.settimeout(20)
+        client.connect((host, int(port)))
+    else:
+        client = connect(one.address)
+    client.sendall(ASK)
+    answer = client.recv(1000)
+    one.send(signal.SIGTERM)
+    time.sleep(2 * IDLE_S + 3 * LOOK_S)
+    answer += read_all(client)
+    assert len(answer.partition(b"\r\n\r\n")[2]) > PADDING_BYTES
+    assert one.wait_exit(SOON_S) == 0
+    assert "in its hands" not in one.log, one.log
 
 
 # ---- what does not end by itself -------------------------------------------------------------------------------------

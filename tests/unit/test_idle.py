@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import time
 
+import pytest
 from harness import wait_until
 
-from pyfanout.worker.idle import end_input, is_at_rest, is_silent
+from pyfanout.worker.idle import IDLE_S, end_input, is_at_rest, is_silent
 
 
 def test_a_default_timeout_does_not_make_it_non_blocking() -> None:
@@ -36,3 +39,25 @@ def test_a_header_of_a_proxy_is_no_word_of_its_client() -> None:
             wait_until(lambda: is_silent(conn.fileno()), "a second")
             assert is_at_rest(conn.fileno(), 6)
             assert not is_at_rest(conn.fileno()), "half of a request, it would be"
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX], ids=["tcp", "unix"])
+def test_what_its_client_has_not_taken(family: socket.AddressFamily) -> None:
+    """As long as something waits, it is not silent, however long that is."""
+    if family == socket.AF_INET:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            client = socket.create_connection(server.getsockname())
+            conn, _ = server.accept()
+    else:
+        conn, client = socket.socketpair()
+    with conn, client:
+        conn.setblocking(False)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent += conn.send(bytes(65536))
+        time.sleep(1.5 * IDLE_S)
+        assert not is_silent(conn.fileno())
+        client.recv(sent, socket.MSG_WAITALL)
+        wait_until(lambda: is_silent(conn.fileno()), "it is silent")
+    assert is_silent(conn.fileno()), "it is closed"
