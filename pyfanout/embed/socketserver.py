@@ -50,12 +50,14 @@ class Runner(ThreadedRunner):
         self._server: Any = None
         self._drains = -1
         """For a forking server: an eventfd that its children do not read, so that it wakes all of them."""
+        self._child_drains = False
+        """In a child: it has been woken."""
 
     def serve(self, worker: Worker) -> None:
         self._server = server = self._make(worker.public.address, bind_and_activate=False)
         server.socket.close()
         if issubclass(server.RequestHandlerClass, http.server.BaseHTTPRequestHandler):
-            server.RequestHandlerClass = _goodbye(server.RequestHandlerClass, worker)
+            server.RequestHandlerClass = _goodbye(server.RequestHandlerClass, lambda: self._leaves(worker))
         if isinstance(server, socketserver.ThreadingMixIn | socketserver.ForkingMixIn):
             super().serve(worker)
         else:
@@ -90,6 +92,7 @@ class Runner(ThreadedRunner):
             news = select.poll()
             news.register(self._drains, select.POLLIN)
             news.poll()
+            self._child_drains = True
             while True:
                 end_if_idle(request)
                 time.sleep(IDLE_LOOK_S)
@@ -100,6 +103,9 @@ class Runner(ThreadedRunner):
             finish_request(request, address)
 
         return finish
+
+    def _leaves(self, worker: Worker) -> bool:
+        return self._child_drains if worker.forked else worker.draining
 
     def drains(self) -> None:
         if self._drains >= 0:
@@ -218,12 +224,13 @@ def _for_good(close_request: Callable[[Any], None], *, ours: bool) -> Callable[[
     return close
 
 
-def _goodbye(handler: Any, worker: Worker) -> Any:
+def _goodbye(handler: Any, drains: Callable[[], bool]) -> Any:
     """A class of handlers whose answers say that the connection ends, when the worker drains. It marks a connection
     while it answers a request."""
 
     class Handler(handler):
         _answers: contextlib.ExitStack | None = None
+        _continues = False
 
         def parse_request(self) -> bool:
             """The first line has been read, and the rest is on its way."""
@@ -246,8 +253,15 @@ def _goodbye(handler: Any, worker: Worker) -> Any:
             if self._answers is not None:
                 self._answers.close()
 
+        def handle_expect_100(self) -> bool:
+            self._continues = True
+            try:
+                return bool(super().handle_expect_100())
+            finally:
+                self._continues = False
+
         def end_headers(self) -> None:
-            if worker.draining:
+            if drains() and not self._continues:
                 self.send_header("Connection", "close")  # which sets close_connection
             super().end_headers()
 

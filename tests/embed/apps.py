@@ -160,6 +160,10 @@ class ForkingServer(socketserver.ForkingTCPServer):
     RequestHandlerClass = Raw
 
 
+class ForkingWeb(socketserver.ForkingMixIn, HTTPServer):
+    RequestHandlerClass = Web
+
+
 class OneByOne(HTTPServer):
     RequestHandlerClass = Web
 

@@ -17,7 +17,7 @@ from websockets.sync.client import connect as open_websocket
 
 from pyfanout.worker.idle import is_silent
 
-from .kit import FOLDER, SUBJECTS, Client, ask, fill_two_of_three, start
+from .kit import FOLDER, SUBJECTS, Client, Subject, ask, fill_two_of_three, start
 
 MakeServer = Callable[[], Server]
 
@@ -257,13 +257,16 @@ def test_a_websocket_is_told_when_the_time_is_up(server: MakeServer, name: str) 
 # ---- others ----------------------------------------------------------------------------------------------------------
 
 
-GOODBYE = ("uvicorn", "hypercorn", "waitress", "cheroot", "gevent", "http.server-threading", "aiohttp", "tornado")
+GOODBYE = {
+    name: SUBJECTS[name]
+    for name in ("uvicorn", "hypercorn", "waitress", "cheroot", "gevent", "http.server-threading", "aiohttp", "tornado")
+} | {"http.server-forking": Subject("apps:ForkingWeb")}
 
 
 def test_a_keep_alive_connection_is_told_that_it_ends(server: MakeServer) -> None:
     """A client that asks again and again finds `Connection: close` on an answer, and no reset."""
-    for name in GOODBYE:
-        one = start(server(), SUBJECTS[name], workers=1, drain_timeout=30)
+    for name, subject in GOODBYE.items():
+        one = start(server(), subject, workers=1, drain_timeout=30)
         with Client(one.address) as client:
             client.ask()
             assert client.socket is not None, name
@@ -275,8 +278,8 @@ def test_a_keep_alive_connection_is_told_that_it_ends(server: MakeServer) -> Non
 def test_a_client_of_http_1_0_is_told_so_as_well(server: MakeServer) -> None:
     """A client that keeps its connection, as ab does: an answer says that it is kept, or that it ends, and then it ends
     without a reset."""
-    for name in GOODBYE:
-        one = start(server(), SUBJECTS[name], workers=1, drain_timeout=30)
+    for name, subject in GOODBYE.items():
+        one = start(server(), subject, workers=1, drain_timeout=30)
         with connect(one.address) as client:
             kept, count = True, 0
             while kept:
