@@ -35,8 +35,8 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"seed of random tests: {config.stash[SEED]} (take it back with --seed or TEST_SEED)"
 
 
-def left_over(before: Census, patience_s: float = 2.0) -> list[str]:
-    """What a test has left open, running or unreaped. Patient: what was closed may take an instant to go."""
+def left_over(before: Census, patience_s: float = 5.0) -> list[str]:
+    """What a test has left open, running or unreaped. Patient: what was closed may take a while to go, on a busy machine."""
     end = time.monotonic() + patience_s
     while lines := Census.take().left_since(before):
         gc.collect()
