@@ -36,7 +36,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def left_over(before: Census, patience_s: float = 5.0) -> list[str]:
-    """What a test has left open, running or unreaped. Patient: what was closed may take a while to go, on a busy machine."""
+    """What a test has left open, running or unreaped. Patient: on a busy machine it takes a while to go."""
     end = time.monotonic() + patience_s
     while lines := Census.take().left_since(before):
         gc.collect()
