@@ -114,10 +114,10 @@ def _awake_for_signals() -> Iterator[None]:
 
 
 def _settle(worker: Worker, listener: Listener, leaving: Any) -> None:
-    """Until each connection is over, or silent, or the time is nearly up."""
+    """Until each connection is over, or silent, or the time is up."""
     import gevent
 
-    with gevent.Timeout(max(worker.config.drain_timeout - GRACE_S, 0.001), False):
+    with gevent.Timeout(max(worker.config.drain_timeout, 0.001), False):
         while listener.live:
             listener.end_silent()
             gevent.sleep(LOOK_S)

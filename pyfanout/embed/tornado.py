@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.aio import AsyncioRunner
-from pyfanout.embed.runner import SERVICE_RESTART
+from pyfanout.embed.runner import LOOK_S, SERVICE_RESTART
 
 if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener
@@ -31,6 +31,8 @@ class Runner(AsyncioRunner):
         self._server: Any = None
         self._websockets: weakref.WeakSet[Any] = weakref.WeakSet()
         """The server itself does not track them."""
+        self._hurried = False
+        """Requests that are under way are cut off."""
 
     async def run(
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
@@ -78,7 +80,12 @@ class Runner(AsyncioRunner):
         server.stop()
         for websocket in self._open_websockets():
             websocket.close(SERVICE_RESTART)
+        while self._requests() > 0 and not self._hurried:
+            await asyncio.sleep(LOOK_S)
         await server.close_all_connections()
+
+    def hurry(self) -> None:
+        self._hurried = True
 
     def _open_websockets(self) -> list[Any]:
         def is_open(connection: Any) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
-from pyfanout.embed.runner import GRACE_S, LOOK_S
+from pyfanout.embed.runner import LOOK_S
 from pyfanout.worker import connection
 
 if TYPE_CHECKING:
@@ -123,10 +123,10 @@ async def _handle(worker: Worker, listener: Listener, handler: Any, stream: Any)
 
 
 async def _settle(worker: Worker, listener: Listener, handlers: Any) -> None:
-    """Until all handlers have returned, or the time is nearly up; those that only wait for a client find the end."""
+    """Until all handlers have returned, or the time is up; those that only wait for a client find the end."""
     import trio
 
-    with trio.move_on_after(max(worker.config.drain_timeout - GRACE_S, 0)):
+    with trio.move_on_after(worker.config.drain_timeout):
         while listener.live:
             listener.end_silent()
             await trio.sleep(LOOK_S)

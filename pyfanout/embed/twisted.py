@@ -6,7 +6,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
-from pyfanout.embed.runner import GRACE_S, LOOK_S
+from pyfanout.embed.runner import LOOK_S
 from pyfanout.errors import ConfigError
 from pyfanout.worker.threads import Pool, Steps
 
@@ -77,8 +77,8 @@ def _watch_threads(worker: Worker, reactor: Any) -> None:
 
 
 def _settle(worker: Worker, listener: Listener, port: Any, reactor: Any) -> None:
-    """Ends connections that wait for a request, until all are over or the time is nearly up."""
-    end_s = reactor.seconds() + max(worker.config.drain_timeout - GRACE_S, 0)
+    """Ends connections that wait for a request, until all are over or the time is up."""
+    end_s = reactor.seconds() + worker.config.drain_timeout
 
     def look() -> None:
         listener.end_unserved()

@@ -139,6 +139,23 @@ def test_silent_clients_hold_neither_a_reload_nor_a_stop(
             assert "in its hands" not in one.log, (variant, one.log)
 
 
+@pytest.mark.parametrize("name", list(SERVERS))
+def test_a_request_has_all_of_the_time(server: MakeServer, tmp_path: Path, name: str) -> None:
+    """A server's own graceful stop comes a little before the end of `drain_timeout`, here after one of 60 s: it cuts no
+    request off."""
+    go = tmp_path / "go"
+    environ = {"GO": str(go), "GRACE": "59"}
+    one = start(server(), SERVERS[name], workers=1, threads=2, drain_timeout=60, environ=environ)
+    with connect(one.address) as client:
+        client.sendall(SLOW)
+        one.wait_until(lambda: connections(one, one.workers[0]) == 1, "it is there")
+        one.send(signal.SIGTERM)
+        time.sleep(2.5)
+        go.touch()
+        assert b" 200 " in read_all(client)
+    assert one.wait_exit(SOON_S) == 0
+
+
 ON_UNIX = ("handler", "coroutine", "cheroot", "uvicorn", "uvicorn-asyncio", "hypercorn", "aiohttp", "tornado", "trio")
 
 
