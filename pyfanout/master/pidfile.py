@@ -6,7 +6,9 @@ only.
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import tempfile
 from contextlib import suppress
 
@@ -75,10 +77,16 @@ class PidFile:
 
 
 def _is_alive(pid: int) -> bool:
+    """A zombie is not, although `kill` finds it; nor is a number that is now that of a thread."""
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):  # OverflowError: no pid is that big
+        pidfd = os.pidfd_open(pid)
+    except OverflowError:  # no pid is that big
         return False
-    except PermissionError:
-        return True  # somebody else's, but alive
-    return True
+    except OSError as error:
+        return error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT)  # the last two: it is a thread
+    try:
+        ends = select.poll()
+        ends.register(pidfd, select.POLLIN)
+        return not ends.poll(0)
+    finally:
+        os.close(pidfd)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,14 +83,48 @@ def test_a_live_process_keeps_its_file(path: Path, neighbour: int) -> None:
     assert path.read_text() == f"{neighbour}\n"
 
 
-def test_a_process_of_somebody_else_is_alive_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(pid: int, number: int) -> None:
-        raise PermissionError
+def test_a_process_of_somebody_else_is_alive_too(path: Path) -> None:
+    path.write_text("1\n")
+    with pytest.raises(ConfigError, match="process 1 is alive"):
+        PidFile(str(path)).create()
 
-    monkeypatch.setattr(os, "kill", refuse)
+
+def test_one_that_cannot_be_looked_at_is_alive(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
     path.write_text("12345\n")
     with pytest.raises(ConfigError, match="process 12345 is alive"):
         PidFile(str(path)).create()
+
+
+def test_a_zombie_is_dead(path: Path) -> None:
+    """A master that was killed, and whose parent does not reap it."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        path.write_text(f"{pid}\n")
+        PidFile(str(path)).create()
+    finally:
+        os.waitpid(pid, 0)
+    assert path.read_text() == f"{os.getpid()}\n"
+
+
+def test_a_thread_is_no_master(path: Path) -> None:
+    """The number of a dead master may go to a thread, too."""
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    try:
+        path.write_text(f"{thread.native_id}\n")
+        PidFile(str(path)).create()
+    finally:
+        over.set()
+        thread.join()
+    assert path.read_text() == f"{os.getpid()}\n"
 
 
 @pytest.mark.parametrize("text", ["root:x:0:0\n", "-1\n", "0\n", "12 13\n", "\xff\n"])
