@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Unpack
@@ -28,6 +29,16 @@ from pyfanout.worker.listener import Public
 from pyfanout.worker.worker import main, server_module
 
 log = logging.getLogger("pyfanout.master")
+
+
+def _check_gevent() -> None:
+    """A master waits in calls that must not become switches to other greenlets. Raises ConfigError."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("socket"):
+        raise ConfigError(
+            "gevent has patched the master's process; have it patch the workers only: --server gevent, or"
+            " `pyfanout run module:runner` without --preload"
+        )
 
 
 class Master:
@@ -93,6 +104,7 @@ class Master:
                 handler = self._load()
                 self._load, self._kinds = lambda: handler, [kind_of(handler)]
                 log.info("the application is loaded in the master: a reload keeps its code")
+            _check_gevent()
             signals.begin()  # before there is a socket file, or a pidfile, by which the master is found
             endpoints = open_listeners(config.bind, backlog=config.backlog, nodelay=config.nodelay)
             for endpoint in endpoints:

@@ -1,7 +1,8 @@
 """gevent: WSGI through `gevent.pywsgi`, or a handler through StreamServer.
 
-The application is patched before it is imported if `--server gevent` asks for it; one that is given to `Runner` has to
-see to that itself (`gevent.monkey.patch_all()` in the first line).
+With `--server gevent` the standard library is patched before the application is imported. A module that makes a
+`Runner` does so itself, by `gevent.monkey.patch_all()` in its first line, and is imported in the workers (`pyfanout
+run`).
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ import logging
 import os
 import selectors
 from collections.abc import Iterable
-from select import epoll
 from typing import Any
 
 from pyfanout import stdio
+from pyfanout.worker.epoll import epoll
 
 log = logging.getLogger("pyfanout.worker")
 

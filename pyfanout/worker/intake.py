@@ -12,12 +12,13 @@ import logging
 import os
 from _thread import allocate_lock, start_new_thread
 from collections import deque
-from select import EPOLLEXCLUSIVE, EPOLLIN, POLLIN, epoll, poll
+from select import EPOLLEXCLUSIVE, EPOLLIN, POLLIN, poll
 from typing import TYPE_CHECKING, Any
 
 from pyfanout import sigmask
 from pyfanout.worker.blocking import GREETED
 from pyfanout.worker.connection import Address, Connection
+from pyfanout.worker.epoll import epoll
 
 if TYPE_CHECKING:
     from pyfanout.core import Taker

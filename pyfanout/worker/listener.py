@@ -22,7 +22,7 @@ import threading
 # By name: gevent takes these out of their modules, or puts in others. Its greenlets are one thread, with one lock.
 from _thread import RLock, start_new_thread
 from collections.abc import Callable, Iterable, Iterator
-from select import EPOLLET, EPOLLIN, POLLIN, epoll, poll
+from select import EPOLLET, EPOLLIN, POLLIN, poll
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,6 +30,7 @@ from pyfanout.control import Roomy
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
 from pyfanout.worker import child
 from pyfanout.worker.connection import Address, Connection, Counting, address_of
+from pyfanout.worker.epoll import epoll
 from pyfanout.worker.idle import IDLE_S, bytes_read, end_input, is_at_rest, is_silent
 
 if TYPE_CHECKING:

@@ -73,6 +73,46 @@ def test_missing_server(tmp_path: Path) -> None:
     assert "waitress is not installed: pip install 'pyfanout[wsgi]'" in done.stderr
 
 
+PATCHED = {
+    "before": "from gevent import monkey; monkey.patch_all()\nimport pyfanout",
+    "after": "import pyfanout\nfrom gevent import monkey; monkey.patch_all()",
+}
+
+
+@pytest.mark.parametrize("lines", PATCHED.values(), ids=PATCHED.keys())
+def test_a_master_that_gevent_has_patched(lines: str) -> None:
+    """It could start no worker, or not even be imported."""
+    code = f"""{lines}
+from pyfanout.embed import gevent
+pyfanout.serve(gevent.Runner(print), bind="127.0.0.1:0", workers=1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("pyfanout: gevent has patched the master's process; have it patch the workers only")
+
+
+def test_a_module_that_gevent_patches_is_imported_in_the_workers(server: MakeServer, tmp_path: Path) -> None:
+    """The recipe in docs/embedding.md; with --preload it is refused."""
+    (tmp_path / "app.py").write_text(
+        f"""
+from gevent import monkey
+monkey.patch_all()
+import sys
+sys.path.insert(0, {str(FOLDER)!r})
+from pyfanout.embed import gevent
+from apps import wsgi
+app = gevent.Runner(wsgi, spawn=100)
+"""
+    )
+    one = server().start("app:app", cwd=tmp_path, workers=1)
+    assert ask(one.address)["slot"] == 0
+    assert one.stop() == 0
+    refused = server().start("app:app", cwd=tmp_path, workers=1, preload=True, wait=False)
+    refused.expect("pyfanout: ")
+    assert refused.wait_exit() == 1
+    assert "without --preload" in refused.log
+
+
 def write_server(folder: Path, loop: str) -> None:
     """app.py: one that serves any protocol on the loop that it makes."""
     (folder / "app.py").write_text(
