@@ -42,7 +42,7 @@ class GreetedListener(Listener):
                 if greeted is not None:
                     break
             conn, _ = greeted
-            self._greeting_bytes[conn.fileno()] = conn.greeting_bytes
+            self._has_greeted(conn.fileno(), conn.greeting_bytes)
             return greeted
 
     @property

@@ -75,7 +75,7 @@ def is_silent(fd: int) -> bool:
 def is_at_rest(fd: int, greeting_bytes: int = 0) -> bool:
     """The same, but false if the client sent last: it may have paused during an upload. `greeting_bytes` of the
     received bytes were PROXY header and TLS handshake."""
-    if fd in _answering:
+    if is_answered(fd):
         return False
     try:
         with _Borrowed(fd) as sock:
@@ -83,6 +83,11 @@ def is_at_rest(fd: int, greeting_bytes: int = 0) -> bool:
     except (OSError, ValueError):
         return True
     return IDLE_S * 1000 <= sent_ms_ago <= received_ms_ago
+
+
+def is_answered(fd: int) -> bool:
+    """See `answering`."""
+    return fd in _answering
 
 
 @contextlib.contextmanager
@@ -99,7 +104,7 @@ def answering(conn: socket.socket) -> Iterator[None]:
 
 def end_if_idle(conn: Connection | SecureConnection) -> None:
     """If a connection is silent, and the worker sent last, its reader reads the end. It can still be written to."""
-    if conn.fileno() in _answering:
+    if is_answered(conn.fileno()):
         return
     with contextlib.suppress(OSError):  # closed meanwhile
         sent_ms_ago, received_ms_ago = _silences_ms(conn, conn.greeting_bytes)

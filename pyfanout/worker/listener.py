@@ -31,7 +31,8 @@ from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
 from pyfanout.worker import child
 from pyfanout.worker.connection import Address, Connection, Counting, address_of
 from pyfanout.worker.epoll import epoll
-from pyfanout.worker.idle import IDLE_S, bytes_read, end_input, is_at_rest, is_silent
+from pyfanout.worker.idle import IDLE_S, bytes_read, end_input, is_answered, is_at_rest, is_silent
+from pyfanout.worker.unix_watch import UnixWatch
 
 if TYPE_CHECKING:
     from pyfanout.worker.worker import Worker
@@ -159,6 +160,7 @@ class Listener(socket.socket):
         "_taker",
         "_took",
         "_unheard",
+        "_unix",
         "_unserved",
         "_worker",
     )
@@ -183,7 +185,9 @@ class Listener(socket.socket):
         self._lock = RLock()  # a connection may be collected, and report its end, in the middle of anything
         self._done = worker.station.done_cell()
         self._live: dict[int, float] = {}
-        """Since when, of UNIX ones: the kernel does not know how long they were silent."""
+        """Since when, of UNIX ones."""
+        self._unix: UnixWatch | None = None
+        """Made for the first UNIX connection."""
         self._greeting_bytes: dict[int, int] = {}
         """How many bytes came before the client's own first one, by descriptor: a PROXY header, a TLS handshake."""
         self._unserved: dict[int, Callable[[], bool]] = {}
@@ -314,6 +318,9 @@ class Listener(socket.socket):
         clients. A handler with a thread of its own may go on with its connection in a child."""
         self._channel_fd = None
         self._arrivals.clear()
+        if self._unix is not None:  # its sets are the worker's, too, which still needs what is in them
+            self._unix.close()
+            self._unix = None
         if not self._blocking:
             child.silence(self._live)
 
@@ -345,13 +352,32 @@ class Listener(socket.socket):
     @property
     def settled(self) -> bool:
         """Whether each of them is between two requests, as far as one can tell from outside: nothing came or went for
-        a second. Of TCP; any other counts as settled a second after it was accepted."""
+        a second."""
         known = self._live.copy().items()  # in one go: a list of pairs lets one be collected, and take itself out
-        return (
-            not self._arrivals
-            and not self.greeting
-            and all(_is_old(since_s) and is_silent(fd) for fd, since_s in known)
-        )
+        with self._lock:
+            if self._unix is not None:
+                self._unix.look()
+            return (
+                not self._arrivals
+                and not self.greeting
+                and all(_is_old(since_s) and self._is_silent(fd) for fd, since_s in known)
+            )
+
+    def _is_silent(self, fd: int) -> bool:
+        if self._unix is not None and fd in self._unix:
+            return self._unix.silent_s(fd) >= IDLE_S
+        return is_silent(fd)
+
+    def _is_at_rest(self, fd: int) -> bool:
+        if self._unix is not None and fd in self._unix:
+            return self._is_silent(fd) and not (self._unix.client_spoke_last(fd) or is_answered(fd))
+        return is_at_rest(fd, self._greeting_bytes.get(fd, 0))
+
+    def _has_greeted(self, fd: int, greeting_bytes: int) -> None:
+        """The client's own bytes begin after so many."""
+        self._greeting_bytes[fd] = greeting_bytes
+        if self._unix is not None and fd in self._unix:
+            self._unix.begin(fd)
 
     def idle_while(self, fd: int, unserved: Callable[[], bool]) -> None:
         """While `unserved()` there is no request on that connection, whichever side sent last: its TLS handshake goes
@@ -372,7 +398,7 @@ class Listener(socket.socket):
         try:
             yield
             if unread is not None:
-                self._greeting_bytes[fd] = bytes_read(fd) - unread()
+                self._has_greeted(fd, bytes_read(fd) - unread())
         finally:
             if self._unserved.get(fd) is unserved:  # else the connection is over, and another one has its number
                 del self._unserved[fd]
@@ -387,15 +413,17 @@ class Listener(socket.socket):
         the client had closed its side. What the server still sends reaches the client."""
         self.end_unserved()
         with self._lock:  # none of them is closed meanwhile, and its number given to another
+            if self._unix is not None:
+                self._unix.look()
             for fd, since_s in self._live.copy().items():
-                if _is_old(since_s) and is_at_rest(fd, self._greeting_bytes.get(fd, 0)):
+                if _is_old(since_s) and self._is_at_rest(fd):
                     end_input(fd)
 
     def end_unserved(self) -> None:
         """The same, but only for connections without a request, see `idle_while`."""
         with self._lock:
             for fd, unserved in self._unserved.copy().items():
-                if _is_old(self._live[fd]) and is_silent(fd) and unserved():
+                if _is_old(self._live[fd]) and self._is_silent(fd) and unserved():
                     end_input(fd)
 
     def end_all(self) -> None:
@@ -476,13 +504,24 @@ class Listener(socket.socket):
     def _begun(self, arrival: Any) -> Callable[[], None]:
         """What reports its end."""
         fd: int = arrival.fd
-        self._live[fd] = monotonic() if arrival.family == socket.AF_UNIX else -math.inf
+        self._live[fd] = -math.inf
+        if arrival.family == socket.AF_UNIX:
+            self._live[fd] = monotonic()
+            self._watch_unix(fd)
         return functools.partial(self._ended, fd)
+
+    def _watch_unix(self, fd: int) -> None:
+        with self._lock, contextlib.suppress(OSError):  # no descriptor is free
+            if self._unix is None:
+                self._unix = UnixWatch()
+            self._unix.add(fd)
 
     def _ended(self, fd: int) -> None:
         awaited = 0
         with self._lock:
             self._live.pop(fd, None)
+            if self._unix is not None:
+                self._unix.discard(fd)
             self._greeting_bytes.pop(fd, None)
             self._unserved.pop(fd, None)
             if self._worker.most:  # the master may wait for it

@@ -159,6 +159,35 @@ def test_a_request_has_all_of_the_time(server: MakeServer, tmp_path: Path, name:
 ON_UNIX = ("handler", "coroutine", "cheroot", "uvicorn", "uvicorn-asyncio", "hypercorn", "aiohttp", "tornado", "trio")
 
 
+RAW_ON_UNIX = ("socketserver", "socketserver-handler", "gevent-handler", "anyio", "http.server-threading")
+PATIENT = ("handler", "cheroot", "trio", *RAW_ON_UNIX)
+"""Servers that wait for the rest of a request whose client has paused. The others close such, also over TCP."""
+
+
+@pytest.mark.parametrize(
+    ("name", "pauses"), [*((name, False) for name in (*ON_UNIX, *RAW_ON_UNIX)), *((name, True) for name in PATIENT)]
+)
+def test_a_request_over_a_unix_socket_is_read_to_its_end(
+    server: MakeServer, tmp_path: Path, name: str, pauses: bool
+) -> None:
+    """Of a UNIX connection the kernel does not say when bytes have moved. The first line was sent before the drain
+    begins, the rest comes a little at a time, or after more than a second."""
+    one = start(server(), SERVERS[name], workers=1, threads=2, drain_timeout=60, bind=f"unix:{tmp_path}/sock")
+    with connect(one.address) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n")
+        one.wait_idle()
+        one.send(signal.SIGTERM)
+        if pauses:
+            time.sleep(2 * IDLE_S + LOOK_S)
+        else:
+            for number in range(10):
+                client.sendall(b"X-%d: x\r\n" % number)
+                time.sleep(0.2 * IDLE_S)
+        client.sendall(b"\r\n")
+        assert b" 200 " in read_all(client)
+    assert one.wait_exit(SOON_S) == 0
+
+
 @pytest.mark.parametrize(
     ("family", "name"), [*(("tcp", name) for name in SERVERS), *(("unix", name) for name in ON_UNIX)]
 )
