@@ -347,7 +347,7 @@ UPLOADS = [*GOODBYE, "http.server", "http.server-handler", "wsgiref", "uvicorn-a
 @pytest.mark.parametrize("name", UPLOADS)
 def test_an_upload_that_pauses_is_not_cut(server: MakeServer, name: str) -> None:
     """Its client spoke last, however long ago: it does not only keep a connection."""
-    one = start(server(), SUBJECTS[name], workers=1, threads=2, drain_timeout=20)
+    one = start(server(), {**SUBJECTS, **GOODBYE}[name], workers=1, threads=2, drain_timeout=20)
     with connect(one.address) as client:
         client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 10\r\n\r\n12345")
         one.wait_until(lambda: is_silent(client.fileno()), "it pauses")
