@@ -382,7 +382,7 @@ def serve(worker: Worker, load: Callable[[], App]) -> int:
             return 3
         return worker.fail(Stage.START, error)
     if not worker.forked:
-        worker.farewell.settle()
+        worker.farewell.settle(at_once=worker.signals.quit)
     worker.finished = True
     worker.signals.hand_over()
     return 0
