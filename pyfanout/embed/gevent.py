@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pyfanout.worker")
 
+LAST_S = 0.4
+"""Of the last second of `drain_timeout`, what requests may still use."""
+
+KILL_S = 0.25
+"""How long the worker waits for a greenlet that it has killed."""
+
 
 def patch() -> None:
     """Before the application is imported."""
@@ -87,11 +93,29 @@ class Runner(runner.Runner):
             worker.ready(pool=False, threads=0)
             leaving.wait()
         finally:
-            worker.signals.plain()
-            server.stop(timeout=GRACE_S)
-            if hearing is not None:
-                hearing.kill()
-            worker.call_hook(worker.config.on_worker_exit)
+            try:
+                _end(worker, listener, server)
+                if hearing is not None:
+                    hearing.kill()
+            finally:
+                worker.signals.plain()
+                worker.call_hook(worker.config.on_worker_exit)
+
+
+def _end(worker: Worker, listener: Listener, server: Any) -> None:
+    """When the drain's time is nearly over, requests have a little more; in a fast stop none. Then their greenlets are
+    killed, and once more if they catch that."""
+    server.close()
+    pool = server.pool
+    if pool is None:  # the option `spawn` is a function
+        worker.stopped_with(listener.live)
+        return
+    if not worker.signals.quit:
+        pool.join(timeout=LAST_S)
+    worker.stopped_with(listener.live)
+    for _ in range(2):
+        pool.kill(timeout=KILL_S)
+        pool.dying.clear()
 
 
 @contextlib.contextmanager
@@ -122,7 +146,6 @@ def _settle(worker: Worker, listener: Listener, leaving: Any) -> None:
         while listener.live:
             listener.end_silent()
             gevent.sleep(LOOK_S)
-    worker.stopped_with(listener.live)
     leaving.set()
 
 
@@ -146,7 +169,7 @@ class NoHandshakeError(Exception):
 
 def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, options: dict[str, Any]) -> Any:
     import gevent
-    from gevent import pywsgi, server, socket
+    from gevent import pool, pywsgi, server, socket
 
     class Raw(socket.socket._gevent_sock_class):
         """Reports its end, whether a gevent socket closes it or, as in pywsgi, code that reaches into that."""
@@ -227,6 +250,8 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
 
     if context := worker.tls_context():
         options = {"ssl_context": context, **options}
+    if options.get("spawn", "default") == "default":
+        options = {**options, "spawn": pool.Pool()}  # which knows them
     server_of = Accepting if is_handler else functools.partial(WSGIServer, log=None)
     made = server_of(listener, app, **options)
     if context is not None:
@@ -245,6 +270,6 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
         context.sslsocket_class = SSLSocket
         made.wrap_socket = shake_hands
     if not is_handler:
-        greenlets = Pool(lambda: math.inf if made.pool is None else made.pool.size)
+        greenlets = Pool(lambda: math.inf if made.pool is None or made.pool.size is None else made.pool.size)
         worker.watch.add(greenlets.look)
     return made
