@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.loop import loop_factory
 from pyfanout.embed.runner import GRACE_S, LOOK_S, Runner
 from pyfanout.worker import child
-from pyfanout.worker.aio import hooks, signals_through
+from pyfanout.worker.aio import CANCEL_S, close, hooks, signals_through
 from pyfanout.worker.loop_threads import watch_threads
 
 if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener
     from pyfanout.worker.worker import Worker
+
+log = logging.getLogger("pyfanout.worker")
+
+GIVE_UP_S = 0.2
+"""For the server's coroutine to end when it is cancelled in a fast stop. The rest of the 2 s is for the exit hook and
+exit functions."""
 
 
 class AsyncioRunner(Runner):
@@ -24,6 +31,9 @@ class AsyncioRunner(Runner):
 
     loop: str | Callable[[], asyncio.AbstractEventLoop] = "asyncio"
     """"asyncio", "uvloop", "auto" (uvloop if it is installed), or a function that makes a loop."""
+
+    _cut: int | None = None
+    """What `cut` has returned."""
 
     @abstractmethod
     async def run(
@@ -38,8 +48,18 @@ class AsyncioRunner(Runner):
 
     def held(self, listener: Listener) -> int:
         """Connections with a request, or a websocket, that is not over: the log has their number when the drain's time
-        is over."""
+        is over. Without those that `cut` has counted."""
         return listener.live
+
+    def cut(self, listener: Listener) -> int:
+        """Called once when the drain's time is nearly over: how many connections with a request, or a websocket, end
+        now, by `farewell` or by the server's own stop. The others may be answered until the time is over."""
+        return 0
+
+    def requests(self) -> Iterable[asyncio.Task[Any]]:
+        """The tasks of the requests that are under way. In a fast stop they are cancelled, just after `hurry`, and
+        again if they do not end."""
+        return ()
 
     async def farewell(self) -> None:
         """Called when the drain's time is nearly over, or when the worker has to stop at once and `stopping` is set:
@@ -53,16 +73,15 @@ class AsyncioRunner(Runner):
         """Called once, when it begins to drain: have the answers from now on say that the connection ends."""
 
     def hurry(self) -> None:
-        """Called, before `stopping` is set or after it, when the worker shall stop at once: wait for nobody. What
-        still runs a second later is cancelled."""
+        """Called, before `stopping` is set or after it, when the worker shall stop at once: wait for no client. If
+        `run` has not returned a second later, it is cancelled."""
 
     def serve(self, worker: Worker) -> None:
         runner = asyncio.Runner(loop_factory=loop_factory(self.loop, worker.config))
         try:
             runner.run(self._live(worker))
         finally:
-            if not worker.forked:
-                runner.close()
+            close(worker, runner)
 
     async def _live(self, worker: Worker) -> None:
         async with hooks(worker):
@@ -73,7 +92,7 @@ class AsyncioRunner(Runner):
         watch_threads(worker.watch, loop)
         worker.farewell.on(loop)
         listener = worker.listener(blocking=False)
-        stopping, stopped = asyncio.Event(), asyncio.Event()
+        stopping, stopped, given_up = asyncio.Event(), asyncio.Event(), loop.create_future()
         settling: list[asyncio.Task[Any]] = []  # a loop holds its tasks by weak references
 
         def drain() -> None:
@@ -90,26 +109,32 @@ class AsyncioRunner(Runner):
             worker.ready(pool=False, threads=0)
 
         def stop() -> None:
-            worker.stopped_with(listener.live)
+            if stopped.is_set():
+                return
+            worker.stopped_with(listener.live if self._cut is None else self._cut + self.held(listener))
             listener.quiet()
             self.hurry()
             settling.append(loop.create_task(self.farewell()))
+            settling.append(loop.create_task(self._cut_short(serving, given_up)))
             stopping.set()
             stopped.set()
-            loop.call_later(GRACE_S, serving.cancel)
 
         serving = loop.create_task(self.run(worker, listener, started, stopping))
-        await asyncio.wait([serving])
+        await asyncio.wait([serving, given_up], return_when=asyncio.FIRST_COMPLETED)
         if worker.forked:  # asyncio has no running loop in a child, so the server's copy fails
             await loop.create_future()
         # Connections that the server has closed may still be open.
         while worker.draining and listener.unserved and not stopped.is_set():
             await asyncio.sleep(LOOK_S)
+        if self._cut is not None:
+            worker.stopped_with(self._cut)
         for task in settling:
             task.cancel()
         with contextlib.suppress(OSError):  # the server has closed it, by its number
             listener.close()
-        if not serving.cancelled():
+        if not serving.done():
+            log.warning("worker=%d: its server does not stop, although it was cancelled", worker.slot)
+        elif not serving.cancelled():
             serving.result()
             if not worker.draining:  # it left by itself; a worker says so
                 worker.drain()
@@ -124,11 +149,28 @@ class AsyncioRunner(Runner):
         while loop.time() < end_s:
             listener.end_unserved()
             await asyncio.sleep(LOOK_S)
-        worker.stopped_with(self.held(listener))
+        self._cut = self.cut(listener)
         await self.farewell()
         while True:
             listener.end_unserved()
             await asyncio.sleep(LOOK_S)
+
+    async def _cut_short(self, serving: asyncio.Task[None], given_up: asyncio.Future[None]) -> None:
+        """Ends requests; `_serve` cancels it when the server has stopped. A handler that cleans up has a while for that
+        before it is cancelled again."""
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
+        await asyncio.sleep(LOOK_S)  # the server itself may tell handlers first that their client has gone
+        for each in self.requests():
+            each.cancel()
+        await asyncio.sleep(CANCEL_S)
+        while loop.time() < begun_s + GRACE_S:
+            for each in self.requests():
+                each.cancel()
+            await asyncio.sleep(LOOK_S)
+        serving.cancel()
+        await asyncio.sleep(GIVE_UP_S)
+        given_up.set_result(None)
 
 
 async def settled(listener: Listener, busy: Callable[[], bool], end_s: float) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, cast
 
 from pyfanout.embed.aio import AsyncioRunner
 from pyfanout.embed.runner import FAREWELL_S, SERVICE_RESTART
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from pyfanout.worker.listener import Listener
     from pyfanout.worker.worker import Worker
+
+HURRY_S = 0.7
+"""For handlers that are cancelled in a fast stop; then come the application's `on_cleanup` callbacks."""
 
 
 class Runner(AsyncioRunner):
@@ -30,6 +33,10 @@ class Runner(AsyncioRunner):
         self._server: Any = None
         self._shutting: Any = None
         """The application's `on_shutdown` callbacks."""
+        self._hurried: Any = None
+        """An event: the worker stops at once."""
+        self._told: list[Any] = []
+        """Requests whose websocket is closed because the drain's time is over."""
         self._websockets: weakref.WeakSet[Any] = weakref.WeakSet()
         """aiohttp's own list of connections does not tell websockets from other requests."""
 
@@ -52,11 +59,25 @@ class Runner(AsyncioRunner):
             websockets.add(websocket)
 
         response._post_start = begin_known
+        self._hurried = asyncio.Event()
         worker.adopt_logger("aiohttp")
         self._options.setdefault("shutdown_timeout", worker.config.drain_timeout)
         runner = AppRunner(self._app, **self._options)
         await runner.setup()
-        self._server = runner.server
+        self._server = server = cast("Any", runner.server)
+        shut_down = server.shutdown
+
+        async def shut_down_in_time(timeout: float | None = None) -> None:
+            """aiohttp waits for each handler, twice `timeout` at most, and force-closes its connection then."""
+            closing, hurried = asyncio.ensure_future(shut_down(timeout)), asyncio.ensure_future(self._hurried.wait())
+            try:
+                await asyncio.wait([closing, hurried], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([closing], timeout=HURRY_S)
+            finally:
+                hurried.cancel()
+                closing.cancel()
+
+        server.shutdown = shut_down_in_time
         try:
             await web.SockSite(runner, listener, ssl_context=worker.tls_context()).start()
             started()
@@ -78,7 +99,20 @@ class Runner(AsyncioRunner):
         return [each for each in self._websockets if is_open(each)]
 
     def held(self, _: Listener) -> int:
-        return sum(connection._current_request is not None for connection in self._server.connections)
+        requests = [connection._current_request for connection in self._server.connections]
+        told = set(map(id, self._told))
+        return sum(request is not None and id(request) not in told for request in requests)
+
+    def cut(self, _: Listener) -> int:
+        self._told = [each._req for each in self._open_websockets()]
+        return len(self._told)
+
+    def requests(self) -> Iterable[asyncio.Task[Any]]:
+        tasks = [connection._task_handler for connection in self._server.connections]
+        return [task for task in tasks if task is not None]
+
+    def hurry(self) -> None:
+        self._hurried.set()
 
     def notice(self) -> None:
         """The callbacks end what does not end by itself: websockets, streams."""

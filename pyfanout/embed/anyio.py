@@ -12,6 +12,7 @@ from pyfanout.embed.aio import AsyncioRunner
 from pyfanout.embed.runner import LOOK_S
 
 if TYPE_CHECKING:
+    import anyio
     from anyio.abc import ByteStream
 
     from pyfanout.worker.listener import Listener
@@ -29,6 +30,7 @@ class Runner(AsyncioRunner):
     def __init__(self, handler: Callable[[ByteStream], Awaitable[object]], *, loop: str = "asyncio") -> None:
         self._handler = handler
         self.loop = loop
+        self._handlers: anyio.CancelScope | None = None
 
     async def run(
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
@@ -68,11 +70,17 @@ class Runner(AsyncioRunner):
         context = worker.tls_context()
         accepting = await SocketListener.from_socket(listener)
         async with anyio.create_task_group() as handlers, anyio.create_task_group() as group:
+            self._handlers = handlers.cancel_scope
             group.start_soon(accepting.serve, handle if context is None else shake_hands, handlers)
             started()
             await stopping.wait()
             group.cancel_scope.cancel()
             with anyio.CancelScope(shield=True):
-                while listener.live:  # handlers that only wait for their client find the end
+                # Handlers that only wait for their client find the end.
+                while listener.live and not handlers.cancel_scope.cancel_called:
                     listener.end_silent()
                     await anyio.sleep(LOOK_S)
+
+    def hurry(self) -> None:
+        if self._handlers is not None:
+            self._handlers.cancel()

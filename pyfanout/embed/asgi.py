@@ -4,6 +4,7 @@ worker say goodbye."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.aio import AsyncioRunner
@@ -19,10 +20,29 @@ class Application:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self.calls = 0
-        """Requests and websockets that the application has not returned from."""
+        self.tasks: set[Any] = set()
+        """In each the application is called, for a request or a websocket, and has not returned."""
         self.draining = False
+        self.ending = False
+        """In a fast stop: servers log a request that is cancelled as an error of the application, so it returns."""
         self._websockets: set[_Websocket] = set()
+
+    @property
+    def calls(self) -> int:
+        """Requests and websockets that the application has not returned from."""
+        return len(self.tasks)
+
+    @property
+    def held(self) -> int:
+        """The same, without the websockets that `cut_websockets` has counted."""
+        return self.calls - sum(websocket.is_cut for websocket in self._websockets)
+
+    def cut_websockets(self) -> int:
+        """The number of open websockets, which are closed now."""
+        websockets = [each for each in self._websockets if each.is_open]
+        for each in websockets:
+            each.is_cut = True
+        return len(websockets)
 
     async def close_websockets(self) -> None:
         """With a close frame that tells the client to come again. For a server that does not send one itself."""
@@ -31,7 +51,8 @@ class Application:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             return await self._app(scope, receive, send)
-        self.calls += 1
+        task = asyncio.current_task()
+        self.tasks.add(task)
         try:
             if scope["type"] == "websocket":
                 await self._serve_websocket(scope, receive, _Websocket(send))
@@ -39,8 +60,11 @@ class Application:
             if self.draining and scope["type"] == "http" and scope["http_version"] in ("1.0", "1.1"):
                 send = _Goodbye(send)
             await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self.ending:
+                raise
         finally:
-            self.calls -= 1
+            self.tasks.discard(task)
         return None
 
     async def _serve_websocket(self, scope: Any, receive: Any, websocket: _Websocket) -> None:
@@ -58,6 +82,11 @@ class _Websocket:
         self._send = send
         self._accepted = False
         self._closed = False
+        self.is_cut = False
+
+    @property
+    def is_open(self) -> bool:
+        return self._accepted and not self._closed
 
     async def __call__(self, message: Any) -> None:
         """A message after the worker's close frame is dropped, as after the client's."""
@@ -71,7 +100,7 @@ class _Websocket:
 
     async def close(self) -> None:
         """The application reads the end when the client has answered."""
-        if self._accepted and not self._closed:
+        if self.is_open:
             self._closed = True
             await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": ""})
 
@@ -100,7 +129,14 @@ class ASGIRunner(AsyncioRunner):
         return self.app.calls > 0
 
     def held(self, listener: Listener) -> int:
-        return self.app.calls
+        return self.app.held
+
+    def cut(self, listener: Listener) -> int:
+        return self.app.cut_websockets()
+
+    def requests(self) -> Iterable[asyncio.Task[Any]]:
+        self.app.ending = True
+        return self.app.tasks.copy()
 
     def drains(self) -> None:
         self.app.draining = True

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener
     from pyfanout.worker.worker import Worker
 
-HURRY_S = 0.5
-"""For handlers that see the end of their connection; what is cancelled instead makes asyncio complain."""
+HURRY_S = 0.9
+"""For handlers, which see the end of their connection, and are cancelled. If it cancels what is left, asyncio
+complains."""
 
 
 class Runner(ASGIRunner):

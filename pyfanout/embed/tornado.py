@@ -29,6 +29,7 @@ class Runner(AsyncioRunner):
         self.loop = loop
         self._options = options
         self._server: Any = None
+        self._is_cut = False
         self._websockets: weakref.WeakSet[Any] = weakref.WeakSet()
         """The server itself does not track them."""
         self._hurried = False
@@ -97,7 +98,13 @@ class Runner(AsyncioRunner):
         return self._requests() > 0 or bool(self._open_websockets())
 
     def held(self, _: Listener) -> int:
-        return self._requests() + len(self._open_websockets())
+        return 0 if self._is_cut else self._requests() + len(self._open_websockets())
+
+    def cut(self, listener: Listener) -> int:
+        """The server's own stop cuts off all that goes on."""
+        count = self.held(listener)
+        self._is_cut = True
+        return count
 
     def _requests(self) -> int:
         """The number of requests that are not done."""

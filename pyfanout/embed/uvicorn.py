@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.asgi import Application, ASGIRunner
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pyfanout.kind import ASGIApp
     from pyfanout.worker.listener import Listener
     from pyfanout.worker.worker import Worker
+
+HURRY_S = 0.7
+"""For requests that are cancelled in a fast stop; then comes the lifespan's shutdown."""
 
 
 class Runner(ASGIRunner):
@@ -80,7 +83,9 @@ class Runner(ASGIRunner):
             await asyncio.wait([serving, trigger], return_when=asyncio.FIRST_COMPLETED)
             server.should_exit = True
             await serving
-            if server.force_exit:  # then it has left this out
+            if server.force_exit:  # then it has left both out
+                if tasks := self.app.tasks.copy():
+                    await asyncio.wait(tasks, timeout=HURRY_S)
                 await server.lifespan.shutdown()
         finally:
             trigger.cancel()
@@ -96,3 +101,13 @@ class Runner(ASGIRunner):
 
     def hurry(self) -> None:
         self._server.force_exit = True
+
+    def requests(self) -> Iterable[asyncio.Task[Any]]:
+        """For uvicorn their clients have gone: else it would answer 500, and log an error, when they return."""
+        for connection in list(self._server.server_state.connections):
+            cycle = getattr(connection, "cycle", None)  # a websocket has none
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+                connection.transport.close()
+        return super().requests()

@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pyfanout.worker")
 
+CANCEL_S = 0.5
+"""How long a task may clean up when it is cancelled in a fast stop, before it is cancelled again."""
+
+END_S = 0.7
+"""How long a fast stop waits for the tasks that are left at its end."""
+
 STREAM_LIMIT = 64 * 1024
 """Bytes that a reader buffers; asyncio's own default."""
 
@@ -315,8 +321,42 @@ def serve(worker: Worker, handler: AsyncHandler) -> None:
     try:
         runner.run(live())
     finally:
-        if not worker.forked:  # a child that a handler forked, and that calls sys.exit, cancels nobody's tasks
-            runner.close()
+        close(worker, runner)
+
+
+def close(worker: Worker, runner: asyncio.Runner) -> None:
+    """Cancel what still runs, and close the loop. A runner's own `close` waits for tasks that do not end when they are
+    cancelled, and for the threads of the default executor; after a SIGQUIT there is no time for that."""
+    if worker.forked:  # a child that a handler forked, and that calls sys.exit, cancels nobody's tasks
+        return
+    if worker.signals.quit:
+        loop = runner.get_loop()
+        loop.run_until_complete(_end_tasks(worker, loop))
+        asyncio.set_event_loop(None)
+        loop.close()
+    else:
+        runner.close()
+
+
+async def _end_tasks(worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel all other tasks, those that catch it again after a while, and wait for a second at most."""
+    tasks = asyncio.all_tasks(loop) - {asyncio.current_task(loop)}
+    left, patience_s = tasks, CANCEL_S
+    end_s = loop.time() + END_S
+    while left and loop.time() < end_s:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=patience_s)
+        patience_s = LOOK_S
+    for task in tasks - left:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            loop.call_exception_handler({"message": "a task failed in a stop", "exception": error, "task": task})
+    for task in left:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+    if left:
+        log.warning("worker=%d: %d tasks do not end, although they were cancelled", worker.slot, len(left))
+    closing = loop.create_task(loop.shutdown_asyncgens())
+    await asyncio.wait([closing], timeout=LOOK_S)
 
 
 def _headless(worker: Worker) -> Greeter | None:
