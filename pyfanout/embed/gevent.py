@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
-from pyfanout.embed.runner import GRACE_S, LOOK_S
+from pyfanout.embed.runner import LOOK_S
 from pyfanout.worker import connection
 from pyfanout.worker.connection import Counting
 from pyfanout.worker.idle import answering
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from pyfanout.worker.worker import Worker
 
 log = logging.getLogger("pyfanout.worker")
-
-LAST_S = 0.4
-"""Of the last second of `drain_timeout`, what requests may still use."""
 
 KILL_S = 0.25
 """How long the worker waits for a greenlet that it has killed."""
@@ -103,19 +100,14 @@ class Runner(runner.Runner):
 
 
 def _end(worker: Worker, listener: Listener, server: Any) -> None:
-    """When the drain's time is nearly over, requests have a little more; in a fast stop none. Then their greenlets are
-    killed, and once more if they catch that."""
+    """The drain is over, or its time is, or it is a fast stop: greenlets of requests are killed, and once more if they
+    catch that."""
     server.close()
-    pool = server.pool
-    if pool is None:  # the option `spawn` is a function
-        worker.stopped_with(listener.live)
-        return
-    if not worker.signals.quit:
-        pool.join(timeout=LAST_S)
     worker.stopped_with(listener.live)
-    for _ in range(2):
-        pool.kill(timeout=KILL_S)
-        pool.dying.clear()
+    if server.pool is not None:  # it is None if the option `spawn` is a function
+        for _ in range(2):
+            server.pool.kill(timeout=KILL_S)
+            server.pool.dying.clear()
 
 
 @contextlib.contextmanager

@@ -29,7 +29,8 @@ class Runner(AsyncioRunner):
         self.loop = loop
         self._options = options
         self._server: Any = None
-        self._is_cut = False
+        self._cut_off: list[Any] = []
+        """Websockets that are closed because the drain's time is over."""
         self._websockets: weakref.WeakSet[Any] = weakref.WeakSet()
         """The server itself does not track them."""
         self._hurried = False
@@ -79,7 +80,8 @@ class Runner(AsyncioRunner):
         started()
         await stopping.wait()
         server.stop()
-        for websocket in self._open_websockets():
+        self._cut_off = self._open_websockets()
+        for websocket in self._cut_off:
             websocket.close(SERVICE_RESTART)
         while self._requests() > 0 and not self._hurried:
             await asyncio.sleep(LOOK_S)
@@ -98,13 +100,11 @@ class Runner(AsyncioRunner):
         return self._requests() > 0 or bool(self._open_websockets())
 
     def held(self, _: Listener) -> int:
-        return 0 if self._is_cut else self._requests() + len(self._open_websockets())
+        return self._requests() + sum(each not in self._cut_off for each in self._open_websockets())
 
-    def cut(self, listener: Listener) -> int:
-        """The server's own stop cuts off all that goes on."""
-        count = self.held(listener)
-        self._is_cut = True
-        return count
+    def cut(self, _: Listener) -> int:
+        self._cut_off = [*self._cut_off, *self._open_websockets()]
+        return len(self._cut_off)
 
     def _requests(self) -> int:
         """The number of requests that are not done."""

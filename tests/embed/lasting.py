@@ -127,7 +127,7 @@ def tornado(loop: str = "asyncio") -> Any:
         async def get(self) -> None:
             await last(self.request.path)
 
-    return embedded.Runner(web.Application([("/.*", Root)]), loop=loop)
+    return telling(embedded.Runner(web.Application([("/.*", Root)]), loop=loop))
 
 
 def tornado_uvloop() -> Any:
@@ -259,12 +259,12 @@ def main(name: str, drain_timeout: str) -> None:
     )
 
 
-def post_fork(*_: Any) -> None:
+def post_fork(_server: Any, _worker: Any) -> None:
     """gunicorn's hooks; this module is its configuration, too."""
     on_worker_start(None)
 
 
-def worker_exit(*_: Any) -> None:
+def worker_exit(_server: Any, _worker: Any) -> None:
     on_worker_exit(None)
 
 
