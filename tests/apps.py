@@ -6,6 +6,7 @@ Each answer is one line of JSON, but for `hold`. What is done is the same for bo
 from __future__ import annotations
 
 import asyncio
+import atexit
 import faulthandler
 import importlib
 import json
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from refusal import refuse_to_take
@@ -324,6 +326,21 @@ def hello(conn: socket.socket, _addr: Any) -> None:
         conn.sendall(HTTP_ANSWER)
 
 
+class Web(BaseHTTPRequestHandler):
+    """For http.server, which keeps the connection."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(204)
+        self.end_headers()
+
+
+def wsgi(_environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    start_response("204 No Content", [])
+    return []
+
+
 # ---- asyncio -------------------------------------------------------------------------------------------------------
 
 
@@ -416,6 +433,10 @@ async def hello_async(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 def started(worker: pyfanout.Worker) -> None:
     same = worker is pyfanout.current_worker()
     note(f"started slot={worker.slot} gen={worker.generation} pid={worker.pid} same={same}")
+
+
+def registers(_worker: pyfanout.Worker) -> None:
+    atexit.register(note, "exit function")
 
 
 def exited(worker: pyfanout.Worker) -> None:

@@ -10,6 +10,7 @@ import _thread
 import contextlib
 import errno
 import logging
+import math
 import os
 import signal
 import socket
@@ -42,7 +43,7 @@ GREETED = 2
 NUDGE_S = 0.01
 """Seconds between two such signals: one that hits a thread on its way into `take` is lost."""
 
-ROUNDS = 20
+NUDGES = 20
 """Such signals after one that was not for us: 0.2 s."""
 
 
@@ -234,43 +235,52 @@ class Server:
     # ---- the control thread ------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        """Until the master is gone (end-of-file). The channel says so too, as soon as it is empty."""
+        """As long as the process lives. After the master's death (end-of-file, which the channel says too, as soon as
+        it is empty) that is `drain_timeout` at most.
+
+        A signal came, or the worker drains: have its handler run, have the threads leave. A thread asleep in `take`
+        runs no Python, and a signal that hits it on its way there is lost. So they are interrupted again and again:
+        until all have left, or, if the signal was another, until it was surely handled.
+        """
         sigmask.block_all()  # they are the main thread's
-        control, wakeup = self._worker.control.fileno(), self._wakeup
+        worker, control, wakeup = self._worker, self._worker.control.fileno(), self._wakeup
         news = poll()  # which needs no descriptor: a start hook, or a handler, may have taken them all
         for fd in (control, wakeup.fileno()):
             news.register(fd, POLLIN)
+        nudges_left, look_s, end_s = 0, 0.0, math.inf
         while True:
-            ready = dict(news.poll(LOOK_S * 1000 if self._closing else None))
-            if self._closing:
-                self._end_idle()
+            wait_s = None
+            if self._idents and (worker.draining or nudges_left > 0):
+                wait_s = NUDGE_S
+            elif self._closing:
+                wait_s = max(min(LOOK_S, end_s - time.monotonic()), 0)
+            ready = dict(news.poll(None if wait_s is None else wait_s * 1000))
             if wakeup.fileno() in ready:
                 wakeup.recv(4096)
+                nudges_left = NUDGES
+            if control in ready and not worker.hear():
+                news.unregister(control)
+                end_s = time.monotonic() + worker.config.drain_timeout
+                self._close_idle()
+            if worker.draining or nudges_left > 0:
                 self._wake_sleepers()
-            if control in ready and not self._worker.hear():
-                break
-        self._worker.outlive_master()
+                nudges_left -= 1
+            now_s = time.monotonic()
+            if (self._closing or worker.draining) and now_s >= look_s:
+                look_s = now_s + LOOK_S
+                self._end_idle()
+            if now_s >= end_s:
+                end_s = math.inf
+                worker.give_up()
 
     def _wake_sleepers(self) -> None:
-        """A signal came, or the worker drains: have its handler run, have the threads leave.
-
-        A thread asleep in `take` runs no Python, and a signal that hits it on its way there is lost. So they are
-        interrupted again and again: until all have left, or, if the signal was another, until it was surely handled.
-        """
-        rounds = 0
-        look_every = int(LOOK_S / NUDGE_S)
-        while self._idents and (self._worker.draining or rounds < ROUNDS):
-            if self._threads > 1 and not self._worker.draining:
-                signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
-            for taker in list(self._idents):
-                with self._signalling:
-                    ident = self._idents.get(taker)
-                    if ident is not None and taker.sleeps:
-                        signal.pthread_kill(ident, INTERRUPT)
-            time.sleep(NUDGE_S)
-            rounds += 1
-            if self._worker.draining and rounds % look_every == 0:
-                self._end_idle()
+        if self._threads > 1 and self._idents and not self._worker.draining:
+            signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
+        for taker in list(self._idents):
+            with self._signalling:
+                ident = self._idents.get(taker)
+                if ident is not None and taker.sleeps:
+                    signal.pthread_kill(ident, INTERRUPT)
 
     def _close_idle(self) -> None:
         """The server stops: from now on connections that only wait for their client's next request are ended."""

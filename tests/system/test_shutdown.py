@@ -24,11 +24,14 @@ from harness import (
     hold,
     is_over,
     kill,
+    read_all,
     read_line,
     release,
     session_of,
     who,
 )
+
+from .conftest import KINDS
 
 MakeServer = Callable[[], Server]
 
@@ -381,6 +384,48 @@ def test_the_master_is_killed(server: MakeServer, handler: str, options: dict, t
         assert release(held) == b"released\n"
     one.wait_nobody()
     assert one.log.count("app: exited") == 3
+
+
+REQUEST = "GET / HTTP/1.1\r\nHost: localhost\r\n\r"
+STAYING = {
+    **{name: (*kind, "hold") for name, kind in KINDS.items()},
+    "http.server": ("Web", {}, REQUEST),
+    "wsgiref": ("wsgi", {"server": "wsgiref"}, None),
+}
+"""What a client says that stays, and is answered; None: it is silent from the beginning."""
+
+
+@pytest.mark.parametrize("staying", list(STAYING))
+def test_the_master_is_killed_and_clients_stay(server: MakeServer, staying: str) -> None:
+    """They are silent: the worker leaves before its time is over, and ends as after any other drain."""
+    app, options, line = STAYING[staying]
+    hooks = {"on_worker_start": "registers", "on_worker_exit": "exited"}
+    one = server().start(app, script=hooks, workers=1, drain_timeout=60, **options)
+    with connect(one.address, line) as client, connect(one.address) as silent:
+        if line is not None:
+            assert read_line(client)
+        one.wait_idle_master()
+        kill(one.pid)
+        assert one.wait_exit() == -signal.SIGKILL
+        one.wait_nobody()
+        read_all(client)
+        assert read_all(silent) == b""
+    assert one.log.count("app: exited") == one.log.count("app: exit function") == 1
+
+
+def test_the_master_is_killed_while_a_worker_drains(server: MakeServer, handler: str, options: dict) -> None:
+    """Its time is over after `drain_timeout` all the same."""
+    one = server()
+    one.expect("ERROR worker=0: the master is gone and 0.3 s are over", "in thread", "Traceback", "as asked")
+    one.start(f"apps:{handler}", workers=1, drain_timeout=0.3, **options)
+    pid = ask(one.address, "later raise draining")["pid"]
+    with hold(one.address):
+        freeze(one.pid)  # it would end the worker itself
+        os.kill(pid, signal.SIGTERM)
+        one.wait_log(f"app: later raise pid={pid}")
+        kill(one.pid)
+        one.wait_exit()
+        one.wait_nobody()
 
 
 def test_the_master_is_killed_and_a_handler_never_ends(server: MakeServer, handler: str, options: dict) -> None:
