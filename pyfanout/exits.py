@@ -40,6 +40,15 @@ _OF_THE_PARENT = (
 """Where such hooks find what they end: children, pools and finalizers of the parent."""
 
 
+_enders: list[Callable[[], object]] = []
+
+
+def also_end(end: Callable[[], object]) -> None:
+    """`end` ends other children. It is called where multiprocessing's are ended, perhaps more than once, and in any
+    thread."""
+    _enders.append(end)
+
+
 def code_of(entry: Callable[[], int]) -> int:
     """The exit code of a process that calls `entry` and does no more. An exception is printed, as the interpreter
     does."""
@@ -64,6 +73,7 @@ def forget() -> None:
         finalizer.atexit = False  # it may still be called explicitly
     if weakref.finalize._registered_with_atexit:  # type: ignore[attr-defined]  # once for all finalizers
         atexit.register(weakref.finalize._exitfunc)  # type: ignore[attr-defined]
+    _enders.clear()
     for module, name in _OF_THE_PARENT:
         if (found := _in(module, name)) is not None:
             found.clear()
@@ -88,7 +98,7 @@ def run(code: int, *, at_once: bool, timeout_s: float) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit now, and leave no process of multiprocessing behind, which no other process would end."""
+    """Exit now, and leave no process of multiprocessing or of a forking server behind, which no other would end."""
     _end_children()
     os._exit(code)
 
@@ -101,10 +111,12 @@ def _end_after(timeout_s: float, code: int) -> None:
 
 
 def _end_children() -> None:
-    """SIGTERM to the children that multiprocessing has started."""
+    """SIGTERM to the children that multiprocessing has started; then those of `also_end`."""
     for child in (_in("multiprocessing", "active_children") or list)():
         with contextlib.suppress(OSError, ValueError, AssertionError):  # it is over; it was never ours
             child.terminate()
+    for end in _enders:
+        end()
 
 
 def _in(module: str, name: str) -> Any:

@@ -21,7 +21,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pyfanout import sigmask
+from pyfanout import exits, sigmask
+from pyfanout.embed.forking import Children
 from pyfanout.embed.runner import LOOK_S
 from pyfanout.embed.threaded import ThreadedRunner
 from pyfanout.errors import ConfigError
@@ -48,6 +49,8 @@ class Runner(ThreadedRunner):
     def __init__(self, server: SocketServer, handler: type[socketserver.BaseRequestHandler] | None = None) -> None:
         self._make = _factory(server, handler)
         self._server: Any = None
+        self._children: Children | None = None
+        """Of a forking server."""
         self._drains = -1
         """For a forking server: an eventfd that its children do not read, so that it wakes all of them."""
         self._child_drains = False
@@ -70,21 +73,31 @@ class Runner(ThreadedRunner):
         server.shutdown_request = _with_farewell(server.shutdown_request, worker)
         server.close_request = _for_good(server.close_request, ours=not isinstance(server, socketserver.ForkingMixIn))
         if isinstance(server, socketserver.ForkingMixIn):
-            server.finish_request = self._minded(server.finish_request)  # type: ignore[attr-defined]
-            worker.signals.spares_children = True
+            server.finish_request = self._minded(server.finish_request, worker)  # type: ignore[attr-defined]
+            server.process_request = _known(server.process_request, worker)  # type: ignore[method-assign, assignment]
             server.collect_children = _hearing(server, worker, listener)  # type: ignore[method-assign]
+            self._children = Children(server, worker, listener)
+            exits.also_end(self._children.end)
         started()
-        server.serve_forever(POLL_S)
-        patience_s = time.monotonic() + worker.config.drain_timeout
-        while listener.live and time.monotonic() < patience_s:  # in threads that server_close need not wait for
-            listener.end_silent()
-            time.sleep(LOOK_S)
+        try:
+            server.serve_forever(POLL_S)
+            patience_s = time.monotonic() + worker.config.drain_timeout
+            while self._serves(listener) and time.monotonic() < patience_s:
+                listener.end_silent()
+                listener.hear(LOOK_S)  # the master may be gone
+        finally:
+            if self._children:  # those that are left: their time is over
+                self._children.end()
         worker.stopped_with(listener.live)
         server.server_close()
 
-    def _minded(self, finish_request: Callable[..., object]) -> Callable[..., object]:
+    def _serves(self, listener: Listener) -> bool:
+        """In threads and children that `server_close` need not wait for, too."""
+        return bool(listener.live or (self._children and self._children.serving()))
+
+    def _minded(self, finish_request: Callable[..., object], worker: Worker) -> Callable[..., object]:
         """In a child of a forking server: when the worker drains, the child ends its connection if it is idle. The
-        worker itself has closed its copy of it."""
+        worker itself has closed its copy of it. SIGQUIT ends the child at once."""
         self._drains = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
         def mind(request: Any) -> None:
@@ -98,6 +111,7 @@ class Runner(ThreadedRunner):
                 time.sleep(IDLE_LOOK_S)
 
         def finish(request: socket.socket, address: Any) -> None:
+            worker.signals.serves()
             with contextlib.suppress(RuntimeError):  # no thread can be started
                 _thread.start_new_thread(mind, (request,))
             finish_request(request, address)
@@ -178,11 +192,21 @@ def _with_farewell(shutdown_request: Callable[[Any], None], worker: Worker) -> C
     def shutdown(request: Any) -> None:
         if farewell := getattr(request, "bid_farewell", None):
             farewell()
-        if worker.forked:
+        if worker.forked and not worker.signals.quit:
             linger(request)
         shutdown_request(request)
 
     return shutdown
+
+
+def _known(process_request: Callable[..., object], worker: Worker) -> Callable[..., object]:
+    """Forks a child, which is in `active_children` when a stop looks there."""
+
+    def process(request: Any, address: Any) -> None:
+        with worker.signals.forking():
+            process_request(request, address)
+
+    return process
 
 
 def _hearing(server: Any, worker: Worker, listener: Listener) -> Callable[..., None]:

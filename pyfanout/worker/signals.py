@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # has no stub
 import _thread
+import contextlib
 import inspect
 import logging
 import os
 import signal
 import sys
 from _thread import get_ident  # by name: gevent puts in another
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyfanout import exits, sigmask
@@ -55,8 +56,12 @@ class Signals:
         """SIGQUIT has come."""
         self._masks: dict[int, Iterable[int]] = {}
         """The signals that were blocked before, by thread that forks."""
-        self.spares_children = False
-        """SIGTERM has no effect on processes that this one forks: they serve its clients."""
+        self._spares_child = False
+        """See `forking`."""
+        self._unbroken = False
+        """See `unbroken`."""
+        self._late = False
+        """SIGQUIT has come meanwhile."""
         self._ours = False
         """Whether the worker has its own handlers."""
         self._theirs: Callable[[int, Any], object] | None = None
@@ -136,6 +141,41 @@ class Signals:
         signal.signal(signal.SIGTERM, _do_nothing)
         signal.signal(signal.SIGQUIT, lambda *_: exits.leave(code))
 
+    @contextlib.contextmanager
+    def unbroken(self) -> Iterator[None]:
+        """SIGQUIT interrupts nothing in this block, and has its effect at the block's end. On the main thread: no
+        handler runs on another one."""
+        if get_ident() != self._thread or self._unbroken:
+            yield
+            return
+        self._unbroken = True
+        try:
+            yield
+        finally:
+            self._break()
+
+    def _break(self) -> None:
+        self._unbroken = False
+        if self._late:
+            self._quit(signal.SIGQUIT, None)
+
+    @contextlib.contextmanager
+    def forking(self) -> Iterator[None]:
+        """A child that is forked in this block serves clients. SIGTERM has no effect on it; SIGQUIT stops it as it
+        stops a worker, once it has called `serves`; SIGURG only interrupts it, since SIGQUIT may have come just before
+        it began to wait. The block is unbroken, so that the worker knows each such child."""
+        with self.unbroken():
+            self._spares_child = True
+            try:
+                yield
+            finally:
+                self._spares_child = False
+
+    def serves(self) -> None:
+        """In such a child: from now on SIGQUIT may raise Stopped, and what it forks itself has the default actions."""
+        self._spares_child = False
+        self._break()
+
     def before_fork(self) -> None:
         """Block signals, so that one to the child waits until `let_go`."""
         self._masks[get_ident()] = sigmask.block_all()
@@ -146,12 +186,14 @@ class Signals:
     def let_go(self) -> None:
         """In a child that the application forked: signals that the worker handles have their default actions, as in any
         program."""
-        spared = self.spares_children and not self._worker.forked  # children of that child are not spared
-        term = _do_nothing if spared else signal.SIG_DFL
+        spared = self._spares_child and get_ident() == self._thread  # another thread may fork, too
+        self._spares_child = self._late = self.quit = False
+        self._unbroken = spared
+        term, stop, wake = (_do_nothing, self._quit, _do_nothing) if spared else (signal.SIG_DFL,) * 3
         for signum, ours, default in (
             (signal.SIGTERM, self._terminate, term),
-            (signal.SIGQUIT, self._quit, signal.SIG_DFL),
-            (WAKE, self.look, signal.SIG_DFL),
+            (signal.SIGQUIT, self._quit, stop),
+            (WAKE, self.look, wake),
             (signal.SIGINT, _do_nothing, signal.default_int_handler),
             (signal.SIGHUP, _do_nothing, signal.SIG_DFL),
             (signal.SIGUSR1, _do_nothing, signal.SIG_DFL),
@@ -185,6 +227,9 @@ class Signals:
         self.quit = True
         if worker.on_drain is None:
             exits.leave(0)
+        self._late = self._unbroken
+        if self._late:
+            return
         if self._soon is None or self._stop is None:
             worker.stopped = True
             raise Stopped(0)

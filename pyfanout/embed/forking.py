@@ -1,0 +1,74 @@
+"""The children in which a ForkingMixIn server serves its connections. When their worker stops at once, they end with
+it: nobody else would end them. Other processes that the application has forked are left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from pyfanout.control import WAKE
+
+if TYPE_CHECKING:
+    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.worker import Worker
+
+CLEAN_UP_S = 0.8
+"""Seconds for the `finally` clauses of their handlers. The worker has 2 between SIGQUIT and SIGKILL, or 1 if the master
+gets a second INT."""
+
+DEATH_S = 0.2
+"""For the kernel, after SIGKILL."""
+
+LOOK_S = 0.01
+
+
+class Children:
+    """Those of one server, in its worker."""
+
+    def __init__(self, server: Any, worker: Worker, listener: Listener) -> None:
+        self._server = server
+        self._worker = worker
+        self._listener = listener
+
+    def serving(self) -> list[int]:
+        """Those that have not exited, which the server still has to collect."""
+        return [pid for pid in self._known() if _runs(pid)]
+
+    def _known(self) -> list[int]:
+        return list(self._server.active_children or ())
+
+    def end(self) -> None:
+        """End them, in CLEAN_UP_S and a little, and log how many connections are cut off. May be called again, and from
+        any thread."""
+        if self._worker.forked:  # a copy, in one of them
+            return
+        with self._worker.signals.unbroken():
+            left = self.serving()
+            cut = bool(left) or self._worker.signals.quit
+            self._worker.stopped_with(self._listener.live + len(left))
+            for signum, patience_s in ((signal.SIGQUIT, CLEAN_UP_S), (signal.SIGKILL, DEATH_S)):
+                _tell(left, signum)
+                end_s = time.monotonic() + patience_s
+                while (left := [pid for pid in left if _runs(pid)]) and time.monotonic() < end_s:
+                    time.sleep(LOOK_S)
+                    _tell(left, WAKE)
+            for pid in self._known() if cut else ():  # else the server collects them
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+
+
+def _tell(pids: list[int], signum: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has exited, or has another user now
+            os.kill(pid, signum)
+
+
+def _runs(pid: int) -> bool:
+    """Whether this child has not exited. It is not collected, so that its number goes to no other process."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:  # the application has collected it
+        return False
