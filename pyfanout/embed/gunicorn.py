@@ -47,6 +47,9 @@ HEARTBEAT_S = 1.0
 """Between two signs of life for the arbiter, of a sync worker that has nothing to do; half of `--timeout` if that is
 less. Also how late it may see a signal that came just before it fell asleep."""
 
+CUT_S = 0.6
+"""How long before the end of `graceful_timeout` requests are cancelled: then the lifespan's shutdown runs."""
+
 AGAIN_S = 1.0
 """Between two workers that cannot join: the dispatcher may be dying, and the arbiter starts another before it forks."""
 
@@ -345,6 +348,9 @@ class ASGI(Joined, gasgi.ASGIWorker):
 
     asgi: Any
     _is_ready = False
+    _serving: asyncio.Task[Any] | None = None
+    """gunicorn's, until its stop begins: the task looks once a second whether the worker leaves, and takes its
+    cancellation for that."""
 
     def _setup_event_loop(self) -> None:
         self.loop = loop_factory(self.cfg.asgi_loop, self._dispatcher.config)()
@@ -360,6 +366,7 @@ class ASGI(Joined, gasgi.ASGIWorker):
         super().notify()
         if not self._is_ready:
             self._is_ready = True
+            self._serving = asyncio.current_task(self.loop)
             self._ready()
 
     def _leave(self) -> None:
@@ -372,19 +379,35 @@ class ASGI(Joined, gasgi.ASGIWorker):
         self._settling = self.loop.create_task(self._settle())  # kept: a loop holds its tasks by weak references
 
     def handle_quit_signal(self) -> None:
+        self._worker.stopped_with(self._app.calls)
         super().handle_quit_signal()
-        self._alive = False  # it waits for nobody
+        self._go()  # it waits for nobody
+
+    def _go(self) -> None:
+        self._alive = False
+        if self._serving is not None:
+            self._serving.cancel()
+
+    async def _shutdown(self) -> None:
+        self._serving = None
+        await super()._shutdown()
 
     async def _settle(self) -> None:
         end_s = self.loop.time() + max(self.cfg.graceful_timeout - GRACE_S, 0)
         await settled(self._listening, lambda: self._app.calls > 0, end_s)
-        if self.loop.time() >= end_s:
-            self._worker.stopped_with(self._app.calls)
-        self._alive = False
+        self._go()
         end = self._listening.end_silent if self._app.calls == 0 else self._listening.end_unserved
-        while True:  # until the server has stopped: it waits for connections as long as `graceful_timeout`
+        # Until the server has stopped: it waits for connections as long as `graceful_timeout`. Then comes SIGKILL.
+        while self.loop.time() < end_s + GRACE_S - CUT_S:
             end()
             await asyncio.sleep(LOOK_S)
+        self._worker.stopped_with(self._app.calls)
+        self._app.ending = True
+        while True:
+            for task in self._app.tasks:
+                task.cancel()
+            self._listening.end_all()
+            await asyncio.sleep(CUT_S / 3)
 
 
 class _Pool(socket.socket):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Server, asking, children_of, connect, freeze, is_over, kill, read_all, session_of
+from harness import Server, asking, children_of, close_all, connect, freeze, is_over, kill, read_all, session_of
 
 from bench.server import free_port
 
@@ -359,6 +359,24 @@ def test_a_stop_lets_a_request_finish(gunicorn: MakeGunicorn, kind: str) -> None
     assert one.wait_exit() == 0
     assert "in its hands" not in one.log.replace("with 0 connections in its hands", "")
     one.wait_nobody()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_requests_are_cut_off_by_a_stop_of_asgi(gunicorn: MakeGunicorn, signum: signal.Signals) -> None:
+    """gunicorn itself kills a worker at the end of `graceful_timeout`. It does without the lifespan in a fast stop."""
+    one = gunicorn().serve(
+        "ASGI", "--config=python:lasting", "--bind=127.0.0.1:0", "--graceful-timeout=3", app="lasting:asgi", workers=1
+    )
+    one.ready(1)
+    clients = [connect(one.address) for _ in range(2)]
+    for client, path in zip(clients, ("/last", "/stubborn"), strict=True):
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    one.wait_until(lambda: one.out.count("app: request") == 2, "the requests are under way")
+    assert one.stop(signum) == 0
+    close_all(clients)
+    assert one.log.count("worker=0 stops, with 2 connections in its hands") == 1
+    assert one.out.count("app: hook\n") == one.out.count("app: atexit\n") == 1
+    assert one.out.count("app: clean-up\n") == (signum == signal.SIGTERM)
 
 
 @pytest.mark.parametrize("tell", [os.kill, os.killpg])
