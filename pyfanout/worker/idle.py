@@ -119,6 +119,8 @@ def bytes_moved(conn: socket.socket) -> tuple[int, int]:
 
     For a UNIX socket it is how often something was sent or received; as long as the peer, which will be a proxy, has
     not read all, the connection counts as moving. (0, 0) when it is closed."""
+    if conn.fileno() < 0:
+        return 0, 0
     try:
         if conn.family == socket.AF_UNIX:
             return getattr(conn, "moves", 0), time.monotonic_ns() if _untaken(conn) else 0
