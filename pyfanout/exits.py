@@ -54,16 +54,21 @@ def code_of(entry: Callable[[], int]) -> int:
     does."""
     try:
         return entry()
-    except SystemExit as stop:
-        if stop.code is None:
-            return 0
-        if isinstance(stop.code, int):
-            return stop.code & 0xFF
-        print(stop.code, file=sys.stderr)
-        return 1
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        return code_after(error)
+
+
+def code_after(error: BaseException) -> int:
+    """The exit code of a process that `error` ends."""
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
         return SOFTWARE
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return error.code & 0xFF
+    print(error.code, file=sys.stderr)
+    return 1
 
 
 def forget() -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
 from pyfanout.embed.runner import LOOK_S
-from pyfanout.worker import connection
+from pyfanout.worker import child, connection
 
 if TYPE_CHECKING:
     import trio
@@ -66,8 +67,12 @@ class Runner(runner.Runner):
 
         worker.watch.add(look)
 
+        forking: set[trio.lowlevel.Task] = set()
+
         def drain() -> None:
-            if not worker.forked:
+            if worker.forked:
+                forking.update(_lineage())
+            else:
                 listener.quiet()
                 draining.set()
 
@@ -82,7 +87,7 @@ class Runner(runner.Runner):
 
             if self._start is not None:
                 await self._start(outer)
-            handle = functools.partial(_handle, worker, listener, self._handler)
+            handle = functools.partial(_handle, worker, listener, functools.partial(_call, self._handler, forking))
             serving = await handlers.start(_accept, accepting, handlers, handle)
             worker.signals.through(trio.lowlevel.current_trio_token().run_sync_soon, stop)
             worker.on_drain = drain
@@ -120,6 +125,36 @@ async def _handle(worker: Worker, listener: Listener, handler: Any, stream: Any)
         await handler(stream)
     except Exception:
         log.exception("worker=%d: the handler failed", worker.slot)
+
+
+async def _call(handler: Any, forking: set[trio.lowlevel.Task], stream: Any) -> None:
+    """A child that the handler, or a task of its own, has forked ends with the child's copy of the handler. Its copies
+    of the other tasks are its parent's affair."""
+    import trio
+
+    error: BaseException | None = None
+    try:
+        await handler(stream)
+    except trio.Cancelled:
+        raise
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        if trio.lowlevel.current_task() in forking:
+            child.leave_with(error)
+
+
+def _lineage() -> Iterator[trio.lowlevel.Task]:
+    """The running task, and those whose nurseries it is in."""
+    import trio
+
+    task: trio.lowlevel.Task | None = None
+    with contextlib.suppress(RuntimeError):  # it runs in a thread beside the loop
+        task = trio.lowlevel.current_task()
+    while task is not None:
+        yield task
+        task = task.parent_nursery and task.parent_nursery.parent_task
 
 
 async def _settle(worker: Worker, listener: Listener, handlers: Any) -> None:

@@ -8,9 +8,9 @@ import logging
 import os
 import selectors
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
-from pyfanout import stdio
+from pyfanout import exits, stdio
 from pyfanout.worker.epoll import epoll
 
 log = logging.getLogger("pyfanout.worker")
@@ -57,9 +57,16 @@ def leave_loop(loop: Any) -> None:
 
 def leave(task: asyncio.Task[Any]) -> None:
     """The copy of the parent's task is over."""
+    leave_with(None if task.cancelled() else task.exception())
+
+
+def leave_with(error: BaseException | None) -> NoReturn:
+    """The copy of the parent's handler is over, and has raised `error`."""
     code = 0
-    if not task.cancelled() and (error := task.exception()) is not None:
+    if isinstance(error, Exception):
         log.error("pid=%d: the handler failed, in a child that it forked", os.getpid(), exc_info=error)
         code = 1
+    elif error is not None:
+        code = exits.code_after(error)
     stdio.flush()
     os._exit(code)

@@ -539,6 +539,39 @@ def forking_trio() -> Any:
     return embedded.Runner(handle)
 
 
+def ending_trio() -> Any:
+    """It answers with the exit code of a child, whose copy of the handler ends as the client has asked."""
+    from pyfanout.embed import trio as embedded
+
+    async def fork(how: bytes, pids: list[int]) -> None:
+        import trio
+
+        pids.append(os.fork())
+        if pids[0] == 0:
+            await trio.sleep(0.01)
+            if how == b"exits":
+                sys.exit(3)
+            if how == b"raises":
+                raise RuntimeError("as asked")
+
+    async def handle(stream: Any) -> None:
+        import trio
+
+        pids: list[int] = []
+        _, where, how = (await stream.receive_some()).split()
+        if where == b"nursery":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fork, how, pids)
+        else:
+            await fork(how, pids)
+        if pids[0] == 0:
+            return
+        _, status = await trio.to_thread.run_sync(os.waitpid, pids[0], 0)
+        await stream.send_all(b"%d" % os.waitstatus_to_exitcode(status))
+
+    return embedded.Runner(handle)
+
+
 async def tls_coroutine(reader: Any, writer: Any) -> None:
     import asyncio
 

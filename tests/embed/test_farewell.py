@@ -154,3 +154,18 @@ def test_a_child_that_goes_on_with_the_loop(server: MakeServer, app: str) -> Non
                 client.sendall(REQUEST)
                 assert body(read_all(client))["pid"] in workers
         assert one.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"), [("handler returns", 0), ("handler exits", 3), ("handler raises", 1), ("nursery returns", 0)]
+)
+def test_a_child_ends_with_its_copy_of_the_handler(server: MakeServer, asked: str, code: int) -> None:
+    """Also if a task of the handler's has forked it. The loop, which has other tasks, would go on."""
+    one = server()
+    if asked == "handler raises":
+        one.expect("the handler failed, in a child that it forked", "Traceback", "as asked")
+    one.start("apps:ending_trio", cwd=FOLDER, workers=1, factory=True, drain_timeout=60)
+    workers = one.workers
+    with children(one, workers):
+        assert read_all(connect(one.address, f"fork {asked}")) == b"%d" % code
+        assert one.stop() == 0
