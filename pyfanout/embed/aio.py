@@ -103,8 +103,12 @@ class AsyncioRunner(Runner):
                 self.drains()
                 settling.append(loop.create_task(self._settle(worker, listener, stopping)))
 
+        def close() -> None:
+            self.drains()
+            listener.make_room()
+
         def started() -> None:
-            worker.on_drain, worker.on_closing = drain, self.drains
+            worker.on_drain, worker.on_closing = drain, close
             signals_through(worker, stop)
             worker.ready(pool=False, threads=0)
 

@@ -83,7 +83,7 @@ class Runner(runner.Runner):
         try:
             server.start()
             worker.signals.through(gevent.get_hub().loop.run_callback_threadsafe, stop)
-            worker.on_drain = drain
+            worker.on_drain, worker.on_closing = drain, listener.make_room
             if server.pool is not None and server.pool.size is not None:
                 listener.limit(server.pool.size)
             hearing = gevent.spawn(_hear, worker)

@@ -53,8 +53,12 @@ class ThreadedRunner(Runner):
                 settling.append(threading.Thread(target=self._settle, args=(worker, listener), daemon=True))
                 settling[0].start()
 
+        def close() -> None:
+            self.drains()
+            listener.make_room()
+
         def started() -> None:
-            worker.on_drain, worker.on_closing = drain, self.drains
+            worker.on_drain, worker.on_closing = drain, close
             worker.ready(pool=False, threads=0)
 
         try:

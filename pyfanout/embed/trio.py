@@ -90,7 +90,7 @@ class Runner(runner.Runner):
             handle = functools.partial(_handle, worker, listener, functools.partial(_call, self._handler, forking))
             serving = await handlers.start(_accept, accepting, handlers, handle)
             worker.signals.through(trio.lowlevel.current_trio_token().run_sync_soon, stop)
-            worker.on_drain = drain
+            worker.on_drain, worker.on_closing = drain, listener.make_room
             worker.ready(pool=False, threads=0)
             await draining.wait()
             while listener.greeting:  # for a second at most

@@ -49,7 +49,7 @@ class Runner(runner.Runner):
 
         def started() -> None:
             worker.signals.through(reactor.callFromThread, stop)
-            worker.on_drain = drain
+            worker.on_drain, worker.on_closing = drain, listener.make_room
             worker.ready(pool=False, threads=0)
 
         port.startListening()

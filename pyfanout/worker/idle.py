@@ -75,7 +75,7 @@ def is_silent(fd: int) -> bool:
 def is_at_rest(fd: int, greeting_bytes: int = 0) -> bool:
     """The same, but false if the client sent last: it may have paused during an upload. `greeting_bytes` of the
     received bytes were PROXY header and TLS handshake."""
-    if is_answered(fd):
+    if is_answered(fd) or has_unread(fd):
         return False
     try:
         with _Borrowed(fd) as sock:
@@ -83,6 +83,20 @@ def is_at_rest(fd: int, greeting_bytes: int = 0) -> bool:
     except (OSError, ValueError):
         return True
     return IDLE_S * 1000 <= sent_ms_ago <= received_ms_ago
+
+
+def has_unread(fd: int) -> bool:
+    """Whether bytes of the client wait to be read. They may be old: a request waits in the listener's queue, too."""
+    return waits(fd, termios.FIONREAD)
+
+
+def waits(fd: int, where: int) -> bool:
+    """Whether bytes wait to be read, on this side (FIONREAD) or, of a UNIX connection, on the client's (TIOCOUTQ)."""
+    try:
+        (count,) = _INT.unpack(fcntl.ioctl(fd, where, bytes(_INT.size)))
+    except (OSError, ValueError):  # it is closed
+        return False
+    return bool(count)
 
 
 def is_answered(fd: int) -> bool:
@@ -104,7 +118,7 @@ def answering(conn: socket.socket) -> Iterator[None]:
 
 def end_if_idle(conn: Connection | SecureConnection) -> None:
     """If a connection is silent, and the worker sent last, its reader reads the end. It can still be written to."""
-    if is_answered(conn.fileno()):
+    if is_answered(conn.fileno()) or has_unread(conn.fileno()):
         return
     with contextlib.suppress(OSError):  # closed meanwhile
         sent_ms_ago, received_ms_ago = _silences_ms(conn, conn.greeting_bytes)
@@ -123,22 +137,13 @@ def bytes_moved(conn: socket.socket) -> tuple[int, int]:
         return 0, 0
     try:
         if conn.family == socket.AF_UNIX:
-            return getattr(conn, "moves", 0), time.monotonic_ns() if _untaken(conn) else 0
+            return getattr(conn, "moves", 0), time.monotonic_ns() if waits(conn.fileno(), termios.TIOCOUTQ) else 0
         info = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_BYTES.size)
         (unread,) = _INT.unpack(fcntl.ioctl(conn, termios.FIONREAD, bytes(_INT.size)))
         acknowledged, received = _TCP_BYTES.unpack(info)
     except (OSError, ValueError, struct.error):  # closed; an old kernel
         return 0, 0
     return acknowledged, received - unread
-
-
-def _untaken(conn: socket.socket) -> int:
-    """Bytes that were sent on a UNIX socket and that its peer has not read; 0 if it is closed."""
-    try:
-        (count,) = _INT.unpack(fcntl.ioctl(conn, termios.TIOCOUTQ, bytes(_INT.size)))
-    except (OSError, ValueError):
-        return 0
-    return int(count)
 
 
 def bytes_read(fd: int) -> int:
@@ -189,7 +194,7 @@ def _silences_ms(sock: socket.socket, greeting_bytes: int = 0) -> tuple[float, f
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
     except OSError:
-        return 0.0 if _untaken(sock) else math.inf, math.inf
+        return 0.0 if waits(sock.fileno(), termios.TIOCOUTQ) else math.inf, math.inf
     unacknowledged, sent_ms_ago, received_ms_ago, came, unsent, went = _TCP_INFO.unpack(info)
     if unacknowledged or unsent:
         sent_ms_ago = 0

@@ -31,7 +31,7 @@ from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
 from pyfanout.worker import child
 from pyfanout.worker.connection import Address, Connection, Counting, address_of
 from pyfanout.worker.epoll import epoll
-from pyfanout.worker.idle import IDLE_S, bytes_read, end_input, is_answered, is_at_rest, is_silent
+from pyfanout.worker.idle import IDLE_S, LOOK_S, bytes_read, end_input, has_unread, is_answered, is_at_rest, is_silent
 from pyfanout.worker.unix_watch import UnixWatch
 
 if TYPE_CHECKING:
@@ -360,7 +360,7 @@ class Listener(socket.socket):
             return (
                 not self._arrivals
                 and not self.greeting
-                and all(_is_old(since_s) and self._is_silent(fd) for fd, since_s in known)
+                and all(_is_old(since_s) and self._is_silent(fd) and not has_unread(fd) for fd, since_s in known)
             )
 
     def _is_silent(self, fd: int) -> bool:
@@ -370,7 +370,8 @@ class Listener(socket.socket):
 
     def _is_at_rest(self, fd: int) -> bool:
         if self._unix is not None and fd in self._unix:
-            return self._is_silent(fd) and not (self._unix.client_spoke_last(fd) or is_answered(fd))
+            busy = self._unix.client_spoke_last(fd) or is_answered(fd) or has_unread(fd)
+            return self._is_silent(fd) and not busy
         return is_at_rest(fd, self._greeting_bytes.get(fd, 0))
 
     def _has_greeted(self, fd: int, greeting_bytes: int) -> None:
@@ -418,6 +419,20 @@ class Listener(socket.socket):
             for fd, since_s in self._live.copy().items():
                 if _is_old(since_s) and self._is_at_rest(fd):
                     end_input(fd)
+
+    def make_room(self) -> None:
+        """The server stops. If there is a limit of connections, clients wait for room, and are still to be answered: so
+        idle connections are ended as long as the worker holds all that it may."""
+        if self._worker.most and not self._worker.forked:
+            with contextlib.suppress(RuntimeError):  # no thread can be had
+                start_new_thread(self._make_room, ())
+
+    def _make_room(self) -> None:
+        """Until the worker drains: then its server does that."""
+        while not self._worker.draining:
+            if self.live >= self._worker.most:
+                self.end_silent()
+            sleep(LOOK_S)
 
     def end_unserved(self) -> None:
         """The same, but only for connections without a request, see `idle_while`."""

@@ -8,15 +8,12 @@ worker looks at them now and then.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import struct
 import termios
 from select import EPOLLET, EPOLLIN, EPOLLOUT
 from time import monotonic
 
 from pyfanout.worker.epoll import epoll
-
-_INT = struct.Struct("@i")
+from pyfanout.worker.idle import waits
 
 
 class UnixWatch:
@@ -41,7 +38,7 @@ class UnixWatch:
 
     def begin(self, fd: int) -> None:
         """What came so far, a PROXY header or a TLS handshake, was no request of its client."""
-        self._last[fd] = monotonic(), _waits(fd, termios.FIONREAD)
+        self._last[fd] = monotonic(), waits(fd, termios.FIONREAD)
 
     def discard(self, fd: int) -> None:
         """Before it is closed: a child may have a copy, and its number becomes another's."""
@@ -60,7 +57,7 @@ class UnixWatch:
 
     def silent_s(self, fd: int) -> float:
         """Seconds without a byte; 0 as long as the client has not taken all that was sent."""
-        return 0.0 if _waits(fd, termios.TIOCOUTQ) else monotonic() - self._last[fd][0]
+        return 0.0 if waits(fd, termios.TIOCOUTQ) else monotonic() - self._last[fd][0]
 
     def client_spoke_last(self, fd: int) -> bool:
         return self._last[fd][1]
@@ -68,12 +65,3 @@ class UnixWatch:
     def close(self) -> None:
         self._all.close()
         self._taken.close()
-
-
-def _waits(fd: int, which: int) -> bool:
-    """Whether bytes wait to be read, on this side or on the client's."""
-    try:
-        (count,) = _INT.unpack(fcntl.ioctl(fd, which, bytes(_INT.size)))
-    except (OSError, ValueError):  # closed
-        return False
-    return bool(count)

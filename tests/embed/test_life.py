@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Server, connect, fds_of, read_all, wait_until
+from harness import Server, close_all, connect, fds_of, read_all, wait_until
 from websockets.sync.client import connect as open_websocket
 
 from pyfanout.worker.idle import is_silent
 
-from .kit import FOLDER, SUBJECTS, Client, Subject, ask, fill_two_of_three, start
+from .kit import FOLDER, POOLED, SUBJECTS, Client, Subject, ask, fill_two_of_three, start
 
 MakeServer = Callable[[], Server]
 
@@ -339,6 +339,31 @@ def test_a_client_of_http_1_0_is_told_so_as_well(server: MakeServer) -> None:
             if count < 3:  # it keeps none of these
                 one.send(signal.SIGTERM)
         assert one.wait_exit() == 0
+
+
+KEPT = {name: subject for name, subject in {**SUBJECTS, **GOODBYE}.items() if subject.keeps_alive}
+
+
+@pytest.mark.parametrize("name", [name for name in KEPT if name not in POOLED])
+def test_clients_that_wait_for_room_are_answered_in_a_stop(server: MakeServer, name: str) -> None:
+    """A worker holds all that it may, and its clients are silent between two requests: it ends them, as long as other
+    clients wait."""
+    one = start(server(), KEPT[name], workers=1, max_connections=2, drain_timeout=60)
+    kept, waiting = [Client(one.address) for _ in range(2)], []
+    try:
+        for client in kept:
+            client.ask()
+        for _ in range(3):
+            waiting.append(connect(one.address))
+            waiting[-1].sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        one.wait_idle()
+        one.send(signal.SIGTERM)
+        assert all(b" 200 " in read_all(client) for client in waiting), one.log
+        assert one.wait_exit() == 0
+    finally:
+        close_all(waiting)
+        for client in kept:
+            client.__exit__()
 
 
 UPLOADS = [*GOODBYE, "http.server", "http.server-handler", "wsgiref", "uvicorn-asyncio", "hypercorn-uvloop", "twisted"]
