@@ -31,7 +31,6 @@ CALLS = {
     "os.fchmod": ("EIO", "EROFS", "EPERM"),
     "os.fork": ("EAGAIN", "ENOMEM"),
     "os.fstat": ("ENOMEM",),
-    "os.kill": ("EPERM",),
     "os.lstat": ("ENOMEM", "EACCES"),
     "os.memfd_create": ("EMFILE", "ENFILE", "ENOMEM"),
     "os.pidfd_open": ("EMFILE", "ENFILE", "ENOMEM", "ENODEV"),
