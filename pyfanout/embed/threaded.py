@@ -78,6 +78,4 @@ class ThreadedRunner(Runner):
         patience_s = time.monotonic() + max(worker.config.drain_timeout - GRACE_S, 0)
         while (self.busy() or not listener.settled) and time.monotonic() < patience_s:
             time.sleep(LOOK_S)
-        if time.monotonic() >= patience_s:
-            worker.stopped_with(listener.live)
         self.stop()

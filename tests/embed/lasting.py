@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import sys
+import threading
 import time
 from typing import Any
 
@@ -219,6 +220,38 @@ def gevent(**options: Any) -> Any:
 
 def gevent_of_three() -> Any:
     return gevent(spawn=3)
+
+
+def wsgi(environ: Any, start_response: Any) -> Any:
+    say("request")
+    while environ["PATH_INFO"] == "/late" and not nearly_over:
+        time.sleep(0.01)
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+
+
+def telling_of_stop(runner: Any) -> Any:
+    """The same for a server with threads: then it is told to stop."""
+    stop = runner.stop
+
+    def stop_and_tell() -> None:
+        threading.Timer(0.1, nearly_over.append, [True]).start()
+        stop()
+
+    runner.stop = stop_and_tell
+    return runner
+
+
+def waitress() -> Any:
+    from pyfanout.embed import waitress as embedded
+
+    return telling_of_stop(embedded.Runner(wsgi))
+
+
+def cheroot() -> Any:
+    from pyfanout.embed import cheroot as embedded
+
+    return telling_of_stop(embedded.Runner(wsgi))
 
 
 def own() -> Any:

@@ -91,7 +91,9 @@ def test_a_thread_is_not_waited_for(server: MakeServer, name: str) -> None:
     assert one.out.count("app: hook\n") == one.out.count("app: atexit\n") == 1
 
 
-@pytest.mark.parametrize("name", ["uvicorn", "uvicorn-asyncio", "hypercorn", "aiohttp", "tornado"])
+@pytest.mark.parametrize(
+    "name", ["uvicorn", "uvicorn-asyncio", "hypercorn", "aiohttp", "tornado", "waitress", "cheroot"]
+)
 def test_who_is_answered_late_was_not_in_its_hands(server: MakeServer, name: str) -> None:
     """A drain's time is nearly over when the request is."""
     one = serve(server(), name, 3)
