@@ -35,6 +35,14 @@ def plain(text: str) -> str:
     return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text).replace("\n", "\n  ")
 
 
+def counted(number: int) -> str:
+    return "1 worker" if number == 1 else f"{number} workers"
+
+
+def counted_are(number: int) -> str:
+    return f"{counted(number)} {'is' if number == 1 else 'are'}"
+
+
 class Lines(logging.Formatter):
     """Plain ones."""
 

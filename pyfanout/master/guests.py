@@ -20,6 +20,7 @@ from pyfanout.control import Closing, DecodeError, Drain, Failed, Message, Ping,
 from pyfanout.core import POOL, SLOTS, Core, Event, News
 from pyfanout.errors import CoreError, FanoutError
 from pyfanout.joining import Knock
+from pyfanout.log import counted_are
 from pyfanout.master import policy
 from pyfanout.master.limits import most_in_flight
 from pyfanout.master.listeners import Endpoint
@@ -136,7 +137,7 @@ class Guests:
         if self._end_ns is None:
             return False
         if self._guests and time.monotonic_ns() >= self._end_ns:
-            log.warning("%g s are over: %d workers are left alone", self._config.drain_timeout, len(self._guests))
+            log.warning("%g s are over: %s left alone", self._config.drain_timeout, counted_are(len(self._guests)))
             return True
         return not self._guests
 

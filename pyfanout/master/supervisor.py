@@ -36,6 +36,7 @@ from pyfanout.control import (
 )
 from pyfanout.core import POOL, SLOTS, BoardView, Core, Event, News, Station
 from pyfanout.errors import CoreError, LoadError, StuckError, WorkerError
+from pyfanout.log import counted, counted_are
 from pyfanout.master import policy
 from pyfanout.master.callbacks import Callbacks, Notice
 from pyfanout.master.health import Health
@@ -147,10 +148,9 @@ class Supervisor:
         self._watches.add(self._signals.fileno(), self._on_signal)
         config = self._config
         log.info(
-            "listening on %s with %d worker%s, %s",
+            "listening on %s with %s, %s",
             ", ".join(endpoint.address for endpoint in self._endpoints),
-            config.workers,
-            "s" if config.workers > 1 else "",
+            counted(config.workers),
             config.policy,
         )
         for _ in range(config.workers):
@@ -842,7 +842,7 @@ class Supervisor:
         elif self._reload:
             self._reload_again = (self._reload_again or []) + told
         else:
-            log.info("reloading %d workers", len(self._roster.slots))
+            log.info("reloading %s", counted(len(self._roster.slots)))
             self._reload, self._when_reloaded = Reload(self._roster.slots, self._config.reload_batch), told
 
     def _go_on_reloading(self) -> None:
@@ -869,14 +869,15 @@ class Supervisor:
         assert reload is not None
         self._reload, self._reload_again = None, None
         if error:
-            log.error("the reload has stopped, %d of %d workers are new: %s", reload.replaced, reload.total, error)
+            log.error("the reload has stopped, %d of %s new: %s", reload.replaced, counted_are(reload.total), error)
             for member in reload.trials:
                 old = member.slot.member
                 if member.slot.successor is member and old is not None and old.state is State.READY:
                     self._happened(member, Happened.TOLD_TO_DRAIN)
         else:
             left = len(self._replaced)
-            log.info("reloaded: %d workers are new; %d old finish what they have begun", reload.replaced, left)
+            begun = "1 old finishes what it has begun" if left == 1 else f"{left} old finish what they have begun"
+            log.info("reloaded: %s new; %s", counted_are(reload.replaced), begun)
         if reload.replaced:
             self._tell_if_replaced_are_gone()
         self._tell("reload", None, error)
@@ -897,7 +898,7 @@ class Supervisor:
         workers = min(max(workers, 1), MAX_WORKERS)
         if self._stopping or workers == len(self._roster.slots):
             return
-        log.info("scaling from %d to %d workers", len(self._roster.slots), workers)
+        log.info("scaling from %d to %s", len(self._roster.slots), counted(workers))
         while len(self._roster.slots) < workers and not self._stopping:
             self._roster.grow().respawn_at_ns = time.monotonic_ns()
         while len(self._roster.slots) > workers and not self._stopping:
@@ -989,7 +990,9 @@ class Supervisor:
                 self._happened(slot.successor, Happened.TOLD_TO_DRAIN)
 
     def _kill_all(self) -> None:
-        log.warning("asked once more to stop now: %d workers that are left are killed", len(self._roster.members))
+        left = len(self._roster.members)
+        are = "is" if left == 1 else "are"
+        log.warning("asked once more to stop now: %s that %s left %s killed", counted(left), are, are)
         for member in self._roster.members:
             if member.state is not State.KILLED:
                 member.verdict = member.verdict or "it did not stop"

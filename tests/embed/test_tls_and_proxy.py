@@ -193,7 +193,7 @@ def test_a_reload_takes_up_a_new_certificate(
         body(read_all(sock))
     certificate(tmp_path, "renewed.example")
     one.send(signal.SIGHUP)
-    one.wait_log("reloaded: 1 workers are new")
+    one.wait_log("reloaded: 1 worker is new")
     with secure(one.address, tmp_path, "renewed.example") as sock:
         sock.sendall(REQUEST)
         body(read_all(sock))

@@ -139,7 +139,7 @@ def test_what_was_begun_is_finished(server: MakeServer, handler: str, options: d
     old = one.workers
     with hold(one.address) as held:
         one.send(signal.SIGHUP)
-        one.wait_log("reloaded: 1 workers are new")
+        one.wait_log("reloaded: 1 worker is new")
         # A thread of the old one may be on its way to the queue that they share, until it has heard.
         one.wait_until(lambda: ask(one.address)["generation"] == 2, "the new one serves")
         assert not is_over(old[0])
@@ -237,7 +237,7 @@ def test_one_on_trial_serves_beside_the_old_one(server: MakeServer, handler: str
     (old, new) = one.workers
     one.expect("the reload has stopped")
     kill(new)
-    one.wait_log("the reload has stopped, 0 of 1 workers are new")
+    one.wait_log("the reload has stopped, 0 of 1 worker is new")
     assert ask(one.address)["generation"] == 1
     assert one.workers == [old]
 
@@ -251,7 +251,7 @@ def test_a_stop_while_one_is_on_trial(server: MakeServer, handler: str, options:
         one.wait_ready_workers(2)
         second = [hold(one.address) for _ in range(2 * options.get("threads", 1) - 1)]  # as many as they may
         one.send(signal.SIGTERM)
-        one.wait_log("the reload has stopped, 0 of 1 workers are new: the server stops")
+        one.wait_log("the reload has stopped, 0 of 1 worker is new: the server stops")
         for sock in (first, *second):
             assert release(sock) == b"released\n"
     assert one.wait_exit() == 0
@@ -299,7 +299,7 @@ def test_the_traceback_of_a_broken_release_is_logged(
     one.expect("the reload has stopped", "could not start", "Traceback", "ZeroDivisionError")
     release_folder.put("broken", "1 / 0")
     one.send(signal.SIGHUP)
-    one.wait_log("the reload has stopped, 0 of 1 workers are new: .*ZeroDivisionError")
+    one.wait_log("the reload has stopped, 0 of 1 worker is new: .*ZeroDivisionError")
     assert "    1 / 0" in one.log
 
 
@@ -323,7 +323,7 @@ def test_the_old_one_dies_while_its_successor_boots(server: MakeServer, release_
     kill(old)
     answers = collect(crowd(one.address, 20, "x"))
     assert {answer and answer.split()[0] for answer in answers} == {b"two"}
-    one.wait_log("reloaded: 1 workers are new")
+    one.wait_log("reloaded: 1 worker is new")
     assert len(one.workers) == 1
 
 
@@ -334,7 +334,7 @@ def test_the_successor_is_killed_while_it_boots(server: MakeServer, release_fold
     release_folder.put("two", extra="import time; time.sleep(5)")
     one.send(signal.SIGHUP)
     kill(one.wait_workers(2)[-1])
-    one.wait_log("the reload has stopped, 0 of 1 workers are new: .*was killed by SIGKILL")
+    one.wait_log("the reload has stopped, 0 of 1 worker is new: .*was killed by SIGKILL")
     assert one.wait_workers(1) == old
     assert versions(one) == {"one"}
 
