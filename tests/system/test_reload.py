@@ -106,6 +106,8 @@ def test_new_code_is_served_and_nobody_is_dropped(server: MakeServer, release_fo
             release_folder.put(version)
             one.send(signal.SIGHUP)
             one.wait_log("reloaded: 3 workers are new", ("two", "three", "four").index(version) + 1)
+    # One that is told to leave may take one more until it has heard.
+    one.wait_until(lambda: "the last worker that was replaced has exited" in one.log.rpartition("reloaded:")[2], "gone")
     assert versions(one) == {"four"}
     assert not set(one.wait_workers(3, gone=old)) & set(old)
     assert "WARNING" not in one.log
