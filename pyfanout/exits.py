@@ -13,7 +13,6 @@ import logging
 import os
 import sys
 import threading
-import traceback
 import weakref
 from _thread import start_new_thread  # by name, as `sleep`: gevent replaces them
 from collections.abc import Callable
@@ -50,8 +49,7 @@ def also_end(end: Callable[[], object]) -> None:
 
 
 def code_of(entry: Callable[[], int]) -> int:
-    """The exit code of a process that calls `entry` and does no more. An exception is printed, as the interpreter
-    does."""
+    """The exit code of a process that calls `entry` and does no more. An exception is logged."""
     try:
         return entry()
     except BaseException as error:
@@ -61,7 +59,7 @@ def code_of(entry: Callable[[], int]) -> int:
 def code_after(error: BaseException) -> int:
     """The exit code of a process that `error` ends."""
     if not isinstance(error, SystemExit):
-        traceback.print_exception(error)
+        log.error("pid=%d: an exception ends this process", os.getpid(), exc_info=error)
         return SOFTWARE
     if error.code is None:
         return 0
@@ -98,7 +96,7 @@ def run(code: int, *, at_once: bool, timeout_s: float) -> None:
         try:
             threading._shutdown()  # type: ignore[attr-defined]
         except BaseException:
-            traceback.print_exc()
+            log.exception("pid=%d: its threads have not been waited for", os.getpid())
     atexit._run_exitfuncs()
 
 

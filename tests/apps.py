@@ -106,8 +106,9 @@ def do_raise() -> None:
     raise RuntimeError("as asked")
 
 
-def do_interrupt() -> None:
-    raise KeyboardInterrupt
+def do_interrupt(how: str) -> None:
+    """No `Exception`."""
+    raise {"KeyboardInterrupt": KeyboardInterrupt, "GeneratorExit": GeneratorExit}[how]
 
 
 def do_spin(millions: str = "20") -> dict[str, Any]:

@@ -149,11 +149,15 @@ def test_a_handler_that_raises(server: MakeServer, handler: str, options: dict) 
     assert ask(one.address)["generation"] == 1
 
 
-@pytest.mark.parametrize("line", ["exit 0", "exit 5", "die 0", "die 7", "kill SIGSEGV", "kill SIGKILL", "interrupt"])
+INTERRUPTS = ["interrupt KeyboardInterrupt", "interrupt GeneratorExit"]
+
+
+@pytest.mark.parametrize("line", ["exit 0", "exit 5", "die 0", "die 7", "kill SIGSEGV", "kill SIGKILL", *INTERRUPTS])
 def test_a_handler_that_ends_its_worker(server: MakeServer, handler: str, options: dict, line: str) -> None:
     """The client sees the end at once, the slot gets a new worker, the log says how the old one ended."""
     one = server()
     one.expect("^ *Traceback ", "^ *Fatal Python error", "was here when it died", "the handler failed")
+    one.expect("an exception ends this process")
     one.start(f"apps:{handler}", workers=1, **options)
     before = one.workers
     client = connect(one.address, line)
@@ -167,9 +171,11 @@ def test_a_handler_that_ends_its_worker(server: MakeServer, handler: str, option
         "die 7": "exited with code 7",
         "kill SIGSEGV": "was killed by SIGSEGV",
         "kill SIGKILL": "was killed by SIGKILL",
+        **dict.fromkeys(INTERRUPTS, "exited with code 70"),
     }.get(line)
     if how:
         one.wait_log(rf"WARNING worker=0 gen=1 pid={before[0]} {how}")
+    assert "\nTraceback" not in one.log
 
 
 def test_sys_exit_lets_the_other_threads_finish(server: MakeServer) -> None:
