@@ -58,6 +58,8 @@ def code_of(entry: Callable[[], int]) -> int:
 
 def code_after(error: BaseException) -> int:
     """The exit code of a process that `error` ends."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # trio's nurseries make one each
+        error = error.exceptions[0]
     if not isinstance(error, SystemExit):
         log.error("pid=%d: an exception ends this process", os.getpid(), exc_info=error)
         return SOFTWARE

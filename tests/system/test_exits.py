@@ -68,6 +68,14 @@ APP = """
     async def coroutine(reader, writer):
         writer.write(act((await reader.readline()).decode().strip()))
 
+    def trio():
+        from pyfanout.embed import trio
+
+        async def handle(stream):
+            await stream.send_all(act((await stream.receive_some(100)).decode().strip()))
+
+        return trio.Runner(handle)
+
     def wsgi(environ, start_response):
         start_response("200 OK", [])
         return [act(environ["PATH_INFO"][1:])]
@@ -82,6 +90,7 @@ KINDS = {
     "handler": ("app:handler", {}),
     "threads": ("app:handler", {"threads": 3}),
     "coroutine": ("app:coroutine", {}),
+    "trio": ("app:trio", {"factory": True}),
     "waitress": ("app:wsgi", {}),
     "gevent": ("app:wsgi", {"server": "gevent"}),
     "uvicorn": ("app:asgi", {"as": "asgi"}),
@@ -172,7 +181,7 @@ def test_a_fast_stop_waits_for_no_thread(begin: Callable[..., Server], kind: str
     one.wait_nobody()
 
 
-@pytest.mark.parametrize("kind", FEW)
+@pytest.mark.parametrize("kind", [*FEW, "trio"])
 def test_an_exit_of_the_applications(begin: Callable[..., Server], kind: str) -> None:
     one = begin(kind)
     (pid,) = one.workers
