@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ class Runner(runner.Runner):
 
         def stop() -> None:
             worker.stopped_with(listener.live)
-            reactor.stop()
+            _stop(reactor)
 
         def started() -> None:
             worker.signals.through(reactor.callFromThread, stop)
@@ -59,6 +60,14 @@ class Runner(runner.Runner):
         finally:
             worker.signals.plain()
             worker.call_hook(worker.config.on_worker_exit)
+
+
+def _stop(reactor: Any) -> None:
+    """The end of a drain and a SIGQUIT may come at the same time."""
+    from twisted.internet.error import ReactorNotRunning
+
+    with contextlib.suppress(ReactorNotRunning):
+        reactor.stop()
 
 
 def _watch_threads(worker: Worker, reactor: Any) -> None:
@@ -91,7 +100,7 @@ def _settle(worker: Worker, listener: Listener, port: Any, reactor: Any) -> None
             reactor.callLater(LOOK_S, look)
         else:
             worker.stopped_with(listener.live)
-            reactor.stop()
+            _stop(reactor)
 
     look()
 

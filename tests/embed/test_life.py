@@ -366,6 +366,18 @@ def test_clients_that_wait_for_room_are_answered_in_a_stop(server: MakeServer, n
             client.__exit__()
 
 
+def test_twisted_is_stopped_by_two_at_once() -> None:
+    """The end of a drain and a SIGQUIT: it was a traceback in the log."""
+    code = """
+from twisted.internet import reactor
+from pyfanout.embed.twisted import _stop
+reactor.callWhenRunning(lambda: (_stop(reactor), _stop(reactor)))
+reactor.run()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 UPLOADS = [*GOODBYE, "http.server", "http.server-handler", "wsgiref", "uvicorn-asyncio", "hypercorn-uvloop", "twisted"]
 
 
