@@ -1,8 +1,8 @@
 """When bytes last moved on UNIX connections, and which way: of TCP connections the kernel knows both (TCP_INFO).
 
 Two edge-triggered epoll sets have each connection. One is told of all that happens on it; the other one only when the
-client has taken bytes. What is in the first set alone was sent by the client. Nobody waits for these sets: a draining
-worker looks at them now and then.
+client has taken bytes. An event in the first set alone means that the client has sent. No thread waits for these sets:
+a draining worker looks at them now and then.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ class UnixWatch:
         return fd in self._last
 
     def add(self, fd: int) -> None:
-        """A connection that was just accepted. Not watched if there is no memory for that."""
-        with contextlib.suppress(OSError):
+        """Watch a connection that was just accepted; without memory for that, it is not watched."""
+        self.begin(fd)
+        try:
             self._all.register(fd, EPOLLIN | EPOLLOUT | EPOLLET)
             self._taken.register(fd, EPOLLOUT | EPOLLET)
-            self.look()  # each set reports a new one once
-            self.begin(fd)
+        except OSError:
+            self.discard(fd)
+            return
+        self.look()  # each set reports a new one once
+        self.begin(fd)
 
     def begin(self, fd: int) -> None:
         """What came so far, a PROXY header or a TLS handshake, was no request of its client."""
