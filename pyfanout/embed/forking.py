@@ -1,5 +1,5 @@
 """The children in which a ForkingMixIn server serves its connections. When their worker stops at once, they end with
-it: nobody else would end them. Other processes that the application has forked are left alone."""
+it, because no other process would end them. Other processes that the application has forked are left alone."""
 
 from __future__ import annotations
 

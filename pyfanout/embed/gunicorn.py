@@ -381,7 +381,7 @@ class ASGI(Joined, gasgi.ASGIWorker):
     def handle_quit_signal(self) -> None:
         self._worker.stopped_with(self._app.calls)
         super().handle_quit_signal()
-        self._go()  # it waits for nobody
+        self._go()  # it waits for no client
 
     def _go(self) -> None:
         self._alive = False

@@ -73,6 +73,7 @@ class Runner(ThreadedRunner):
         server.shutdown_request = _with_farewell(server.shutdown_request, worker)
         server.close_request = _for_good(server.close_request, ours=not isinstance(server, socketserver.ForkingMixIn))
         if isinstance(server, socketserver.ForkingMixIn):
+            # Of the one server, not of its class: mypy knows methods of classes only.
             server.finish_request = self._minded(server.finish_request, worker)  # type: ignore[attr-defined]
             server.process_request = _known(server.process_request, worker)  # type: ignore[method-assign, assignment]
             server.collect_children = _hearing(server, worker, listener)  # type: ignore[method-assign]

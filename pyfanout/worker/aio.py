@@ -327,7 +327,7 @@ def serve(worker: Worker, handler: AsyncHandler) -> None:
 def close(worker: Worker, runner: asyncio.Runner) -> None:
     """Cancel what still runs, and close the loop. A runner's own `close` waits for tasks that do not end when they are
     cancelled, and for the threads of the default executor; after a SIGQUIT there is no time for that."""
-    if worker.forked:  # a child that a handler forked, and that calls sys.exit, cancels nobody's tasks
+    if worker.forked:  # a child that a handler forked, and that calls sys.exit, cancels no tasks
         return
     if worker.signals.quit:
         loop = runner.get_loop()
@@ -352,7 +352,7 @@ async def _end_tasks(worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             loop.call_exception_handler({"message": "a task failed in a stop", "exception": error, "task": task})
     for task in left:
-        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # else each is one more line, at the exit
     if left:
         log.warning("worker=%d: %d tasks do not end, although they were cancelled", worker.slot, len(left))
     closing = loop.create_task(loop.shutdown_asyncgens())

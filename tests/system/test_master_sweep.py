@@ -189,7 +189,7 @@ OUTSTAYED = CALL == "signal.pidfd_send_signal"
 # Clients hold the old workers for longer than they have to drain: else the master would send no signal.
 
 def forget():
-    # in a worker that is forked: with a copy of a client's socket it would keep that open, and who waits for its end
+    # In a worker that is forked: its copy of a client's socket would keep that open, and an old worker waiting.
     for client in clients:
         if client.sock is not None and not OUTSTAYED:
             client.sock.close()
