@@ -367,6 +367,14 @@ class Server:
 
         return self.wait_until(right, f"{count} workers, none of {list(gone)}")
 
+    def wait_replaced(self) -> None:
+        """Until the workers that the last reload has replaced have exited: an old one that is told to leave may take
+        another connection until it has heard, and the master has its descriptors until it has been told of its end."""
+        self.wait_until(
+            lambda: "the last worker that was replaced has exited" in self.log.rpartition("reloaded: ")[2],
+            "the old workers exit",
+        )
+
     def wait_ready_workers(self, count: int) -> None:
         """Until `count` workers have become READY since the start."""
         self.wait_log(r"BOOTING->READY", count)

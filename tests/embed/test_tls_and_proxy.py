@@ -194,6 +194,7 @@ def test_a_reload_takes_up_a_new_certificate(
     certificate(tmp_path, "renewed.example")
     one.send(signal.SIGHUP)
     one.wait_log("reloaded: 1 worker is new")
+    one.wait_replaced()
     with secure(one.address, tmp_path, "renewed.example") as sock:
         sock.sendall(REQUEST)
         body(read_all(sock))

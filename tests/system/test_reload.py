@@ -106,8 +106,7 @@ def test_new_code_is_served_and_nobody_is_dropped(server: MakeServer, release_fo
             release_folder.put(version)
             one.send(signal.SIGHUP)
             one.wait_log("reloaded: 3 workers are new", ("two", "three", "four").index(version) + 1)
-    # One that is told to leave may take one more until it has heard.
-    one.wait_until(lambda: "the last worker that was replaced has exited" in one.log.rpartition("reloaded:")[2], "gone")
+    one.wait_replaced()
     assert versions(one) == {"four"}
     assert not set(one.wait_workers(3, gone=old)) & set(old)
     assert "WARNING" not in one.log
@@ -176,6 +175,7 @@ def test_a_storm_of_hangups_is_two_reloads(server: MakeServer, release_folder: R
     release_folder.put("three")
     one.send(signal.SIGHUP)
     one.wait_log("reloaded: 2 workers are new", 3)
+    one.wait_replaced()
     assert one.log.count("reloading 2 workers") == 3
     assert versions(one) == {"three"}
 
@@ -187,6 +187,7 @@ def test_a_hangup_while_it_boots(server: MakeServer, release_folder: Release, op
     release_folder.put("two")
     one.send(signal.SIGHUP)
     one.wait_log("reloaded: 2 workers are new")
+    one.wait_replaced()
     assert versions(one) == {"two"}
 
 
@@ -290,7 +291,7 @@ def test_a_broken_release_changes_nothing(server: MakeServer, release_folder: Re
     release_folder.put("two")
     one.send(signal.SIGHUP)
     one.wait_log("reloaded: 3 workers are new")
-    one.wait_workers(3, gone=old)  # one that has not seen its signal yet may take another connection
+    one.wait_replaced()
     assert versions(one) == {"two"}
 
 
@@ -366,7 +367,7 @@ def test_descriptors_after_many_reloads(server: MakeServer, release_folder: Rele
     def reload(count: int) -> int:
         one.send(signal.SIGHUP)
         one.wait_log("reloaded: 2 workers are new", count)
-        one.wait_workers(2)
+        one.wait_replaced()
         one.wait_idle_master()
         return len(os.listdir(f"/proc/{one.pid}/fd"))
 
