@@ -18,7 +18,7 @@ BESIDE := tests/core tests/unit tests/embed tests/test_guards.py tests/test_read
     unprivileged worker_life)
 test: .venv/ready tools
 	$(BIN)/python -m pytest tests/bench tests/system $(BESIDE:%=--ignore=%) $(TEST_ARGS); first=$$?; \
-	$(BIN)/python -m pytest --numprocesses=3 $(BESIDE) $(TEST_ARGS) && exit $$first
+	$(BIN)/python -m pytest --numprocesses=6 $(BESIDE) $(TEST_ARGS) && exit $$first
 
 lint: .venv/ready
 	$(BIN)/ruff check .
