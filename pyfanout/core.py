@@ -176,7 +176,7 @@ class Core:
     def begin(self, slot: int, generation: int, identity: int) -> None:
         """Before each fork: a channel, a clean page of the board. `identity`: what source-hash knows the worker by."""
         rc = lib.fan_slot_begin(self._core, slot, generation, identity)
-        check(rc, f"make the channel of worker {slot}")
+        check(rc, "make its channel")
 
     def end(self, slot: int) -> None:
         """Close the channel of a slot that is not needed, as soon as it is empty. Its worker is dead."""
@@ -185,7 +185,7 @@ class Core:
     def enter(self, slot: int, *, pool: bool, threads: int, size: int, most: int = 0) -> int:
         """Put a ready worker into rotation; `size` in messages, `most` in connections. Returns the size granted."""
         rc = lib.fan_slot_enter(self._core, slot, pool, threads, size, most)
-        return check(rc, f"size the channel of worker {slot}")
+        return check(rc, "size its channel")
 
     def leave(self, slot: int) -> None:
         """Take a worker out of rotation, alive or not. No-op if it is not in."""

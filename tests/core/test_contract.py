@@ -129,7 +129,7 @@ def test_a_birth_without_descriptors(free: int) -> None:
 def test_a_channel_that_cannot_be_made_is_made_later() -> None:
     with Core(3, Policy.ROUND_ROBIN) as core:
         before = descriptors()
-        with free_descriptors(1), pytest.raises(OSError, match="make the channel of worker 2") as caught:
+        with free_descriptors(1), pytest.raises(OSError, match="make its channel") as caught:
             core.begin(2, 1, 2)
         assert caught.value.errno == errno.EMFILE
         assert descriptors() == before
