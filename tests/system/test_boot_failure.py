@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import NOBODY, Server, ask
+from harness import NOBODY, Server, ask, hold, is_over, release
 
 MakeServer = Callable[[], Server]
 
@@ -291,6 +291,24 @@ def test_a_pidfile_that_another_server_has(server: MakeServer, tmp_path: Path) -
     assert f"process {one.pid} is alive and has it" in line
     assert pidfile.read_text() == f"{one.pid}\n"
     assert one.stop() == 0
+    assert not pidfile.exists()
+
+
+def test_a_pidfile_of_a_master_that_was_killed(server: MakeServer, tmp_path: Path) -> None:
+    """The next one starts although the workers of the first are still at work, and its number is another process's."""
+    pidfile = tmp_path / "pid"
+    one = server().start("apps:act", workers=1, pidfile=pidfile, drain_timeout=60)
+    (worker,) = one.workers
+    with hold(one.address) as held:
+        one.send(signal.SIGKILL)
+        assert one.wait_exit() == -signal.SIGKILL
+        pidfile.write_text(f"{os.getpid()}\n")
+        two = server().start("apps:act", workers=1, pidfile=pidfile)
+        assert pidfile.read_text() == f"{two.pid}\n"
+        assert not is_over(worker)
+        assert release(held) == b"released\n"
+    one.wait_nobody()
+    assert two.stop() == 0
     assert not pidfile.exists()
 
 
