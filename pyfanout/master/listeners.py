@@ -8,6 +8,7 @@ which makes the system calls; the master calls it once, before it forks. A worke
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import os
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pyfanout.errors import ConfigError
+from pyfanout.master import filelock
 
 FORMS = "host:port, [ipv6]:port, :port, unix:/path, unix:@name, fd://N or systemd"
 SYSTEMD_FIRST_FD = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
@@ -299,9 +301,10 @@ class _Opening:
 
     def unix(self, text: str, address: UnixAddress) -> None:
         try:
-            if address.has_file:
-                _remove_stale(text, address.name)
-            endpoint = _bind_unix(address)
+            with filelock.folder_of(address.name) if address.has_file else contextlib.nullcontext():
+                if address.has_file:
+                    _remove_stale(text, address.name)
+                endpoint = _bind_unix(address)
             self.endpoints.append(endpoint)
             endpoint.sock.listen(self.backlog)
         except OSError as error:
@@ -431,9 +434,12 @@ def _remove_stale(text: str, path: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            if os.path.samestat(before, os.lstat(path)):  # nobody replaced it in the meantime
+            now = os.lstat(path)
+            if os.path.samestat(before, now) and stat.S_ISSOCK(now.st_mode):  # it was not replaced in the meantime
                 os.unlink(path)
             return
+        except PermissionError:
+            raise _error(text, "a socket of another user is there; remove it or choose another path") from None
         except OSError as error:
             if error.errno != errno.EPROTOTYPE:
                 raise

@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import stat
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyfanout.errors import ConfigError
-from pyfanout.master import listeners
+from pyfanout.master import filelock, listeners
 from pyfanout.master.listeners import (
     Endpoint,
     InheritedFd,
@@ -471,12 +472,123 @@ def test_unix_live_socket_is_left_alone(tmp_path: Path, kind: socket.SocketKind,
                 live.accept()
 
 
-@pytest.mark.parametrize("make", [Path.touch, Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/nowhere")])
+def make_device(path: Path) -> None:
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("this user may make no device")
+
+
+def link_to_a_socket(path: Path) -> None:
+    target = path.with_name("target")
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(target))
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Path.touch,
+        Path.mkdir,
+        os.mkfifo,
+        make_device,
+        link_to_a_socket,
+        lambda path: path.symlink_to("/nowhere"),
+    ],
+)
 def test_unix_path_that_is_not_a_socket(tmp_path: Path, make: Callable[[Path], None]) -> None:
     path = tmp_path / "a.sock"
     make(path)
+    before, names = path.lstat(), sorted(os.listdir(tmp_path))
     assert "a file is there that is not a socket; remove it" in refused(f"unix:{path}")
-    assert path.exists() or path.is_symlink()
+    assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
+    assert sorted(os.listdir(tmp_path)) == names
+
+
+def test_unix_socket_of_another_user() -> None:
+    """Whether a server is behind it cannot be asked."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as live:
+        path = Path(folder, "a.sock")
+        live.bind(str(path))
+        path.chmod(0o600)
+        path.parent.chmod(0o777)
+        message = unprivileged(lambda: refused(f"unix:{path}"))
+        assert message.endswith("a socket of another user is there; remove it or choose another path")
+        assert path.exists()
+
+
+def test_unix_two_starts_at_the_same_instant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One has seen a stale file, and is about to delete it when the other one comes, which binds the path if it may.
+    It must not delete that one's file."""
+    path = tmp_path / "a.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        other = os.fork()
+        if other == 0:
+            try:
+                ours.close()
+                monkeypatch.setattr(filelock, "FOLDER_S", 60.0)
+                theirs.recv(1)
+                try:
+                    endpoints = listeners.open_listeners([f"unix:{path}"], backlog=1, nodelay=True, environ={})
+                    theirs.send(b"has it")
+                    theirs.recv(1)
+                    assert endpoints
+                except ConfigError as error:
+                    theirs.send(str(error).encode())
+            finally:
+                os._exit(0)
+        theirs.close()
+        delete = os.unlink
+
+        def wait_and_delete(name: str) -> None:
+            ours.send(b"!")
+            ours.settimeout(1)
+            with suppress(TimeoutError):
+                ours.recv(1, socket.MSG_PEEK)
+            delete(name)
+
+        with monkeypatch.context() as context:
+            context.setattr(os, "unlink", wait_and_delete)
+            (endpoint,) = listeners.open_listeners([f"unix:{path}"], backlog=1, nodelay=True, environ={})
+        try:
+            ours.settimeout(60)
+            assert b"another process listens there" in ours.recv(1000)
+            talks(endpoint)
+        finally:
+            endpoint.close()
+            ours.close()
+            os.waitpid(other, 0)
+
+
+@pytest.mark.parametrize("error", ["EWOULDBLOCK", "EBADF", "ENOLCK", "ENOSYS", "EPERM"])
+def test_unix_folder_that_cannot_be_locked(
+    opened: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    """Any user who may read it may keep its lock; other file systems have none."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(getattr(errno, error), error)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(filelock, "FOLDER_S", 0.02)
+    talks(opened(f"unix:{tmp_path}/a.sock")[0])
+
+
+def test_unix_folder_that_cannot_be_read() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o333)
+
+        def serve() -> str:
+            (endpoint,) = listeners.open_listeners([f"unix:{folder}/a.sock"], backlog=1, nodelay=True, environ={})
+            talks(endpoint)
+            endpoint.close()
+            return "served"
+
+        assert unprivileged(serve) == "served"
 
 
 def test_unix_folder_that_is_not_there(tmp_path: Path) -> None:
