@@ -16,6 +16,7 @@ MakeServer = Callable[[], Server]
 @pytest.mark.parametrize("handler", ["act", "act_async"])
 def test_one_after_the_other_to_idle_workers_is_exactly_fair(server: MakeServer, handler: str, policy: str) -> None:
     one = server().start(f"apps:{handler}", workers=4, policy=policy)
+    one.favour()
     address = one.address
     counts: Counter[int] = Counter()
     for _ in range(400):
