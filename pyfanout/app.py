@@ -10,11 +10,11 @@ import difflib
 import functools
 import importlib
 import os
-import sys
 from collections.abc import Callable
 from typing import Any, cast
 
 from pyfanout.errors import ConfigError, LoadError
+from pyfanout.folders import Folders
 from pyfanout.kind import App, known_class, name_of
 
 
@@ -30,25 +30,33 @@ def check_spec(spec: str) -> tuple[str, str]:
     raise ConfigError(f"the application {spec!r} cannot be found by that name: {hint}")
 
 
-def loader_of(app: App | str, *, factory: bool) -> Callable[[], App]:
+def loader_of(app: App | str, folders: Folders, *, factory: bool) -> Callable[[], App]:
     """What a worker calls for its application: `app` itself, what it returns (`factory`), or the same of "module:attr".
     Raises ConfigError if that is malformed."""
     if isinstance(app, str):
         check_spec(app)
-        return functools.partial(import_from, app, factory=factory)
-    return cast("Callable[[], App]", app) if factory else lambda: app
+        return functools.partial(import_from, app, folders, factory=factory)
+    load = cast("Callable[[], App]", app) if factory else lambda: app
+    if folders.chdir is None and folders.app_dir is None:
+        return load  # the program is where it wants to be
+
+    def enter_and_load() -> App:
+        folders.enter()
+        return load()
+
+    return enter_and_load
 
 
-def import_from(spec: str, *, factory: bool = False) -> App:
-    """Import what `module:attr` names; `attr` may have dots. The current folder is searched first. `factory`: it is
-    a function without arguments that returns the application.
+def import_from(spec: str, folders: Folders | None = None, *, factory: bool = False) -> App:
+    """Import what `module:attr` names; `attr` may have dots. The folder of the application, by default the current one,
+    is entered, and searched first. `factory`: it is a function without arguments that returns the application.
 
     Raises ConfigError if the spec is malformed, and LoadError if there is no such module, if its import or the factory
     fails (then the exception is the `__cause__`, for its traceback), if it has no such attribute, or if that cannot be
     called.
     """
     module, attribute = check_spec(spec)
-    folder = _search_current_folder()
+    folder = (folders or Folders.here()).enter() or "the current folder (deleted)"
     try:
         found: object = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -70,17 +78,6 @@ def import_from(spec: str, *, factory: bool = False) -> App:
         what = f"what {spec!r} returns" if factory else repr(spec)
         raise LoadError(f"{what} is not a function: it is of type {type(found).__name__}")
     return cast("App", found)
-
-
-def _search_current_folder() -> str:
-    """A console script's `sys.path` starts with the folder of the script, not with the one we are in."""
-    try:
-        folder = os.getcwd()
-    except FileNotFoundError:  # it was deleted under us; an installed module can still be found
-        return "the current folder (deleted)"
-    if sys.path[:1] != [folder]:
-        sys.path.insert(0, folder)
-    return folder
 
 
 def _failed_import(module: str, error: BaseException) -> LoadError:

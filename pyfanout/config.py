@@ -216,6 +216,7 @@ def _read_tls(value: object) -> object:
 BINDS = Values("an address, an open socket, or a list of these", "ADDRESS", _read_binds)
 SWITCH = Values("one of true, false, yes, no, on, off, 1, 0", "SWITCH", _read_switch)
 _PATH = Values("the path of a file", "PATH", _read_path)
+_FOLDER = Values("the path of a folder", "PATH", _read_path)
 
 
 def _read_networks(value: object) -> tuple[Network, ...]:
@@ -306,6 +307,18 @@ class Config:
         metadata=_option(SWITCH, "module:attr is a function without arguments that returns the application"),
     )
     """Off. uvicorn's option."""
+
+    chdir: str | None = field(
+        default=None,
+        metadata=_option(_FOLDER, "the folder in which workers run; looked up anew for each", default="none"),
+    )
+    """A path. None: the folder in which the server was started. gunicorn's name."""
+
+    app_dir: str | None = field(
+        default=None,
+        metadata=_option(_FOLDER, "look for the application's module here, as seen from there", default="none"),
+    )
+    """A path. None: the folder in which workers run. uvicorn's name."""
 
     threads: int = field(
         default=1, metadata=_option(_whole(1, MAX_THREADS), "threads per worker that run a blocking handler")
@@ -550,6 +563,8 @@ class Options(TypedDict, total=False):
     interface: str | None
     server: str | None
     factory: bool | None
+    chdir: str | os.PathLike[str] | None
+    app_dir: str | os.PathLike[str] | None
     threads: int | None
     policy: str | None
     backlog: int | None

@@ -26,6 +26,7 @@ from pyfanout import joining
 from pyfanout.app import loader_of
 from pyfanout.config import Config, Options
 from pyfanout.errors import ConfigError, WorkerError
+from pyfanout.folders import Folders
 from pyfanout.kind import App
 from pyfanout.log import set_up_logging
 from pyfanout.master.guests import Guests
@@ -79,6 +80,8 @@ class Dispatcher:
             if options.get(name) is not None:
                 raise ConfigError(f"{name}: a Dispatcher forks no workers; who does decides that")
         self.config = dataclasses.replace(Config.resolve(options, os.environ), max_requests=0)
+        self._folders = Folders.of(self.config)
+        self.config = self._folders.fixed(self.config)
         if self.config.tls:
             from pyfanout.worker.tls import prepare  # noqa: PLC0415 - ssl takes 10 ms to import
 
@@ -208,7 +211,7 @@ class Dispatcher:
     def serve(self, app: App | str) -> int:
         """Join, and serve an application as `pyfanout.serve` does in each of its workers, until SIGTERM or the
         dispatcher's end. Returns the exit code for this process."""
-        return serve_in(self.join(), loader_of(app, factory=self.config.factory))
+        return serve_in(self.join(), loader_of(app, self._folders, factory=self.config.factory))
 
     def _let_go(self, *, but_endpoints: bool = False) -> None:
         """In a child of the owner's: it would keep the port open when all others have closed it."""

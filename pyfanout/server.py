@@ -11,12 +11,13 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Unpack
 
 from pyfanout.app import loader_of
 from pyfanout.config import MAX_WORKERS, Config, Options
 from pyfanout.errors import ConfigError, ReloadError, WorkerError
+from pyfanout.folders import Folders
 from pyfanout.kind import App, Kind, kind_of
 from pyfanout.log import set_up_logging
 from pyfanout.master.callbacks import Callback, Callbacks
@@ -51,26 +52,21 @@ class Master:
     def __init__(self, app: App | str, **options: Unpack[Options]) -> None:
         """`app` is an application as for `serve`, or "module:attr", which each worker imports for itself: then a reload
         takes up new code. Options as for `serve`. Raises ConfigError."""
-        config = Config.resolve(options, os.environ)
-        known = not isinstance(app, str) and not config.factory
-        self._prepare(config, loader_of(app, factory=config.factory), [kind_of(app)] if known else Kind)
+        self._prepare(Config.resolve(options, os.environ), app)
 
     @classmethod
-    def of(
-        cls, config: Config, load: Callable[[], App], kinds: Iterable[Kind] = Kind, signals: Signals | None = None
-    ) -> Master:
-        """From a finished Config; `load`, called in each worker, returns the handler, which is of one of `kinds`.
-        `signals` are those of the whole process, if there are."""
+    def of(cls, config: Config, app: App | str, signals: Signals | None = None) -> Master:
+        """From a finished Config. `signals` are those of the whole process, if there are."""
         self = cls.__new__(cls)
-        self._prepare(config, load, kinds, signals)
+        self._prepare(config, app, signals)
         return self
 
-    def _prepare(
-        self, config: Config, load: Callable[[], App], kinds: Iterable[Kind], signals: Signals | None = None
-    ) -> None:
-        self.config = config
-        self._load = load
-        self._kinds = kinds
+    def _prepare(self, config: Config, app: App | str, signals: Signals | None = None) -> None:
+        self._folders = Folders.of(config)
+        self.config = self._folders.fixed(config)
+        self._load = loader_of(app, self._folders, factory=config.factory)
+        known = not isinstance(app, str) and not config.factory
+        self._kinds: Iterable[Kind] = [kind_of(app)] if known else Kind
         self._signals = signals
         self._callbacks = Callbacks()
         self._running = False
@@ -106,7 +102,8 @@ class Master:
                 log.info("the application is loaded in the master: a reload keeps its code")
             _check_gevent()
             signals.begin()  # before there is a socket file, or a pidfile, by which the master is found
-            endpoints = open_listeners(config.bind, backlog=config.backlog, nodelay=config.nodelay)
+            binds = self._folders.fixed_binds(config.bind) if config.preload else config.bind
+            endpoints = open_listeners(binds, backlog=config.backlog, nodelay=config.nodelay)
             for endpoint in endpoints:
                 undo.callback(endpoint.close)
             # Once, here, and not after each fork. Clients wait meanwhile: while nobody listens they would be refused.

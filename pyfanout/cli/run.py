@@ -7,12 +7,11 @@ Owns the flags, which it makes from `config.options()`; adds none of its own but
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.app import check_spec, import_from
+from pyfanout.app import check_spec
 from pyfanout.config import BINDS, SWITCH, Config, Option, options, unknown_variables
 from pyfanout.master.listeners import parse
 from pyfanout.master.signals import Signals
@@ -38,10 +37,14 @@ def add(verbs: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("app", metavar="module:attr", help="the application to serve, such as app:handler")
     for option in options().values():
         if not option.python_only:
-            flags = [option.short, option.flag] if option.short else [option.flag]
-            parser.add_argument(*flags, dest=option.name, help=_help(option), **_form(option))
+            parser.add_argument(*_flags(option), dest=option.name, help=_help(option), **_form(option))
     parser.add_argument("--check-config", action="store_true", help="print what would run and exit")
     parser.set_defaults(act=run)
+
+
+def flags() -> set[str]:
+    """All that `run` knows."""
+    return {flag for option in options().values() if not option.python_only for flag in _flags(option)}
 
 
 def run(arguments: argparse.Namespace, signals: Signals | None) -> int:
@@ -58,10 +61,13 @@ def run(arguments: argparse.Namespace, signals: Signals | None) -> int:
         for line in unknown_variables(os.environ):
             print(f"pyfanout: {line}", file=sys.stderr)
         return 0
-    load = functools.partial(import_from, arguments.app, factory=config.factory)
-    with Master.of(config, load, signals=signals) as master:
+    with Master.of(config, arguments.app, signals=signals) as master:
         master.run()
     return 0
+
+
+def _flags(option: Option) -> list[str]:
+    return [option.short, option.flag] if option.short else [option.flag]
 
 
 def _form(option: Option) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def _number(text: str, digits: str, what: str, most: int) -> int:
 class SocketFile:
     """A socket file that this process made, known by its inode and not by its name alone."""
 
-    path: str  # absolute: the application may change folders
+    path: str  # absolute, its folder without links: the application may change folders, and a deploy links
     device: int
     inode: int
     pid: int
@@ -137,7 +137,8 @@ class SocketFile:
     @classmethod
     def made_at(cls, path: str) -> SocketFile:
         status = os.lstat(path)
-        return cls(os.path.abspath(path), status.st_dev, status.st_ino, os.getpid())
+        folder, name = os.path.split(path)
+        return cls(os.path.join(os.path.realpath(folder), name), status.st_dev, status.st_ino, os.getpid())
 
     def remove(self) -> None:
         """Delete the file, unless we are a fork of its maker, or somebody has put another in its place."""

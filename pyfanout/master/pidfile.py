@@ -37,7 +37,8 @@ class PidFile:
     """The pid of this process, in the file `path` as seen from the folder that is now the current one."""
 
     def __init__(self, path: str) -> None:
-        self.path = os.path.abspath(path)
+        folder, name = os.path.split(path)
+        self.path = os.path.join(os.path.realpath(folder), name)  # a deploy may switch a link on the way to it
         self._fd = -1
         """Our file, locked; -1: we have none."""
 

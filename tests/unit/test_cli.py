@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
+from gunicorn.config import KNOWN_SETTINGS
+from uvicorn.main import main as uvicorn_main
 
-from pyfanout.cli import main
+from pyfanout.cli import foreign, main, run
 from pyfanout.config import Config, Policy, options
 from pyfanout.errors import LoadError, WorkerError
 
@@ -25,12 +25,12 @@ class Server:
     """Stands for pyfanout.server.Master."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[Config, Callable[[], Any]]] = []
+        self.calls: list[tuple[Config, str]] = []
         self.error: Exception | None = None
 
-    def of(self, config: Config, load: Callable[[], Any], *, signals: object) -> Server:
+    def of(self, config: Config, app: str, *, signals: object) -> Server:
         assert signals is None
-        self.calls.append((config, load))
+        self.calls.append((config, app))
         return self
 
     def __enter__(self) -> Server:
@@ -61,12 +61,9 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return captured.err.removeprefix("pyfanout: ").rstrip("\n")
 
 
-def test_run(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def test_run(server: Server) -> None:
     assert main(["run", "os.path:join", "-w", "2"]) == 0
-    ((config, load),) = server.calls
-    assert config == Config(workers=2)
-    assert load() is __import__("os").path.join
+    assert server.calls == [(Config(workers=2), "os.path:join")]
 
 
 def test_every_flag(server: Server) -> None:
@@ -186,3 +183,59 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert exit_.value.code == 0
     assert capsys.readouterr().out.startswith("pyfanout ")
+
+
+# ---- the options of other servers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ("app:app", "the verb is missing; write pyfanout run app:app"),
+        ("app:app --workers 2 -b :80", "the verb is missing; write pyfanout run app:app --workers 2 -b :80"),
+        ("--workers 2 pack.app:make.app", "the verb is missing; write pyfanout run --workers 2 pack.app:make.app"),
+        ("app.py", "the verb is missing; write pyfanout run app.py"),
+        ("run app:app --port 8080", "--host and --port are no options here: write --bind 127.0.0.1:8080"),
+        ("run --host=0.0.0.0 --port=80 app:app", "write --bind 0.0.0.0:80"),
+        ("run app:app --host ::1", "write --bind '[::1]:8000'"),
+        ("run --uds unix.sock app:app", "--uds is no option here: write --bind unix:unix.sock"),
+        ("run --fd 4 app:app", "write --bind fd://4"),
+        ("run -k gevent app:app", "-k is no option here: choose the server with --server"),
+        ("run -kgevent app:app", "-k is no option here: choose the server with --server"),
+        ("run app:app --worker-class uvicorn.workers.UvicornWorker", "--worker-class is no option here: choose"),
+        ("run --reload app:app", "--reload is no option here: pyfanout does not watch files"),
+        ("run app:app --access-logfile -", "--access-logfile is no option here: pyfanout speaks no HTTP"),
+        ("run app:app --daemon", "let systemd or a container start it"),
+        ("run app:app -u www-data", "-u is no option here: start pyfanout as that user"),
+        ("run app:app --umask 7", "write --unix-mode 660"),
+        ("run -c gunicorn.conf.py app:app", "-c is no option here: there is no configuration file"),
+        ("run app:app --loop uvloop", "options of the server are arguments of its runner"),
+        ("run app:app --root-path /api", "options of the server are arguments of its runner"),
+        ("run app:app --proxy-headers", "forwarded_allow_ips"),
+        ("run app:app -i max", "-i is no option here: write --workers N, or --workers auto"),
+        ("run app:app --graceful-timeout 40", "write --drain-timeout 40"),
+        ("run app:app --graceful-timeout", "write --drain-timeout 25"),
+        ("run app:app --pid '/run/a b'", "write --pidfile '/run/a b'"),
+    ],
+)
+def test_an_option_of_another_server_is_answered(
+    server: Server, capsys: pytest.CaptureFixture[str], argv: str, says: str
+) -> None:
+    assert says in fails(capsys, *shlex.split(argv))
+    assert server.calls == []
+
+
+def test_every_option_of_gunicorn_and_uvicorn_is_known_or_answered() -> None:
+    """Those of the versions that are installed."""
+    settings = [setting for setting in KNOWN_SETTINGS if setting.cli]
+    theirs = {flag for setting in settings for flag in setting.cli}
+    assert {"-k", "--umask", "--reload"} <= theirs
+    for parameter in uvicorn_main.params:
+        theirs |= {flag for flag in (*parameter.opts, *parameter.secondary_opts) if flag.startswith("-")}
+    assert {"--uds", "--no-access-log"} <= theirs
+    ours = {"--version", "--help", "-h", "--check-config", *run.flags()}
+    assert sorted(theirs - ours - set(foreign.ANSWERS) - {"--host", "--port"}) == []
+
+
+def test_what_only_looks_like_an_option_of_another_server(server: Server) -> None:
+    assert main(["run", "app:handler", "-b", "unix:k", "--pidfile=-k", "-w", "1"]) == 0
