@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pyfanout import __version__
-from pyfanout.cli import run
+from pyfanout.cli import foreign, run
 from pyfanout.errors import ConfigError, FanoutError
 from pyfanout.log import plain
 from pyfanout.master.signals import Signals
@@ -48,8 +48,10 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None, signals: Signals | None = None) -> int:
     """Do what `argv` (default: the arguments of this process) asks for; the exit code. `--help` raises
     SystemExit(0). `signals` are those of the whole process, if there are."""
+    words = sys.argv[1:] if argv is None else argv
     try:
-        arguments = parser().parse_args(argv)
+        foreign.check(words, verbs=("run",), ours=run.flags())
+        arguments = parser().parse_args(words)
         code: int = arguments.act(arguments, signals)
     except FanoutError as error:
         print(f"pyfanout: {plain(str(error))}", file=sys.stderr)
