@@ -10,12 +10,15 @@ import difflib
 import functools
 import importlib
 import os
+import traceback
 from collections.abc import Callable
 from typing import Any, cast
 
 from pyfanout.errors import ConfigError, LoadError
 from pyfanout.folders import Folders
 from pyfanout.kind import App, known_class, name_of
+
+_NOT_THE_APPLICATIONS = (os.path.dirname(__file__), os.path.dirname(importlib.__file__), "<frozen importlib")
 
 
 def check_spec(spec: str) -> tuple[str, str]:
@@ -78,6 +81,17 @@ def import_from(spec: str, folders: Folders | None = None, *, factory: bool = Fa
         what = f"what {spec!r} returns" if factory else repr(spec)
         raise LoadError(f"{what} is not a function: it is of type {type(found).__name__}")
     return cast("App", found)
+
+
+def trace_of(error: BaseException, *, whole: bool) -> str:
+    """The traceback from the application's first frame on: those before it are ours, and importlib's. If there is none,
+    the error alone (a module that cannot be compiled), or `whole` traceback (an error of our own)."""
+    found = error.__traceback__
+    while found is not None and found.tb_frame.f_code.co_filename.startswith(_NOT_THE_APPLICATIONS):
+        found = found.tb_next
+    if found is None and whole:
+        found = error.__traceback__
+    return "".join(traceback.format_exception(type(error), error, found))
 
 
 def _failed_import(module: str, error: BaseException) -> LoadError:

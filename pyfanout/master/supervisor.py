@@ -115,7 +115,8 @@ class Supervisor:
         self._reload_again: list[WhenReloaded] | None = None
         """Who asked for one more while one was under way; None: nobody did."""
         self._first_failure: Failed | None = None
-        self._shown_details: str | None = None
+        self._shown: Failed | None = None
+        """The last one that was logged."""
         self._broken: WorkerError | None = None
         """Why a stop is a failure."""
 
@@ -487,10 +488,13 @@ class Supervisor:
         return ""
 
     def _log_death(self, member: Member, was: State, report: ExitReport, words: str, view: BoardView) -> None:
-        if member.failure:
-            new = member.failure.details if member.failure.details != self._shown_details else ""
-            self._shown_details = member.failure.details
-            log.error("%s could not start: %s%s", member, member.failure.reason, new and f"\n{new.rstrip()}")
+        if failure := member.failure:
+            shown, self._shown = self._shown, failure
+            new = failure.details if shown is None or failure.details != shown.details else ""
+            # Until the first worker was ready all of them fail for one reason, which the last line repeats.
+            repeated = failure == shown and not self._ever_ready
+            level = logging.DEBUG if repeated else logging.ERROR
+            log.log(level, "%s could not start: %s%s", member, failure.reason, new and f"\n{new.rstrip()}")
             return
         lost = view.in_hands
         # By the signal itself: one that was told to leave before it could listen.

@@ -18,11 +18,11 @@ import random
 import signal
 import socket
 import time
-import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout import exits
+from pyfanout.app import trace_of
 from pyfanout.config import Config
 from pyfanout.control import (
     Closing,
@@ -293,7 +293,7 @@ class Worker:
         """Tell the master why there will be no READY; the exit code."""
         cause = error.__cause__ if isinstance(error, LoadError) else error
         plain = cause is None or isinstance(error, ConfigError)
-        details = "" if cause is None or plain else "".join(traceback.format_exception(cause))
+        details = "" if cause is None or plain else trace_of(cause, whole=stage is not Stage.LOAD)
         words = str(error) if isinstance(error, FanoutError) else f"{type(error).__name__}: {error}"
         reason = (words.splitlines() or [""])[0]
         self.say(Failed(stage, reason, details))
