@@ -24,7 +24,7 @@ from typing import Unpack
 
 from pyfanout import joining
 from pyfanout.app import loader_of
-from pyfanout.config import Config, Options
+from pyfanout.config import Config, Options, unknown_variables
 from pyfanout.errors import ConfigError, WorkerError
 from pyfanout.folders import Folders
 from pyfanout.kind import App
@@ -116,6 +116,8 @@ class Dispatcher:
         self._forget_process()
         set_up_logging(self.config.log_level)
         if not self._endpoints:
+            for line in unknown_variables(os.environ):
+                log.warning(line)
             self._endpoints = open_listeners(self.config.bind, backlog=self.config.backlog, nodelay=self.config.nodelay)
             self.public = Public.of(endpoint.sock for endpoint in self._endpoints)
             self.addresses = [endpoint.address for endpoint in self._endpoints]

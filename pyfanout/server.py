@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Unpack
 
 from pyfanout.app import loader_of
-from pyfanout.config import MAX_WORKERS, Config, Options
+from pyfanout.config import MAX_WORKERS, Config, Options, unknown_variables
 from pyfanout.errors import ConfigError, ReloadError, WorkerError
 from pyfanout.folders import Folders
 from pyfanout.kind import App, Kind, kind_of
@@ -92,6 +92,8 @@ class Master:
 
             prepare(config)  # and tried before anything is opened
         set_up_logging(config.log_level)
+        for line in unknown_variables(os.environ):
+            log.warning(line)
         pidfile = PidFile(config.pidfile) if config.pidfile else None  # relative to the present directory
         with contextlib.ExitStack() as undo:
             signals = self._signals or undo.enter_context(Signals())

@@ -52,7 +52,7 @@ def last_line(one: Server) -> str:
     [
         ("raises:handler", "the import of 'raises' failed: ValueError: no database", "ValueError: no database"),
         ("exits:handler", "the import of 'exits' failed: SystemExit", "SystemExit: the application does not want"),
-        ("syntax:handler", "the import of 'syntax' failed: SyntaxError", "SyntaxError"),
+        ("syntax:handler", "the import of 'syntax' failed: SyntaxError", "SyntaxError: "),
         ("needs:handler", "No module named 'a_module_that_is_missing'", "ModuleNotFoundError"),
         ("absent:handler", "no module named 'absent' in ", None),
         ("fine.deeper:handler", "fine", None),
@@ -64,16 +64,20 @@ def last_line(one: Server) -> str:
 def test_an_application_that_cannot_be_loaded(
     server: MakeServer, tmp_path: Path, app: str, reason: str, traceback: str | None
 ) -> None:
-    """Exit code 4; the worker's own traceback, once for all workers; the last line says it all."""
+    """Exit code 4; the worker's own traceback, once for all workers, from the application's first frame; the last line
+    says it all."""
     one = run_app(server, tmp_path, app, workers=3)
     assert one.wait_exit() == 4
     one.wait_nobody()
     assert last_line(one).startswith("pyfanout: no worker could start: ")
     assert reason in last_line(one)
-    assert one.log.count("Traceback (most recent call last)") == (1 if traceback else 0)
+    frames = traceback and "SyntaxError" not in traceback  # a module that cannot be compiled has none
+    assert one.log.count("Traceback (most recent call last)") == (1 if frames else 0)
+    shown = re.findall(r'File "(.*?)", line', one.log)
+    assert set(shown) == ({f"{tmp_path}/{app.partition(':')[0]}.py"} if traceback else set())
     if traceback:
-        assert re.search(f"^ *{traceback}", one.log, re.MULTILINE)
-    assert len(re.findall("could not start", one.log)) >= 1
+        assert len(re.findall(f"^ *{traceback}", one.log, re.MULTILINE)) == 1
+    assert len(re.findall("could not start", one.log)) == 1
 
 
 def test_the_traceback_is_the_applications(server: MakeServer, tmp_path: Path) -> None:
@@ -253,6 +257,16 @@ def test_bad_arguments(arguments: list[str], words: str) -> None:
 def test_bad_variables(name: str, value: str, words: str) -> None:
     arguments = () if name == "PYFANOUT_BIND" else ("-b", "127.0.0.1:0")
     assert words in fails_with(*arguments, environ={name: value})
+
+
+@pytest.mark.parametrize("way", ["run", "serve"])
+def test_a_misspelt_variable_is_said_once(server: MakeServer, way: str) -> None:
+    script: dict[str, Any] | None = {} if way == "serve" else None
+    one = server().start(
+        "act" if script is not None else None, script=script, workers=2, environ={"PYFANOUT_WOKERS": "3"}
+    )
+    (line,) = one.wait_log("PYFANOUT_WOKERS is not an option; did you mean PYFANOUT_WORKERS")
+    assert " WARNING " in line
 
 
 def test_variables_and_their_order(server: MakeServer) -> None:
