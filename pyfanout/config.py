@@ -180,6 +180,37 @@ def _read_path(value: object) -> str:
     return path
 
 
+class Mode(int):
+    """Permission bits of a file, which read as `chmod` has them."""
+
+    def __str__(self) -> str:
+        return f"{self:03o}"
+
+
+def _read_mode(value: object) -> Mode:
+    if isinstance(value, str):
+        digits = value.strip().removeprefix("0o")
+        if not (digits.isascii() and digits.isdecimal()):
+            raise ValueError("not digits")
+        value = int(digits, 8)
+    if isinstance(value, bool):
+        raise TypeError("a truth value is not a mode")
+    mode = Mode(operator.index(value))  # type: ignore[arg-type]
+    if not 0 <= mode <= 0o777:
+        raise ValueError("out of range")
+    return mode
+
+
+def _read_owner(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a name")
+    text = value.strip()
+    user, colon, group = text.partition(":")
+    if not (user or group) or (colon and not group) or ":" in group:
+        raise ValueError("not an owner")
+    return text
+
+
 def _read_binds(value: object) -> tuple[str | socket.socket, ...]:
     """Text is split at commas; a list is taken as it is, so that it can hold a path with a comma in it."""
     parts: Iterable[object]
@@ -216,6 +247,8 @@ def _read_tls(value: object) -> object:
 BINDS = Values("an address, an open socket, or a list of these", "ADDRESS", _read_binds)
 SWITCH = Values("one of true, false, yes, no, on, off, 1, 0", "SWITCH", _read_switch)
 _PATH = Values("the path of a file", "PATH", _read_path)
+_MODE = Values("a mode in octal, such as 660", "MODE", _read_mode)
+_OWNER = Values("a user, user:group or :group", "OWNER", _read_owner)
 _FOLDER = Values("the path of a folder", "PATH", _read_path)
 
 
@@ -272,6 +305,18 @@ class Config:
         ),
     )
     """The default is gunicorn's and uvicorn's: this machine only, until somebody decides otherwise."""
+
+    unix_mode: Mode | None = field(
+        default=None, metadata=_option(_MODE, "the mode of socket files, in octal, such as 660", default="none")
+    )
+    """Permission bits; a number in Python is the mode itself: 0o660. None: 777 less the umask, as in gunicorn. Who may
+    write may connect. systemd's name is SocketMode."""
+
+    unix_owner: str | None = field(
+        default=None,
+        metadata=_option(_OWNER, "the owner of socket files: user, user:group or :group", default="none"),
+    )
+    """Names or numbers. None: the user that the server runs as. systemd's names are SocketUser and SocketGroup."""
 
     workers: int = field(
         default_factory=_auto_workers,
@@ -559,6 +604,8 @@ class Options(TypedDict, total=False):
     """The fields of `Config` as keyword arguments, with all that each of them takes. None: not given."""
 
     bind: str | socket.socket | Sequence[str | socket.socket] | None
+    unix_mode: int | str | None
+    unix_owner: str | None
     workers: int | str | None
     interface: str | None
     server: str | None

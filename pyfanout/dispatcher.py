@@ -29,6 +29,7 @@ from pyfanout.errors import ConfigError, WorkerError
 from pyfanout.folders import Folders
 from pyfanout.kind import App
 from pyfanout.log import set_up_logging
+from pyfanout.master.access import Access
 from pyfanout.master.guests import Guests
 from pyfanout.master.listeners import Endpoint, open_listeners
 from pyfanout.master.process import Process, spawn
@@ -118,7 +119,13 @@ class Dispatcher:
         if not self._endpoints:
             for line in unknown_variables(os.environ):
                 log.warning(line)
-            self._endpoints = open_listeners(self.config.bind, backlog=self.config.backlog, nodelay=self.config.nodelay)
+            config = self.config
+            self._endpoints = open_listeners(
+                config.bind,
+                backlog=config.backlog,
+                nodelay=config.nodelay,
+                access=Access.of(config.unix_mode, config.unix_owner),
+            )
             self.public = Public.of(endpoint.sock for endpoint in self._endpoints)
             self.addresses = [endpoint.address for endpoint in self._endpoints]
         door, inside = joining.make_door()

@@ -20,6 +20,7 @@ from pyfanout.errors import ConfigError, ReloadError, WorkerError
 from pyfanout.folders import Folders
 from pyfanout.kind import App, Kind, kind_of
 from pyfanout.log import set_up_logging
+from pyfanout.master.access import Access
 from pyfanout.master.callbacks import Callback, Callbacks
 from pyfanout.master.listeners import open_listeners
 from pyfanout.master.pidfile import PidFile
@@ -94,6 +95,7 @@ class Master:
         set_up_logging(config.log_level)
         for line in unknown_variables(os.environ):
             log.warning(line)
+        access = Access.of(config.unix_mode, config.unix_owner)
         pidfile = PidFile(config.pidfile) if config.pidfile else None  # relative to the present directory
         with contextlib.ExitStack() as undo:
             signals = self._signals or undo.enter_context(Signals())
@@ -105,7 +107,7 @@ class Master:
             _check_gevent()
             signals.begin()  # before there is a socket file, or a pidfile, by which the master is found
             binds = self._folders.fixed_binds(config.bind) if config.preload else config.bind
-            endpoints = open_listeners(binds, backlog=config.backlog, nodelay=config.nodelay)
+            endpoints = open_listeners(binds, backlog=config.backlog, nodelay=config.nodelay, access=access)
             for endpoint in endpoints:
                 undo.callback(endpoint.close)
             # Once, here, and not after each fork. Clients wait meanwhile: while nobody listens they would be refused.

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 
 from pyfanout.errors import ConfigError
 from pyfanout.master import filelock
+from pyfanout.master.access import Access, AccessError
 
 FORMS = "host:port, [ipv6]:port, :port, unix:/path, unix:@name, fd://N or systemd"
 SYSTEMD_FIRST_FD = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
@@ -198,13 +199,14 @@ def open_listeners(
     *,
     backlog: int,
     nodelay: bool,
+    access: Access | None = None,
     environ: MutableMapping[str, str] = os.environ,
 ) -> list[Endpoint]:
     """Open all `binds`, in their order. A host name and `systemd` can give several endpoints each.
 
     `backlog` is how many connections the kernel queues for each; a socket that listens already keeps its own.
-    `nodelay` sets TCP_NODELAY, which what is accepted inherits. `environ` is where systemd's LISTEN_* are
-    found, and removed so that no child takes them for its own.
+    `nodelay` sets TCP_NODELAY, which what is accepted inherits. `access` says who may connect to socket files.
+    `environ` is where systemd's LISTEN_* are found, and removed so that no child takes them for its own.
 
     An open socket is duplicated, and the caller keeps his; but both share one file description, so his
     becomes non-blocking and starts to listen. A descriptor named by `fd://N` or systemd becomes ours.
@@ -214,7 +216,7 @@ def open_listeners(
     """
     # All are read before one is opened.
     wanted = [(bind, parse(bind) if isinstance(bind, str) else bind) for bind in binds]
-    opening = _Opening(backlog, nodelay, environ)
+    opening = _Opening(backlog, nodelay, access or Access(), environ)
     try:
         for bind, target in wanted:
             text = bind if isinstance(bind, str) else f"socket fd={bind.fileno()}"
@@ -241,6 +243,7 @@ class _Opening:
 
     backlog: int
     nodelay: bool
+    access: Access
     environ: MutableMapping[str, str]
     endpoints: list[Endpoint] = field(default_factory=list)
 
@@ -305,9 +308,13 @@ class _Opening:
             with filelock.folder_of(address.name) if address.has_file else contextlib.nullcontext():
                 if address.has_file:
                     _remove_stale(text, address.name)
-                endpoint = _bind_unix(address)
+                endpoint = _bind_unix(address, self.access)
             self.endpoints.append(endpoint)
+            if address.has_file:
+                self.access.finish(address.name)
             endpoint.sock.listen(self.backlog)
+        except AccessError as error:
+            raise _error(text, str(error)) from error
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise _in_use(text) from error
@@ -411,9 +418,11 @@ def _resolve(text: str, host: str) -> list[tuple[int, Any]]:
     return list(dict.fromkeys((int(family), address) for family, *_, address in found))
 
 
-def _bind_unix(address: UnixAddress) -> Endpoint:
+def _bind_unix(address: UnixAddress, access: Access) -> Endpoint:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
+        if address.has_file:
+            access.begin(sock)
         sock.bind(address.name)
         return Endpoint(sock, SocketFile.made_at(address.name) if address.has_file else None)
     except BaseException:

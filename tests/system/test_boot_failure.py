@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -234,6 +235,8 @@ def test_descriptors_that_are_no_listeners(tmp_path: Path) -> None:
         (["--drain-timeout", "nan"], "drain_timeout"),
         (["--backlog", "0"], "backlog"),
         (["--log-level", "loud"], "log_level"),
+        (["--unix-mode", "999"], "unix_mode: '999' (from --unix-mode) is not a mode in octal, such as 660"),
+        (["--unix-owner", "no-such-user"], "unix_owner: this machine has no user 'no-such-user'"),
         (["--pidfile", "/no/such/folder/pid"], "pidfile"),
         (["--no-such-option"], "unknown argument '--no-such-option'"),
         (["another:app"], "another:app"),
@@ -295,6 +298,14 @@ def test_a_socket_path_that_may_not_be_written(server: MakeServer, tmp_path: Pat
     assert re.fullmatch(
         r"pyfanout: bind '.*': Permission denied; the folder '.*' must exist and be writable\n", one.log
     )
+
+
+def test_a_socket_file_for_others(server: MakeServer, tmp_path: Path) -> None:
+    one = server().start(
+        "apps:act", workers=1, bind=f"unix:{tmp_path}/s", unix_mode="606", unix_owner=f":{os.getgid()}"
+    )
+    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o606
+    assert ask(one.address)["pid"] in one.workers
 
 
 def test_a_pidfile_that_another_server_has(server: MakeServer, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyfanout import cpus
-from pyfanout.config import Config, Policy, options, unknown_variables
+from pyfanout.config import Config, Mode, Policy, options, unknown_variables
 from pyfanout.errors import ConfigError
 
 
@@ -58,6 +58,14 @@ ALLOWED: list[tuple[str, Any, Any]] = [
     ("workers", "auto", 3),
     ("workers", "AUTO", 3),
     ("threads", "256", 256),
+    ("unix_mode", "660", Mode(0o660)),
+    ("unix_mode", " 0o600 ", Mode(0o600)),
+    ("unix_mode", 0o777, Mode(0o777)),
+    ("unix_owner", "www-data", "www-data"),
+    ("unix_owner", " :33 ", ":33"),
+    ("unix_owner", "root:adm", "root:adm"),
+    ("chdir", Path("/srv/app/current"), "/srv/app/current"),
+    ("app_dir", "src", "src"),
     ("policy", "round-robin", Policy.ROUND_ROBIN),
     ("policy", "Source-Hash", Policy.SOURCE_HASH),
     ("policy", Policy.SOURCE_HASH, Policy.SOURCE_HASH),
@@ -112,6 +120,21 @@ REFUSED: list[tuple[str, Any]] = [
     ("workers", "1_0"),
     ("workers", "\u0663"),
     ("workers", "9" * 5000),
+    ("unix_mode", "rw-rw----"),
+    ("unix_mode", "888"),
+    ("unix_mode", "1777"),
+    ("unix_mode", "6_0"),
+    ("unix_mode", ""),
+    ("unix_mode", -1),
+    ("unix_mode", 660),
+    ("unix_mode", True),
+    ("unix_mode", 6.0),
+    ("unix_owner", " "),
+    ("unix_owner", ":"),
+    ("unix_owner", "a:"),
+    ("unix_owner", "a:b:c"),
+    ("unix_owner", 33),
+    ("chdir", ""),
     ("threads", 0),
     ("threads", 257),
     ("policy", "random"),
@@ -248,12 +271,12 @@ def test_unknown_variables_are_skipped_but_can_be_found() -> None:
 
 
 def test_describe_is_stable_and_can_be_given_back() -> None:
-    config = Config(bind=(":80", "unix:/x"), drain_timeout=2.5, nodelay=False, max_requests=10)
+    config = Config(bind=(":80", "unix:/x"), drain_timeout=2.5, nodelay=False, max_requests=10, unix_mode=Mode(0o60))
     lines = dict(line.split(" = ", 1) for line in config.describe().splitlines())
     assert list(lines) == [name for name, option in options().items() if not option.python_only]
     assert lines["bind"] == ":80, unix:/x"
     assert (lines["drain_timeout"], lines["boot_timeout"]) == ("2.5", "30")
-    assert (lines["nodelay"], lines["pidfile"]) == ("no", "none")
+    assert (lines["nodelay"], lines["pidfile"], lines["unix_mode"]) == ("no", "none", "060")
     assert lines["max_requests_jitter"] == "a tenth of max_requests"
     given = {name: text for name, text in lines.items() if text not in ("none", "a tenth of max_requests")}
     assert Config.resolve(given, {}) == config

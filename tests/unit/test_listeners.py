@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import resource
 import socket
 import stat
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from pyfanout.errors import ConfigError
 from pyfanout.master import filelock, listeners
+from pyfanout.master.access import Access, AccessError
 from pyfanout.master.listeners import (
     Endpoint,
     InheritedFd,
@@ -74,11 +76,13 @@ def opened(no_descriptor_leaks: None) -> Iterator[Opener]:
         endpoint.close()
 
 
-def refused(*binds: str | socket.socket, environ: dict[str, str] | None = None) -> str:
+def refused(*binds: str | socket.socket, environ: dict[str, str] | None = None, access: Access | None = None) -> str:
     """The one line with which `binds` are refused; nothing that was opened on the way is still open."""
     before = descriptors()
     with pytest.raises(ConfigError) as caught:
-        listeners.open_listeners(binds, backlog=16, nodelay=True, environ={} if environ is None else environ)
+        listeners.open_listeners(
+            binds, backlog=16, nodelay=True, environ={} if environ is None else environ, access=access
+        )
     assert descriptors() == before
     assert len(str(caught.value).splitlines()) == 1
     assert str(caught.value).startswith("bind ")
@@ -641,6 +645,139 @@ def test_unix_file_is_deleted_after_detach(opened: Opener, tmp_path: Path) -> No
     endpoint.unlink()
     assert not path.exists()
     os.close(fd)
+
+
+# --- who may connect to a socket file ---
+
+
+def connects_as(uid: int, gid: int, path: Path) -> bool:
+    """In a child of this user."""
+    pid = os.fork()
+    if pid == 0:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        with socket.socket(socket.AF_UNIX) as client:
+            os._exit(client.connect_ex(str(path)))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder where all users may make files."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        yield folder
+
+
+USER, GROUP = 20_001, 20_002
+"""Of nobody."""
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
+
+
+@pytest.mark.parametrize("umask", [0, 0o77, 0o777])
+@pytest.mark.parametrize("mode", [0o660, 0o600, 0o666, 0o777, 0])
+def test_mode_of_a_socket_file(opened: Opener, tmp_path: Path, umask: int, mode: int) -> None:
+    """Whatever the umask is, and never more than asked for, from the moment it is there."""
+    before, seen = os.umask(umask), []
+    real = listeners.SocketFile.made_at
+
+    def made_at(path: str) -> listeners.SocketFile:
+        seen.append(stat.S_IMODE(os.lstat(path).st_mode))
+        return real(path)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(listeners.SocketFile, "made_at", made_at)
+            (endpoint,) = opened(f"unix:{tmp_path}/s", access=Access.of(mode, None))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == mode
+    assert seen == [mode & ~umask]
+    assert is_ready(endpoint.sock)
+
+
+@needs_root
+def test_owner_of_a_socket_file(opened: Opener, public: Path) -> None:
+    for owner, mode, uid, gid in [
+        ("nobody", 0o600, 65534, os.getgid()),
+        (f"{USER}:{GROUP}", 0o660, USER, GROUP),
+        (f":{GROUP}", None, os.getuid(), GROUP),
+    ]:
+        path = public / f"s{uid}"
+        opened(f"unix:{path}", access=Access.of(mode, owner))
+        found = path.stat()
+        assert (found.st_uid, found.st_gid) == (uid, gid)
+        if mode is not None:
+            assert stat.S_IMODE(found.st_mode) == mode
+        else:
+            assert stat.S_IMODE(found.st_mode) & 0o700 == 0o700
+    assert connects_as(USER + 5, GROUP, public / f"s{USER}")
+    assert not connects_as(USER + 5, GROUP + 5, public / f"s{USER}")
+
+
+@needs_root
+def test_with_an_owner_no_group_may_connect_before(opened: Opener, tmp_path: Path) -> None:
+    """The mode is for the group that is asked for, not for that of this process."""
+    seen: list[int] = []
+    real = os.chown
+
+    def chown(path: str, *arguments: int) -> None:
+        seen.append(stat.S_IMODE(os.stat(path).st_mode))
+        with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
+            client.connect(str(tmp_path / "s"))
+        real(path, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "chown", chown)
+        opened(f"unix:{tmp_path}/s", access=Access.of(0o660, f":{GROUP}"))
+    assert seen == [0o600 & ~umask_of_this_process()]
+
+
+def umask_of_this_process() -> int:
+    return int(re.search(r"Umask:\s*(\d+)", Path("/proc/self/status").read_text())[1], 8)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("owner", "says"),
+    [
+        ("no-such-user", "unix_owner: this machine has no user 'no-such-user'"),
+        (":no-such-group", "unix_owner: this machine has no group 'no-such-group'"),
+        ("99999999999", "unix_owner: this machine has no user '99999999999'"),
+        ("a\0b", "unix_owner: this machine has no user"),
+    ],
+)
+def test_an_owner_that_does_not_exist(owner: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        Access.of(None, owner)
+
+
+@needs_root
+def test_an_owner_that_is_not_permitted(public: Path) -> None:
+    """One line, and the file is gone."""
+    message = unprivileged(lambda: refused(f"unix:{public}/s", access=Access.of(0o660, "root")))
+    assert message == (
+        f"bind 'unix:{public}/s': its owner cannot be 'root' (unix_owner): Operation not permitted; "
+        "only root may give files away"
+    )
+    assert not (public / "s").exists()
+
+
+def test_another_file_in_the_place_of_the_socket_file_is_left_alone(tmp_path: Path) -> None:
+    other, link = tmp_path / "other", tmp_path / "link"
+    other.touch(0o600)
+    link.symlink_to(other)
+    for path in (other, link):
+        with pytest.raises(AccessError, match="it cannot be opened: another file has taken its place"):
+            Access.of(0o666, None).finish(str(path))
+    assert stat.S_IMODE(other.stat().st_mode) == 0o600
+
+
+def test_an_abstract_name_has_no_mode(opened: Opener) -> None:
+    (endpoint,) = opened(f"unix:@pyfanout-mode-{os.getpid()}", access=Access.of(0, None))
+    talks(endpoint)
 
 
 # --- inherited ---
