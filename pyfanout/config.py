@@ -392,9 +392,14 @@ class Config:
 
     max_requests: int = field(
         default=0,
-        metadata=_option(_whole(0), "replace a worker after this many connections, against leaks; 0: never"),
+        metadata=_option(
+            _whole(0),
+            "replace a worker after this many requests, or connections where its server shows no requests, against "
+            "leaks; 0: never",
+        ),
     )
-    """Connections. Never: recycling hides leaks, so it must be asked for. gunicorn's default, too."""
+    """Requests; docs/embedding.md says of which servers connections. Never: recycling hides leaks, so it must be asked
+    for. gunicorn's default, too."""
 
     max_requests_jitter: int | None = field(
         default=None,
@@ -402,7 +407,7 @@ class Config:
             _whole(0), "at most this many more, at random for each worker", default="a tenth of max_requests"
         ),
     )
-    """Connections; see `jitter`. A tenth: workers that started together and share the load evenly would
+    """Requests; see `jitter`. A tenth: workers that started together and share the load evenly would
     otherwise be replaced all at once, as gunicorn's are, whose default is 0."""
 
     drain_timeout: float = field(
@@ -588,7 +593,7 @@ class Config:
 
     @property
     def jitter(self) -> int:
-        """Most connections that may be added to `max_requests`, at random."""
+        """Most requests that may be added to `max_requests`, at random."""
         return self.max_requests // 10 if self.max_requests_jitter is None else self.max_requests_jitter
 
     def describe(self) -> str:

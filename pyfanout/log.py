@@ -35,8 +35,8 @@ def plain(text: str) -> str:
     return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text).replace("\n", "\n  ")
 
 
-def counted(number: int) -> str:
-    return "1 worker" if number == 1 else f"{number} workers"
+def counted(number: int, what: str = "worker") -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def counted_are(number: int) -> str:

@@ -91,7 +91,7 @@ class AsyncioRunner(Runner):
         loop = asyncio.get_running_loop()
         watch_threads(worker.watch, loop)
         worker.farewell.on(loop)
-        listener = worker.listener(blocking=False)
+        listener = worker.listener(blocking=False, counted=not self.shows_requests)
         stopping, stopped, given_up = asyncio.Event(), asyncio.Event(), loop.create_future()
         settling: list[asyncio.Task[Any]] = []  # a loop holds its tasks by weak references
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from pyfanout.embed.aio import AsyncioRunner
+from pyfanout.embed.counting import counted
 from pyfanout.embed.runner import FAREWELL_S, SERVICE_RESTART
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Runner(AsyncioRunner):
     (uvloop if it is installed). No access log unless `access_log` says where."""
 
     needs = ("aiohttp",)
+    shows_requests = True
 
     def __init__(self, app: web.Application, *, loop: str = "asyncio", **options: Any) -> None:
         self._app = app
@@ -65,6 +67,7 @@ class Runner(AsyncioRunner):
         runner = AppRunner(self._app, **self._options)
         await runner.setup()
         self._server = server = cast("Any", runner.server)
+        server.request_handler = counted(server.request_handler, worker)
         shut_down = server.shutdown
 
         async def shut_down_in_time(timeout: float | None = None) -> None:

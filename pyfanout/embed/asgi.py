@@ -119,7 +119,9 @@ class _Goodbye:
 
 
 class ASGIRunner(AsyncioRunner):
-    """A server that is given `self.app` in the place of the application."""
+    """A server that is given `self.app` in the place of the application, behind `counted_asgi`."""
+
+    shows_requests = True
 
     def __init__(self, app: ASGIApp, loop: str) -> None:
         self.app = Application(app)

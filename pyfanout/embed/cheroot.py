@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pyfanout.embed.counting import counted
 from pyfanout.embed.threaded import ThreadedRunner
 from pyfanout.worker.idle import answering
 from pyfanout.worker.threads import Pool
@@ -21,6 +22,7 @@ class Runner(ThreadedRunner):
     cheroot's 10), `timeout` or `server_name`."""
 
     needs = ("cheroot",)
+    shows_requests = True
 
     def __init__(self, app: WSGIApp, **options: Any) -> None:
         self._app = app
@@ -64,6 +66,7 @@ class Runner(ThreadedRunner):
             self._options.setdefault("numthreads", worker.config.threads)
         self._options.setdefault("shutdown_timeout", worker.config.drain_timeout)  # for requests; cheroot's own is 5 s
         self._server = server = Server(("127.0.0.1", 0), self._app, **self._options)
+        server.wsgi_app = counted(self._app, worker)
         server.ConnectionClass = Connection
         pool = Pool(lambda: len(server.requests._threads))
         worker.watch.add(pool.look)

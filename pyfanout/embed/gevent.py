@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
+from pyfanout.embed.counting import counted
 from pyfanout.embed.runner import LOOK_S
 from pyfanout.worker import connection
 from pyfanout.worker.connection import Counting
@@ -62,7 +63,8 @@ class Runner(runner.Runner):
         from gevent.event import Event
 
         worker.call_hook(worker.config.on_worker_start)
-        listener = worker.listener(control=False)  # it stops accepting when its pool is full
+        # It stops accepting when its pool is full.
+        listener = worker.listener(control=False, counted=self._is_handler)
         leaving = Event()
         try:
             server = _server(worker, listener, self._app, self._is_handler, self._options)
@@ -262,6 +264,8 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
         context.sslsocket_class = SSLSocket
         made.wrap_socket = shake_hands
     if not is_handler:
-        greenlets = Pool(lambda: math.inf if made.pool is None or made.pool.size is None else made.pool.size)
+        at_once = math.inf if made.pool is None or made.pool.size is None else made.pool.size
+        made.application = counted(app, worker)
+        greenlets = Pool(lambda: at_once)
         worker.watch.add(greenlets.look)
     return made

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.asgi import ASGIRunner
+from pyfanout.embed.counting import counted_asgi
 
 if TYPE_CHECKING:
     import ssl
@@ -66,7 +67,8 @@ class Runner(ASGIRunner):
         config.ssl_handshake_timeout = worker.config.handshake_timeout
         for name, value in self._options.items():
             setattr(config, name, value)
-        await serve(self.app, config, shutdown_trigger=stop, mode="asgi")
+        app: Any = counted_asgi(self.app, worker)
+        await serve(app, config, shutdown_trigger=stop, mode="asgi")
 
     async def farewell(self) -> None:
         await self.app.close_websockets()

@@ -36,6 +36,9 @@ class Runner(ABC):
     """Modules that must be installed."""
     extra: str = ""
     """The extra of pyfanout that installs them."""
+    shows_requests: bool = False
+    """Whether `max_requests` counts what the server calls `worker.counter("request")` for; else its connections. A
+    runner that calls `worker.listener` itself says `counted=False` there."""
 
     def check(self) -> None:
         """Import what it needs. Raises LoadError, one line that says what to install."""

@@ -59,12 +59,16 @@ class Runner(ThreadedRunner):
     def serve(self, worker: Worker) -> None:
         self._server = server = self._make(worker.public.address, bind_and_activate=False)
         server.socket.close()
+        forks = isinstance(server, socketserver.ForkingMixIn)
+        threads = isinstance(server, socketserver.ThreadingMixIn)
         if issubclass(server.RequestHandlerClass, http.server.BaseHTTPRequestHandler):
-            server.RequestHandlerClass = _goodbye(server.RequestHandlerClass, lambda: self._leaves(worker))
-        if isinstance(server, socketserver.ThreadingMixIn | socketserver.ForkingMixIn):
+            self.shows_requests = not forks  # whose children read them
+            count = worker.counter("request") if self.shows_requests else None
+            server.RequestHandlerClass = _minding(server.RequestHandlerClass, lambda: self._leaves(worker), count)
+        if threads or forks:
             super().serve(worker)
         else:
-            blocking.serve(worker, _Single(server, worker))
+            blocking.serve(worker, _Single(server, worker), counted=not self.shows_requests)
 
     def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
         server = self._server
@@ -249,9 +253,9 @@ def _for_good(close_request: Callable[[Any], None], *, ours: bool) -> Callable[[
     return close
 
 
-def _goodbye(handler: Any, drains: Callable[[], bool]) -> Any:
+def _minding(handler: Any, drains: Callable[[], bool], count: Callable[[], None] | None) -> Any:
     """A class of handlers whose answers say that the connection ends, when the worker drains. It marks a connection
-    while it answers a request."""
+    while it answers a request, and counts requests whose head has been read."""
 
     class Handler(handler):
         _answers: contextlib.ExitStack | None = None
@@ -262,7 +266,10 @@ def _goodbye(handler: Any, drains: Callable[[], bool]) -> Any:
             self._answered()
             self._answers = contextlib.ExitStack()
             self._answers.enter_context(answering(self.connection))
-            return bool(super().parse_request())
+            is_one = bool(super().parse_request())
+            if is_one and count is not None:
+                count()
+            return is_one
 
         def handle_one_request(self) -> None:
             try:

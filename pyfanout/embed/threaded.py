@@ -42,7 +42,7 @@ class ThreadedRunner(Runner):
 
     def serve(self, worker: Worker) -> None:
         worker.call_hook(worker.config.on_worker_start)
-        listener = worker.listener(control=self.control, tls=True)
+        listener = worker.listener(control=self.control, tls=True, counted=not self.shows_requests)
 
         settling: list[threading.Thread] = []
 

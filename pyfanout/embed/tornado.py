@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.aio import AsyncioRunner
+from pyfanout.embed.counting import counted
 from pyfanout.embed.runner import LOOK_S, SERVICE_RESTART
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class Runner(AsyncioRunner):
     (uvloop if it is installed)."""
 
     needs = ("tornado",)
+    shows_requests = True
 
     def __init__(self, app: Any, *, loop: str = "asyncio", **options: Any) -> None:
         self._app = app
@@ -40,6 +42,7 @@ class Runner(AsyncioRunner):
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
         from tornado.httpserver import HTTPServer
+        from tornado.httputil import HTTPMessageDelegate
         from tornado.iostream import SSLIOStream
         from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
@@ -49,6 +52,15 @@ class Runner(AsyncioRunner):
             if stream._ssl_accepting and not stream.closed():
                 log.info("worker=%d: no TLS with %s: no handshake within %g s", worker.slot, address, timeout_s)
                 stream.close()
+
+        class Counted(HTTPMessageDelegate):
+            """Of one request, which counts when its head has been read: before that there is only a connection."""
+
+            def __init__(self, delegate: HTTPMessageDelegate) -> None:
+                self.headers_received = counted(delegate.headers_received, worker)  # type: ignore[method-assign]
+                self.data_received = delegate.data_received  # type: ignore[method-assign]
+                self.finish = delegate.finish  # type: ignore[method-assign]
+                self.on_connection_close = delegate.on_connection_close  # type: ignore[method-assign]
 
         class Server(HTTPServer):
             """Knows the latest request of each connection; `close_all_connections` cuts off one that goes on."""
@@ -61,8 +73,10 @@ class Runner(AsyncioRunner):
 
             def start_request(self, server_conn: Any, request_conn: Any) -> Any:
                 server_conn.latest = request_conn
-                return super().start_request(server_conn, request_conn)
+                delegate = super().start_request(server_conn, request_conn)
+                return Counted(delegate) if counts else delegate
 
+        counts = worker.config.max_requests > 0
         protocols: Any = WebSocketProtocol
         known, begin = self._websockets, protocols.__init__
 

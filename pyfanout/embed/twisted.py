@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
@@ -35,7 +36,7 @@ class Runner(runner.Runner):
             raise ConfigError("bind: twisted serves TCP clients here, and none of a UNIX socket")
         reactor: Any = found
         worker.call_hook(worker.config.on_worker_start)
-        listener = worker.listener()
+        listener = worker.listener(counted=not _counts_requests(worker, self._factory))
         port = _port(listener, self._factory, reactor)
         _watch_threads(worker, reactor)
 
@@ -60,6 +61,40 @@ class Runner(runner.Runner):
         finally:
             worker.signals.plain()
             worker.call_hook(worker.config.on_worker_exit)
+
+
+def _counts_requests(worker: Worker, factory: Any) -> bool:
+    """Whether the factory is a twisted.web site, perhaps behind TLS: then its requests count, when they are whole."""
+    while inner := getattr(factory, "wrappedFactory", None):
+        factory = inner
+    http = sys.modules.get("twisted.web.http")
+    if http is None or not isinstance(factory, http.HTTPFactory):
+        return False
+    if (count := worker.counter("request")) is not None:
+        kind = http.Request
+        receive = kind.requestReceived
+
+        def received(request: Any, *arguments: Any) -> None:
+            if getattr(request.channel, "factory", None) is factory:
+                count()
+            receive(request, *arguments)
+
+        kind.requestReceived = received
+    return True
+
+
+def _say_goodbye() -> None:
+    """The answers of a twisted.web site say from now on that the connection ends."""
+    if (http := sys.modules.get("twisted.web.http")) is not None:
+        kind = http.HTTPChannel
+        check = kind.checkPersistence
+
+        def check_last(channel: Any, request: Any, version: bytes) -> bool:
+            if check(channel, request, version):
+                request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+            return False
+
+        kind.checkPersistence = check_last
 
 
 def _stop(reactor: Any) -> None:
@@ -87,6 +122,7 @@ def _watch_threads(worker: Worker, reactor: Any) -> None:
 
 def _settle(worker: Worker, listener: Listener, port: Any, reactor: Any) -> None:
     """Ends connections that wait for a request, until all are over or the time is up."""
+    _say_goodbye()
     end_s = reactor.seconds() + worker.config.drain_timeout
 
     def look() -> None:

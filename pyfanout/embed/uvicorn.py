@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.asgi import Application, ASGIRunner
+from pyfanout.embed.counting import counted_asgi
 from pyfanout.errors import WorkerError
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class Runner(ASGIRunner):
         config.load()
         if context := worker.tls_context():
             config.ssl = context
-        config.loaded_app = self.app = Application(config.loaded_app)  # as ASGI 3, with uvicorn's own middleware
+        self.app = Application(config.loaded_app)  # as ASGI 3, with uvicorn's own middleware
+        config.loaded_app = counted_asgi(self.app, worker)
         self._server = server = Server(config)
         trigger = asyncio.ensure_future(stopping.wait())
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pyfanout.embed.counting import counted
 from pyfanout.embed.threaded import ThreadedRunner
 from pyfanout.errors import ConfigError
 from pyfanout.worker.threads import Pool
@@ -27,6 +28,7 @@ class Runner(ThreadedRunner):
     needs = ("waitress",)
     extra = "wsgi"
     control = False  # at `connection_limit` it stops accepting
+    shows_requests = True
 
     def __init__(self, app: WSGIApp, **options: Any) -> None:
         self._app = app
@@ -67,6 +69,7 @@ class Runner(ThreadedRunner):
             self._options.setdefault("threads", worker.config.threads)
         loop: dict[int, Any] = {}
         self._server = server = create_server(self._app, map=loop, sockets=[listener], **self._options)
+        server.application = counted(server.application, worker)
         server.channel_class = Channel
         pool = Pool(lambda: len(server.task_dispatcher.threads))
         worker.watch.add(pool.look)

@@ -52,6 +52,7 @@ class Server:
         self._fd = fd
         self._taker = Taker(fd, worker.station, 0, BATCH)
         self._loop = asyncio.get_running_loop()
+        self._count = worker.counter("connection")
         self._most = worker.config.max_connections or 1 << 30
         self._live = 0
         self._tasks: dict[asyncio.Task[Any], tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
@@ -155,7 +156,8 @@ class Server:
                 self._open(*greeted)
             elif not self._timed:
                 self._expire(self._headless)
-        self._worker.count()
+        if self._count is not None:
+            self._count()
 
     def _open_arrived(self, headless: Greeter) -> None:
         while known := headless.arrived():

@@ -50,14 +50,14 @@ NUDGES = 20
 class Server:
     """The threads of one worker."""
 
-    def __init__(self, worker: Worker, handler: BlockingHandler) -> None:
+    def __init__(self, worker: Worker, handler: BlockingHandler, *, counted: bool) -> None:
         self._worker = worker
         self._handler = handler
         self._pool = worker.config.policy is not Policy.SOURCE_HASH
         self._fd = worker.channel(pool=self._pool)
         self._threads = worker.config.threads
         self._alone = self._threads == 1
-        self._counts = worker.config.max_requests > 0
+        self._count = worker.counter("connection") if counted else None
         self._takers = [Taker(self._fd, worker.station, number) for number in range(self._threads)]
         self._intake = _intake(worker, self._fd)
         """Where the threads take from if clients are greeted first; None: from the channel itself."""
@@ -171,8 +171,8 @@ class Server:
             self._leave(Stopped(0))
         if getsignal(signal.SIGTERM) is not worker.signals.handler:
             worker.signals.hold()
-        if self._counts:
-            worker.count()
+        if self._count is not None:
+            self._count()
         return closed and self._alone
 
     def _is_over(self, rc: int) -> bool:
@@ -297,9 +297,9 @@ class Server:
                 end_if_idle(taker.conn)
 
 
-def serve(worker: Worker, handler: BlockingHandler) -> None:
-    """Start hook, READY, connections, exit hook."""
-    server = Server(worker, handler)
+def serve(worker: Worker, handler: BlockingHandler, *, counted: bool = True) -> None:
+    """Start hook, READY, connections, exit hook. `counted` as in `Worker.listener`."""
+    server = Server(worker, handler, counted=counted)
     worker.call_hook(worker.config.on_worker_start)
     try:
         server.run()

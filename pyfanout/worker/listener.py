@@ -140,7 +140,7 @@ class Listener(socket.socket):
     To a server it is a bound, listening, non-blocking socket with the public address: `accept` raises BlockingIOError
     when there is nothing now, and always after the worker was told to drain. `bind`, `listen` and `setsockopt` do
     nothing, since the master has done all that. What `accept` returns reports its own end when it is closed or
-    detached, so that the policy, a drain and `max_requests` know of it.
+    detached, so that the policy and a drain know of it.
     """
 
     __slots__ = (
@@ -165,7 +165,9 @@ class Listener(socket.socket):
         "_worker",
     )
 
-    def __init__(self, worker: Worker, channel_fd: int, *, blocking: bool, control: bool, greedy: bool) -> None:
+    def __init__(
+        self, worker: Worker, channel_fd: int, *, blocking: bool, control: bool, greedy: bool, counted: bool
+    ) -> None:
         """See `Worker.listener`."""
         # A socket object, so that its family and type are right; then another file takes its descriptor.
         super().__init__(worker.public.family, socket.SOCK_STREAM, worker.public.proto)
@@ -179,7 +181,7 @@ class Listener(socket.socket):
         self._taker = Taker(channel_fd, worker.station, 0, BATCH)
         self._arrivals: list[Any] = []
         """Taken and not accepted yet, last first: of a loop that accepts until there is nothing, so never for long."""
-        self._count = worker.count if worker.config.max_requests else None
+        self._count = worker.counter("connection") if counted else None
         # Two locks: one that waits for the kernel would keep closing threads waiting.
         self._accepting = RLock()
         self._lock = RLock()  # a connection may be collected, and report its end, in the middle of anything

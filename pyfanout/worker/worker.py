@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import faulthandler
+import functools
 import importlib
 import inspect
 import itertools
@@ -42,6 +43,7 @@ from pyfanout.control import (
 from pyfanout.core import SHORTAGE_S, Station, keep_heap
 from pyfanout.errors import ConfigError, FanoutError, LoadError
 from pyfanout.kind import App, Kind, kind_of
+from pyfanout.log import counted
 from pyfanout.worker import child, connection
 from pyfanout.worker.farewell import Farewell
 from pyfanout.worker.listener import Listener, Public
@@ -141,13 +143,15 @@ class Worker:
         control: bool = True,
         greedy: bool | None = None,
         tls: bool | ssl.SSLContext = False,
+        counted: bool = True,
     ) -> Listener:
         """What a server accepts from, once. `blocking`: whether the connections shall be. `control`: pings are answered
         when the server accepts; else it has `hear` called when `control` is readable, which a server needs that stops
         accepting at times. `greedy`: several are taken at once, for a server that accepts until there is nothing; by
         default one with a loop, whose connections do not block. `tls`: if the options ask for TLS, a connection that
         `accept` returns has done its handshake, and is an ssl.SSLSocket; else the server does the handshake. Or the
-        context of a server that has options for TLS of its own. Raises ConfigError."""
+        context of a server that has options for TLS of its own. `counted`: `max_requests` counts the connections; else
+        the server calls `counter("request")` for each request. Raises ConfigError."""
         greeter = None
         if self.config.proxy_protocol or (tls and (self.config.tls or tls is not True)):
             from pyfanout.worker.greeting import Greeter  # noqa: PLC0415 - most workers need none
@@ -155,11 +159,13 @@ class Worker:
             greeter = Greeter.of(self, tls=tls)
         fd, greedy = self.channel(pool=False), not blocking if greedy is None else greedy
         if greeter is None:
-            self.accepting = Listener(self, fd, blocking=blocking, control=control, greedy=greedy)
+            self.accepting = Listener(self, fd, blocking=blocking, control=control, greedy=greedy, counted=counted)
             return self.accepting
         from pyfanout.worker.greeted import GreetedListener  # noqa: PLC0415
 
-        self.accepting = GreetedListener(self, fd, greeter, blocking=blocking, control=control, greedy=greedy)
+        self.accepting = GreetedListener(
+            self, fd, greeter, blocking=blocking, control=control, greedy=greedy, counted=counted
+        )
         return self.accepting
 
     def ready(self, *, pool: bool = False, threads: int = 0) -> None:
@@ -171,11 +177,15 @@ class Worker:
         if self.draining and self.on_drain is not None:  # it was told while the server began to accept
             self.on_drain()
 
-    def count(self) -> None:
-        """One more connection was taken. After the last of `max_requests` it asks for a successor, and serves on until
-        the master has one that is ready."""
-        if self._last is not None and next(self._served) == self._last:
-            log.info("worker=%d has served %d connections and wants to retire", self.slot, self._last)
+    def counter(self, unit: str) -> Callable[[], None] | None:
+        """What is to be called, from any thread, for each `unit` of `max_requests`: "request" if the server shows its
+        requests, else "connection". After the last one the worker asks for a successor, and serves on until the master
+        has one that is ready. None: nothing is counted."""
+        return None if self._last is None else functools.partial(self._count, unit)
+
+    def _count(self, unit: str) -> None:
+        if next(self._served) == self._last:
+            log.info("worker=%d has served %s and wants to retire", self.slot, counted(self._last, unit))
             self.say(Spent())
 
     def drain(self) -> None:

@@ -3,6 +3,7 @@ waits; `POST /` what came."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -42,6 +43,9 @@ if grace := os.environ.get("GRACE"):
 
 WORKER = pyfanout.current_worker()
 """Who has imported this; a child that it forks is none."""
+
+for name in os.environ.get("IMPORTS", "").split():  # with --preload: a server that its workers need not import each
+    importlib.import_module(name)
 
 
 # ---- what a test may want of it besides ------------------------------------------------------------------------------
@@ -115,9 +119,10 @@ def facts(client: Any) -> bytes:
     """With FORKS in the environment its worker forks a child that stays."""
     if "FORKS" in os.environ and os.fork() == 0:
         signal.pause()
-    assert WORKER is not None
+    worker = WORKER or pyfanout.current_worker()  # with --preload it was not there yet
+    assert worker is not None
     client = list(client)[:2] if isinstance(client, tuple | list) else client
-    known = {"pid": WORKER.pid, "slot": WORKER.slot, "generation": WORKER.generation, "client": client}
+    known = {"pid": worker.pid, "slot": worker.slot, "generation": worker.generation, "client": client}
     if PADDING:
         known["padding"] = PADDING
     return json.dumps(known).encode()

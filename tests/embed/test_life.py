@@ -420,13 +420,6 @@ def test_a_stop_that_comes_in_the_middle_of_trio_is_no_failure(server: MakeServe
     assert "exited with code" not in one.log
 
 
-def test_max_requests(server: MakeServer) -> None:
-    one = start(server(), SUBJECTS["uvicorn"], workers=1, max_requests=20, max_requests_jitter=0)
-    assert {ask(one.address)["generation"] for _ in range(20)} == {1}
-    one.wait_until(lambda: ask(one.address)["generation"] >= 3, "the next ones")
-    one.wait_log("READY->DRAINING", 2)
-
-
 @pytest.mark.parametrize("app", ["waitress_of_three", "gevent_of_three"])
 def test_one_at_the_limit_of_its_server_keeps_nobody_waiting(server: MakeServer, app: str) -> None:
     one = server().start(f"apps:{app}", cwd=FOLDER, factory=True, workers=2, policy="round-robin")
