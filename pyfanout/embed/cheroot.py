@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.counting import counted
 from pyfanout.embed.threaded import ThreadedRunner
+from pyfanout.embed.wsgi import informed
 from pyfanout.worker.idle import answering
 from pyfanout.worker.threads import Pool
 
@@ -66,7 +67,7 @@ class Runner(ThreadedRunner):
             self._options.setdefault("numthreads", worker.config.threads)
         self._options.setdefault("shutdown_timeout", worker.config.drain_timeout)  # for requests; cheroot's own is 5 s
         self._server = server = Server(("127.0.0.1", 0), self._app, **self._options)
-        server.wsgi_app = counted(self._app, worker)
+        server.wsgi_app = counted(informed(self._app, worker, multithread=server.numthreads > 1), worker)
         server.ConnectionClass = Connection
         pool = Pool(lambda: len(server.requests._threads))
         worker.watch.add(pool.look)

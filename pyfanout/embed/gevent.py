@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.embed import runner
 from pyfanout.embed.counting import counted
 from pyfanout.embed.runner import LOOK_S
+from pyfanout.embed.wsgi import informed
 from pyfanout.worker import connection
 from pyfanout.worker.connection import Counting
 from pyfanout.worker.idle import answering
@@ -265,7 +266,7 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
         made.wrap_socket = shake_hands
     if not is_handler:
         at_once = math.inf if made.pool is None or made.pool.size is None else made.pool.size
-        made.application = counted(app, worker)
+        made.application = counted(informed(app, worker, multithread=at_once > 1), worker)
         greenlets = Pool(lambda: at_once)
         worker.watch.add(greenlets.look)
     return made

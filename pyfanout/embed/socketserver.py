@@ -20,11 +20,13 @@ import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIServer
 
 from pyfanout import exits, sigmask
 from pyfanout.embed.forking import Children
 from pyfanout.embed.runner import LOOK_S
 from pyfanout.embed.threaded import ThreadedRunner
+from pyfanout.embed.wsgi import informed
 from pyfanout.errors import ConfigError
 from pyfanout.worker import blocking
 from pyfanout.worker.farewell import linger
@@ -65,6 +67,9 @@ class Runner(ThreadedRunner):
             self.shows_requests = not forks  # whose children read them
             count = worker.counter("request") if self.shows_requests else None
             server.RequestHandlerClass = _minding(server.RequestHandlerClass, lambda: self._leaves(worker), count)
+        if isinstance(server, WSGIServer) and (app := server.get_app()):
+            multithread = threads or (worker.config.threads > 1 and not forks)
+            server.set_app(informed(app, worker, multithread=multithread, multiprocess=forks))
         if threads or forks:
             super().serve(worker)
         else:

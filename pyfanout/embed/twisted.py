@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
 from pyfanout.embed.runner import LOOK_S
+from pyfanout.embed.wsgi import informed
 from pyfanout.errors import ConfigError
 from pyfanout.worker.threads import Pool, Steps
 
@@ -37,6 +38,7 @@ class Runner(runner.Runner):
         reactor: Any = found
         worker.call_hook(worker.config.on_worker_start)
         listener = worker.listener(counted=not _counts_requests(worker, self._factory))
+        _inform_wsgi(worker)
         port = _port(listener, self._factory, reactor)
         _watch_threads(worker, reactor)
 
@@ -81,6 +83,17 @@ def _counts_requests(worker: Worker, factory: Any) -> bool:
 
         kind.requestReceived = received
     return True
+
+
+def _inform_wsgi(worker: Worker) -> None:
+    """Applications of a WSGIResource."""
+    if (wsgi := sys.modules.get("twisted.web.wsgi")) is not None:
+        respond = wsgi._WSGIResponse
+
+        def respond_to_informed(reactor: Any, threads: Any, app: Any, request: Any) -> Any:
+            return respond(reactor, threads, informed(app, worker, multithread=threads.max > 1), request)
+
+        wsgi._WSGIResponse = respond_to_informed  # type: ignore[attr-defined]
 
 
 def _say_goodbye() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.counting import counted
 from pyfanout.embed.threaded import ThreadedRunner
+from pyfanout.embed.wsgi import informed
 from pyfanout.errors import ConfigError
 from pyfanout.worker.threads import Pool
 
@@ -69,7 +70,7 @@ class Runner(ThreadedRunner):
             self._options.setdefault("threads", worker.config.threads)
         loop: dict[int, Any] = {}
         self._server = server = create_server(self._app, map=loop, sockets=[listener], **self._options)
-        server.application = counted(server.application, worker)
+        server.application = counted(informed(server.application, worker, multithread=server.adj.threads > 1), worker)
         server.channel_class = Channel
         pool = Pool(lambda: len(server.task_dispatcher.threads))
         worker.watch.add(pool.look)

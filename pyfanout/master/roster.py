@@ -9,6 +9,7 @@ the core, which is its channel and its page of the board, until it is reaped.
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import socket
 import time
@@ -155,6 +156,8 @@ class Roster:
         self.slots: list[Slot] = []
         """Those that are wanted, by number."""
         self._by_place: dict[int, Member] = {}
+        self.several = mmap.mmap(-1, 1)
+        """A byte that the workers share, so that it changes for all of them: 1 if two slots or more are wanted."""
 
     @property
     def members(self) -> list[Member]:
@@ -181,11 +184,13 @@ class Roster:
     def grow(self) -> Slot:
         """One more slot."""
         self.slots.append(Slot(len(self.slots)))
+        self.several[0] = len(self.slots) > 1
         return self.slots[-1]
 
     def shrink(self) -> Slot:
         """One less: the newest. Its workers live on."""
         slot = self.slots.pop()
+        self.several[0] = len(self.slots) > 1
         slot.retired, slot.respawn_at_ns = True, None
         return slot
 

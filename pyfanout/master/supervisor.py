@@ -10,6 +10,7 @@ import contextlib
 import functools
 import gc
 import logging
+import mmap
 import os
 import random
 import signal
@@ -56,9 +57,9 @@ from pyfanout.master.watches import Watches
 
 log = logging.getLogger("pyfanout.master")
 
-WorkerMain = Callable[[int, int, Station, socket.socket, int], int]
-"""What a worker does, given its slot, its generation, its station, its end of the control socket, and the descriptor to
-write its stacks to if it dies of a signal; its exit code."""
+WorkerMain = Callable[[int, int, Station, socket.socket, int, mmap.mmap], int]
+"""What a worker does, given its slot, its generation, its station, its end of the control socket, the descriptor to
+write its stacks to if it dies of a signal, and `Roster.several`; its exit code."""
 
 WhenReloaded = Callable[[str], object]
 """Told of the end of a reload: why it failed, or nothing."""
@@ -730,7 +731,9 @@ class Supervisor:
                 gc.collect(1)  # garbage is not copied to the child, and is collected before there is more
                 process = spawn(
                     functools.partial(self._first_steps, place, ours, station, gate, opener),
-                    lambda: self._worker_main(slot.number, generation, station[0], theirs, stacks_fd),
+                    lambda: self._worker_main(
+                        slot.number, generation, station[0], theirs, stacks_fd, self._roster.several
+                    ),
                 )
             boot_deadline_ns = time.monotonic_ns() + int(self._config.boot_timeout * 1e9)
             member = Member(slot, generation, place, process, ours, stacks_fd, boot_deadline_ns)

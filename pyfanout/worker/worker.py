@@ -14,6 +14,7 @@ import inspect
 import itertools
 import logging
 import math
+import mmap
 import os
 import random
 import signal
@@ -80,10 +81,12 @@ class Worker:
         generation: int,
         station: Station,
         control: socket.socket,
+        several: mmap.mmap | bytes = b"\1",
         *,
         joined: bool = False,
     ) -> None:
-        """`joined`: it is no child of the master's, but of a program that has a Dispatcher."""
+        """`several`: see `has_siblings`. `joined`: it is no child of the master's, but of a program that has a
+        Dispatcher."""
         self.slot = slot
         """From 0 to workers - 1; its replacement has the same."""
         self.generation = generation
@@ -93,6 +96,7 @@ class Worker:
         self.public = public
         self.station = station
         self.control = control
+        self._several = several
         self._joined = joined
         self.most = config.max_connections
         """Connections that the worker may hold at once; 0: any number. See `Listener.limit`."""
@@ -126,6 +130,12 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"<Worker slot={self.slot} generation={self.generation} pid={self.pid}>"
+
+    @property
+    def has_siblings(self) -> bool:
+        """Whether there are to be two workers or more, as the master says; it may change. Not the one that is there
+        only until it has replaced the other. True for one that has joined a dispatcher."""
+        return bool(self._several[0])
 
     # ---- what serves calls -----------------------------------------------------------------------------------
 
@@ -352,13 +362,14 @@ def main(
     station: Station,
     control: socket.socket,
     stacks_fd: int,
+    several: mmap.mmap,
 ) -> int:
     """The whole life of a worker that the master has forked; its exit code.
 
     `stacks_fd`: where to write what all threads are doing when a signal kills it, SIGABRT from the master included.
     """
     exits.forget()
-    worker = Worker(config, public, slot, generation, station, control)
+    worker = Worker(config, public, slot, generation, station, control, several)
     enlist(worker)
     keep_heap()
     faulthandler.enable(stacks_fd)

@@ -213,7 +213,7 @@ class World:
             self.refused = None
             raise CoreError(errno.EAGAIN, what)
 
-    def _worker_main(self, slot: int, _generation: int, _station: Any, control: socket.socket, _stacks_fd: int) -> int:
+    def _worker_main(self, slot: int, _generation: int, _station: Any, control: socket.socket, *_: Any) -> int:
         (place,) = [each for each in self.supervisor._roster.slots if each.number == slot]
         if place.deaths > 1 and place.member is None and self.supervisor._reload is None:
             assert self.now_ns >= place.died_ns[-1] + policy.FIRST_DELAY_NS, "no back-off"
