@@ -14,21 +14,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import faulthandler
 import functools
 import logging
 import os
 import signal
 import socket
 import weakref
-from typing import Unpack
+from typing import NoReturn, Unpack
 
-from pyfanout import joining
+from pyfanout import descriptors, exits, joining
 from pyfanout.app import loader_of
 from pyfanout.config import Config, Options, unknown_variables
 from pyfanout.errors import ConfigError, WorkerError
 from pyfanout.folders import Folders
 from pyfanout.kind import App
-from pyfanout.log import set_up_logging
+from pyfanout.log import handlers_of, set_up_logging
 from pyfanout.master.access import Access
 from pyfanout.master.guests import Guests
 from pyfanout.master.listeners import Endpoint, open_listeners
@@ -134,22 +135,32 @@ class Dispatcher:
             owner_fd = os.pidfd_open(os.getpid())
             try:
                 guests = Guests(self.config, self._endpoints, inside, owner_fd)
-                self._process = spawn(functools.partial(self._first_steps, door), guests.run)
+                own = [inside.fileno(), owner_fd, *(endpoint.sock.fileno() for endpoint in self._endpoints)]
+                self._process = spawn(functools.partial(self._first_steps, door, own), functools.partial(_live, guests))
             finally:
                 os.close(owner_fd)
             undo.pop_all()
         self._door = door
 
-    def _first_steps(self, door: socket.socket) -> None:
-        """In its process, signals blocked: let go of what is the owner's."""
+    def _first_steps(self, door: socket.socket, own: list[int]) -> None:
+        """In its process, signals blocked: let go of what is the owner's, whose objects are neither flushed nor
+        finalized here."""
         signal.set_wakeup_fd(-1)
         for signum in signal.valid_signals():
             if signum in IGNORED:
-                signal.signal(signum, signal.SIG_IGN)
+                _owners.append(signal.signal(signum, signal.SIG_IGN))
             elif callable(signal.getsignal(signum)):
-                signal.signal(signum, signal.SIG_DFL)
+                _owners.append(signal.signal(signum, signal.SIG_DFL))
         door.close()
         _let_go_of_all(but=self)
+        logging_to = handlers_of(log.name)
+        for handler in logging_to:
+            if isinstance(buffer := getattr(handler, "buffer", None), list):  # BufferingHandler's records
+                _owners.append(buffer)
+                handler.buffer = []  # type: ignore[attr-defined]  # it has one
+        descriptors.close_all_but([*own, *descriptors.of_objects(logging_to), *descriptors.of_libraries()])
+        if faulthandler.is_enabled():  # perhaps to a file of the owner's
+            faulthandler.enable(2)
 
     @property
     def alive(self) -> bool:
@@ -235,6 +246,15 @@ class Dispatcher:
         for bind in self.config.bind:
             if isinstance(bind, socket.socket):
                 bind.close()
+
+
+_owners: list[object] = []
+"""In a dispatcher's process: objects that would be finalized if there were no reference to them."""
+
+
+def _live(guests: Guests) -> NoReturn:
+    """The dispatcher's process. It does not flush the standard streams either, which may be the owner's objects."""
+    os._exit(exits.code_of(guests.run))
 
 
 def _let_go_of_all(but: Dispatcher | None = None) -> None:

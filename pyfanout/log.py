@@ -164,6 +164,16 @@ def _file_of(fd: int) -> tuple[int, int] | None:
     return None
 
 
+def handlers_of(name: str) -> list[logging.Handler]:
+    """Those to which the lines of this logger go."""
+    found: list[logging.Handler] = []
+    logger: logging.Logger | None = logging.getLogger(name)
+    while logger is not None:
+        found += logger.handlers
+        logger = logger.parent if logger.propagate else None
+    return found
+
+
 def set_up_logging(level: str) -> None:
     """From now on lines of `level` and above are logged. May be called again."""
     log = logging.getLogger("pyfanout")

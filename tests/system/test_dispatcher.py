@@ -687,3 +687,164 @@ def test_a_farewell_that_cannot_be_sent_is_sent_later(tmp_path: Path, kind: str)
         os.read(refused, 1)
         """,
     )
+
+
+LOOKING = """
+    def links(pid):
+        found = {}
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                found[int(path.name)] = os.readlink(path)
+            except FileNotFoundError:  # that of the listing
+                pass
+        return found
+"""
+
+
+def test_its_process_keeps_nothing_of_its_owner_s(tmp_path: Path) -> None:
+    """The other ends find that the owner has closed, and a lock is free. It keeps what log lines go to, and what a
+    library logs with (the journal's socket, which has no name and no peer)."""
+    run_with_workers(
+        tmp_path,
+        textwrap.dedent(LOOKING)
+        + textwrap.dedent(
+            """
+        import fcntl, logging, logging.handlers, multiprocessing, threading
+
+        listening = socket.create_server(("127.0.0.1", 0))
+        client = socket.create_connection(listening.getsockname(), 20)
+        accepted, _ = listening.accept()
+        ours, theirs = socket.socketpair()
+        datagrams = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        reading, writing = os.pipe()
+        locked = open("locked", "w")
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        unsaved = open("unsaved", "w")
+        unsaved.write("once")
+        os.dup2(ours.fileno(), 500)
+        events, epoll, memory = os.eventfd(0), select.epoll(), os.memfd_create("owner")
+
+        journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        lines, queue = logging.FileHandler("lines"), multiprocessing.Queue()
+        log = logging.getLogger("pyfanout")
+        log.handlers = [lines, logging.handlers.QueueHandler(queue)]
+
+        options = {**options, "log_level": "info"}
+        with pyfanout.Dispatcher(**options) as dispatcher:
+            worker = fork_asyncio(dispatcher)
+            assert ask(dispatcher) == worker
+            kept = links(dispatcher.pid)
+            shared = set(kept.values()) & {link for fd, link in links(os.getpid()).items() if fd > 2}
+            owned = {link for link in shared if not link.startswith(("anon_inode:", "/dev/"))}
+            listener = os.stat(dispatcher._endpoints[0].sock.fileno()).st_ino
+            pipes = [f"pipe:[{os.fstat(each.fileno()).st_ino}]" for each in (queue._reader, queue._writer)]
+            sockets = [f"socket:[{os.fstat(journal.fileno()).st_ino}]", f"socket:[{listener}]"]
+            assert owned == {str(Path("lines").absolute()), *pipes, *sockets}, owned
+            assert "anon_inode:[eventfd]" not in kept.values() and 500 not in kept
+            os.kill(worker, signal.SIGKILL)  # it has copies, too, which are its owner's affair
+            ended(worker)
+
+            for each in (accepted, ours, datagrams[0], locked):
+                each.close()
+            os.close(writing)
+            os.close(500)
+            assert client.recv(1) == theirs.recv(1) == os.read(reading, 1) == b""
+            try:
+                datagrams[1].send(b"x")
+                assert False, "its other end is open"
+            except ConnectionRefusedError:
+                pass
+            with open("locked") as free:
+                fcntl.flock(free, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            port = listening.getsockname()
+            listening.close()
+            try:
+                socket.create_connection(port, 20).close()
+                assert False, "somebody listens"
+            except ConnectionRefusedError:
+                pass
+            soon(lambda: "dispatching 127.0.0.1:" in Path("lines").read_text(), "its lines")
+            assert "dispatching 127.0.0.1:" in queue.get(timeout=20).getMessage()
+        unsaved.close()
+        assert Path("unsaved").read_text() == "once"
+        for each in (client, theirs, datagrams[1], journal, epoll, lines, queue):
+            each.close()
+        queue.join_thread()
+        for fd in (reading, events, memory):
+            os.close(fd)
+        """
+        ),
+    )
+
+
+def test_its_process_does_not_run_its_owner_s_code(tmp_path: Path) -> None:
+    """No finalizer, when it drops the owner's handlers of signals, nor a flush of the standard streams."""
+    out = run_with_workers(
+        tmp_path,
+        """
+        owner = os.getpid()
+
+        class Stream:
+            def write(self, text):
+                return len(text)
+
+            def flush(self):
+                if os.getpid() != owner:
+                    os.write(2, b"flushed")
+
+        class Handler:
+            def __call__(self, *_):
+                pass
+
+            def __del__(self):
+                if os.getpid() != owner:
+                    os.write(2, b"finalized")
+
+        sys.stdout = Stream()
+        signal.signal(signal.SIGUSR1, Handler())
+        signal.signal(signal.SIGALRM, Handler())
+        with pyfanout.Dispatcher(**options) as dispatcher:
+            pass
+        assert not dispatcher.alive
+        sys.stdout = sys.__stdout__
+        """,
+    )
+    assert "ed" not in out
+
+
+def test_descriptors_are_closed_where_neither_proc_nor_close_range_helps(tmp_path: Path) -> None:
+    """As in a sandbox."""
+    run(
+        tmp_path,
+        textwrap.dedent(LOOKING)
+        + textwrap.dedent(
+            """
+            import resource
+            from pyfanout import descriptors
+
+            def refused(*_):
+                raise PermissionError
+
+            def one_by_one(low, high):
+                for fd in range(low, high):
+                    try:
+                        os.close(fd)
+                    except OSError:
+                        pass
+
+            resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            listdir, closerange = os.listdir, os.closerange
+            for os.listdir, os.closerange in ((listdir, closerange), (listdir, one_by_one), (refused, one_by_one)):
+                pipes = [os.pipe() for _ in range(20)]
+                reading, writing = pipes[7]
+                if (pid := os.fork()) == 0:
+                    descriptors.close_all_but([reading, pipes[3][1]])
+                    os.listdir = listdir
+                    os._exit(0 if set(links("self")) == {0, 1, 2, reading, pipes[3][1]} else 1)
+                assert os.waitpid(pid, 0)[1] == 0
+                for pair in pipes:
+                    for fd in pair:
+                        os.close(fd)
+            """
+        ),
+    )
