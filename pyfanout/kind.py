@@ -1,17 +1,13 @@
-"""What kind of application it is, told by its shape: which of the ways to serve fits it. Never calls it.
+"""The kinds of applications: which ways to serve there are, what each is called, and which server is for which.
 
-The shapes are tried from the most particular to the most general: any callable could be a handler.
+Which one an application is of: see `recognition`.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import sys
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
-
-from pyfanout.errors import ConfigError
 
 if TYPE_CHECKING:  # asyncio is the asyncio workers' affair
     import asyncio
@@ -68,34 +64,9 @@ _CLASSES = {
     "pyfanout.embed.runner.Runner": Kind.RUNNER,
     "aiohttp.web_app.Application": Kind.AIOHTTP,
     "tornado.web.Application": Kind.TORNADO,
+    "tornado.wsgi.WSGIContainer": Kind.TORNADO,  # a callback of its server
+    "webob.dec.wsgify": Kind.WSGI,  # its instances take a request, too, and so do not tell
 }
-
-
-def kind_of(app: object) -> Kind:
-    """The kind that its shape tells. What takes two arguments, and is not known for anything else, is a handler.
-
-    A function, a method, an object whose class has `__call__`, or a `functools.partial` of these; or one of the
-    classes named in `Kind`. Raises ConfigError if it cannot be called, or is a generator, whose call would run nothing.
-    """
-    if known := known_class(app):
-        return known
-    if not callable(app):
-        raise ConfigError(f"the application must be a function, not {type(app).__name__}")
-    inner: Any = app
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    # `__call__` of its class, not its own: to call a class is to make an object, whatever the object can do.
-    bodies = (inner, getattr(type(inner), "__call__", None))  # noqa: B004 - wanted is the function
-    if any(inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body) for body in bodies):
-        raise ConfigError(
-            f"the handler {name_of(inner)} is a generator, which does not run when called: remove its yield"
-        )
-    if is_socketserver(inner):
-        return Kind.SOCKETSERVER
-    names = _positional(app)
-    if any(map(inspect.iscoroutinefunction, bodies)):
-        return Kind.ASGI if len(names) == 3 else Kind.COROUTINE
-    return Kind.WSGI if names[:1] in (["environ"], ["env"]) or names[1:2] == ["start_response"] else Kind.HANDLER
 
 
 def known_class(app: object) -> Kind | None:
@@ -114,14 +85,6 @@ def is_socketserver(app: object) -> bool:
     )
 
 
-def _positional(app: Any) -> list[str]:
-    """The names of its arguments that may be given by position."""
-    try:
-        parameters = inspect.signature(app).parameters.values()
-    except (ValueError, TypeError):  # built in
-        return []
-    return [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
-
-
 def name_of(app: object) -> str:
+    """What a function, a class or a method is called; of another object, and of a partial, its class."""
     return getattr(app, "__qualname__", type(app).__qualname__)

@@ -18,7 +18,7 @@ from pyfanout.app import loader_of
 from pyfanout.config import MAX_WORKERS, Config, Options, unknown_variables
 from pyfanout.errors import ConfigError, ReloadError, WorkerError
 from pyfanout.folders import Folders
-from pyfanout.kind import App, Kind, kind_of
+from pyfanout.kind import App, Kind
 from pyfanout.log import set_up_logging
 from pyfanout.master.access import Access
 from pyfanout.master.callbacks import Callback, Callbacks
@@ -27,6 +27,7 @@ from pyfanout.master.pidfile import PidFile
 from pyfanout.master.signals import Signals
 from pyfanout.master.status import WorkerStatus
 from pyfanout.master.supervisor import Supervisor
+from pyfanout.recognition import kind_of
 from pyfanout.worker.listener import Public
 from pyfanout.worker.worker import main, server_module
 
@@ -67,7 +68,7 @@ class Master:
         self.config = self._folders.fixed(config)
         self._load = loader_of(app, self._folders, factory=config.factory)
         known = not isinstance(app, str) and not config.factory
-        self._kinds: Iterable[Kind] = [kind_of(app)] if known else Kind
+        self._kinds: Iterable[Kind] = [kind_of(app, config.interface, config.server)] if known else Kind
         self._signals = signals
         self._callbacks = Callbacks()
         self._running = False
@@ -102,7 +103,7 @@ class Master:
             undo.callback(signals.end)
             if config.preload:
                 handler = self._load()
-                self._load, self._kinds = lambda: handler, [kind_of(handler)]
+                self._load, self._kinds = lambda: handler, [kind_of(handler, config.interface, config.server)]
                 log.info("the application is loaded in the master: a reload keeps its code")
             _check_gevent()
             signals.begin()  # before there is a socket file, or a pidfile, by which the master is found

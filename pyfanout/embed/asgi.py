@@ -4,15 +4,34 @@ worker say goodbye."""
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pyfanout.embed.aio import AsyncioRunner
 from pyfanout.embed.runner import SERVICE_RESTART
+from pyfanout.recognition import is_double_callable
+from pyfanout.shape import shape_of
 
 if TYPE_CHECKING:
     from pyfanout.kind import ASGIApp
     from pyfanout.worker.listener import Listener
+
+
+def single_callable(app: Any) -> ASGIApp:
+    """As an async function, or an object with one, of just the three arguments of ASGI 3. Servers take others for
+    ASGI 2, or call them without arguments to see whether they are factories."""
+    shape = shape_of(app)
+    if shape.is_async and not shape.takes(0) and not isinstance(app, functools.partial):
+        return cast("ASGIApp", app)
+
+    async def call(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope, receive, send)
+
+    async def call_twice(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope)(receive, send)
+
+    return call_twice if is_double_callable(app) else call
 
 
 class Application:
@@ -124,7 +143,7 @@ class ASGIRunner(AsyncioRunner):
     shows_requests = True
 
     def __init__(self, app: ASGIApp, loop: str) -> None:
-        self.app = Application(app)
+        self.app = Application(single_callable(app))
         self.loop = loop
 
     def busy(self) -> bool:

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.embed.asgi import Application, ASGIRunner
+from pyfanout.embed.asgi import Application, ASGIRunner, single_callable
 from pyfanout.embed.counting import counted_asgi
 from pyfanout.errors import WorkerError
 
@@ -31,8 +31,10 @@ class Runner(ASGIRunner):
 
     def __init__(self, app: ASGIApp, *, loop: str = "auto", **options: Any) -> None:
         super().__init__(app, loop)
-        self._given = app
+        self._given: Any = app
         self._options = {"log_config": None, "access_log": False, **options}
+        if callable(app) and not options.keys() & {"interface", "factory"}:  # else uvicorn itself finds out
+            self._given, self._options["interface"] = single_callable(app), "asgi3"
         self._server: Any = None
         self._noticed: Any = None
         """Set when the applications were told that the worker drains."""

@@ -160,7 +160,8 @@ class Server:
         try:
             self._handler(conn, address)
         except Exception:
-            log.exception("worker=%d: the handler failed", worker.slot)
+            log.exception("worker=%d: the handler failed%s", worker.slot, worker.doubt)
+            worker.doubt = ""
         except BaseException as error:
             if isinstance(error, Stopped):
                 worker.stopped_with(1)

@@ -43,8 +43,9 @@ from pyfanout.control import (
 )
 from pyfanout.core import SHORTAGE_S, Station, keep_heap
 from pyfanout.errors import ConfigError, FanoutError, LoadError
-from pyfanout.kind import App, Kind, kind_of
+from pyfanout.kind import App, Kind
 from pyfanout.log import counted
+from pyfanout.recognition import doubt, kind_of
 from pyfanout.worker import child, connection
 from pyfanout.worker.farewell import Farewell
 from pyfanout.worker.listener import Listener, Public
@@ -116,6 +117,8 @@ class Worker:
         self._stop_is_told = False
         self.on_drain: Callable[[], None] | None = None
         """Makes what serves take no more; set by it as soon as it may take."""
+        self.doubt = ""
+        """What to say when the handler fails for the first time: it may be no handler."""
         self.watch = Watch()
         """Watches the threads of the server, if it has any."""
         self.on_closing: Callable[[], None] = lambda: None
@@ -330,13 +333,19 @@ def server_module(kind: Kind) -> Any:
 
 def server_of(app: App, config: Config) -> Callable[[Worker], None]:
     """What serves an application in a worker. Raises ConfigError and LoadError."""
-    kind = kind_of(app) if config.interface == "auto" else Kind(config.interface)
+    kind = kind_of(app, config.interface, config.server)
     hooks = (config.on_worker_start, config.on_worker_exit)
     if kind is Kind.HANDLER and any(map(inspect.iscoroutinefunction, hooks)):
         raise ConfigError("a hook may be a coroutine function only beside a coroutine handler")
     module = server_module(kind)
     if kind in _MODULES:
-        return lambda worker: module.serve(worker, app)
+
+        def serve_handler(worker: Worker) -> None:
+            if kind is Kind.HANDLER and config.interface == "auto":
+                worker.doubt = doubt(app)
+            module.serve(worker, app)
+
+        return serve_handler
     serve: Callable[[Worker], None] = module.runner_of(app, kind, config.server).serve
     return serve
 

@@ -1,13 +1,12 @@
-"""app: kinds of handlers, and each way in which `module:attr` can be wrong."""
+"""app: each way in which `module:attr` can be wrong."""
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import sys
 import traceback
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,72 +14,6 @@ import pytest
 
 from pyfanout.app import check_spec, import_from
 from pyfanout.errors import ConfigError, LoadError
-from pyfanout.kind import Kind, kind_of
-
-
-def blocking(conn: Any, addr: Any) -> None: ...
-
-
-async def coroutine(reader: Any, writer: Any) -> None: ...
-
-
-def generator(conn: Any, addr: Any) -> Iterator[None]:
-    yield
-
-
-async def async_generator(reader: Any, writer: Any) -> AsyncIterator[None]:
-    yield
-
-
-class Blocking:
-    def __call__(self, conn: Any, addr: Any) -> None: ...
-
-    async def serve(self, reader: Any, writer: Any) -> None: ...
-
-    @staticmethod
-    async def static(reader: Any, writer: Any) -> None: ...
-
-
-class Coroutine:
-    async def __call__(self, reader: Any, writer: Any) -> None: ...
-
-    def serve(self, conn: Any, addr: Any) -> None: ...
-
-
-@pytest.mark.parametrize(
-    ("handler", "kind"),
-    [
-        (blocking, Kind.HANDLER),
-        (lambda conn, addr: None, Kind.HANDLER),
-        (functools.partial(blocking, addr=1), Kind.HANDLER),
-        (Blocking(), Kind.HANDLER),
-        (Coroutine().serve, Kind.HANDLER),
-        (Coroutine, Kind.HANDLER),  # a call makes an object and awaits nothing
-        (print, Kind.HANDLER),
-        (coroutine, Kind.COROUTINE),
-        (functools.partial(coroutine, writer=1), Kind.COROUTINE),
-        (functools.partial(functools.partial(coroutine), writer=1), Kind.COROUTINE),
-        (Coroutine(), Kind.COROUTINE),
-        (functools.partial(Coroutine(), writer=1), Kind.COROUTINE),
-        (Blocking().serve, Kind.COROUTINE),
-        (Blocking.static, Kind.COROUTINE),
-        (functools.partial(Blocking().serve, writer=1), Kind.COROUTINE),
-    ],
-)
-def test_kind(handler: Any, kind: Kind) -> None:
-    assert kind_of(handler) is kind
-
-
-@pytest.mark.parametrize("handler", [None, 3, "app:handler", object()])
-def test_what_cannot_be_called_is_no_handler(handler: object) -> None:
-    with pytest.raises(ConfigError, match="must be a function"):
-        kind_of(handler)
-
-
-@pytest.mark.parametrize("handler", [generator, async_generator, functools.partial(generator)])
-def test_a_generator_is_no_handler(handler: object) -> None:
-    with pytest.raises(ConfigError, match="generator"):
-        kind_of(handler)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+"""The same application in the forms that applications have: each says "ok"."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Iterator
+from typing import Any
+
+
+async def _say(send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def asgi(scope: Any, receive: Any, send: Any) -> None:
+    assert scope["type"] == "http"
+    await _say(send)
+
+
+async def any_arguments(*args: Any) -> None:
+    await asgi(*args)
+
+
+class Plain:
+    """Its `__call__` is no coroutine function, which uvicorn itself takes for ASGI 2."""
+
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Awaitable[None]:
+        return asgi(scope, receive, send)
+
+
+plain = Plain()
+partial = functools.partial(asgi)
+
+
+class Asgi2:
+    def __init__(self, scope: Any) -> None:
+        self.scope = scope
+
+    async def __call__(self, receive: Any, send: Any) -> None:
+        await asgi(self.scope, receive, send)
+
+
+class Wsgi:
+    """As in PEP 3333."""
+
+    def __init__(self, environ: Any, start_response: Any) -> None:
+        self.start = start_response
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.start("200 OK", [("Content-Length", "2")])
+        yield b"ok"
+
+
+def unnamed(e: Any, s: Any) -> list[bytes]:
+    """Taken for a handler."""
+    s("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+
+
+def make() -> Any:
+    return asgi

@@ -1,0 +1,69 @@
+"""Applications in unusual forms are served, or refused at the start with the flag that says what they are."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from harness import Server, connect, read_all
+
+from .kit import FOLDER
+
+MakeServer = Callable[[], Server]
+
+
+@pytest.mark.parametrize(
+    ("app", "options"),
+    [
+        ("plain", {}),
+        ("partial", {"server": "uvicorn"}),
+        ("Asgi2", {}),
+        ("Asgi2", {"server": "hypercorn"}),
+        ("any_arguments", {"as": "asgi"}),
+        ("Wsgi", {}),
+        ("unnamed", {"server": "waitress"}),
+    ],
+)
+def test_it_is_served(server: MakeServer, app: str, options: dict[str, Any]) -> None:
+    one = server().start(f"forms:{app}", cwd=FOLDER, workers=1, **options)
+    host, _, port = one.address.rpartition(":")
+    client = http.client.HTTPConnection(host, int(port), timeout=20)
+    client.request("GET", "/", headers={"Connection": "close"})
+    assert client.getresponse().read() == b"ok"
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("app", "options", "line"),
+    [
+        ("make", {}, "the application make can be called without arguments, .*: --factory calls it first"),
+        ("any_arguments", {}, "the application any_arguments is async .* tells no kind: --as asgi or --as coroutine"),
+        ("asgi", {"as": "wsgi"}, "--as wsgi does not fit the application asgi: it is an ASGI application, --as asgi"),
+    ],
+)
+def test_it_is_refused(server: MakeServer, app: str, options: dict[str, Any], line: str) -> None:
+    one = server()
+    one.expect("ERROR", "^pyfanout: ")
+    one.start(f"forms:{app}", cwd=FOLDER, workers=2, wait=False, **options)
+    assert one.wait_exit() == 4
+    one.wait_log(f"^pyfanout: no worker could start: {line}$")
+    assert "Traceback" not in one.log
+
+
+def test_a_wsgi_application_that_passes_for_a_handler(server: MakeServer) -> None:
+    """The log says so, the first time."""
+    one = server()
+    one.expect("ERROR", "^ *Traceback ", "^ *TypeError")
+    one.start("forms:unnamed", cwd=FOLDER, workers=1)
+    for count in (1, 2):
+        client = connect(one.address)
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert read_all(client) == b""
+        lines = one.wait_log("the handler failed", count)
+    assert lines[0].endswith(
+        "the handler failed. unnamed(e, s) is taken for a handler(conn, addr), as nothing tells what it is; if it is a"
+        " WSGI application: --as wsgi"
+    )
+    assert lines[1].endswith("the handler failed")
