@@ -24,6 +24,7 @@ from pyfanout.master.access import Access
 from pyfanout.master.callbacks import Callback, Callbacks
 from pyfanout.master.listeners import open_listeners
 from pyfanout.master.pidfile import PidFile
+from pyfanout.master.readiness import Readiness
 from pyfanout.master.signals import Signals
 from pyfanout.master.status import WorkerStatus
 from pyfanout.master.supervisor import Supervisor
@@ -84,11 +85,6 @@ class Master:
         config = self.config
         if threading.current_thread() is not threading.main_thread():
             raise ConfigError("serve must be called in the main thread: it handles signals and forks")
-        if config.ready_fd is not None:
-            try:
-                os.fstat(config.ready_fd)
-            except OSError as error:  # later the number would be one of our own descriptors
-                raise ConfigError(f"ready_fd: {config.ready_fd} is not an open descriptor") from error
         if config.tls:
             from pyfanout.worker.tls import prepare  # noqa: PLC0415 - ssl takes 10 ms to import
 
@@ -99,6 +95,8 @@ class Master:
         access = Access.of(config.unix_mode, config.unix_owner)
         pidfile = PidFile(config.pidfile) if config.pidfile else None  # relative to the present directory
         with contextlib.ExitStack() as undo:
+            readiness = Readiness(config.ready_fd)  # later the number would be one of our own descriptors
+            undo.callback(readiness.close)
             signals = self._signals or undo.enter_context(Signals())
             undo.callback(signals.end)
             if config.preload:
@@ -111,6 +109,7 @@ class Master:
             endpoints = open_listeners(binds, backlog=config.backlog, nodelay=config.nodelay, access=access)
             for endpoint in endpoints:
                 undo.callback(endpoint.close)
+            readiness.refuse_listener()
             # Once, here, and not after each fork. Clients wait meanwhile: while nobody listens they would be refused.
             for kind in self._kinds:
                 server_module(kind)
@@ -120,7 +119,7 @@ class Master:
             worker_main = functools.partial(
                 main, config, self._load, Public.of(endpoint.sock for endpoint in endpoints)
             )
-            supervisor = Supervisor(config, endpoints, worker_main, self._callbacks, signals)
+            supervisor = Supervisor(config, endpoints, worker_main, self._callbacks, signals, readiness)
             self._supervisor = undo.enter_context(supervisor)
             self.addresses = [endpoint.address for endpoint in endpoints]
             self._undo = undo.pop_all()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.app import check_spec
 from pyfanout.config import BINDS, SWITCH, Config, Option, options, unknown_variables
 from pyfanout.master.listeners import parse
+from pyfanout.master.readiness import check_inherited
 from pyfanout.master.signals import Signals
 from pyfanout.server import Master
 
@@ -61,6 +62,8 @@ def run(arguments: argparse.Namespace, signals: Signals | None) -> int:
         for line in unknown_variables(os.environ):
             print(f"pyfanout: {line}", file=sys.stderr)
         return 0
+    if signals is not None and config.ready_fd is not None:
+        check_inherited(config.ready_fd)
     with Master.of(config, arguments.app, signals=signals) as master:
         master.run()
     return 0

@@ -48,6 +48,7 @@ from pyfanout.master.oom import OomKills
 from pyfanout.master.orphans import LOOK_NS, Orphans
 from pyfanout.master.outbox import AGAIN_NS
 from pyfanout.master.process import ExitReport, spawn
+from pyfanout.master.readiness import Readiness
 from pyfanout.master.reload import Reload
 from pyfanout.master.roster import Member, Roster, Slot
 from pyfanout.master.shortage import Shortage
@@ -86,12 +87,14 @@ class Supervisor:
         worker_main: WorkerMain,
         callbacks: Callbacks,
         signals: Signals,
+        readiness: Readiness,
     ) -> None:
         self._config = config
         self._endpoints = endpoints
         self._worker_main = worker_main
         self._notify = callbacks
         self._signals = signals
+        self._readiness = readiness
         self._roster = Roster()
         self._health = Health(config)
         self._oom_kills = OomKills()
@@ -364,22 +367,13 @@ class Supervisor:
         if not self._told_ready and self._roster.of_state(State.READY) == len(self._roster.slots):
             self._told_ready = True
             log.info("all workers are ready")
-            self._tell_ready_fd()
+            self._readiness.tell()
 
     def _respawn_those_that_failed(self) -> None:
         """Until the first worker was ready nobody was replaced: it might have been for ever."""
         for slot in self._roster.slots:
             if slot.member is None and slot.respawn_at_ns is None and self._stopping is None:
                 self._respawn_later(slot)
-
-    def _tell_ready_fd(self) -> None:
-        fd = self._config.ready_fd
-        if fd is None:
-            return
-        try:
-            os.write(fd, b"\n")
-        except OSError as error:
-            log.warning("ready_fd %d: %s", fd, error.strerror)
 
     def _on_pong(self, member: Member, pong: Pong) -> None:
         if not self._health.on_pong(member, pong, time.monotonic_ns()) or member.state is not State.READY:
@@ -763,8 +757,7 @@ class Supervisor:
         for bind in self._config.bind:
             if isinstance(bind, socket.socket):
                 bind.close()  # the caller's own copy: it would keep the port open when the master is gone
-        if self._config.ready_fd is not None and self._config.ready_fd > 2:
-            os.close(self._config.ready_fd)
+        self._readiness.forget()
         os.close(opener)
         os.read(gate, 1)
         os.close(gate)

@@ -214,6 +214,24 @@ def test_descriptors_that_are_no_listeners(tmp_path: Path) -> None:
     assert "is not open" in fails_with("-b", "fd://300")
 
 
+def test_a_ready_fd_that_is_none() -> None:
+    """A listener: every worker would close it once more. One that was not inherited: its number is one of our own."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        fd = sock.fileno()
+        line = fails_with("-b", f"fd://{fd}", "--ready-fd", str(fd), pass_fds=(fd,))
+        assert f"ready_fd: {fd} is a listening socket" in line
+    reader, writer = os.pipe()
+    try:
+        line = fails_with("-b", "127.0.0.1:0", "--ready-fd", str(reader), pass_fds=(reader,))
+        assert f"ready_fd: {reader} is not open for writing" in line
+    finally:
+        os.close(reader)
+        os.close(writer)
+    for fd in (3, 4):
+        assert f"ready_fd: {fd} is not an open" in fails_with("-b", "127.0.0.1:0", "--ready-fd", str(fd))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -37,6 +37,7 @@ from pyfanout.master import lifecycle, outbox, policy, roster, supervisor
 from pyfanout.master.callbacks import Callbacks
 from pyfanout.master.lifecycle import Action, Happened, State
 from pyfanout.master.process import ExitReport
+from pyfanout.master.readiness import Readiness
 from pyfanout.master.signals import Request
 from pyfanout.master.supervisor import Supervisor
 
@@ -133,7 +134,7 @@ class World:
         self._events: list[Event] = []
         self._asked: list[Request] = []
         self._pids = itertools.count(1)
-        self.supervisor = Supervisor(config, [], self._worker_main, Callbacks(), self)  # type: ignore[arg-type]
+        self.supervisor = Supervisor(config, [], self._worker_main, Callbacks(), self, Readiness(None))  # type: ignore[arg-type]
 
     # ---- what the supervisor sees ------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from pyfanout.config import Config
 from pyfanout.control import Failed, Stage, tell
 from pyfanout.master.callbacks import Callbacks
 from pyfanout.master.lifecycle import Happened, State, step
+from pyfanout.master.readiness import Readiness
 from pyfanout.master.roster import Member, Slot
 from pyfanout.master.supervisor import GRACE_NS, Supervisor
 
@@ -36,7 +37,7 @@ def test_last_words_come_to_an_end() -> None:
         writer = threading.Thread(target=write)
         writer.start()
         member = Member(Slot(0), 1, 0, process, ours, -1, None)
-        Supervisor(Config(), [], worker_main, Callbacks(), signals)._read_last_words(member)
+        Supervisor(Config(), [], worker_main, Callbacks(), signals, Readiness(None))._read_last_words(member)
         writer.join()
     assert member.failure == Failed(Stage.START, "why", "")
     assert stopped.is_set()
