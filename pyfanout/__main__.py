@@ -8,12 +8,13 @@ from __future__ import annotations
 import atexit
 import sys
 
-from pyfanout import cli
+from pyfanout import cli, stdio
 from pyfanout.master.signals import Signals
 
 
 def main() -> int:
     """Returns the exit code."""
+    stdio.occupy()
     signals = Signals(whole_process=True)
     signals.__enter__()  # and never restored
     atexit.register(signals.ignore)  # registered first, called last

@@ -23,7 +23,7 @@ import socket
 import weakref
 from typing import NoReturn, Unpack
 
-from pyfanout import descriptors, exits, joining
+from pyfanout import descriptors, exits, joining, stdio
 from pyfanout.app import loader_of
 from pyfanout.config import Config, Options, unknown_variables
 from pyfanout.errors import ConfigError, WorkerError
@@ -116,6 +116,7 @@ class Dispatcher:
                 raise WorkerError("the dispatcher is stopping; close it before it is started again")
             return
         self._forget_process()
+        stdio.occupy()
         set_up_logging(self.config.log_level)
         if not self._endpoints:
             for line in unknown_variables(os.environ):
@@ -159,6 +160,7 @@ class Dispatcher:
                 _owners.append(buffer)
                 handler.buffer = []  # type: ignore[attr-defined]  # it has one
         descriptors.close_all_but([*own, *descriptors.of_objects(logging_to), *descriptors.of_libraries()])
+        stdio.occupy()
         if faulthandler.is_enabled():  # perhaps to a file of the owner's
             faulthandler.enable(2)
 
@@ -224,6 +226,7 @@ class Dispatcher:
             raise WorkerError("join is for a process that was forked after start, and has not joined")
         place, generation, station, control = joining.join(self._door)
         _let_go_of_all()
+        stdio.occupy()
         worker = Worker(self.config, self.public, place, generation, station, control, joined=True)
         enlist(worker)
         return worker

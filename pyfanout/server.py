@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterable
 from typing import Unpack
 
+from pyfanout import stdio
 from pyfanout.app import loader_of
 from pyfanout.config import MAX_WORKERS, Config, Options, unknown_variables
 from pyfanout.errors import ConfigError, ReloadError, WorkerError
@@ -85,6 +86,7 @@ class Master:
         config = self.config
         if threading.current_thread() is not threading.main_thread():
             raise ConfigError("serve must be called in the main thread: it handles signals and forks")
+        stdio.occupy()
         if config.tls:
             from pyfanout.worker.tls import prepare  # noqa: PLC0415 - ssl takes 10 ms to import
 

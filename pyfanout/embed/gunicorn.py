@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.sock import ssl_context
 from gunicorn.workers import base, gasgi, gthread, sync
 
+from pyfanout import stdio
 from pyfanout.config import Config
 from pyfanout.core import SHORTAGE_S, Taker, shut
 from pyfanout.dispatcher import Dispatcher
@@ -127,6 +128,13 @@ class Joined:
     sockets: list[Any]
     cfg: Any
     log: Any
+
+    @classmethod
+    def setup(cls) -> None:
+        """gunicorn calls it before it opens a socket."""
+        stdio.occupy()
+        if above := getattr(super(), "setup", None):
+            above()
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:

@@ -18,7 +18,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from pyfanout import control
+from pyfanout import control, stdio
 from pyfanout.config import MAX_WORKERS, Config
 from pyfanout.control import (
     WAKE,
@@ -758,6 +758,7 @@ class Supervisor:
             if isinstance(bind, socket.socket):
                 bind.close()  # the caller's own copy: it would keep the port open when the master is gone
         self._readiness.forget()
+        stdio.occupy()
         os.close(opener)
         os.read(gate, 1)
         os.close(gate)
