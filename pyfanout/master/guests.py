@@ -20,9 +20,9 @@ from pyfanout.control import Closing, DecodeError, Drain, Failed, Message, Ping,
 from pyfanout.core import POOL, SLOTS, Core, Event, News
 from pyfanout.errors import CoreError, FanoutError
 from pyfanout.joining import Knock
+from pyfanout.limits import ANY, OpenFiles
 from pyfanout.log import counted_are
 from pyfanout.master import policy
-from pyfanout.master.limits import most_in_flight
 from pyfanout.master.listeners import Endpoint
 from pyfanout.master.outbox import AGAIN_NS, Outbox
 from pyfanout.master.shortage import Shortage
@@ -33,6 +33,9 @@ log = logging.getLogger("pyfanout.master")
 RELEASE_NS = 1_000_000_000
 """How long the last one in rotation waits for others before it may leave. Who stops all processes at once stops their
 parent, too, whose word comes sooner."""
+
+IN_FLIGHT = 4
+"""At most one in this many descriptors of this process's limit is in a channel."""
 
 MESSAGES = 16
 """Read of one guest before the others have their turn."""
@@ -95,6 +98,7 @@ class Guests:
         self._endpoints = endpoints
         self._door = door
         self._owner_fd = owner_fd
+        self._open_files = OpenFiles()
         self._guests: dict[int, Guest] = {}
         """By place."""
         self._generations: Counter[int] = Counter()
@@ -117,7 +121,7 @@ class Guests:
         return 0
 
     def _run(self) -> None:
-        self._most_in_flight = most_in_flight()
+        self._open_files.raise_to(ANY)  # any number of guests; no program is executed here
         with Core(SLOTS, self._config.policy) as self._core:
             self._core.share()
             self._watches = Watches(self._core)
@@ -323,7 +327,8 @@ class Guests:
             self._core.leave(guest.place)
             return
         count = len(self._guests)
-        size = policy.channel_size(ready.threads * (count if ready.pool else 1), self._most_in_flight // count)
+        most = self._open_files.soft // IN_FLIGHT // (1 if ready.pool else count)
+        size = policy.channel_size(ready.threads * (count if ready.pool else 1), most)
         try:
             self._core.enter(guest.place, pool=ready.pool, threads=ready.threads, size=size, most=ready.most)
         except CoreError as error:

@@ -34,6 +34,14 @@ def channel_size(threads: int, most: int) -> int:
     return min(SIZE_PER_THREAD * threads or ASYNCIO_SIZE, max(most, 1))
 
 
+def open_files(workers: int, threads: int) -> int:
+    """The limit that a master needs: for its sockets and each worker's, those that drain included; and because the
+    descriptors that the user has in flight are bounded by it (unix(7), ETOOMANYREFS), those of the user's other
+    processes included. Its own in flight are at most a sixteenth."""
+    in_flight = workers * max(SIZE_PER_THREAD * threads, ASYNCIO_SIZE)
+    return 256 + 32 * workers + 16 * in_flight
+
+
 def has_lived(ready_for_ns: int | None, served: bool, min_uptime_ns: int) -> bool:
     """Whether a worker has shown that the application can start. `ready_for_ns` is None if it never was ready.
 

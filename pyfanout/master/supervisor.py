@@ -37,12 +37,12 @@ from pyfanout.control import (
 )
 from pyfanout.core import POOL, SLOTS, BoardView, Core, Event, News, Station
 from pyfanout.errors import CoreError, LoadError, StuckError, WorkerError
+from pyfanout.limits import OpenFiles
 from pyfanout.log import counted, counted_are
 from pyfanout.master import policy
 from pyfanout.master.callbacks import Callbacks, Notice
 from pyfanout.master.health import Health
 from pyfanout.master.lifecycle import Action, Happened, State, step
-from pyfanout.master.limits import most_in_flight
 from pyfanout.master.listeners import Endpoint
 from pyfanout.master.oom import OomKills
 from pyfanout.master.orphans import LOOK_NS, Orphans
@@ -68,6 +68,9 @@ WhenReloaded = Callable[[str], object]
 GRACE_NS = 2_000_000_000
 """From "stop now" to SIGKILL: long enough for an exit hook, short for a user who presses ^C. The same again until a
 worker that SIGKILL does not end is left behind."""
+
+IN_FLIGHT = 4
+"""At most one in this many descriptors of the master's limit is in a channel."""
 
 MESSAGES = 16
 """Read of one worker before the others have their turn: a socket that is full would swallow a pong."""
@@ -95,6 +98,7 @@ class Supervisor:
         self._notify = callbacks
         self._signals = signals
         self._readiness = readiness
+        self._open_files = OpenFiles()
         self._roster = Roster()
         self._health = Health(config)
         self._oom_kills = OomKills()
@@ -127,9 +131,10 @@ class Supervisor:
     # ---- birth and death ----------------------------------------------------------------------------------------
 
     def __enter__(self) -> Supervisor:
-        self._most_in_flight = most_in_flight()
         gc.collect()
         with contextlib.ExitStack() as undo:
+            undo.callback(self._open_files.restore)
+            self._open_files.raise_to(policy.open_files(self._config.workers, self._config.threads))
             # All workers share the objects that exist now, until a process writes to them, as the collector does. Once,
             # and not at each fork: frozen objects are never collected, and a master makes garbage as long as it lives.
             undo.callback(gc.unfreeze)
@@ -576,9 +581,9 @@ class Supervisor:
     def _enter(self, member: Member) -> None:
         if member.short:
             return
-        slots = len(self._roster.slots)
-        readers = member.threads * (slots if member.pool else 1)
-        size = policy.channel_size(readers, self._most_in_flight // max(slots, 1))
+        channels = 1 if member.pool else max(len(self._roster.slots), 1)
+        readers = member.threads * (len(self._roster.slots) if member.pool else 1)
+        size = policy.channel_size(readers, self._open_files.soft // IN_FLIGHT // channels)
         try:
             self._core.enter(member.place, pool=member.pool, threads=member.threads, size=size, most=member.most)
         except CoreError as error:
@@ -758,6 +763,7 @@ class Supervisor:
             if isinstance(bind, socket.socket):
                 bind.close()  # the caller's own copy: it would keep the port open when the master is gone
         self._readiness.forget()
+        self._open_files.restore()
         stdio.occupy()
         os.close(opener)
         os.read(gate, 1)
@@ -900,6 +906,7 @@ class Supervisor:
         if self._stopping or workers == len(self._roster.slots):
             return
         log.info("scaling from %d to %s", len(self._roster.slots), counted(workers))
+        self._open_files.raise_to(policy.open_files(workers, self._config.threads))
         while len(self._roster.slots) < workers and not self._stopping:
             self._roster.grow().respawn_at_ns = time.monotonic_ns()
         while len(self._roster.slots) > workers and not self._stopping:

@@ -5,7 +5,6 @@ would reset the connection, and the client would lose the part of the answer tha
 from __future__ import annotations
 
 import contextlib
-import resource
 
 # By name: gevent removes these from their modules, or replaces them.
 from _thread import start_new_thread
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pyfanout import sigmask
 from pyfanout.core import Linger
+from pyfanout.limits import OpenFiles
 
 if TYPE_CHECKING:
     import asyncio
@@ -46,7 +46,7 @@ class Farewell:
     """The held connections of one worker. It needs neither a thread nor a sweep while it holds none."""
 
     def __init__(self) -> None:
-        self._linger = Linger(max(min(MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // SHARE), 1))
+        self._linger = Linger(max(min(MOST, OpenFiles().soft // SHARE), 1))
         self.part = self._linger.part
         """Takes over the descriptor of a connection that is over: nothing more will be sent, although other processes
         may have copies. Bits: FREED, a descriptor is free now; SWEEP, `begin` must be called. A C function without a

@@ -44,6 +44,7 @@ from pyfanout.control import (
 from pyfanout.core import SHORTAGE_S, Station, keep_heap
 from pyfanout.errors import ConfigError, FanoutError, LoadError
 from pyfanout.kind import App, Kind
+from pyfanout.limits import OpenFiles, of_connections
 from pyfanout.log import counted
 from pyfanout.recognition import doubt, kind_of
 from pyfanout.worker import child, connection
@@ -184,6 +185,8 @@ class Worker:
     def ready(self, *, pool: bool = False, threads: int = 0) -> None:
         """Connections may come: from the pool's channel, or our own. `threads` of ours block until they do; 0: we are
         told by `listener` and never block."""
+        if not threads and not self._joined:  # a process that has joined is its parent's affair
+            OpenFiles().raise_to(of_connections(self.most))
         self.watch.still_ms()  # a first look: a thread that is stuck before the first ping counts, too
         self.signals.hold()
         self.say(Ready(pool, threads, 0 if threads else self.most))
