@@ -22,6 +22,8 @@ WAKE = signal.SIGURG
 by default, so one that comes too early or too late has no effect."""
 
 
+SERVING_BYTES = 200
+
 MOST_CONNECTIONS = 2**31 - 1
 """The highest limit of a worker."""
 
@@ -45,6 +47,8 @@ class Ready:
     """How many threads take; 0: an event loop does."""
     most: int = 0
     """Connections that an event loop may hold, those that wait for it included; 0: any number."""
+    serving: str = ""
+    """What kind of application it is, and who serves it, for the log: printable ASCII, at most SERVING_BYTES."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,14 @@ class Short:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """Worker to master: I stop now, and so many of my connections get no whole answer."""
+
+    connections: int
+    """From 0 to 2^32 - 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class Closing:
     """Master to worker: the server stops. Serve what still comes, until your channel ends; have idle connections end,
     for they may take the room of those that wait."""
@@ -114,7 +126,7 @@ class Pong:
     0: they have not. Milliseconds, less than 2^32."""
 
 
-Message = Ready | Failed | Spent | Retiring | Roomy | Short | Closing | Drain | Ping | Pong
+Message = Ready | Failed | Spent | Retiring | Roomy | Short | Cut | Closing | Drain | Ping | Pong
 
 _SEPARATOR = "\0"
 _STAGES = frozenset(Stage)
@@ -127,8 +139,9 @@ class DecodeError(ValueError):
 def encode(message: Message) -> bytes:
     """One packet, at most PACKET_BYTES long."""
     match message:
-        case Ready(pool, threads, most):
-            return b"R" + bytes([pool]) + threads.to_bytes(2, "big") + most.to_bytes(4, "big")
+        case Ready(pool, threads, most, serving):
+            text = "".join(each if " " <= each <= "~" else "?" for each in serving[:SERVING_BYTES])
+            return b"R" + bytes([pool]) + threads.to_bytes(2, "big") + most.to_bytes(4, "big") + text.encode()
         case Failed(stage, reason, details):
             head = reason.replace(_SEPARATOR, " ").encode(errors="replace")[:1024] + b"\0"
             tail = details.encode(errors="replace")[-(PACKET_BYTES - len(head) - 2) :]
@@ -141,6 +154,8 @@ def encode(message: Message) -> bytes:
             return b"O"
         case Short(short):
             return b"H" + bytes([short])
+        case Cut(connections):
+            return b"X" + connections.to_bytes(4, "big")
         case Closing():
             return b"C"
         case Drain():
@@ -154,11 +169,12 @@ def encode(message: Message) -> bytes:
 def decode(packet: bytes) -> Message:
     """The message in a packet. Raises DecodeError for anything that `encode` does not make."""
     match packet[:1], packet[1:]:
-        case b"R", payload if len(payload) == 7 and payload[0] <= 1:
+        case b"R", payload if 7 <= len(payload) <= 7 + SERVING_BYTES and payload[0] <= 1:
             pool, threads = bool(payload[0]), int.from_bytes(payload[1:3], "big")
-            most = int.from_bytes(payload[3:], "big")
-            if (1 if pool else 0) <= threads <= MAX_THREADS and most <= MOST_CONNECTIONS:
-                return Ready(pool, threads, most)
+            most, serving = int.from_bytes(payload[3:7], "big"), payload[7:].decode("latin-1")
+            plain = serving.isascii() and serving.isprintable()
+            if (1 if pool else 0) <= threads <= MAX_THREADS and most <= MOST_CONNECTIONS and plain:
+                return Ready(pool, threads, most, serving)
         case b"F", payload if payload and payload[0] in _STAGES:
             reason, _, details = payload[1:].decode(errors="replace").partition(_SEPARATOR)
             return Failed(Stage(payload[0]), reason, details)
@@ -170,6 +186,8 @@ def decode(packet: bytes) -> Message:
             return Roomy()
         case b"H", b"\0" | b"\1" as payload:
             return Short(payload == b"\1")
+        case b"X", payload if len(payload) == 4:
+            return Cut(int.from_bytes(payload, "big"))
         case b"C", b"":
             return Closing()
         case b"D", b"":

@@ -19,7 +19,7 @@ from pyfanout.app import loader_of
 from pyfanout.config import MAX_WORKERS, Config, Options, unknown_variables
 from pyfanout.errors import ConfigError, ReloadError, WorkerError
 from pyfanout.folders import Folders
-from pyfanout.kind import App, Kind
+from pyfanout.kind import App, Kind, name_of
 from pyfanout.log import set_up_logging
 from pyfanout.master.access import Access
 from pyfanout.master.callbacks import Callback, Callbacks
@@ -44,6 +44,12 @@ def _check_gevent() -> None:
             "gevent has patched the master's process; have it patch the workers only: --server gevent, or"
             " `pyfanout run module:runner` without --preload"
         )
+
+
+def _called(app: App) -> str:
+    """What the log calls an application that is an object."""
+    named = app if hasattr(app, "__qualname__") else type(app)
+    return f"{getattr(named, '__module__', None)}:{name_of(app)}"
 
 
 class Master:
@@ -71,6 +77,7 @@ class Master:
         self._load = loader_of(app, self._folders, factory=config.factory)
         known = not isinstance(app, str) and not config.factory
         self._kinds: Iterable[Kind] = [kind_of(app, config.interface, config.server)] if known else Kind
+        self._app = app if isinstance(app, str) else _called(app)
         self._signals = signals
         self._callbacks = Callbacks()
         self._running = False
@@ -121,7 +128,7 @@ class Master:
             worker_main = functools.partial(
                 main, config, self._load, Public.of(endpoint.sock for endpoint in endpoints)
             )
-            supervisor = Supervisor(config, endpoints, worker_main, self._callbacks, signals, readiness)
+            supervisor = Supervisor(config, endpoints, worker_main, self._callbacks, signals, readiness, self._app)
             self._supervisor = undo.enter_context(supervisor)
             self.addresses = [endpoint.address for endpoint in endpoints]
             self._undo = undo.pop_all()

@@ -9,7 +9,10 @@ make its runner yourself:
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any, cast
 
 from pyfanout.embed.runner import Runner
@@ -19,7 +22,7 @@ from pyfanout.kind import SERVERS, Kind
 if TYPE_CHECKING:
     from pyfanout.kind import App
 
-__all__ = ["Runner", "runner_of"]
+__all__ = ["Runner", "runner_of", "title_of"]
 
 
 def runner_of(app: App, kind: Kind, server: str) -> Runner:
@@ -32,6 +35,30 @@ def runner_of(app: App, kind: Kind, server: str) -> Runner:
         runner = module.Runner(app)
     runner.check()
     return runner
+
+
+def title_of(runner: Runner) -> str:
+    """The server of a runner that was checked, and its version, for the log: "waitress 3.0.2"."""
+    if not runner.needs:
+        module, kind = type(runner).__module__, type(runner).__qualname__
+        return module.removeprefix(f"{__name__}.") if module.startswith(f"{__name__}.") else f"{module}.{kind}"
+    return " ".join(filter(None, (runner.needs[0], _version_of(runner.needs[0]))))
+
+
+def _version_of(name: str) -> str:
+    """Of an imported distribution; nothing if that cannot be told. Without importlib.metadata, which takes longer to
+    import than some of the servers."""
+    module = sys.modules.get(name)
+    for attribute in ("__version__", "version"):
+        if isinstance(version := getattr(module, attribute, None), str):
+            return version
+    folder = os.path.dirname(os.path.dirname(getattr(module, "__file__", None) or ""))
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(folder):
+            distribution, _, version = entry.removesuffix(".dist-info").partition("-")
+            if entry.endswith(".dist-info") and distribution.lower() == name:
+                return version
+    return ""
 
 
 def _name(kind: Kind, server: str) -> str:

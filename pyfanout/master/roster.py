@@ -89,10 +89,14 @@ class Member:
     """Of it that take connections; 0: an event loop does."""
     most: int = 0
     """Connections that it may hold, if an event loop does; 0: any number."""
+    serving: str = ""
+    """What kind of application it has, and who serves it, in words."""
     resigned: bool = False
     """It has said by itself that it takes no more: no death to worry about."""
     served: bool = False
     """It is dead, and had done with a connection or more; by its own word."""
+    cut: int = 0
+    """Connections that it has cut off when it was to stop now, by its own word."""
     spent: bool = False
     """It has had its max_requests."""
     short: bool = False

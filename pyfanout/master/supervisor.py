@@ -15,14 +15,17 @@ import os
 import random
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 
+import pyfanout
 from pyfanout import control, stdio
 from pyfanout.config import MAX_WORKERS, Config
 from pyfanout.control import (
     WAKE,
     Closing,
+    Cut,
     DecodeError,
     Drain,
     Failed,
@@ -91,8 +94,11 @@ class Supervisor:
         callbacks: Callbacks,
         signals: Signals,
         readiness: Readiness,
+        app: str = "",
     ) -> None:
+        """`app` is what the log calls the application."""
         self._config = config
+        self._app = app
         self._endpoints = endpoints
         self._worker_main = worker_main
         self._notify = callbacks
@@ -108,6 +114,8 @@ class Supervisor:
         self._stopping: Request | None = None
         self._stop_deadline_ns: int | None = None
         """When what is left of a stop loses patience."""
+        self._cut = 0
+        """Connections that were cut off since the stop began."""
         self._finished = False
         self._looked = True
         """The core has run since the stop began: if no client waits, it has said that it has finished."""
@@ -201,6 +209,7 @@ class Supervisor:
                 raise self._broken
             if left := self._roster.members:
                 raise StuckError(f"stopped, but these workers cannot be killed: {', '.join(map(str, left))}")
+            log.info("stopped: %s cut off", "1 connection was" if self._cut == 1 else f"{self._cut} connections were")
             return False
         deadlines = [] if timeout_ns is None else [now_ns + timeout_ns]
         deadline_ns = min(deadlines + self._deadlines(), default=None)
@@ -350,11 +359,14 @@ class Supervisor:
                 pass  # it has woken the core, which looks at the board by itself
             case Short(short):
                 self._on_short(member, short)
+            case Cut(connections):
+                member.cut = connections
         return True
 
     def _on_ready(self, member: Member, ready: Ready) -> None:
         if member.state is State.BOOTING:
             member.pool, member.threads, member.most = ready.pool, ready.threads, ready.most
+            member.serving = ready.serving
             member.ready_ns = time.monotonic_ns()
         member.wake_ns = None
         self._happened(member, Happened.SAID_READY)
@@ -371,8 +383,21 @@ class Supervisor:
         """Once."""
         if not self._told_ready and self._roster.of_state(State.READY) == len(self._roster.slots):
             self._told_ready = True
-            log.info("all workers are ready")
+            self._log_start()
             self._readiness.tell()
+
+    def _log_start(self) -> None:
+        serving = next((member.serving for member in self._roster.members if member.serving), "")
+        log.info(
+            "all workers are ready: %s (%s) on %s with %s, %s, pyfanout %s, Python %d.%d.%d",
+            self._app,
+            serving,
+            ", ".join(endpoint.address for endpoint in self._endpoints),
+            counted(len(self._roster.slots)),
+            self._config.policy,
+            pyfanout.__version__,
+            *sys.version_info[:3],
+        )
 
     def _respawn_those_that_failed(self) -> None:
         """Until the first worker was ready nobody was replaced: it might have been for ever."""
@@ -437,6 +462,9 @@ class Supervisor:
         if member.failure and self._first_failure is None:
             self._first_failure = member.failure
         member.slot.last_death, member.served = words, view.done > 0
+        if self._stopping is not None:
+            # Some of those that it has told of may not have been done when it exited.
+            self._cut += max(member.cut, view.in_hands)
         self._happened(member, Happened.DIED)
         unwanted = member.slot.retired or member.slot.place != member.place
         if unwanted and self._roster.lives_in(member.place) is None:  # a callback may have had it taken
@@ -476,6 +504,8 @@ class Supervisor:
                     member.resigned = member.resigned or member.state is State.READY
                 case Spent():
                     member.spent = True
+                case Cut(connections):
+                    member.cut = connections
 
     def _cause(self, member: Member, report: ExitReport) -> str:
         """Why it ended, as far as we know more than how."""

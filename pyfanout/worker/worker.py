@@ -21,13 +21,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyfanout import exits
 from pyfanout.app import trace_of
 from pyfanout.config import Config
 from pyfanout.control import (
     Closing,
+    Cut,
     Drain,
     Failed,
     Message,
@@ -120,6 +121,8 @@ class Worker:
         """Makes what serves take no more; set by it as soon as it may take."""
         self.doubt = ""
         """What to say when the handler fails for the first time: it may be no handler."""
+        self.serving = ""
+        """What kind of application it is, and who serves it, for the log."""
         self.watch = Watch()
         """Watches the threads of the server, if it has any."""
         self.on_closing: Callable[[], None] = lambda: None
@@ -189,7 +192,7 @@ class Worker:
             OpenFiles().raise_to(of_connections(self.most))
         self.watch.still_ms()  # a first look: a thread that is stuck before the first ping counts, too
         self.signals.hold()
-        self.say(Ready(pool, threads, 0 if threads else self.most))
+        self.say(Ready(pool, threads, 0 if threads else self.most, self.serving))
         if self.draining and self.on_drain is not None:  # it was told while the server began to accept
             self.on_drain()
 
@@ -289,6 +292,7 @@ class Worker:
             self._stop_is_told = True
             plural = "" if connections == 1 else "s"
             log.warning("worker=%d stops, with %d connection%s in its hands", self.slot, connections, plural)
+            self.say(Cut(connections))
 
     def adopt_logger(self, name: str) -> None:
         """The lines of a server go where ours go, unless the application has said where."""
@@ -334,7 +338,15 @@ def server_module(kind: Kind) -> Any:
     return importlib.import_module(_MODULES.get(kind, "pyfanout.embed"))
 
 
-def server_of(app: App, config: Config) -> Callable[[Worker], None]:
+class Serving(NamedTuple):
+    """How an application is served in a worker."""
+
+    words: str
+    """For the log: "wsgi by waitress 3.0.2"."""
+    serve: Callable[[Worker], None]
+
+
+def server_of(app: App, config: Config) -> Serving:
     """What serves an application in a worker. Raises ConfigError and LoadError."""
     kind = kind_of(app, config.interface, config.server)
     hooks = (config.on_worker_start, config.on_worker_exit)
@@ -348,9 +360,9 @@ def server_of(app: App, config: Config) -> Callable[[Worker], None]:
                 worker.doubt = doubt(app)
             module.serve(worker, app)
 
-        return serve_handler
-    serve: Callable[[Worker], None] = module.runner_of(app, kind, config.server).serve
-    return serve
+        return Serving(f"{kind.value} by pyfanout", serve_handler)
+    runner = module.runner_of(app, kind, config.server)
+    return Serving(f"{kind.value} by {module.title_of(runner)}", runner.serve)
 
 
 def enlist(worker: Worker) -> None:
@@ -399,7 +411,7 @@ def serve(worker: Worker, load: Callable[[], App]) -> int:
     try:
         if config.server == "gevent":
             importlib.import_module("pyfanout.embed.gevent").patch()  # before the application is imported
-        serve = server_of(load(), config)
+        worker.serving, serve = server_of(load(), config)
     except (Exception, SystemExit) as error:
         return worker.fail(Stage.LOAD, error)
     try:

@@ -72,6 +72,7 @@ def test_requests_are_under_way(server: MakeServer, how: str, name: str) -> None
         one.wait_workers(1, gone=[worker])
     else:
         assert one.stop(getattr(signal, f"SIG{how}")) == 0
+        assert one.log.splitlines()[-1].endswith("stopped: 2 connections were cut off")
     said = one.out
     close_all(clients)
     assert "SIGKILL" not in one.log
@@ -102,3 +103,4 @@ def test_who_is_answered_late_was_not_in_its_hands(server: MakeServer, name: str
     assert b" 200 " in read_all(client)
     assert one.wait_exit() == 0
     assert "in its hands" not in one.log
+    assert one.log.splitlines()[-1].endswith("stopped: 0 connections were cut off")

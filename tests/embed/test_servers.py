@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import resource
 import signal
 import threading
@@ -87,8 +88,11 @@ def assert_no_descriptor_is_left(one: Server, pid: int) -> None:
 # ---- living ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_worker_is_replaced(server: MakeServer, subject: Subject) -> None:
+def test_a_killed_worker_is_replaced(server: MakeServer, name: str, subject: Subject) -> None:
     one = start(server(), subject, workers=2)
+    speaker = "socketserver" if name.startswith(("socketserver", "http.server")) else name.partition("-")[0]
+    (line,) = one.wait_log("all workers are ready: ")
+    assert re.search(rf" \(\w+ by {speaker}{'' if speaker in ('socketserver', 'wsgiref') else r' [0-9.]+'}\) on ", line)
     old = pids(one)
     with Client(one.address) as client:
         client.ask(close=True)

@@ -15,7 +15,9 @@ from pyfanout.config import MAX_THREADS
 from pyfanout.control import (
     MOST_CONNECTIONS,
     PACKET_BYTES,
+    SERVING_BYTES,
     Closing,
+    Cut,
     DecodeError,
     Drain,
     Failed,
@@ -39,8 +41,9 @@ plain = st.text(st.characters(exclude_categories=["Cs"]))
 """Without surrogates, which have no encoding."""
 
 limits = st.integers(0, MOST_CONNECTIONS)
-ready = st.builds(Ready, st.just(True), st.integers(1, MAX_THREADS), limits) | st.builds(
-    Ready, st.just(False), st.integers(0, MAX_THREADS), limits
+servings = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=SERVING_BYTES)
+ready = st.builds(Ready, st.just(True), st.integers(1, MAX_THREADS), limits, servings) | st.builds(
+    Ready, st.just(False), st.integers(0, MAX_THREADS), limits, servings
 )
 failed = st.builds(
     Failed,
@@ -55,6 +58,7 @@ messages: st.SearchStrategy[Message] = (
     | st.builds(Ping, numbers)
     | st.builds(Pong, numbers, numbers)
     | st.builds(Short, st.booleans())
+    | st.builds(Cut, numbers)
     | st.sampled_from([Closing(), Drain(), Retiring(), Roomy(), Spent()])
 )
 
@@ -103,6 +107,21 @@ def test_any_payload_is_a_message_or_raises_decode_error(kind: bytes, payload: b
     if isinstance(message, Ready):
         assert 0 <= message.threads <= MAX_THREADS
         assert message.threads or not message.pool
+
+
+@given(st.text())
+def test_the_words_of_who_serves_are_one_plain_line(serving: str) -> None:
+    found = decode(encode(Ready(False, 0, 0, serving)))
+    assert isinstance(found, Ready)
+    assert len(found.serving) == min(len(serving), SERVING_BYTES)
+    for given_, kept in zip(serving, found.serving, strict=False):
+        assert kept in (given_, "?")
+
+
+@pytest.mark.parametrize("text", [b"\n", b"\x1b[2J", b"\xff", b"x" * (SERVING_BYTES + 1)])
+def test_words_that_are_not_a_plain_line(text: bytes) -> None:
+    with pytest.raises(DecodeError):
+        decode(encode(Ready(False, 0)) + text)
 
 
 @pytest.mark.parametrize("threads", [MAX_THREADS + 1, 65535])
