@@ -7,7 +7,6 @@
 #define _GNU_SOURCE
 #include "core.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
@@ -15,7 +14,9 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-#define PAGE_BYTES 4096 /* pages are larger on some machines; what is unmapped is rounded to theirs, see keep */
+#if ATOMIC_LLONG_LOCK_FREE != 2 /* else the lock would be in each process's own memory, and protect nothing */
+#error pyfanout cannot be built for this processor: it has no lock-free 64-bit atomics, with which processes share counters
+#endif
 
 struct fan_board {
     _Atomic uint64_t generation;
@@ -26,78 +27,100 @@ struct fan_board {
     _Atomic int32_t threads;                        /* cells ever used */
     _Atomic int32_t wanted;                         /* set by the master: it waits for a connection to be done */
     _Atomic int64_t busy_since_ns[FAN_MAX_THREADS]; /* 0: idle */
-    char pad[PAGE_BYTES - 6 * 8 - FAN_MAX_THREADS * 8];
 };
-
-static_assert(sizeof(struct fan_board) == PAGE_BYTES, "one page a slot");
-static_assert(FAN_TURNS_BYTES % PAGE_BYTES == 0, "whole pages");
-
-static size_t bytes_of(int slots)
-{
-    return (size_t)slots * PAGE_BYTES + FAN_TURNS_BYTES;
-}
 
 #define load(field) atomic_load_explicit(&(field), memory_order_relaxed)
 #define store(field, value) atomic_store_explicit(&(field), (value), memory_order_relaxed)
 #define add(field, value) atomic_fetch_add_explicit(&(field), (value), memory_order_relaxed)
 
-fan_board *fan_board_map(int slots)
+/* ---- the pages of all slots ---------------------------------------------------------------------------------------- */
+
+/* The kernel maps and unmaps whole pages, and rounds or refuses all else. Their size is the machine's (4 KiB, 16, 64), which
+ * the processor's kind does not tell: aarch64 has all three. */
+static size_t whole_pages(size_t bytes)
 {
-    void *pages = mmap(NULL, bytes_of(slots), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    return pages == MAP_FAILED ? NULL : pages;
+    size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE);
+    return (bytes + page_bytes - 1) / page_bytes * page_bytes;
+}
+
+static size_t bytes_before(const fan_boards *boards, int slot)
+{
+    return (size_t)slot * boards->each_bytes;
+}
+
+/* Of the boards of all slots, and of the turns. */
+static size_t bytes_of(const fan_boards *boards)
+{
+    return bytes_before(boards, boards->slots) + whole_pages(FAN_TURNS_BYTES);
+}
+
+/* A page costs memory only when it is written to: with 2048 slots this takes 8 MiB of addresses, 128 MiB where a page has 64
+ * KiB, but no more memory than one page for each slot that was ever used, and the turns. */
+int fan_boards_map(fan_boards *boards, int slots)
+{
+    fan_boards mapped = {.slots = slots, .each_bytes = whole_pages(sizeof(fan_board))};
+    mapped.memory = mmap(NULL, bytes_of(&mapped), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (mapped.memory == MAP_FAILED)
+        return -errno;
+    *boards = mapped;
+    return 0;
 }
 
 /* Put a file in the place of the pages, which nobody uses yet. Returns its descriptor or -errno. It keeps its size: who
  * made it shorter, under the master's eyes, would end the master with a SIGBUS. */
-int fan_board_share(fan_board *board, int slots)
+int fan_boards_share(const fan_boards *boards)
 {
-    size_t bytes = bytes_of(slots);
+    size_t bytes = bytes_of(boards);
     int fd = memfd_create("board", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0)
         return -errno;
     if (ftruncate(fd, (off_t)bytes) == 0 &&
         fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0 &&
-        mmap(board, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) != MAP_FAILED)
+        mmap(boards->memory, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) != MAP_FAILED)
         return fd;
     int rc = -errno;
     close(fd);
     return rc;
 }
 
-void fan_board_unmap(fan_board *board, int slots)
+/* No-op if they are not mapped. */
+void fan_boards_unmap(const fan_boards *boards)
 {
-    munmap(board, bytes_of(slots));
+    if (boards->memory)
+        munmap(boards->memory, bytes_of(boards));
 }
 
-/* Unmap all pages but one, and the turns behind them. Where the machine's pages are larger, munmap refuses (EINVAL) and the
- * neighbours stay mapped: a worker's bug could then disturb their statistics, but no connection. */
-void fan_board_keep(fan_board *board, int slots, int keep)
+/* Unmap all boards but one, which is returned; the turns behind them stay. */
+fan_board *fan_boards_keep(const fan_boards *boards, int slot)
 {
-    if (keep > 0)
-        munmap(board, (size_t)keep * PAGE_BYTES);
-    if (keep + 1 < slots)
-        munmap(board + keep + 1, (size_t)(slots - keep - 1) * PAGE_BYTES);
+    if (slot > 0)
+        munmap(boards->memory, bytes_before(boards, slot));
+    if (slot + 1 < boards->slots)
+        munmap(fan_boards_at(boards, slot + 1), bytes_before(boards, boards->slots - slot - 1));
+    return fan_boards_at(boards, slot);
 }
 
-/* Where the machine's pages are larger its neighbours are mapped, too, see fan_board_keep. */
-static void *map_at(int fd, size_t at, size_t bytes)
+fan_turns *fan_boards_turns(const fan_boards *boards)
 {
-    size_t before = at % (size_t)sysconf(_SC_PAGESIZE);
-    char *pages = mmap(NULL, before + bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)(at - before));
-    return pages == MAP_FAILED ? NULL : pages + before;
+    return (fan_turns *)fan_boards_at(boards, boards->slots);
 }
+
+/* ---- one page ------------------------------------------------------------------------------------------------------ */
 
 int fan_board_open(int fd, int slot, fan_board **board, fan_turns **turns)
 {
+    size_t board_bytes = whole_pages(sizeof(fan_board)), turns_bytes = whole_pages(FAN_TURNS_BYTES);
     struct stat file;
     if (fstat(fd, &file) < 0)
         return -errno;
-    void *page = map_at(fd, (size_t)slot * PAGE_BYTES, PAGE_BYTES);
-    void *shared = page ? map_at(fd, (size_t)file.st_size - FAN_TURNS_BYTES, FAN_TURNS_BYTES) : NULL;
-    if (!shared) {
+    off_t at = (off_t)((size_t)slot * board_bytes), turns_at = file.st_size - (off_t)turns_bytes;
+    void *page = mmap(NULL, board_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, at);
+    if (page == MAP_FAILED)
+        return -errno;
+    void *shared = mmap(NULL, turns_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, turns_at);
+    if (shared == MAP_FAILED) {
         int rc = -errno;
-        if (page)
-            munmap(page, PAGE_BYTES);
+        munmap(page, board_bytes);
         return rc;
     }
     *board = page;
@@ -105,57 +128,47 @@ int fan_board_open(int fd, int slot, fan_board **board, fan_turns **turns)
     return 0;
 }
 
-fan_board *fan_board_page(fan_board *board, int slot)
+void fan_board_begin(fan_board *page, uint64_t generation)
 {
-    return board + slot;
-}
-
-fan_turns *fan_board_turns(fan_board *board, int slots)
-{
-    return (fan_turns *)(board + slots);
-}
-
-void fan_board_begin(fan_board *board, int slot, uint64_t generation)
-{
-    memset(&board[slot], 0, sizeof board[slot]);
-    store(board[slot].generation, generation);
+    memset(page, 0, sizeof *page);
+    store(page->generation, generation);
 }
 
 /* In a child that a worker forked: from now on it writes to a page of its own that nobody reads. */
 void fan_board_disown(fan_board *page)
 {
-    if (mmap(page, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
-        munmap(page, PAGE_BYTES); /* rather a crash of the child than a lie about its parent */
+    size_t bytes = whole_pages(sizeof *page);
+    if (mmap(page, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
+        munmap(page, bytes); /* rather a crash of the child than a lie about its parent */
 }
 
-uint64_t fan_board_taken(const fan_board *board, int slot)
+uint64_t fan_board_taken(const fan_board *page)
 {
-    return load(board[slot].taken);
+    return load(page->taken);
 }
 
-uint64_t fan_board_finished(const fan_board *board, int slot)
+uint64_t fan_board_finished(const fan_board *page)
 {
-    return load(board[slot].done) + load(board[slot].truncated);
+    return load(page->done) + load(page->truncated);
 }
 
-void fan_board_want(fan_board *board, int slot)
+void fan_board_want(fan_board *page)
 {
-    atomic_store(&board[slot].wanted, 1);
+    atomic_store(&page->wanted, 1);
     atomic_thread_fence(memory_order_seq_cst); /* before the look, which is a relaxed one */
 }
 
 /* How many of the first `threads` threads wait for a connection. */
-int fan_board_idle(const fan_board *board, int slot, int threads)
+int fan_board_idle(const fan_board *page, int threads)
 {
     int idle = 0;
     for (int thread = 0; thread < threads && thread < FAN_MAX_THREADS; thread++)
-        idle += load(board[slot].busy_since_ns[thread]) == 0;
+        idle += load(page->busy_since_ns[thread]) == 0;
     return idle;
 }
 
-void fan_board_look(const fan_board *board, int slot, fan_board_view *out)
+void fan_board_look(const fan_board *page, fan_board_view *out)
 {
-    const struct fan_board *page = &board[slot];
     memset(out, 0, sizeof *out);
     out->generation = load(page->generation);
     out->truncated = load(page->truncated); /* what is lost is done with: it is nobody's load */

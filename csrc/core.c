@@ -56,12 +56,14 @@ int fan_core_new(int slots, int policy, fan_core **out)
     core->slots = calloc((size_t)slots, sizeof *core->slots);
     core->rotation = calloc((size_t)slots + 1, sizeof *core->rotation);
     core->notices = calloc((size_t)NOTICES(slots), sizeof *core->notices);
-    core->board = fan_board_map(slots);
-    core->turns = core->board ? fan_board_turns(core->board, slots) : NULL;
     for (int i = 0; core->channels && i <= slots; i++)
         core->channels[i] = (fan_channel){.write_fd = -1, .read_fd = -1, .spill_fd = -1};
-    if (!core->channels || !core->slots || !core->rotation || !core->notices || !core->board)
+    if (!core->channels || !core->slots || !core->rotation || !core->notices)
         goto fail;
+    rc = fan_boards_map(&core->boards, slots);
+    if (rc < 0)
+        goto fail;
+    core->turns = fan_boards_turns(&core->boards);
     rc = core->message_bytes = fan_message_bytes();
     if (rc < 0)
         goto fail;
@@ -117,8 +119,7 @@ void fan_core_free(fan_core *core)
     close_most(core);
     for (int i = 0; core->channels && i <= core->slot_count; i++)
         fan_close(&core->channels[i].read_fd);
-    if (core->board)
-        fan_board_unmap(core->board, core->slot_count);
+    fan_boards_unmap(&core->boards);
     free_memory(core);
 }
 
@@ -131,8 +132,7 @@ void fan_core_abandon(fan_core *core, int slot, int *pool_fd, int *slot_fd, fan_
     for (int i = 0; i < core->slot_count; i++)
         if (i != slot)
             fan_close(&core->channels[i].read_fd);
-    fan_board_keep(core->board, core->slot_count, slot);
-    *board = fan_board_page(core->board, slot);
+    *board = fan_boards_keep(&core->boards, slot);
     *turns = core->turns;
     free_memory(core);
 }
@@ -152,7 +152,7 @@ int fan_core_listen(fan_core *core, int fd)
 int fan_core_share(fan_core *core)
 {
     assert(core->used_count == 0 && core->board_fd < 0);
-    int fd = fan_board_share(core->board, core->slot_count);
+    int fd = fan_boards_share(&core->boards);
     if (fd < 0)
         return fd;
     core->board_fd = fd;
@@ -198,7 +198,7 @@ static bool want_room(fan_core *core)
     bool room = false;
     for (int i = 0; i < core->rotation_count; i++)
         if (room_of(core, core->rotation[i]) == 0) {
-            fan_board_want(core->board, core->rotation[i]);
+            fan_board_want(fan_boards_at(&core->boards, core->rotation[i]));
             room |= room_of(core, core->rotation[i]) > 0;
         }
     return room;
@@ -473,8 +473,8 @@ static bool look_at(fan_core *core, int number)
     int idle = 0;
     for (int slot = 0; slot < core->used_count; slot++) {
         if (core->slots[slot].entered && fan_slot_channel(core, slot) == number) {
-            taken += fan_board_taken(core->board, slot);
-            idle += fan_board_idle(core->board, slot, core->slots[slot].threads);
+            taken += fan_board_taken(fan_boards_at(&core->boards, slot));
+            idle += fan_board_idle(fan_boards_at(&core->boards, slot), core->slots[slot].threads);
         }
     }
     if (taken != channel->taken_seen) {

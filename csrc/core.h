@@ -25,7 +25,14 @@ typedef struct {
 } fan_record;
 
 #define FAN_NUDGE (-1)
-#define FAN_TURNS_BYTES 12288 /* behind the pages of the board */
+#define FAN_TURNS_BYTES 12288 /* behind the boards */
+
+/* The boards of all slots, each on pages of its own, and the turns behind them. */
+typedef struct {
+    char *memory;            /* NULL: not mapped */
+    int slots;
+    size_t each_bytes;       /* from one to the next */
+} fan_boards;
 
 /* A connection in the master's hands. */
 typedef struct {
@@ -94,9 +101,9 @@ struct fan_core {
     int *rotation;           /* numbers of the channels with a ready worker */
     fan_channel *channels;   /* one a slot, and the pool's at [slots] */
     fan_slot *slots;
-    fan_board *board;        /* one page a slot, shared with the workers */
+    fan_boards boards;       /* shared with the workers */
     fan_turns *turns;        /* behind it, and shared by all workers that read the pool */
-    int board_fd;            /* owned; its file, or -1: it has none */
+    int board_fd;            /* owned; their file, or -1: they have none */
     int listener_count, listener_cursor;
     int batch_count;         /* accepted by the last batch */
     int64_t batch_ns;        /* when that was */
@@ -157,18 +164,21 @@ int fan_channel_receive(int channel_fd, int flags, fan_record *record, int *fd);
 int fan_channel_receive_many(int channel_fd, int count, fan_record *records, int *fds);
 
 /* board.c */
-fan_board *fan_board_map(int slots);
-int fan_board_share(fan_board *board, int slots);
-void fan_board_unmap(fan_board *board, int slots);
-void fan_board_keep(fan_board *board, int slots, int keep);
-void fan_board_begin(fan_board *board, int slot, uint64_t generation);
-uint64_t fan_board_taken(const fan_board *board, int slot);
-void fan_board_want(fan_board *board, int slot);
-uint64_t fan_board_finished(const fan_board *board, int slot);
-int fan_board_idle(const fan_board *board, int slot, int threads);
-void fan_board_look(const fan_board *board, int slot, fan_board_view *out);
-fan_board *fan_board_page(fan_board *board, int slot);
-fan_turns *fan_board_turns(fan_board *board, int slots);
+int fan_boards_map(fan_boards *boards, int slots);
+int fan_boards_share(const fan_boards *boards);
+void fan_boards_unmap(const fan_boards *boards);
+fan_board *fan_boards_keep(const fan_boards *boards, int slot);
+fan_turns *fan_boards_turns(const fan_boards *boards);
+static inline fan_board *fan_boards_at(const fan_boards *boards, int slot)
+{
+    return (fan_board *)(boards->memory + (size_t)slot * boards->each_bytes);
+}
+void fan_board_begin(fan_board *page, uint64_t generation);
+uint64_t fan_board_taken(const fan_board *page);
+void fan_board_want(fan_board *page);
+uint64_t fan_board_finished(const fan_board *page);
+int fan_board_idle(const fan_board *page, int threads);
+void fan_board_look(const fan_board *page, fan_board_view *out);
 void fan_board_enrol(fan_board *page, int thread);
 void fan_board_idle_now(fan_board *page, int thread);
 void fan_board_busy_now(fan_board *page, int thread, int64_t now_ns);

@@ -13,14 +13,14 @@
 
 /* cdef: begin */
 
-#define FAN_MAX_SLOTS 2048    /* a page of memory each, and two descriptors while it is used */
+#define FAN_MAX_SLOTS 2048    /* once it is used, a page of memory each; and two descriptors while it is used */
 #define FAN_MAX_LISTENERS 64
-#define FAN_MAX_THREADS 256   /* what fits on a slot's page of the board */
+#define FAN_MAX_THREADS 256   /* with more a board would not fit on a page of 4 KiB */
 #define FAN_BATCH 32          /* the most connections that are in the master's hands at one time */
 #define FAN_HOST_BYTES 112    /* longest printable peer: a UNIX path, with its NUL */
 
 typedef struct fan_core fan_core;    /* the master's end */
-typedef struct fan_board fan_board;  /* a slot's page of shared counters and times */
+typedef struct fan_board fan_board;  /* a slot's shared counters and times, on a page of their own */
 typedef struct fan_turns fan_turns;  /* which thread takes next from the pool's channel; shared by all that wait */
 typedef struct fan_linger fan_linger; /* connections that a worker has ended and whose client may still send */
 typedef struct fan_taker fan_taker;  /* a worker's (or thread's) reading end of a channel */

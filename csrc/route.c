@@ -24,7 +24,7 @@
 /* Connections that were passed to this slot's worker and are not done. The worker says what is done: clamped. */
 uint64_t fan_slot_live(const fan_core *core, int slot)
 {
-    uint64_t done = fan_board_finished(core->board, slot), passed = core->slots[slot].passed;
+    uint64_t done = fan_board_finished(fan_boards_at(&core->boards, slot)), passed = core->slots[slot].passed;
     return done < passed ? passed - done : 0;
 }
 

@@ -95,7 +95,7 @@ int fan_slot_begin(fan_core *core, int slot, uint64_t generation, int identity)
     core->slots[slot].identity = identity;
     int left = fan_channel_untaken(channel);
     core->slots[slot].passed = left > 0 ? (uint64_t)left : 0;
-    fan_board_begin(core->board, slot, generation);
+    fan_board_begin(fan_boards_at(&core->boards, slot), generation);
     fan_turns_begin(core->turns, slot);
     return 0;
 }
@@ -189,7 +189,7 @@ int fan_slot_untaken(const fan_core *core, int slot)
 void fan_slot_look(const fan_core *core, int slot, fan_board_view *out)
 {
     assert(slot >= 0 && slot < core->slot_count);
-    fan_board_look(core->board, slot, out);
+    fan_board_look(fan_boards_at(&core->boards, slot), out);
     out->in_hands = out->taken - out->done;
     if (out->in_hands < (uint64_t)out->busy_threads)
         out->in_hands = (uint64_t)out->busy_threads;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import mmap
 import os
 import random
 import socket
@@ -53,10 +54,10 @@ def _do(line: str) -> None:
 
 def board(worker: pyfanout.Worker, rng: random.Random) -> None:
     """Random bytes all over its page."""
-    page = ffi.buffer(ffi.cast("char *", worker.station.board), 4096)
+    page = ffi.buffer(ffi.cast("char *", worker.station.board), mmap.PAGESIZE)
     for _ in range(TIMES):
-        begin = rng.randrange(4096)
-        end = rng.randrange(begin, 4096) + 1
+        begin = rng.randrange(mmap.PAGESIZE)
+        end = rng.randrange(begin, mmap.PAGESIZE) + 1
         page[begin:end] = rng.choice([rng.randbytes(end - begin), b"\0" * (end - begin), b"\xff" * (end - begin)])
         time.sleep(WHILE_S)
 

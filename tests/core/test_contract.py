@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from pyfanout import config, core
 from pyfanout.config import Policy
 from pyfanout.core import BATCH, SLOTS, Core, News
 
-from .kit import Faults, House, descriptors, free_descriptors, in_child, is_open
+from .kit import Faults, House, compiler, descriptors, free_descriptors, in_child, is_open
 
 MakeHouse = Callable[..., House]
 HEADER = Path(__file__).parents[2] / "csrc" / "fanout.h"
@@ -350,3 +351,18 @@ def test_a_life_in_which_one_call_fails(faults: Faults, call: str) -> None:
             break
     else:
         pytest.fail("every life meets a failure")
+
+
+# ---- machines ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("lock_free", "words"), [("2", []), ("1", ["pyfanout cannot be built", "64-bit atomics"])])
+def test_a_machine_without_64_bit_atomics_is_refused_in_one_line(lock_free: str, words: list[str]) -> None:
+    """When the core is built: 1 is what the compiler says where such atomics are behind a lock of the process's own."""
+    macro = "__GCC_ATOMIC_LLONG_LOCK_FREE"
+    flags = ["-std=gnu11", "-fsyntax-only", f"-I{HEADER.parent}", f"-U{macro}", f"-D{macro}={lock_free}"]
+    command = [*compiler(), *flags, str(HEADER.with_name("board.c"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert (done.returncode != 0, len(errors)) == (bool(words), min(len(words), 1)), done.stderr
+    assert all(word in errors[0] for word in words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import random
 import socket
 from collections import Counter
@@ -210,7 +211,7 @@ def test_a_page_full_of_lies_harms_only_the_liar(house: MakeHouse, rng: random.R
     here = house(3, Policy.LEAST_CONNECTIONS)
     workers = [here.worker(slot) for slot in range(3)]
     for _ in range(30):
-        ffi.buffer(ffi.cast("char *", workers[0].station.board), 4096)[:] = rng.randbytes(4096)
+        ffi.buffer(ffi.cast("char *", workers[0].station.board), mmap.PAGESIZE)[:] = rng.randbytes(mmap.PAGESIZE)
         here.core.look(0)
         here.connect(9)
         here.settle()
@@ -228,7 +229,7 @@ def test_a_liar_in_the_pool(house: MakeHouse, rng: random.Random) -> None:
     here = house(2)
     workers = [here.worker(slot, 16, pool=True) for slot in range(2)]
     for _ in range(10):
-        ffi.buffer(ffi.cast("char *", workers[0].station.board), 4096)[:] = rng.randbytes(4096)
+        ffi.buffer(ffi.cast("char *", workers[0].station.board), mmap.PAGESIZE)[:] = rng.randbytes(mmap.PAGESIZE)
         here.connect(5)
         here.run_for(12_000_000)
         assert here["nudges"] <= 2 * 256

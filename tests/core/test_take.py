@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import resource
 import signal
@@ -415,7 +416,7 @@ def test_abandon_keeps_two_descriptors_and_a_page(slot: int) -> None:
             assert descriptors() - before - clients == {station.pool_fd, station.slot_fd}
             assert maps - pages() == 4
             address = int(ffi.cast("uintptr_t", station.board))
-            assert address % 4096 == 0
+            assert address % mmap.PAGESIZE == 0
             station.done()
             os.close(station.pool_fd)
             os.close(station.slot_fd)
@@ -431,7 +432,7 @@ def pages() -> int:
         for line in lines:
             if "/dev/zero (deleted)" in line:
                 start, end = (int(part, 16) for part in line.split()[0].split("-"))
-                count += (end - start) // 4096
+                count += (end - start) // mmap.PAGESIZE
     return count
 
 

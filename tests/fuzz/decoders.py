@@ -26,7 +26,6 @@ with atheris.instrument_imports(include=["pyfanout"]):
     from pyfanout.worker import proxy
 
 LIBFUZZER = Path(atheris.__file__).with_name("core_with_libfuzzer" + EXTENSION_SUFFIXES[0])
-PAGE_BYTES = 4096
 CLIENTS = 64
 """More than both workers get: some wait, and the master looks for room."""
 
@@ -72,7 +71,7 @@ def board_page(data: bytes) -> None:
     if not _guided:
         _guided.append(guide())
     for page in _pages:
-        page[:] = data[:PAGE_BYTES].ljust(PAGE_BYTES, data[-1:] or b"\0")
+        page[:] = data[: mmap.PAGESIZE].ljust(mmap.PAGESIZE, data[-1:] or b"\0")
     for event in _master.run(0):
         assert event.news is News.WATCHED, event
     for place in range(len(_pages)):
@@ -128,7 +127,7 @@ if __name__ == "__main__":
         for place in range(2):
             _master.begin(place, 1, place)
             _master.enter(place, pool=place == 1, threads=place, size=8, most=4)
-        _pages = [mmap.mmap(_master.ends(0)[2], PAGE_BYTES, offset=place * PAGE_BYTES) for place in range(2)]
+        _pages = [mmap.mmap(_master.ends(0)[2], mmap.PAGESIZE, offset=place * mmap.PAGESIZE) for place in range(2)]
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
             listener.bind("")
             listener.listen(CLIENTS)
