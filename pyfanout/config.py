@@ -12,6 +12,7 @@ import ipaddress
 import math
 import operator
 import os
+import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -34,6 +35,7 @@ MAX_THREADS = 256  # per worker; more blocking handlers than this belong on an a
 MAX_SECONDS = 1_000_000  # eleven days; keeps every deadline far inside 64 bits of nanoseconds
 MAX_COUNT = 2**31 - 1  # a C int
 PREFIX = "PYFANOUT_"  # of the variables
+WEB_CONCURRENCY = "WEB_CONCURRENCY"  # what Heroku and others tell a server, and gunicorn and uvicorn read
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -81,6 +83,10 @@ class Option:
     def variable(self) -> str:
         return PREFIX + self.name.upper()
 
+    def given(self, environ: Mapping[str, str]) -> bool:
+        """Whether its variable says something: one that is blank does not, as compose files and CI say "not set"."""
+        return not self.python_only and bool(environ.get(self.variable, "").strip())
+
     def read(self, value: object, source: str | None = None) -> object:
         """The value that `value` stands for. Raises ConfigError, naming `source`, if it is not allowed."""
         try:
@@ -110,6 +116,17 @@ def _digits(text: str) -> int:
     return int(text)
 
 
+_DECIMAL = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+
+def _decimal(text: str) -> float:
+    """The same for `float()`: `1.5` and `1e3`, and neither `1_0.5` nor `+1`."""
+    text = text.strip()
+    if not _DECIMAL.fullmatch(text):
+        raise ValueError("not a decimal number")
+    return float(text)
+
+
 def _auto_workers() -> int:
     return min(cpus.available(), MAX_WORKERS)
 
@@ -131,7 +148,7 @@ def _seconds(*, zero: bool) -> Values:
     def read(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise TypeError("not a number")
-        seconds = float(value)
+        seconds = _decimal(value) if isinstance(value, str) else float(value)
         if not math.isfinite(seconds) or not 0 <= seconds <= MAX_SECONDS or (seconds == 0 and not zero):
             raise ValueError("out of range")
         return seconds
@@ -567,21 +584,22 @@ class Config:
 
         An argument that is None and a variable that is blank count as not given. `workers="auto"`, which is
         the default, asks `WEB_CONCURRENCY` and then `cpus.available()`. `command_line` says that the
-        arguments were flags, which is how errors then name them. Raises ConfigError, one line, for an unknown
-        argument or a value that is not allowed; a `PYFANOUT_` variable that is no option is skipped (see
-        `unknown_variables`).
+        arguments were flags, which is how errors then name them. A variable is not read, either, if it excludes an
+        argument: `certfile` beside `ssl`. Raises ConfigError, one line, for an unknown argument or a value that is not
+        allowed; a `PYFANOUT_` variable that is no option is skipped (see `unknown_variables`).
         """
         known = options()
         for name in arguments:
             if name not in known:
                 raise ConfigError(f"no option is named {name!r}{_did_you_mean(name, known)}")
         values: dict[str, Any] = {}
+        overruled = {each for name in EXCLUDES if arguments.get(name) is not None for each in EXCLUDES[name]}
         for name, option in known.items():
             found = arguments.get(name), option.flag if command_line else "the argument"
-            if found[0] is None and not option.python_only:
-                found = _variable(environ, option.variable)
+            if found[0] is None and option.given(environ) and name not in overruled:
+                found = environ[option.variable], option.variable
             if name == "workers" and (found[0] is None or _is_auto(found[0])):
-                found = _variable(environ, "WEB_CONCURRENCY")
+                found = environ.get(WEB_CONCURRENCY, "").strip() or None, WEB_CONCURRENCY
             if found[0] is not None:
                 values[name] = option.read(*found)
         return cls(**values)
@@ -603,6 +621,10 @@ class Config:
             for name, option in options().items()
             if not option.python_only
         )
+
+
+EXCLUDES = {"ssl": ("certfile", "keyfile")}
+"""Options instead of which another is given."""
 
 
 class Options(TypedDict, total=False):
@@ -669,11 +691,6 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     return [
         f"{PREFIX}{name} is not an option{_did_you_mean(name, known, PREFIX)}" for name in given if name not in known
     ]
-
-
-def _variable(environ: Mapping[str, str], name: str) -> tuple[object, str]:
-    text = environ.get(name, "")
-    return (text if text.strip() else None), name  # blank: how compose files and CI say "not set"
 
 
 def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -76,6 +76,9 @@ ALLOWED: list[tuple[str, Any, Any]] = [
     ("drain_timeout", 0, 0.0),
     ("drain_timeout", "1.5", 1.5),
     ("boot_timeout", "1e3", 1000.0),
+    ("boot_timeout", " 2.5E-1 ", 0.25),
+    ("boot_timeout", ".5", 0.5),
+    ("boot_timeout", "1.", 1.0),
     ("nodelay", "off", False),
     ("nodelay", "Yes", True),
     ("nodelay", False, False),
@@ -149,6 +152,17 @@ REFUSED: list[tuple[str, Any]] = [
     ("drain_timeout", math.inf),
     ("drain_timeout", "nan"),
     ("drain_timeout", "30s"),
+    ("drain_timeout", "1_0"),
+    ("drain_timeout", "1_0.5"),
+    ("drain_timeout", "1.5_0"),
+    ("drain_timeout", "1e1_0"),
+    ("drain_timeout", "\u0663"),
+    ("drain_timeout", "\uff11.5"),
+    ("drain_timeout", "+1"),
+    ("drain_timeout", "-0"),
+    ("drain_timeout", "."),
+    ("drain_timeout", "0x10"),
+    ("drain_timeout", "infinity"),
     ("drain_timeout", 10**400),
     ("drain_timeout", True),
     ("drain_timeout", [30]),
@@ -160,6 +174,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("log_level", 10),
     ("ready_fd", -1),
     ("ready_fd", "stdout"),
+    ("ready_fd", "1_0"),
     ("pidfile", ""),
     ("pidfile", b"x"),
     ("pidfile", "a\0b"),
@@ -214,6 +229,20 @@ def test_arguments_then_variables_then_defaults() -> None:
 
 def test_a_bad_variable_does_not_matter_where_an_argument_wins() -> None:
     assert Config.resolve({"threads": 2}, {"PYFANOUT_THREADS": "x"}).threads == 2
+
+
+def test_an_argument_wins_over_variables_that_exclude_it() -> None:
+    """Also over bad ones, which are not looked at."""
+    environ = {"PYFANOUT_CERTFILE": "/cert.pem", "PYFANOUT_KEYFILE": "a\0b"}
+    config = Config.resolve({"ssl": hook}, environ)
+    assert (config.ssl, config.certfile, config.keyfile) == (hook, None, None)
+    with pytest.raises(ConfigError, match="keyfile"):
+        Config.resolve({}, environ)
+    for others in ({"certfile": "x"}, {"certfile": "x", "keyfile": "y"}):
+        with pytest.raises(ConfigError, match="ssl: certfile is given, too; say it in one of the two"):
+            Config.resolve({"ssl": hook, **others}, {})
+    config = Config.resolve({"certfile": "/other.pem"}, {"PYFANOUT_KEYFILE": "/key.pem"})
+    assert (config.certfile, config.keyfile) == ("/other.pem", "/key.pem"), "these two go together"
 
 
 @pytest.mark.parametrize(
