@@ -12,9 +12,9 @@ import importlib
 import os
 import traceback
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from pyfanout.errors import ConfigError, LoadError
+from pyfanout.errors import ConfigError, FanoutError, LoadError
 from pyfanout.folders import Folders
 from pyfanout.kind import App, known_class, name_of
 
@@ -83,7 +83,25 @@ def import_from(spec: str, folders: Folders | None = None, *, factory: bool = Fa
     return cast("App", found)
 
 
-def trace_of(error: BaseException, *, whole: bool) -> str:
+class Failure(NamedTuple):
+    """Why an application cannot be loaded or started."""
+
+    reason: str
+    """One line."""
+    trace: str
+    """Its traceback; nothing if the reason says it all."""
+
+
+def failure_of(error: BaseException, *, whole: bool = False) -> Failure:
+    """Of an exception that ends a start. `whole`: with our own frames, if there are no others."""
+    cause = error.__cause__ if isinstance(error, LoadError) else error
+    words = str(error) if isinstance(error, FanoutError) else f"{type(error).__name__}: {error}"
+    plain = cause is None or isinstance(error, ConfigError)
+    trace = "" if cause is None or plain else _trace_of(cause, whole=whole)
+    return Failure((words.splitlines() or [""])[0], trace)
+
+
+def _trace_of(error: BaseException, *, whole: bool) -> str:
     """The traceback from the application's first frame on: those before it are ours, and importlib's. If there is none,
     the error alone (a module that cannot be compiled), or `whole` traceback (an error of our own)."""
     found = error.__traceback__

@@ -11,12 +11,17 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.app import check_spec
+from pyfanout.app import check_spec, failure_of, loader_of
 from pyfanout.config import BINDS, SWITCH, Config, Option, options, unknown_variables
+from pyfanout.errors import LoadError
+from pyfanout.folders import Folders
+from pyfanout.log import plain
+from pyfanout.master.access import Access
 from pyfanout.master.listeners import parse
 from pyfanout.master.readiness import check_inherited
 from pyfanout.master.signals import Signals
 from pyfanout.server import Master
+from pyfanout.worker.worker import serving_of
 
 if TYPE_CHECKING:
     from pyfanout.cli import Parser
@@ -39,7 +44,9 @@ def add(verbs: argparse._SubParsersAction[Parser]) -> None:
     for option in options().values():
         if not option.python_only:
             parser.add_argument(*_flags(option), dest=option.name, help=_help(option), **_form(option))
-    parser.add_argument("--check-config", action="store_true", help="print what would run and exit")
+    parser.add_argument(
+        "--check-config", action="store_true", help="load the application, print what would run, and exit"
+    )
     parser.set_defaults(act=run)
 
 
@@ -58,15 +65,36 @@ def run(arguments: argparse.Namespace, signals: Signals | None) -> int:
         if isinstance(bind, str):
             parse(bind)
     if arguments.check_config:
-        print(f"app = {arguments.app}\n{config.describe()}")
-        for line in unknown_variables(os.environ):
-            print(f"pyfanout: {line}", file=sys.stderr)
+        if signals is not None:
+            signals.exit_code = 1  # of a check that is interrupted: a deploy must not go on
+        check(arguments.app, config)
         return 0
     if signals is not None and config.ready_fd is not None:
         check_inherited(config.ready_fd)
     with Master.of(config, arguments.app, signals=signals) as master:
         master.run()
     return 0
+
+
+def check(spec: str, config: Config) -> None:
+    """Load the application as a worker does, and print what would run. Raises ConfigError, and LoadError, after the
+    application's traceback, if it cannot be loaded."""
+    for line in unknown_variables(os.environ):
+        print(f"pyfanout: {plain(line)}", file=sys.stderr)
+    folders = Folders.of(config)
+    Access.of(config.unix_mode, config.unix_owner)
+    if config.tls:
+        from pyfanout.worker.tls import prepare  # noqa: PLC0415 - ssl takes 10 ms to import
+
+        prepare(folders.fixed(config))
+    try:
+        served_as = serving_of(loader_of(spec, folders, factory=config.factory), config).words
+    except (Exception, SystemExit) as error:
+        failed = failure_of(error)
+        if failed.trace:
+            print(plain(failed.trace.rstrip()), file=sys.stderr)
+        raise LoadError(failed.reason) from error
+    print(f"app = {spec}\nserved as = {served_as}\n{config.describe()}")
 
 
 def _flags(option: Option) -> list[str]:

@@ -179,7 +179,7 @@ class Signals:
             found(signum, frame)
         elif found is not signal.SIG_IGN and self._request(signum, 0) in (Request.STOP, Request.STOP_NOW):
             stdio.flush()
-            os._exit(0)
+            os._exit(self.exit_code)
 
     # ---- the wake-up descriptor -----------------------------------------------------------------------------------
 

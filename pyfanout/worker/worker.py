@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyfanout import exits
-from pyfanout.app import trace_of
+from pyfanout.app import failure_of
 from pyfanout.config import Config
 from pyfanout.control import (
     Closing,
@@ -43,7 +43,7 @@ from pyfanout.control import (
     tell,
 )
 from pyfanout.core import SHORTAGE_S, Station, keep_heap
-from pyfanout.errors import ConfigError, FanoutError, LoadError
+from pyfanout.errors import ConfigError, LoadError
 from pyfanout.kind import App, Kind
 from pyfanout.limits import OpenFiles, of_connections
 from pyfanout.log import counted
@@ -321,12 +321,8 @@ class Worker:
 
     def fail(self, stage: Stage, error: BaseException) -> int:
         """Tell the master why there will be no READY; the exit code."""
-        cause = error.__cause__ if isinstance(error, LoadError) else error
-        plain = cause is None or isinstance(error, ConfigError)
-        details = "" if cause is None or plain else trace_of(cause, whole=stage is not Stage.LOAD)
-        words = str(error) if isinstance(error, FanoutError) else f"{type(error).__name__}: {error}"
-        reason = (words.splitlines() or [""])[0]
-        self.say(Failed(stage, reason, details))
+        failure = failure_of(error, whole=stage is not Stage.LOAD)
+        self.say(Failed(stage, failure.reason, failure.trace))
         return LoadError.exit_code if stage is Stage.LOAD else 3
 
 
@@ -363,6 +359,13 @@ def server_of(app: App, config: Config) -> Serving:
         return Serving(f"{kind.value} by pyfanout", serve_handler)
     runner = module.runner_of(app, kind, config.server)
     return Serving(f"{kind.value} by {module.title_of(runner)}", runner.serve)
+
+
+def serving_of(load: Callable[[], App], config: Config) -> Serving:
+    """The same, of an application that is yet to be loaded."""
+    if config.server == "gevent":
+        importlib.import_module("pyfanout.embed.gevent").patch()  # before the application is imported
+    return server_of(load(), config)
 
 
 def enlist(worker: Worker) -> None:
@@ -409,9 +412,7 @@ def serve(worker: Worker, load: Callable[[], App]) -> int:
     config = worker.config
     worker.signals.begin()
     try:
-        if config.server == "gevent":
-            importlib.import_module("pyfanout.embed.gevent").patch()  # before the application is imported
-        worker.serving, serve = server_of(load(), config)
+        worker.serving, serve = serving_of(load, config)
     except (Exception, SystemExit) as error:
         return worker.fail(Stage.LOAD, error)
     try:

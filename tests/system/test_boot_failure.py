@@ -148,6 +148,69 @@ def test_one_good_worker_is_enough(server: MakeServer, tmp_path: Path) -> None:
     assert "all workers are ready" in one.log
 
 
+# ---- --check-config ------------------------------------------------------------------------------------------------
+
+
+def check(folder: Path, app: str, *options: str) -> subprocess.CompletedProcess[str]:
+    for name, text in APPS.items():
+        (folder / f"{name}.py").write_text(text)
+    (folder / "web.py").write_text(
+        "def wsgi(environ, start_response): ...\nasync def asgi(scope, receive, send): ...\ndef make(): return wsgi\n"
+    )
+    command = [sys.executable, "-m", "pyfanout", "run", app, "--check-config", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.mark.parametrize(
+    ("app", "options", "served"),
+    [
+        ("fine:handler", "--workers 2", "handler by pyfanout"),
+        ("web:wsgi", "", r"wsgi by waitress [\d.]+"),
+        ("web:make", "--factory --server cheroot", r"wsgi by cheroot [\d.]+"),
+        ("web:asgi", "--server hypercorn --app-dir .", r"asgi by hypercorn [\d.]+"),
+    ],
+)
+def test_check_config_loads_the_application(tmp_path: Path, app: str, options: str, served: str) -> None:
+    done = check(tmp_path, app, *options.split())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.match(rf"app = {app}\nserved as = {served}\nbind = ", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("app", "options", "reason", "trace"),
+    [
+        ("raises:handler", "", "the import of 'raises' failed: ValueError: no database", 'raises.py", line 2, in deep'),
+        ("exits:handler", "", "the import of 'exits' failed: SystemExit: the application", "exits.py"),
+        ("syntax:handler", "", "the import of 'syntax' failed: SyntaxError", "syntax.py"),
+        ("absent:handler", "", "no module named 'absent' in {folder} or on sys.path", None),
+        ("not_callable:handler", "", "'not_callable:handler' is not a function", None),
+        ("web:asgi", "--server waitress", "server: waitress does not serve asgi applications", None),
+    ],
+)
+def test_check_config_tells_why_an_application_cannot_be_loaded(
+    tmp_path: Path, app: str, options: str, reason: str, trace: str | None
+) -> None:
+    """As a start does."""
+    done = check(tmp_path, app, *options.split())
+    assert (done.returncode, done.stdout) == (4, "")
+    *lines, last = done.stderr.splitlines()
+    assert last.startswith("pyfanout: ")
+    assert reason.format(folder=tmp_path) in last
+    assert bool(lines) == bool(trace)
+    assert "/pyfanout/" not in done.stderr.replace(str(tmp_path), "")
+    assert (trace or "") in done.stderr
+
+
+def test_a_check_that_is_interrupted_has_not_succeeded(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text("print('here', flush=True)\nimport time\ntime.sleep(100)\n")
+    command = [sys.executable, "-m", "pyfanout", "run", "endless:handler", "--check-config"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.terminate()
+    assert process.returncode == 1
+
+
 # ---- options and addresses -------------------------------------------------------------------------------------------
 
 

@@ -116,10 +116,10 @@ def test_a_mistake_of_ours_is_not_hidden(server: Server) -> None:
 
 
 def test_check_config(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "app:handler", "--check-config", "-w", "3", "-b", ":0"]) == 0
+    assert main(["run", "json:dump", "--check-config", "-w", "3", "-b", ":0"]) == 0
     captured = capsys.readouterr()
     expected = Config(workers=3, bind=(":0",)).describe()
-    assert captured.out == f"app = app:handler\n{expected}\n"
+    assert captured.out == f"app = json:dump\nserved as = handler by pyfanout\n{expected}\n"
     assert captured.err == ""
     assert server.calls == []
 
@@ -128,7 +128,7 @@ def test_check_config_finds_misspelt_variables(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYFANOUT_WOKERS", "3")
-    assert main(["run", "app:handler", "--check-config"]) == 0
+    assert main(["run", "json:dump", "--check-config"]) == 0
     assert "PYFANOUT_WOKERS is not an option; did you mean PYFANOUT_WORKERS?" in capsys.readouterr().err
 
 
@@ -159,11 +159,25 @@ def test_a_mistake_is_one_line(server: Server, capsys: pytest.CaptureFixture[str
     assert server.calls == []
 
 
-def test_check_config_opens_and_imports_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_config_opens_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "sock"
-    assert main(["run", "no_such_module:handler", "--check-config", "-b", f"unix:{path}"]) == 0
-    assert not path.exists()
+    assert main(["run", "json:dump", "--check-config", "-b", f"unix:{path}", "--pidfile", f"{tmp_path}/pid"]) == 0
+    assert not list(tmp_path.iterdir())
     assert f"bind = unix:{path}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--unix-owner", "no-such-user"], "unix_owner: this machine has no user 'no-such-user'"),
+        (["--certfile", "/no/such/file"], "certfile: /no/such/file cannot be used: No such file or directory"),
+        (["--chdir", "/no/such/folder"], "chdir: the folder '/no/such/folder' cannot be entered"),
+    ],
+)
+def test_check_config_finds_what_a_start_would(
+    capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    assert says in fails(capsys, "run", "json:dump", "--check-config", *options)
 
 
 def test_help_names_every_option_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
