@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from pyfanout.embed.runner import LOOK_S
 
 if TYPE_CHECKING:
     import anyio
-    from anyio.abc import ByteStream
+    from anyio.abc import ByteStream, SocketListener
 
     from pyfanout.worker.listener import Listener
     from pyfanout.worker.worker import Worker
@@ -68,7 +69,10 @@ class Runner(AsyncioRunner):
                 await handle(secure)
 
         context = worker.tls_context()
-        accepting = await SocketListener.from_socket(listener)
+        accepting: SocketListener = await SocketListener.from_socket(listener)
+        families = {bound.family for bound in worker.public.listeners}
+        if socket.AF_UNIX in families and len(families) > 1:
+            accepting = _accepting(listener)
         async with anyio.create_task_group() as handlers, anyio.create_task_group() as group:
             self._handlers = handlers.cancel_scope
             group.start_soon(accepting.serve, handle if context is None else shake_hands, handlers)
@@ -84,3 +88,21 @@ class Runner(AsyncioRunner):
     def hurry(self) -> None:
         if self._handlers is not None:
             self._handlers.cancel()
+
+
+def _accepting(listener: Listener) -> SocketListener:
+    """anyio's own listener is for TCP, or for UNIX sockets, whose streams have more methods."""
+    import anyio.lowlevel
+    from anyio._backends._asyncio import SocketStream, StreamProtocol, TCPSocketListener, UNIXSocketStream
+
+    class Accepting(TCPSocketListener):
+        async def accept(self) -> anyio.abc.SocketStream:
+            await anyio.lowlevel.checkpoint()
+            loop = asyncio.get_running_loop()
+            conn, _ = await loop.sock_accept(listener)
+            if conn.family == socket.AF_UNIX:
+                return UNIXSocketStream(conn)
+            conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return SocketStream(*await loop.connect_accepted_socket(StreamProtocol, conn))
+
+    return Accepting(listener)

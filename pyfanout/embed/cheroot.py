@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.counting import counted
 from pyfanout.embed.threaded import ThreadedRunner
+from pyfanout.embed.views import view
 from pyfanout.embed.wsgi import informed
 from pyfanout.worker.idle import answering
 from pyfanout.worker.threads import Pool
@@ -36,11 +37,12 @@ class Runner(ThreadedRunner):
         from cheroot.server import HTTPConnection, HTTPRequest
 
         self._listener = listener
+        known_as: Callable[[Any], Any] = wsgi.Server.resolve_real_bind_addr
 
         class Server(wsgi.Server):
             def bind(self, *_: Any) -> None:
                 self.socket = listener
-                self.bind_addr = listener.getsockname()[:2]
+                self.bind_addr = known_as(listener)
 
         class Request(HTTPRequest):
             def respond(self) -> None:
@@ -50,6 +52,14 @@ class Runner(ThreadedRunner):
 
         class Connection(HTTPConnection):
             RequestHandlerClass = Request
+
+            def __init__(self, server: Any, conn: Any, *arguments: Any) -> None:
+                """cheroot looks at the address of the server itself, too, and at this connection's right after this.
+                It knows no client of a UNIX socket, other than by a PROXY header."""
+                super().__init__(known[conn.listener], conn, *arguments)
+                server.bind_addr = self.server.bind_addr
+                if conn.peer:
+                    self.remote_addr, self.remote_port = conn.peer[:2]
 
             def close(self) -> None:
                 super().close()
@@ -74,6 +84,7 @@ class Runner(ThreadedRunner):
         if context := worker.tls_context():
             server.ssl_adapter = _adapter(context)
         server.prepare()
+        known = [view(server, {"bind_addr": known_as(bound)}) for bound in worker.public.listeners]
         started()
         server.serve()
 
@@ -82,8 +93,8 @@ class Runner(ThreadedRunner):
 
     def stop(self) -> None:
         self._listener.end_silent()  # else it waits for threads that read from them, for its `timeout`
-        self._server.bind_addr = ""  # else it connects to its own address, to wake an accept that does not sleep here
-        self._server.stop()
+        # Else it connects to its own address, to wake an accept that does not sleep here.
+        view(self._server, {"bind_addr": ""}).stop()
 
 
 def _adapter(context: Any) -> Any:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.embed import runner
 from pyfanout.embed.counting import counted
 from pyfanout.embed.runner import LOOK_S
+from pyfanout.embed.views import changed, probe, views
 from pyfanout.embed.wsgi import informed
 from pyfanout.worker import connection
 from pyfanout.worker.connection import Counting
@@ -27,7 +28,7 @@ from pyfanout.worker.threads import Pool
 
 if TYPE_CHECKING:
     from pyfanout.kind import BlockingHandler, WSGIApp
-    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.listener import Bound, Listener
     from pyfanout.worker.worker import Worker
 
 log = logging.getLogger("pyfanout.worker")
@@ -193,7 +194,7 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
             return int(super().detach())
 
     class Connection(Counting, socket.socket):
-        __slots__ = ("_moves",)
+        __slots__ = ("_moves", "listener")
         _gevent_sock_class = Raw
 
         def finish(self) -> None:
@@ -210,6 +211,7 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
             on_done = plain.hand_over()
             conn = Connection(plain.family, plain.type, plain.proto, fileno=plain.detach())
             conn._sock.on_done = on_done
+            conn.listener = plain.listener
             return conn, address
 
         def do_close(self, conn: Any, *_: Any) -> None:
@@ -243,6 +245,22 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
     class WSGIServer(Accepting, pywsgi.WSGIServer):
         handler_class = Handler
 
+        def update_environ(self) -> None:
+            """Called once, when it begins to accept: SERVER_NAME and SERVER_PORT are the server's, and an option
+            `environ` may have set them."""
+
+            def names(bound: Bound) -> dict[str, Any]:
+                made = probe(self, family=bound.family, address=bound.address, environ=self.environ_class(given))
+                pywsgi.WSGIServer.update_environ(made)
+                return changed(made, self)
+
+            given = dict(self.environ)
+            super().update_environ()
+            self.known = views(self, worker.public, names)
+
+        def handle(self, conn: Any, address: Any) -> None:
+            pywsgi.WSGIServer.handle(self.known[conn.listener], conn, address)
+
     if context := worker.tls_context():
         options = {"ssl_context": context, **options}
     if options.get("spawn", "default") == "default":
@@ -258,7 +276,9 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
             in_time = gevent.Timeout(timeout_s, TimeoutError(f"no handshake within {timeout_s:g} s"))
             try:
                 with listener.shaking_hands(conn.fileno(), lambda: 0), in_time:
-                    return SSLContext.wrap_socket(options["ssl_context"], conn, **how)
+                    secure = SSLContext.wrap_socket(options["ssl_context"], conn, **how)
+                    secure.listener = conn.listener
+                    return secure
             except OSError as error:  # ssl.SSLError is one
                 raise NoHandshakeError(error) from error
 

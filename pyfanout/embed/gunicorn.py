@@ -42,6 +42,7 @@ from pyfanout.worker.threads import Pool
 from pyfanout.worker.tls import SecureConnection
 
 if TYPE_CHECKING:
+    from pyfanout.worker.listener import Public
     from pyfanout.worker.worker import Worker
 
 HEARTBEAT_S = 1.0
@@ -186,7 +187,7 @@ class Joined:
             self._secure()
         theirs, self._listening = self.sockets, self._open()
         self._worker.on_drain = self._leave
-        # As gunicorn wraps a listening socket; ours has the address of the first.
+        # As gunicorn wraps a listening socket.
         ours = object.__new__(type(theirs[0]))
         ours.__dict__.update(theirs[0].__dict__, sock=self._listening)
         del ours.close  # the desk's
@@ -277,7 +278,7 @@ class Sync(Joined, sync.SyncWorker):
             if rc == 1:
                 conn = Connection.arrived(taker.arrival, True, worker.station.done)
                 try:
-                    self.handle(pool, conn, address_of(taker.arrival))
+                    self.handle(worker.public.listeners[conn.listener], conn, address_of(taker.arrival))
                 finally:
                     conn.finish()
             elif rc == 0:  # the dispatcher has stopped, or is gone
@@ -346,9 +347,10 @@ class GThread(Joined, gthread.ThreadWorker):
 
     def accept(self, listener: Any) -> None:
         """All that has been taken, not one each time the loop comes round."""
-        super().accept(listener)
+        accepting = _Accepting(self._listening, self._worker.public)
+        super().accept(accepting)
         while self._listening.pending:
-            super().accept(listener)
+            super().accept(accepting)
 
 
 class ASGI(Joined, gasgi.ASGIWorker):
@@ -418,12 +420,29 @@ class ASGI(Joined, gasgi.ASGIWorker):
             await asyncio.sleep(CUT_S / 3)
 
 
+class _Accepting:
+    """A listening socket that has the address of the one by which the latest connection came."""
+
+    def __init__(self, listening: Any, public: Public) -> None:
+        self._listening = listening
+        self._listeners = public.listeners
+        self._number = public.number
+
+    def accept(self) -> tuple[Any, Any]:
+        conn, address = self._listening.accept()
+        self._number = conn.listener
+        return conn, address
+
+    def getsockname(self) -> Any:
+        return self._listeners[self._number].address
+
+
 class _Pool(socket.socket):
     """The reading end of the pool's channel, with what gunicorn wants to know of a listening socket."""
 
     def __init__(self, worker: Worker) -> None:
         super().__init__(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=worker.channel(pool=True))
-        self._address = worker.public.address
+        self._address = worker.public.first.address
 
     def getsockname(self) -> Any:
         return self._address

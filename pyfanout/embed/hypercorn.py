@@ -36,7 +36,7 @@ class Runner(ASGIRunner):
     async def run(
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
-        from hypercorn.asyncio import serve
+        from hypercorn.asyncio import serve, tcp_server
         from hypercorn.config import Config, Sockets
 
         self._listener = listener
@@ -61,6 +61,8 @@ class Runner(ASGIRunner):
                     context.set_alpn_protocols(self.alpn_protocols)
                 return context
 
+        if listener.proxied:
+            vars(tcp_server)["parse_socket_addr"] = _parse
         self._config = config = Ours()
         config.loglevel = "WARNING"
         config.graceful_timeout = worker.config.drain_timeout
@@ -76,3 +78,8 @@ class Runner(ASGIRunner):
     def hurry(self) -> None:
         self._listener.end_all()
         self._config.graceful_timeout = HURRY_S
+
+
+def _parse(_family: int, address: Any) -> tuple[str, int] | None:
+    """As hypercorn's own, which knows no address of a UNIX socket's client. A PROXY header does."""
+    return address[:2] if isinstance(address, tuple) else None

@@ -26,6 +26,7 @@ from pyfanout import exits, sigmask
 from pyfanout.embed.forking import Children
 from pyfanout.embed.runner import LOOK_S
 from pyfanout.embed.threaded import ThreadedRunner
+from pyfanout.embed.views import changed, probe, views
 from pyfanout.embed.wsgi import informed
 from pyfanout.errors import ConfigError
 from pyfanout.worker import blocking
@@ -35,11 +36,14 @@ from pyfanout.worker.idle import answering, end_if_idle
 
 if TYPE_CHECKING:
     from pyfanout.kind import SocketServer
-    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.listener import Bound, Listener, Public
     from pyfanout.worker.worker import Worker
 
 POLL_S = 0.5
 """Seconds between two calls of `service_actions`; serve_forever's own."""
+
+LOCAL_NAME = "localhost"
+"""SERVER_NAME on a UNIX socket, if a client does not say another one."""
 
 
 class Runner(ThreadedRunner):
@@ -59,7 +63,7 @@ class Runner(ThreadedRunner):
         """In a child: it has been woken."""
 
     def serve(self, worker: Worker) -> None:
-        self._server = server = self._make(worker.public.address, bind_and_activate=False)
+        self._server = server = self._make(worker.public.first.address, bind_and_activate=False)
         server.socket.close()
         forks = isinstance(server, socketserver.ForkingMixIn)
         threads = isinstance(server, socketserver.ThreadingMixIn)
@@ -77,8 +81,7 @@ class Runner(ThreadedRunner):
 
     def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
         server = self._server
-        server.socket = listener
-        _activate(server)
+        _activate(server, listener, worker)
         server.shutdown_request = _with_farewell(server.shutdown_request, worker)
         server.close_request = _for_good(server.close_request, ours=not isinstance(server, socketserver.ForkingMixIn))
         if isinstance(server, socketserver.ForkingMixIn):
@@ -151,15 +154,14 @@ class _Single:
     def __init__(self, server: Any, worker: Worker) -> None:
         self._server = server
         self._pending = threading.local()
-        server.socket = self
         server.shutdown = worker.drain  # there is no loop of its own to wait for
         self._public = worker.public
-        _activate(server)
+        _activate(server, self, worker)
 
     def __call__(self, conn: socket.socket, addr: Any) -> None:
         """What BaseServer does for one request, with the methods that are there to be overridden."""
         server = self._server
-        self._pending.pair = conn, self._public.known_as(addr)
+        self._pending.pair = conn, addr
         try:
             request, addr = server.get_request()
         except OSError:
@@ -181,18 +183,82 @@ class _Single:
         return self._pending.pair
 
     def getsockname(self) -> Any:
-        return self._public.address
+        return self._public.first.address
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        if name in ("bind", "listen", "setsockopt", "close", "settimeout", "setblocking"):
-            return lambda *_: None
-        raise AttributeError(name)
+        return _idle_method(name)
 
 
-def _activate(server: Any) -> None:
-    """It sets its names, and may do what its class wants at that point."""
-    server.server_bind()
+class _Named:
+    """In the place of a listening socket: its name only."""
+
+    def __init__(self, address: Any) -> None:
+        self._address = address
+
+    def getsockname(self) -> Any:
+        return self._address
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return _idle_method(name)
+
+
+def _idle_method(name: str) -> Callable[..., None]:
+    """What servers call to have a socket listen is done by the master."""
+    if name in ("bind", "listen", "setsockopt", "close", "settimeout", "setblocking"):
+        return lambda *_: None
+    raise AttributeError(name)
+
+
+def _activate(server: Any, listening: Any, worker: Worker) -> None:
+    """It sets its names, and may do what its class wants at that point. With several listeners a handler gets a view of
+    the server, in which `server_address` and all that `server_bind` has set are those of its connection's listener."""
+
+    def names(bound: Bound) -> dict[str, Any]:
+        made = probe(server)
+        _bind(made, bound, _Named(bound.address), worker)
+        return changed(made, server)
+
+    _bind(server, worker.public.first, listening, worker)
     server.server_activate()
+    if len(worker.public.listeners) > 1:
+        known = views(server, worker.public, names)
+        server.RequestHandlerClass = _introduced(server.RequestHandlerClass, known, worker.public)
+    if isinstance(server, http.server.HTTPServer) and type(server).address_family != socket.AF_UNIX:
+        vars(server)["get_request"] = _with_host(server.get_request)
+
+
+def _bind(server: Any, bound: Bound, listening: Any, worker: Worker) -> None:
+    """An HTTP server takes each address for a host and a port, of which it makes its name."""
+    server.address_family, server.server_address = bound.family, bound.address
+    if isinstance(server, http.server.HTTPServer) and bound.family == socket.AF_UNIX:
+        vars(server)["socket"] = _Named((LOCAL_NAME, 443 if worker.config.tls else 80))
+        server.server_bind()
+        server.server_address = bound.address
+    else:
+        server.socket = listening
+        server.server_bind()
+    server.socket = listening
+
+
+def _introduced(handler: Any, known: list[Any], public: Public) -> Any:
+    """A class of handlers that are given a view."""
+
+    class Handler(handler):
+        def __init__(self, request: Any, client_address: Any, server: Any, *more: Any, **options: Any) -> None:
+            number = getattr(request, "listener", public.number)  # a server may have made another socket of it
+            super().__init__(request, client_address, known[number], *more, **options)
+
+    return functools.wraps(handler, updated=())(Handler)
+
+
+def _with_host(get_request: Callable[[], tuple[Any, Any]]) -> Callable[[], tuple[Any, Any]]:
+    """Handlers of HTTP log the client's host, of which one of a UNIX socket has none."""
+
+    def get() -> tuple[Any, Any]:
+        request, address = get_request()
+        return request, address if isinstance(address, tuple) else ("", 0)
+
+    return get
 
 
 def _with_farewell(shutdown_request: Callable[[Any], None], worker: Worker) -> Callable[[Any], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,11 @@ class Runner(AsyncioRunner):
 
             def start_request(self, server_conn: Any, request_conn: Any) -> Any:
                 server_conn.latest = request_conn
+                context = request_conn.context
+                if context.address_family == socket.AF_UNIX and isinstance(context.address, tuple):
+                    # By a PROXY header; tornado knows no address of a UNIX socket's client.
+                    context.address_family = socket.AF_INET6 if ":" in context.address[0] else socket.AF_INET
+                    context.remote_ip = context._orig_remote_ip = context.address[0]
                 delegate = super().start_request(server_conn, request_conn)
                 return Counted(delegate) if counts else delegate
 

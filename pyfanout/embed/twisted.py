@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
 from pyfanout.embed.runner import LOOK_S
+from pyfanout.embed.views import view
 from pyfanout.embed.wsgi import informed
 from pyfanout.errors import ConfigError
 from pyfanout.worker.threads import Pool, Steps
@@ -16,7 +17,7 @@ from pyfanout.worker.threads import Pool, Steps
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IProtocolFactory
 
-    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.listener import Bound, Listener
     from pyfanout.worker.worker import Worker
 
 
@@ -33,13 +34,11 @@ class Runner(runner.Runner):
 
         if worker.config.tls:
             raise ConfigError("certfile: twisted has TLS in its factory; wrap it in TLSMemoryBIOFactory")
-        if worker.public.family == socket.AF_UNIX or any(str(each).startswith("unix:") for each in worker.config.bind):
-            raise ConfigError("bind: twisted serves TCP clients here, and none of a UNIX socket")
         reactor: Any = found
         worker.call_hook(worker.config.on_worker_start)
         listener = worker.listener(counted=not _counts_requests(worker, self._factory))
         _inform_wsgi(worker)
-        port = _port(listener, self._factory, reactor)
+        port = _port(worker, listener, self._factory, reactor)
         _watch_threads(worker, reactor)
 
         def drain() -> None:
@@ -154,23 +153,50 @@ def _settle(worker: Worker, listener: Listener, port: Any, reactor: Any) -> None
     look()
 
 
-def _port(listener: Listener, factory: Any, reactor: Any) -> Any:
+def _port(worker: Worker, listener: Listener, factory: Any, reactor: Any) -> Any:
     """A port that accepts from our listener, and knows its protocols."""
-    from twisted.internet import tcp
+    from twisted.internet import address, tcp, unix
 
     protocols: set[Any] = set()
 
-    class Transport(tcp.Server):
-        def __init__(self, sock: Any, protocol: Any, *arguments: Any) -> None:
-            super().__init__(sock, protocol, *arguments)
-            protocols.add(protocol)
+    class Known:
+        protocol: Any
 
         def connectionLost(self, reason: Any) -> None:
             protocols.discard(self.protocol)
             super().connectionLost(reason)
 
+    class Transport(Known, tcp.Server):
+        def getHost(self) -> Any:
+            """twisted takes its family for the client's, which is another one if a PROXY header says so."""
+            return build(tcp._getsockname(self.socket))  # type: ignore[no-untyped-call]
+
+    class UnixTransport(Known, unix.Server):
+        """Behind a proxy it has another client."""
+
+        def getPeer(self) -> Any:
+            peer = self.socket.peer  # type: ignore[attr-defined]  # it is a Connection
+            return build(peer) if isinstance(peer, tuple) else super().getPeer()  # type: ignore[no-untyped-call]
+
+    def build(client: Any) -> Any:
+        if not isinstance(client, tuple):
+            return address.UNIXAddress(client)
+        kind = address.IPv4Address if len(client) == 2 else address.IPv6Address
+        return kind("TCP", *client)
+
+    def transport(sock: Any, protocol: Any, client: Any, port: Any, *arguments: Any) -> Any:
+        kind = UnixTransport if sock.family == socket.AF_UNIX else Transport
+        made = kind(sock, protocol, client, known[sock.listener], *arguments)
+        protocols.add(protocol)
+        return made
+
+    def names(bound: Bound) -> dict[str, Any]:
+        number = None if bound.family == socket.AF_UNIX else bound.address[1]
+        return {"_realPortNumber": number, "getHost": lambda: build(bound.address)}
+
     port: Any = tcp.Port(0, factory, reactor=reactor)
-    port.transport = Transport
+    known = [view(port, names(bound)) for bound in worker.public.listeners]
+    port.transport, port._buildAddr = transport, build
     port._preexistingSocket = listener  # as `adoptStreamPort` sets it, but not a copy of the descriptor
     port.addressFamily = listener.family
     port.protocols = protocols

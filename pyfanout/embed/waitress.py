@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.counting import counted
 from pyfanout.embed.threaded import ThreadedRunner
+from pyfanout.embed.views import views
 from pyfanout.embed.wsgi import informed
 from pyfanout.errors import ConfigError
 from pyfanout.worker.threads import Pool
 
 if TYPE_CHECKING:
     from pyfanout.kind import WSGIApp
-    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.listener import Bound, Listener
     from pyfanout.worker.worker import Worker
 
 DRAIN_S = 0.1
@@ -49,6 +51,11 @@ class Runner(ThreadedRunner):
         class Channel(channel.HTTPChannel):
             task_class = Task
 
+            def __init__(self, _: Any, conn: Any, addr: Any, adj: Any, map: Any = None) -> None:
+                """Without an address: waitress calls a client of a UNIX socket so."""
+                addr = addr if isinstance(addr, tuple) else ("localhost", None)
+                super().__init__(known[conn.listener], conn, addr, adj, map=map)
+
             def service(self) -> None:
                 pool.run(self.socket, super().service)
 
@@ -72,6 +79,8 @@ class Runner(ThreadedRunner):
         self._server = server = create_server(self._app, map=loop, sockets=[listener], **self._options)
         server.application = counted(informed(server.application, worker, multithread=server.adj.threads > 1), worker)
         server.channel_class = Channel
+        server.fix_addr = lambda addr: addr  # its own one on UNIX forgets what a PROXY header says
+        known = views(server, worker.public, _names)
         pool = Pool(lambda: len(server.task_dispatcher.threads))
         worker.watch.add(pool.look)
         Control(worker.control, map=loop)
@@ -93,3 +102,11 @@ class Runner(ThreadedRunner):
     def stop(self) -> None:
         self._stopping = True
         self._server.pull_trigger()
+
+
+def _names(bound: Bound) -> dict[str, Any]:
+    """What its own classes, one for TCP and one for UNIX, know of their socket."""
+    host, port = "unix", bound.address
+    if bound.family != socket.AF_UNIX:
+        host, port = socket.getnameinfo(bound.address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+    return {"family": bound.family, "effective_host": host, "effective_port": port}

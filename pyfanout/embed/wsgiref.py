@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import socket
+import urllib.parse
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -20,6 +23,20 @@ class Runner(socketserver.Runner):
 
 
 class _Handler(WSGIRequestHandler):
+    def get_environ(self) -> dict[str, Any]:
+        """A UNIX socket has neither a name nor a port, and both must be there (PEP 3333): the client says them. By
+        HTTPS wsgiref knows the scheme."""
+        environ: dict[str, Any] = super().get_environ()
+        if hasattr(self.connection, "cipher"):
+            environ["HTTPS"] = "on"
+        if self.connection.family == socket.AF_UNIX:
+            with contextlib.suppress(ValueError):  # it says something else
+                said = urllib.parse.urlsplit(f"//{self.headers.get('Host', '')}")
+                if said.hostname:
+                    name, port = said.hostname, said.port or environ["SERVER_PORT"]
+                    environ.update(SERVER_NAME=name, SERVER_PORT=str(port))
+        return environ
+
     def log_request(self, *_: Any) -> None:
         """Nothing is logged per connection."""
 

@@ -52,12 +52,14 @@ class Connection(socket.socket):
     A blocking one has no timeout, whatever `socket.setdefaulttimeout` says, unless the handler sets one.
     """
 
-    __slots__ = ("_on_done", "greeting_bytes", "peer")
+    __slots__ = ("_on_done", "greeting_bytes", "listener", "peer")
     peer: Address | None
     """The client's address according to a proxy, if the proxy has sent one."""
     greeting_bytes: int
     """Length of the proxy's header and of the client's part of the TLS handshake: bytes that came, but are no
     request."""
+    listener: int
+    """The number of the listening socket that it has come by, in the order in which the log has their addresses."""
     counting: type[Connection]
     """The same class, with `Counting`."""
     _io_refs: int
@@ -69,6 +71,7 @@ class Connection(socket.socket):
         self._on_done: Callable[[], object] | None = None
         self.peer = None
         self.greeting_bytes = 0
+        self.listener = 0
 
     @classmethod
     def arrived(cls, arrival: Any, blocking: bool, on_done: Callable[[], object]) -> Connection:
@@ -84,6 +87,7 @@ class Connection(socket.socket):
         self._on_done = on_done
         self.peer = None
         self.greeting_bytes = 0
+        self.listener = arrival.listener
         if nonblocking == blocking:  # accepted for the other kind of worker, and recalled
             self.setblocking(blocking)
         elif blocking and self.gettimeout() is not None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pyfanout.worker.worker import Worker
 
 
-__all__ = ["EPOLLET", "EPOLLIN", "Listener", "Public", "epoll"]
+__all__ = ["EPOLLET", "EPOLLIN", "Bound", "Listener", "Public", "epoll"]
 
 log = logging.getLogger("pyfanout.worker")
 
@@ -47,25 +47,35 @@ UNHEARD = 16
 1 us."""
 
 
-class Public(NamedTuple):
-    """What clients connect to: the first of the addresses, a TCP one if there is any."""
+class Bound(NamedTuple):
+    """A listening socket of the master's."""
 
     family: int
     proto: int
     address: Any
-    """As `getsockname` gives it."""
+
+    def getsockname(self) -> Any:
+        """For a server that looks at its listening socket."""
+        return self.address
+
+
+class Public(NamedTuple):
+    """What clients connect to."""
+
+    listeners: tuple[Bound, ...]
+    """In the order of their numbers, see `Connection.listener`."""
+    number: int
+    """Of the one that a server takes for its own, if it can have only one: the first, a TCP one if there is any."""
 
     @classmethod
     def of(cls, socks: Iterable[socket.socket]) -> Public:
-        """Of these. Some servers take clients for nameless when they listen on a UNIX socket."""
-        known = list(socks)
-        sock = next((sock for sock in known if sock.family != socket.AF_UNIX), known[0])
-        return cls(sock.family, sock.proto, sock.getsockname())
+        bound = tuple(Bound(sock.family, sock.proto, sock.getsockname()) for sock in socks)
+        number = next((number for number, each in enumerate(bound) if each.family != socket.AF_UNIX), 0)
+        return cls(bound, number)
 
-    def known_as(self, address: Address) -> Address:
-        """A client's address in the form that this server expects. A server on TCP expects a host and a port, also for
-        a client of a UNIX socket beside it: that client has neither, and its address is empty."""
-        return address if isinstance(address, tuple) or self.family == socket.AF_UNIX else ("", 0)
+    @property
+    def first(self) -> Bound:
+        return self.listeners[self.number]
 
 
 class Accepted(Connection):
@@ -170,7 +180,7 @@ class Listener(socket.socket):
     ) -> None:
         """See `Worker.listener`."""
         # A socket object, so that its family and type are right; then another file takes its descriptor.
-        super().__init__(worker.public.family, socket.SOCK_STREAM, worker.public.proto)
+        super().__init__(worker.public.first.family, socket.SOCK_STREAM, worker.public.first.proto)
         self._epoll = epoll()
         self._epoll.register(channel_fd, EPOLLIN)
         os.dup2(self._epoll.fileno(), self.fileno(), inheritable=False)
@@ -212,7 +222,7 @@ class Listener(socket.socket):
         with self._accepting:
             arrival = self._arrivals.pop() if self._arrivals else self._take()
             conn = Accepted.arrived(arrival, self._blocking, self._begun(arrival))
-            address = self._worker.public.known_as(address_of(arrival))
+            address = address_of(arrival)
         if self._count is not None:
             self._count()
         return conn, address
@@ -233,8 +243,8 @@ class Listener(socket.socket):
         return conn.detach(), address
 
     def getsockname(self) -> Any:
-        """The address that clients connect to; the first, if there are several."""
-        return self._worker.public.address
+        """The address that clients connect to; the first, if there are several, see `Public`."""
+        return self._worker.public.first.address
 
     def getsockopt(self, level: int, option: int, size: int = 0) -> Any:
         """What a listening socket would say of itself, 0 for all else."""

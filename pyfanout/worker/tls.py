@@ -80,6 +80,7 @@ class SecureConnection(Counting, ssl.SSLSocket):
     peer: Address | None = None
     """As in a `Connection`, like the next."""
     greeting_bytes = 0
+    listener = 0
 
     @classmethod
     def _create(cls, sock: Any, *arguments: Any, **keywords: Any) -> SecureConnection:
@@ -93,7 +94,7 @@ class SecureConnection(Counting, ssl.SSLSocket):
             raise
         self._on_done = on_done
         if on_done is not None:
-            self.peer, self.greeting_bytes = sock.peer, sock.greeting_bytes
+            self.peer, self.greeting_bytes, self.listener = sock.peer, sock.greeting_bytes, sock.listener
         return self
 
     def getpeername(self) -> Any:

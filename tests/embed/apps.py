@@ -205,7 +205,7 @@ def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     if environ["REQUEST_METHOD"] == "POST":
         start_response("200 OK", [])
         return [environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))]
-    body = facts([environ["REMOTE_ADDR"], int(environ.get("REMOTE_PORT") or 0)])
+    body = facts(client_of(environ))
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]
 
@@ -255,6 +255,12 @@ async def broken_lifespan(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "lifespan.startup.failed", "message": "no database"})
 
 
+def client_of(environ: dict[str, Any]) -> list[Any]:
+    """A client of a UNIX socket has no port, and perhaps no address."""
+    port = environ.get("REMOTE_PORT", "")
+    return [environ.get("REMOTE_ADDR", ""), int(port) if port.isdigit() else 0]
+
+
 def make_wsgi() -> Any:
     return wsgi
 
@@ -273,7 +279,7 @@ def flask() -> Any:
     def root() -> Any:
         if request.path == "/slow":
             slow()
-        return app.response_class(facts([request.remote_addr, int(request.environ["REMOTE_PORT"])]))
+        return app.response_class(facts(client_of(request.environ)))
 
     return app
 
@@ -420,7 +426,7 @@ def twisted() -> Any:
 
         def render_GET(self, request: Any) -> Any:
             peer = request.getClientAddress()
-            body = facts([peer.host, peer.port])
+            body = facts([peer.host, peer.port] if hasattr(peer, "host") else None)
             if request.path != b"/slow":
                 return body
             from twisted.internet import reactor

@@ -220,13 +220,6 @@ def test_uvloop_is_not_for_who_is_behind_a_proxy(server: MakeServer, tmp_path: P
     assert "uvloop asks the kernel who the client is, and so finds the proxy; use asyncio" in one.log
 
 
-def test_twisted_says_that_it_serves_no_unix_socket(server: MakeServer, tmp_path: Path) -> None:
-    one = start(server(), SUBJECTS["twisted"], workers=1, bind=("127.0.0.1:0", f"unix:{tmp_path}/s"), wait=False)
-    one.expect("could not start", "Traceback", "ConfigError", "pyfanout: ")
-    assert one.wait_exit() == 3
-    assert "bind: twisted serves TCP clients here, and none of a UNIX socket" in one.log
-
-
 UNIX = ("uvicorn", "uvicorn-asyncio", "hypercorn", "hypercorn-uvloop", "aiohttp", "tornado", "cheroot")
 
 

@@ -13,7 +13,7 @@ from pyfanout.worker.listener import Accepted
 def arrived(reports: list[str]) -> tuple[Accepted, socket.socket]:
     ours, client = socket.socketpair()
     client.settimeout(5)
-    arrival = SimpleNamespace(family=int(socket.AF_UNIX), nonblocking=False, fd=ours.detach())
+    arrival = SimpleNamespace(family=int(socket.AF_UNIX), nonblocking=False, fd=ours.detach(), listener=0)
     return Accepted.arrived(arrival, True, lambda: reports.append("ended")), client
 
 
