@@ -21,11 +21,12 @@ import os
 import signal
 import socket
 import weakref
+from collections.abc import Mapping
 from typing import NoReturn, Unpack
 
 from pyfanout import descriptors, exits, joining, stdio
 from pyfanout.app import loader_of
-from pyfanout.config import Config, Options, unknown_variables
+from pyfanout.config import WEB_CONCURRENCY, Config, Options, options, unknown_variables
 from pyfanout.errors import ConfigError, WorkerError
 from pyfanout.folders import Folders
 from pyfanout.kind import App
@@ -46,9 +47,9 @@ MEANINGLESS = (
     "max_requests",
     "max_requests_jitter",
     "boot_timeout",
-    "timeout",
     "min_uptime",
     "fail_fast",
+    "core_dumps",
     "reload_batch",
     "preload",
     "ready_fd",
@@ -71,17 +72,26 @@ _dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
 """Those of this process."""
 
 
+def config_of(arguments: Mapping[str, object], environ: Mapping[str, str]) -> Config:
+    """The options of a dispatcher, as `Config.resolve` finds them. `WEB_CONCURRENCY` is for the program that forks the
+    workers. Raises ConfigError, also for an argument or a variable that is meaningless here."""
+    known = options()
+    for name in MEANINGLESS:
+        wrong = name if arguments.get(name) is not None else known[name].variable if known[name].given(environ) else ""
+        if wrong:
+            raise ConfigError(f"{wrong}: a Dispatcher forks no workers; the program that does decides that")
+    config = Config.resolve(arguments, {name: environ[name] for name in environ if name != WEB_CONCURRENCY})
+    return dataclasses.replace(config, max_requests=0)
+
+
 class Dispatcher:
     """Accepts in a process of its own, which `start` forks; and again if that has died, for the sockets stay open here.
     Workers join it, come and go as they like. It ends when its owner has stopped or is gone, however that came,
     and the workers have finished."""
 
     def __init__(self, **options: Unpack[Options]) -> None:
-        """Options as for `serve`, but for those about workers' lives. Raises ConfigError."""
-        for name in MEANINGLESS:
-            if options.get(name) is not None:
-                raise ConfigError(f"{name}: a Dispatcher forks no workers; who does decides that")
-        self.config = dataclasses.replace(Config.resolve(options, os.environ), max_requests=0)
+        """Options as for `serve`, but for those about workers' lives, also as variables. Raises ConfigError."""
+        self.config = config_of(options, os.environ)
         self._folders = Folders.of(self.config)
         self.config = self._folders.fixed(self.config)
         if self.config.tls:

@@ -27,9 +27,9 @@ from gunicorn.sock import ssl_context
 from gunicorn.workers import base, gasgi, gthread, sync
 
 from pyfanout import stdio
-from pyfanout.config import Config
+from pyfanout.config import LOG_LEVELS, MAX_SECONDS
 from pyfanout.core import SHORTAGE_S, Taker, shut
-from pyfanout.dispatcher import Dispatcher
+from pyfanout.dispatcher import Dispatcher, config_of
 from pyfanout.embed.aio import settled
 from pyfanout.embed.asgi import Application
 from pyfanout.embed.loop import loop_factory
@@ -110,11 +110,12 @@ class Desk:
             self._listeners = list(listeners)
             for listener in listeners:
                 listener.close = self._stop_before(listener)
+            level = config.loglevel.lower()
             self._dispatcher = Dispatcher(
                 bind=[listener.sock for listener in listeners],
-                backlog=config.backlog,
-                drain_timeout=config.graceful_timeout,
-                log_level=None if "PYFANOUT_LOG_LEVEL" in os.environ else config.loglevel,
+                backlog=max(config.backlog, 1),  # gunicorn takes 0, which the kernel takes for 1
+                drain_timeout=min(config.graceful_timeout, MAX_SECONDS),
+                log_level=None if "PYFANOUT_LOG_LEVEL" in os.environ else level if level in LOG_LEVELS else "info",
             )
         self._dispatcher.start()
         return self._dispatcher
@@ -142,7 +143,7 @@ class Joined:
         if cfg.reuse_port:
             raise RuntimeError("reuse_port: the dispatcher alone accepts; turn it off")
         try:
-            config = Config.resolve({}, os.environ)
+            config = config_of({}, os.environ)
         except ConfigError as error:
             raise RuntimeError(str(error)) from None  # of which gunicorn makes one line
         if config.tls:

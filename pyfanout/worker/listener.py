@@ -26,7 +26,7 @@ from select import EPOLLET, EPOLLIN, POLLIN, poll
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyfanout.control import Roomy
+from pyfanout.control import MOST_CONNECTIONS, Roomy
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
 from pyfanout.worker import child
 from pyfanout.worker.connection import Address, Connection, Counting, address_of
@@ -322,8 +322,7 @@ class Listener(socket.socket):
 
     def limit(self, count: int) -> None:
         """The server itself stops accepting at `count` connections: beyond that others get them. Before READY."""
-        most = self._worker.most
-        self._worker.most = min(most, count) if most else count
+        self._worker.most = min(self._worker.most or MOST_CONNECTIONS, count)
 
     def disown(self) -> None:
         """In a child that the worker forked: there is nothing to accept, and the child's copy of a loop cannot send to

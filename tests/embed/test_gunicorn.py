@@ -566,6 +566,7 @@ def test_options_that_cannot_be(gunicorn: MakeGunicorn, kind: str, option: tuple
         ("ASGI", "CERTFILE", "x.pem", "PYFANOUT_CERTFILE: gunicorn speaks TLS itself; use its --certfile"),
         ("Sync", "POLICY", "round-robin", "PYFANOUT_POLICY: means nothing to Sync workers, who share one queue"),
         ("Sync", "PROXY_PROTOCOL", "1", "PYFANOUT_PROXY_PROTOCOL: means nothing to Sync workers"),
+        ("Sync", "WORKERS", "4", "PYFANOUT_WORKERS: a Dispatcher forks no workers; the program that does decides that"),
     ],
 )
 def test_a_bad_variable(gunicorn: MakeGunicorn, kind: str, name: str, value: str, said: str) -> None:
@@ -573,3 +574,30 @@ def test_a_bad_variable(gunicorn: MakeGunicorn, kind: str, name: str, value: str
     one.expect("Error")
     assert one.wait_exit() == 1
     assert f"Error: {said}" in one.log
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--backlog=0", "--graceful-timeout=2000000000", "--log-level=loud", "--worker-connections=5000000000"),
+        ("--backlog=2147483647", "--graceful-timeout=0", "--log-level=DEBUG", "--worker-connections=2"),
+    ],
+)
+def test_what_is_gunicorns_own_is_as_gunicorn_takes_it(gunicorn: MakeGunicorn, given: tuple[str, ...]) -> None:
+    """No workers by the environment, where an option has some; a log level that it does not know; options that the
+    dispatcher has from it, at both ends and beyond."""
+    one = gunicorn().serve("GThread", *given, WEB_CONCURRENCY="0", PYFANOUT_LOG_LEVEL="")
+    one.expect("ResourceWarning: unclosed file")  # gunicorn's own, of workers that it has no time to reap
+    one.wait_until(lambda: len(children_of(one.pid)) == 3, "the dispatcher and two workers")
+    assert ask(one.address)["pid"] in children_of(one.pid)
+    assert one.stop(signal.SIGTERM) == 0
+
+
+def test_no_workers_until_the_arbiter_is_told(gunicorn: MakeGunicorn) -> None:
+    """A gunicorn without workers listens: clients wait for the first one."""
+    one = gunicorn().serve("GThread", workers=0, WEB_CONCURRENCY="0")
+    with connect(one.address) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        one.send(signal.SIGTTIN)
+        assert body(read_all(client))["pid"] in children_of(one.pid)
+    assert one.stop(signal.SIGTERM) == 0

@@ -532,7 +532,17 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path: Path) -> None:
             raise AssertionError("accepted")
 
         assert refused(lambda: pyfanout.Dispatcher(workers=2)) == (
-            "workers: a Dispatcher forks no workers; who does decides that")
+            "workers: a Dispatcher forks no workers; the program that does decides that")
+        for name in ("boot_timeout", "core_dumps", "max_requests", "min_uptime", "pidfile", "ready_fd", "workers"):
+            variable = f"PYFANOUT_{name.upper()}"
+            os.environ[variable] = " "  # as good as none
+            pyfanout.Dispatcher()
+            os.environ[variable] = "rubbish"
+            assert refused(pyfanout.Dispatcher).startswith(f"{variable}: a Dispatcher forks no workers"), name
+            del os.environ[variable]
+        for number in ("0", "rubbish"):
+            os.environ["WEB_CONCURRENCY"] = number
+            pyfanout.Dispatcher()  # the program's affair
         assert "bind" in refused(lambda: pyfanout.Dispatcher(bind=3))
         dispatcher = pyfanout.Dispatcher(**options)
         words = "join is for a process that was forked after start, and has not joined"
