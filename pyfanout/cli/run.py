@@ -17,7 +17,7 @@ from pyfanout.errors import LoadError
 from pyfanout.folders import Folders
 from pyfanout.log import plain
 from pyfanout.master.access import Access
-from pyfanout.master.listeners import parse
+from pyfanout.master.listeners import parse_all
 from pyfanout.master.readiness import check_inherited
 from pyfanout.master.signals import Signals
 from pyfanout.server import Master
@@ -61,9 +61,7 @@ def run(arguments: argparse.Namespace, signals: Signals | None) -> int:
     check_spec(arguments.app)
     given = {name: getattr(arguments, name) for name, option in options().items() if not option.python_only}
     config = Config.resolve(given, os.environ, command_line=True)
-    for bind in config.bind:
-        if isinstance(bind, str):
-            parse(bind)
+    parse_all(config.bind)
     if arguments.check_config:
         if signals is not None:
             signals.exit_code = 1  # of a check that is interrupted: a deploy must not go on

@@ -29,6 +29,7 @@ MAX_FD = 2**31 - 1  # a C int
 PORT_TRIES = 20  # for `:0` and several addresses: the port chosen for the first can be taken on the next
 
 _NO_SUCH_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # IPv6 is not built in; it is, but switched off
+_EVERYWHERE = {"0.0.0.0", "::"}
 _BAD_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 _ADVICE = {
     errno.EADDRINUSE: "it is in use; stop the other server or choose another port",
@@ -85,6 +86,26 @@ def parse(text: str) -> Address:
     if text.startswith("unix:"):
         return _parse_unix(text, text.removeprefix("unix:"))
     return _parse_tcp(text)
+
+
+def parse_all(binds: Iterable[str | socket.socket]) -> list[tuple[str, Address | socket.socket]]:
+    """Each with its name for people; an open socket is as it was. Raises ConfigError as `parse`, and if one is given
+    twice. Opens nothing: that two names are of the same address is found later."""
+    found: dict[object, tuple[str, Address | socket.socket]] = {}
+    for number, bind in enumerate(binds):
+        text = bind if isinstance(bind, str) else f"socket fd={bind.fileno()}"
+        target = parse(bind) if isinstance(bind, str) else bind
+        if isinstance(target, TcpAddress) and target.port == 0:
+            found[number] = text, target  # each is another port
+        elif target in found:
+            raise _error(text, f"it is given twice{_as(found[target][0], text)}; give each address once")
+        else:
+            found[target] = text, target
+    return list(found.values())
+
+
+def _as(other: str, text: str) -> str:
+    return "" if other == text else f", also as {other!r}"
 
 
 def _parse_unix(text: str, name: str) -> UnixAddress:
@@ -214,12 +235,10 @@ def open_listeners(
     Raises ConfigError, one line, when one of them cannot be had; then those already opened are closed, and
     their files deleted.
     """
-    # All are read before one is opened.
-    wanted = [(bind, parse(bind) if isinstance(bind, str) else bind) for bind in binds]
+    wanted = parse_all(binds)
     opening = _Opening(backlog, nodelay, access or Access(), environ)
     try:
-        for bind, target in wanted:
-            text = bind if isinstance(bind, str) else f"socket fd={bind.fileno()}"
+        for text, target in wanted:
             match target:
                 case TcpAddress():
                     opening.tcp(text, target)
@@ -256,9 +275,23 @@ class _Opening:
             except OSError as error:
                 if error.errno == errno.EADDRINUSE and address.port == 0 and tries_left:
                     continue
+                if error.errno == errno.EADDRINUSE and (ours := self._on_port(targets, address.port)):
+                    raise _ours(text, ours) from error
                 advice = _ADVICE.get(error.errno or 0) or os.strerror(error.errno or 0)
                 where = "" if error.filename == text else f"{error.filename}: "
                 raise _error(text, where + advice) from error
+
+    def _on_port(self, targets: Sequence[tuple[int, Any]], port: int) -> Endpoint | None:
+        """A listener of this server that has one of these addresses, or all addresses, or that one wants as well."""
+        for endpoint in self.endpoints:
+            if endpoint.sock.family == socket.AF_UNIX:
+                continue
+            host, its_port, *_ = endpoint.sock.getsockname()
+            for family, (wanted, *_) in targets:
+                same_family = endpoint.sock.family == family or _is_dual(endpoint.sock)
+                if its_port == port and same_family and (host == wanted or not _EVERYWHERE.isdisjoint((host, wanted))):
+                    return endpoint
+        return None
 
     def _bind_each(self, targets: Sequence[tuple[int, Any]], port: int) -> list[Endpoint]:
         """A listener for each target, all on the port of the first; OSError, with the address in `filename`.
@@ -303,7 +336,14 @@ class _Opening:
             raise
         return sock
 
+    def _at_path(self, address: UnixAddress) -> Endpoint | None:
+        """A listener of this server that has this name."""
+        unix = (endpoint for endpoint in self.endpoints if endpoint.sock.family == socket.AF_UNIX)
+        return next((each for each in unix if _is_same_name(os.fsdecode(each.sock.getsockname()), address)), None)
+
     def unix(self, text: str, address: UnixAddress) -> None:
+        if ours := self._at_path(address):
+            raise _ours(text, ours)
         try:
             with filelock.folder_of(address.name) if address.has_file else contextlib.nullcontext():
                 if address.has_file:
@@ -326,7 +366,7 @@ class _Opening:
 
     def inherited(self, text: str, fd: int) -> None:
         if any(endpoint.sock.fileno() == fd for endpoint in self.endpoints):
-            raise _error(text, f"descriptor {fd} is already a listener of this server; name it once")
+            raise _error(text, f"this server has descriptor {fd} already; give each address once")
         try:
             sock = socket.socket(fileno=fd)
         except OSError as error:
@@ -368,6 +408,8 @@ class _Opening:
     def _adopt(self, text: str, sock: socket.socket) -> None:
         """Make a socket that somebody else opened into one like ours. ConfigError if it cannot be."""
         what = f"descriptor {sock.fileno()}"
+        if ours := next((e for e in self.endpoints if os.path.sameopenfile(e.sock.fileno(), sock.fileno())), None):
+            raise _ours(text, ours)
         try:
             if sock.type != socket.SOCK_STREAM:
                 raise _error(text, f"{what} is not a stream socket")
@@ -469,9 +511,27 @@ def _is_bound(sock: socket.socket) -> bool:
     return bool(name if sock.family == socket.AF_UNIX else name[1])
 
 
+def _is_dual(sock: socket.socket) -> bool:
+    """Whether IPv4 clients come to it, too: somebody else has opened it."""
+    return sock.family == socket.AF_INET6 and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+
+
+def _is_same_name(name: str, address: UnixAddress) -> bool:
+    if name == address.name:
+        return True
+    try:
+        return address.has_file and not name.startswith("\0") and os.path.samefile(name, address.name)
+    except OSError:  # one of them is not there
+        return False
+
+
 def _close_all(endpoints: Iterable[Endpoint]) -> None:
     for endpoint in endpoints:
         endpoint.close()
+
+
+def _ours(text: str, endpoint: Endpoint) -> ConfigError:
+    return _error(text, f"this server listens on {endpoint.address} already; give each address once")
 
 
 def _in_use(text: str) -> ConfigError:

@@ -361,11 +361,61 @@ def test_port_in_use_on_one_of_several_addresses(opened: Opener, monkeypatch: py
     assert f"bind 'some.name:{port}': 127.0.0.2:{port}: it is in use" in refused(f"some.name:{port}")
 
 
-def test_the_same_address_twice() -> None:
+def free_port() -> int:
     with socket.socket() as chooser:
         chooser.bind(("127.0.0.1", 0))
-        port = chooser.getsockname()[1]
-    assert "in use" in refused(f"127.0.0.1:{port}", f"127.0.0.1:{port}")
+        return int(chooser.getsockname()[1])
+
+
+TWICE = [
+    ("127.0.0.1:PORT", "127.0.0.1:PORT", "it is given twice; give each address once"),
+    ("127.0.0.1:PORT", "localhost:PORT", "this server listens on 127.0.0.1:PORT already; give each address once"),
+    ("0.0.0.0:PORT", "127.0.0.1:PORT", "this server listens on 0.0.0.0:PORT already; give each address once"),
+    ("127.0.0.1:PORT", "0.0.0.0:PORT", "this server listens on 127.0.0.1:PORT already; give each address once"),
+    ("unix:PATH/a", "unix:PATH/a", "it is given twice; give each address once"),
+    ("unix:PATH/a", "unix:PATH/./a", "this server listens on unix:PATH/a already; give each address once"),
+    ("unix:PATH/a", "unix:PATH/link/a", "this server listens on unix:PATH/a already; give each address once"),
+    ("unix:@pyfanout-PORT", "unix:@pyfanout-PORT", "it is given twice; give each address once"),
+    ("systemd", "systemd", "it is given twice; give each address once"),
+    ("fd://999", "fd://999", "it is given twice; give each address once"),
+    ("fd://999", "fd://0999", "it is given twice, also as 'fd://999'; give each address once"),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "says"), TWICE)
+def test_the_same_address_twice(tmp_path: Path, one: str, other: str, says: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    port = str(free_port())
+    one, other, says = (text.replace("PORT", port).replace("PATH", str(tmp_path)) for text in (one, other, says))
+    assert refused(one, other) == f"bind {other!r}: {says}"
+    assert os.listdir(tmp_path) == ["link"]
+
+
+def test_port_0_twice_is_two_ports(opened: Opener) -> None:
+    first, second = opened("127.0.0.1:0", "127.0.0.1:0")
+    assert first.address != second.address
+
+
+def test_the_same_port_on_several_addresses(opened: Opener) -> None:
+    port = free_port()
+    opened(f"127.0.0.1:{port}", f"127.0.0.2:{port}", "unix:@pyfanout-one", "unix:@pyfanout-two")
+
+
+@needs_ipv6
+def test_a_socket_for_both_families_has_the_addresses_of_both() -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as sock:
+        port = sock.getsockname()[1]
+        said = refused(sock, f"127.0.0.1:{port}")
+    assert said.endswith(f"this server listens on [::]:{port} already; give each address once")
+
+
+def test_the_same_socket_twice(opened: Opener) -> None:
+    with bound() as sock:
+        address = printable(sock.family, sock.getsockname())
+        assert refused(sock, sock).endswith("it is given twice; give each address once")
+        with sock.dup() as copy:
+            assert refused(sock, copy).endswith(f"this server listens on {address} already; give each address once")
+        assert f"this server listens on {address} already" in refused(sock, address)
 
 
 def test_a_port_in_time_wait_can_be_had_again(opened: Opener) -> None:
@@ -836,12 +886,17 @@ def test_fd_that_is_not_open() -> None:
     assert "descriptor 1000000 is not open" in refused("fd://1000000")
 
 
-def test_fd_named_twice() -> None:
-    fd = bound().detach()
-    with pytest.raises(ConfigError, match=f"descriptor {fd} is already a listener of this server"):
-        listeners.open_listeners([f"fd://{fd}", f"fd://{fd}"], backlog=1, nodelay=True, environ={})
+def test_the_same_socket_as_two_descriptors() -> None:
+    """What was opened before the error is closed, and the one that was refused is not ours."""
+    sock = bound()
+    copy = sock.dup()
+    address = printable(sock.family, sock.getsockname())
+    fds = sock.detach(), copy.detach()
+    with pytest.raises(ConfigError, match=f"bind 'fd://{fds[1]}': this server listens on {address} already"):
+        listeners.open_listeners([f"fd://{fd}" for fd in fds], backlog=1, nodelay=True, environ={})
+    os.close(fds[1])
     with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(fd)  # the first had become ours, and was closed
+        os.fstat(fds[0])
 
 
 def test_open_socket_stays_the_callers(opened: Opener) -> None:
@@ -961,7 +1016,7 @@ def test_several(opened: Opener, tmp_path: Path) -> None:
 def test_one_that_fails_closes_all(tmp_path: Path) -> None:
     """`refused` counts the descriptors."""
     with bound() as sock:
-        fd = sock.dup().detach()
+        fd = bound().detach()
         with pytest.raises(ConfigError, match="no network interface"):
             listeners.open_listeners(
                 ["127.0.0.1:0", f"unix:{tmp_path}/a.sock", sock, f"fd://{fd}", "192.0.2.1:0"],
