@@ -441,7 +441,7 @@ static bool dispatch(fan_core *core)
     return true;
 }
 
-void fan_core_finish(fan_core *core, int limit)
+void fan_core_finish(fan_core *core, int64_t limit)
 {
     core->finishing = true;
     for (int i = 0; i < core->listener_count; i++) {

@@ -77,7 +77,7 @@ typedef struct {
     int fd;                  /* owned; in the epoll set `outer` */
     bool maybe;              /* may have connections; false when it had none, until epoll says otherwise */
     bool told;               /* epoll has said so, and none was accepted since */
-    int remaining;           /* finishing: how many more to accept */
+    int64_t remaining;       /* finishing: how many more to accept */
 } fan_listener;
 
 struct fan_core {

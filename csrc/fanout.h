@@ -128,7 +128,7 @@ void fan_listener_shut(int fd); /* the same, of one that no core has */
 /* The clean end: pass on what the accept queues hold now (at most `limit` a listener), close the listeners, then end
  * the channels: readers find what is left in them, then end-of-file. Then FAN_EVENT_FINISHED, once. While nobody can take
  * them, clients wait; a listener without any is closed all the same. */
-void fan_core_finish(fan_core *core, int limit);
+void fan_core_finish(fan_core *core, int64_t limit);
 
 void fan_core_count(const fan_core *core, fan_counters *out);
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import socket
 import time
@@ -103,8 +104,8 @@ class Guests:
         """By place."""
         self._generations: Counter[int] = Counter()
         self._shortage = Shortage()
-        self._interval_ns = int(config.ping_interval * 1e9)
-        self._timeout_ms = int(config.timeout * 1e3)
+        self._interval_ns = math.ceil(config.ping_interval * 1e9)  # what is not 0 is not never
+        self._timeout_ms = math.ceil(config.timeout * 1e3)
         self._patience_ns = int(config.ping_timeout * 1e9)
         self._round_ns: int | None = None
         """When the next round of pings is due; None: there are none."""

@@ -5,6 +5,7 @@ Asynchronous: a ping is sent every `ping_interval` to those that owe none, and n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from pyfanout.config import Config
@@ -23,9 +24,9 @@ class Health:
     """Of the workers that are READY."""
 
     def __init__(self, config: Config) -> None:
-        self._interval_ns = int(config.ping_interval * 1e9)
+        self._interval_ns = math.ceil(config.ping_interval * 1e9)  # what is not 0 is not never
         self._ping_timeout_ns = int(config.ping_timeout * 1e9)
-        self._timeout_ns = int(config.timeout * 1e9)
+        self._timeout_ns = math.ceil(config.timeout * 1e9)
         self._pause_ns = min(PAUSE_NS, self._ping_timeout_ns // 2)
         self._round_ns: int | None = None
         """When the next round of pings is due; None: there are none."""
