@@ -157,9 +157,16 @@ def test_a_request_has_all_of_the_time(server: MakeServer, tmp_path: Path, name:
 
 
 ON_UNIX = ("handler", "coroutine", "cheroot", "uvicorn", "uvicorn-asyncio", "hypercorn", "aiohttp", "tornado", "trio")
+ON_UNIX += ("waitress", "wsgiref", "gevent", "twisted")
 
-
-RAW_ON_UNIX = ("socketserver", "socketserver-handler", "gevent-handler", "anyio", "http.server-threading")
+RAW_ON_UNIX = (
+    "socketserver",
+    "socketserver-handler",
+    "gevent-handler",
+    "anyio",
+    "http.server-threading",
+    "http.server",
+)
 PATIENT = ("handler", "cheroot", "trio", *RAW_ON_UNIX)
 """Servers that wait for the rest of a request whose client has paused. The others close such, also over TCP."""
 
