@@ -6,7 +6,6 @@ thread listens to the master.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import errno
 import logging
@@ -16,10 +15,9 @@ import signal
 import socket
 import threading
 import time
-from select import POLLIN, poll
+from select import POLLIN
 from typing import TYPE_CHECKING, Any
 
-from pyfanout import sigmask
 from pyfanout.config import Policy
 from pyfanout.control import WAKE
 from pyfanout.core import SHORTAGE_S, Taker, interrupt_with
@@ -70,6 +68,11 @@ class Server:
         """Released when the first thread leaves. Not an Event, whose own lock a signal handler could find taken."""
         self._closing = False
         """Idle connections are ended."""
+        self._nudges_left = 0
+        self._look_s = 0.0
+        """When to look for idle connections next."""
+        self._end_s = math.inf
+        """When the time without a master is over."""
         worker.watch.add(self._moved)
         self._exit: BaseException | None = None
         """SystemExit (or its like) of a handler: the worker leaves."""
@@ -84,8 +87,11 @@ class Server:
         self._worker.on_drain, self._worker.on_closing = self._cancel, self._close_idle
         # READY before the thread: the master needs as long to send something as we need to be there.
         self._worker.ready(pool=self._pool, threads=self._threads)
+        self._news = self._worker.background.poll()
+        for fd in (self._worker.control.fileno(), self._wakeup.fileno()):
+            self._news.register(fd, POLLIN)
         # Not threading.Thread: its start() would wait for the new thread, and the first connection for that.
-        _thread.start_new_thread(self._listen, ())
+        self._worker.background.start(self._listen)
         if self._threads == 1:
             self._take_all(self._takers[0])
         else:
@@ -174,6 +180,8 @@ class Server:
             worker.signals.hold()
         if self._count is not None:
             self._count()
+        if worker.background.stopped:
+            worker.background.resume()
         return closed and self._alone
 
     def _is_over(self, rc: int) -> bool:
@@ -243,35 +251,30 @@ class Server:
         runs no Python, and a signal that hits it on its way there is lost. So they are interrupted again and again:
         until all have left, or, if the signal was another, until it was surely handled.
         """
-        sigmask.block_all()  # they are the main thread's
         worker, control, wakeup = self._worker, self._worker.control.fileno(), self._wakeup
-        news = poll()  # which needs no descriptor: a start hook, or a handler, may have taken them all
-        for fd in (control, wakeup.fileno()):
-            news.register(fd, POLLIN)
-        nudges_left, look_s, end_s = 0, 0.0, math.inf
         while True:
             wait_s = None
-            if self._idents and (worker.draining or nudges_left > 0):
+            if self._idents and (worker.draining or self._nudges_left > 0):
                 wait_s = NUDGE_S
             elif self._closing:
-                wait_s = max(min(LOOK_S, end_s - time.monotonic()), 0)
-            ready = dict(news.poll(None if wait_s is None else wait_s * 1000))
+                wait_s = max(min(LOOK_S, self._end_s - time.monotonic()), 0)
+            ready = worker.background.wait(self._news, wait_s)
             if wakeup.fileno() in ready:
                 wakeup.recv(4096)
-                nudges_left = NUDGES
+                self._nudges_left = NUDGES
             if control in ready and not worker.hear():
-                news.unregister(control)
-                end_s = time.monotonic() + worker.config.drain_timeout
+                self._news.unregister(control)
+                self._end_s = time.monotonic() + worker.config.drain_timeout
                 self._close_idle()
-            if worker.draining or nudges_left > 0:
+            if worker.draining or self._nudges_left > 0:
                 self._wake_sleepers()
-                nudges_left -= 1
+                self._nudges_left -= 1
             now_s = time.monotonic()
-            if (self._closing or worker.draining) and now_s >= look_s:
-                look_s = now_s + LOOK_S
+            if (self._closing or worker.draining) and now_s >= self._look_s:
+                self._look_s = now_s + LOOK_S
                 self._end_idle()
-            if now_s >= end_s:
-                end_s = math.inf
+            if now_s >= self._end_s:
+                self._end_s = math.inf
                 worker.give_up()
 
     def _wake_sleepers(self) -> None:

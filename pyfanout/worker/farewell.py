@@ -5,21 +5,21 @@ would reset the connection, and the client would lose the part of the answer tha
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 # By name: gevent removes these from their modules, or replaces them.
-from _thread import start_new_thread
-from collections.abc import Callable
 from select import POLLIN, poll
 from socket import MSG_DONTWAIT, SHUT_WR, socket
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
-from pyfanout import sigmask
 from pyfanout.core import Linger
 from pyfanout.limits import OpenFiles
 
 if TYPE_CHECKING:
     import asyncio
+
+    from pyfanout.worker.background import Background
 
 LINGER_S = 2.0
 """Seconds that a client may go on sending after the end."""
@@ -45,7 +45,8 @@ SHARE = 16
 class Farewell:
     """The held connections of one worker. It needs neither a thread nor a sweep while it holds none."""
 
-    def __init__(self) -> None:
+    def __init__(self, background: Background) -> None:
+        self._background = background
         self._linger = Linger(max(min(MOST, OpenFiles().soft // SHARE), 1))
         self.part = self._linger.part
         """Takes over the descriptor of a connection that is over: nothing more will be sent, although other processes
@@ -57,6 +58,8 @@ class Farewell:
         self.later: Callable[[float, Callable[[], None]], object] | None = None
         """Calls a function after that many seconds, from any thread: for a worker with an event loop, which needs no
         thread then. None: a thread sweeps while a connection is held. May raise RuntimeError."""
+        self._sweep_s = 0.0
+        """When that thread sweeps next."""
 
     def on(self, loop: asyncio.AbstractEventLoop) -> None:
         """The worker has a loop."""
@@ -74,7 +77,8 @@ class Farewell:
         """A connection is held now."""
         try:
             if self.later is None:
-                start_new_thread(self._sweep_on, ())
+                self._sweep_s = monotonic() + FIRST_S
+                self._background.start(self._sweep_on)
             else:
                 self.later(FIRST_S, self._sweep)
         except RuntimeError:  # no thread can be had, or the loop is closed
@@ -86,10 +90,10 @@ class Farewell:
             self.later(due_s, self._sweep)
 
     def _sweep_on(self) -> None:
-        sigmask.block_all()
-        sleep(FIRST_S)
+        self._background.sleep(self._sweep_s - monotonic())
         while due_s := self._linger.sweep(_LINGER_NS):
-            sleep(due_s)
+            self._sweep_s = monotonic() + due_s
+            self._background.sleep(due_s)
 
 
 def linger(conn: socket) -> None:

@@ -10,12 +10,11 @@ import contextlib
 import errno
 import logging
 import os
-from _thread import allocate_lock, start_new_thread
+from _thread import allocate_lock
 from collections import deque
 from select import EPOLLEXCLUSIVE, EPOLLIN, POLLIN, poll
 from typing import TYPE_CHECKING, Any
 
-from pyfanout import sigmask
 from pyfanout.worker.blocking import GREETED
 from pyfanout.worker.connection import Address, Connection
 from pyfanout.worker.epoll import epoll
@@ -96,7 +95,7 @@ class Intake:
             if not self._running:
                 self._running = True
                 try:
-                    start_new_thread(self._greet_all, ())
+                    self._worker.background.start(self._greet_all)
                 except RuntimeError as error:  # no thread can be had
                     self._running = False
                     self._greeter.refuse_all(error)
@@ -132,8 +131,8 @@ class Intake:
 
     def _greet_all(self) -> None:
         """Until no connection waits."""
-        sigmask.block_all()
-        news: Any = poll()
+        background = self._worker.background
+        news = background.poll()
         news.register(self._greeter.fileno(), POLLIN)
         while True:
             with self._lock:
@@ -144,4 +143,4 @@ class Intake:
                 if due_s is None:
                     self._running = False
                     return
-            news.poll(min(due_s, LOOK_S) * 1000)
+            background.wait(news, min(due_s, LOOK_S))

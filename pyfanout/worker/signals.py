@@ -202,12 +202,17 @@ class Signals:
             if getsignal(signum) in (ours, _do_nothing):
                 signal.signal(signum, default)
 
+    def looks(self) -> bool:
+        """Whether `look` is the handler of WAKE."""
+        return bool(getsignal(WAKE) == self.look)
+
     # ---- handlers ----------------------------------------------------------------------------------------------
 
     def look(self, *_: object) -> None:
         """While the worker boots, no loop reads the control socket. There is no request to finish, and an import would
-        not know what to do with an exception."""
+        not know what to do with an exception. Later it is called after some forks, see `Background`."""
         worker = self._worker
+        worker.background.resume()
         if worker.on_drain is None and not worker.forked and says_drain(worker.control):
             exits.leave(0)
 

@@ -49,6 +49,7 @@ from pyfanout.limits import OpenFiles, of_connections
 from pyfanout.log import counted
 from pyfanout.recognition import doubt, kind_of
 from pyfanout.worker import child, connection
+from pyfanout.worker.background import Background
 from pyfanout.worker.farewell import Farewell
 from pyfanout.worker.listener import Listener, Public
 from pyfanout.worker.signals import Signals
@@ -106,7 +107,9 @@ class Worker:
         self._short_s = -math.inf
         """When `short_of` last said something."""
         self._short_of: set[str] = set()
-        self.farewell = Farewell()
+        self.signals = Signals(self)
+        self.background = Background(self.signals.looks)
+        self.farewell = Farewell(self.background)
         self.accepting: Listener | None = None
         """The listener that a server accepts from."""
         self.draining = False
@@ -127,7 +130,6 @@ class Worker:
         """Watches the threads of the server, if it has any."""
         self.on_closing: Callable[[], None] = lambda: None
         """Has idle connections end, since the server stops; set by what serves, if there is something to do."""
-        self.signals = Signals(self)
         self.forked = False
         """This is a child that the application forked: no worker any more."""
         self._served = itertools.count(1)  # next() is one step, also among threads
@@ -378,6 +380,7 @@ def enlist(worker: Worker) -> None:
         before=signals.before_fork, after_in_parent=signals.after_fork, after_in_child=lambda: _forget(worker)
     )
     os.register_at_fork(after_in_parent=worker.farewell.copied)
+    os.register_at_fork(before=worker.background.pause, after_in_parent=worker.background.after_fork)
 
 
 def main(
@@ -443,6 +446,7 @@ def _forget(worker: Worker) -> None:
     worker.signals.after_fork()
     worker.forked = worker.draining = True
     worker.station.disown()
+    worker.background.disown()
     worker.farewell.disown()
     child.empty_epoll_sets()
     if worker.accepting is not None:

@@ -217,10 +217,18 @@ def test_a_thread_left_behind(server: MakeServer, handler: str, options: dict, d
     assert one.stop() == 0
 
 
+def forks(one: Server, options: dict) -> Server:
+    """From Python 3.12 on os.fork warns where handlers have threads. A blocking handler has the main thread: see
+    test_forks.py."""
+    if "threads" in options:
+        one.expect("DeprecationWarning: .* multi-threaded, use of fork")
+    return one
+
+
 @pytest.mark.parametrize("end", ["return", "raise", "exit", "die", "stay"])
 def test_a_handler_that_forks(server: MakeServer, handler: str, options: dict, end: str) -> None:
     """The child is no worker, whatever it does: it takes no connection and does not touch the board."""
-    one = server()
+    one = forks(server(), options)
     if end == "raise":
         one.expect("the handler failed", "^ *Traceback ")
     one.start(f"apps:{handler}", workers=2, **options)
@@ -281,7 +289,7 @@ def test_a_fault_is_blocked_in_no_thread(server: MakeServer, handler: str, optio
 
 def test_children_have_default_signals(server: MakeServer, handler: str, options: dict) -> None:
     """Executed programs ignore and block no signal, except those of the test runner; SIGTERM ends a forked child."""
-    one = server().start(f"apps:{handler}", workers=1, **options)
+    one = forks(server(), options).start(f"apps:{handler}", workers=1, **options)
     answer = ask(one.address, "children")
     assert not set(answer["kept"]) - IGNORED_HERE, answer
     assert answer["exitcode"] == -signal.SIGTERM
@@ -497,7 +505,7 @@ def test_hooks_run_when_a_worker_is_recycled(server: MakeServer, handler: str, o
 
 def test_hooks_do_not_run_in_a_forked_child(server: MakeServer, handler: str, options: dict) -> None:
     script = {"on_worker_start": "started", "on_worker_exit": "exited"}
-    one = server().start(handler, script=script, workers=1, **options)
+    one = forks(server(), options).start(handler, script=script, workers=1, **options)
     for end in ("return", "exit"):
         with connect(one.address, f"fork {end}") as client:
             child = who([read_line(client)])[0]["child"]
