@@ -19,6 +19,9 @@ MakeServer = Callable[..., Server]
 BLOCKING, ASYNCIO = Subject("apps:act"), Subject("apps:act_async")
 KINDS = {"blocking": BLOCKING, "asyncio": ASYNCIO, "waitress": SUBJECTS["waitress"], "uvicorn": SUBJECTS["uvicorn"]}
 
+PATIENCE_S = 60.0
+"""For a start: these import many servers, which takes more than ten seconds on a machine that is busy enough."""
+
 LEAST_S = 1e-300
 """What is above 0, and less than a nanosecond."""
 
@@ -57,7 +60,9 @@ PROXY_HEADER = "PROXY TCP4 192.0.2.1 192.0.2.2 4321 443\r\n"
 
 def begin(server: Server, subject: Subject, **given: object) -> Server:
     cwd = TESTS if subject in (BLOCKING, ASYNCIO) else FOLDER
-    return server.start(subject.app, cwd=cwd, **{**subject.options, **given})
+    server.start(subject.app, cwd=cwd, wait=False, **{**subject.options, **given})
+    server.wait_ready(PATIENCE_S)
+    return server
 
 
 def ask(one: Server, kind: str, header: str) -> int:
@@ -90,7 +95,7 @@ def test_a_life_at_both_ends(server: MakeServer, kind: str, life: str) -> None:
     one.send(signal.SIGHUP)
     one.wait_log("reloading")
     if life != "long":
-        one.wait_log("reloaded: ")
+        one.wait_log("reloaded: ", deadline_s=PATIENCE_S)
         one.wait_until(lambda: ask(one, kind, header) not in old, "a new worker answers")
     for signum, change in ((signal.SIGTTIN, (workers, workers + 1)), (signal.SIGTTOU, (workers + 1, workers))):
         one.send(signum)
