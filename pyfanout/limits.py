@@ -43,15 +43,19 @@ class OpenFiles:
         self._found = self.soft
 
     def raise_to(self, count: int) -> None:
-        """Raise the soft limit to `count`, or as far as the hard one allows. It is never lowered."""
+        """Raise the soft limit to `count`, or as far as the hard one allows. It is never lowered, and stays if the
+        program has set it meanwhile."""
         wanted = count if self._hard == resource.RLIM_INFINITY else min(count, self._hard)
-        if wanted > self.soft and self._set(wanted):
+        if wanted > self.soft and self._is_ours() and self._set(wanted):
             self.soft = wanted
 
     def restore(self) -> None:
-        """As it was found, unless it is another one by now. In a child, too, which has its own."""
-        if self.soft != self._found and OpenFiles().soft == self.soft and self._set(self._found):
+        """As it was found, unless the program has set it meanwhile. In a child, too, which has its own."""
+        if self.soft != self._found and self._is_ours() and self._set(self._found):
             self.soft = self._found
+
+    def _is_ours(self) -> bool:
+        return OpenFiles().soft == self.soft
 
     def _set(self, soft: int) -> bool:
         try:

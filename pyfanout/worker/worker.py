@@ -110,6 +110,7 @@ class Worker:
         self.signals = Signals(self)
         self.background = Background(self.signals.looks)
         self.farewell = Farewell(self.background)
+        self._open_files = OpenFiles()
         self.accepting: Listener | None = None
         """The listener that a server accepts from."""
         self.draining = False
@@ -191,7 +192,7 @@ class Worker:
         """Connections may come: from the pool's channel, or our own. `threads` of ours block until they do; 0: we are
         told by `listener` and never block."""
         if not threads and not self._joined:  # a process that has joined is its parent's affair
-            OpenFiles().raise_to(of_connections(self.most))
+            self._open_files.raise_to(of_connections(self.most))
         self.watch.still_ms()  # a first look: a thread that is stuck before the first ping counts, too
         self.signals.hold()
         self.say(Ready(pool, threads, 0 if threads else self.most, self.serving))

@@ -78,6 +78,7 @@ def test_what_the_program_sets_meanwhile_stays(system: Callable[..., list[Limits
     one = OpenFiles()
     one.raise_to(200)
     values.append((300, 400))
+    one.raise_to(400)
     one.restore()
     assert values[-1] == (300, 400)
 
