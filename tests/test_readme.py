@@ -93,50 +93,49 @@ def serve_and_ask(
 
 
 @pytest.mark.parametrize(
-    ("folder", "command"),
+    "command",
     [
-        (".", "python examples/hello.py"),
-        ("examples", "pyfanout run hello:handler --bind 127.0.0.1:8000 --workers auto"),
+        "python examples/hello.py",
+        "pyfanout run hello:handler --app-dir examples --bind 127.0.0.1:8000 --workers auto",
     ],
 )
-def test_hello(session, clone, environment, folder, command):
+def test_hello(session, clone, environment, command):
     assert command in SHELL
     assert "curl http://127.0.0.1:8000" in SHELL
-    answer = serve_and_ask(session, clone / folder, environment, command, "curl --silent http://127.0.0.1:8000")
+    answer = serve_and_ask(session, clone, environment, command, "curl --silent http://127.0.0.1:8000")
     assert answer.startswith("Hello from worker ")
 
 
 def test_echo(session, clone, environment):
-    command = "pyfanout run echo:handler --bind unix:/tmp/echo.sock --bind 127.0.0.1:8001"
+    command = "pyfanout run echo:handler --app-dir examples --bind unix:/tmp/echo.sock --bind 127.0.0.1:8001"
     assert command in SHELL
     here = command.replace("/tmp/", f"{clone}/")
     ask = "exec 3<>/dev/tcp/127.0.0.1/8001 && echo over tcp >&3 && head -n 1 <&3"
-    assert serve_and_ask(session, clone / "examples", environment, here, ask) == "over tcp\n"
+    assert serve_and_ask(session, clone, environment, here, ask) == "over tcp\n"
     assert not (clone / "echo.sock").exists()
 
 
 @pytest.mark.parametrize(
     ("install", "command"),
     [
-        ("pip install '.[wsgi]' flask", "pyfanout run flaskapp:app --workers 4"),
-        ("pip install '.[asgi]' fastapi", "pyfanout run fastapiapp:app --workers 4"),
+        ("pip install '.[wsgi]' flask", "pyfanout run flaskapp:app --app-dir examples --workers 4"),
+        ("pip install '.[asgi]' fastapi", "pyfanout run fastapiapp:app --app-dir examples --workers 4"),
     ],
 )
 def test_applications(session, clone, environment, install, command):
     assert install in SHELL
-    assert command in SHELL
+    assert SHELL.index("pip install .") < SHELL.index(install) < SHELL.index(command)
     subprocess.run(["bash", "-c", f"{install} --quiet"], cwd=clone, env=environment, check=True)
-    answer = serve_and_ask(
-        session, clone / "examples", environment, command, "curl --silent --fail http://127.0.0.1:8000"
-    )
+    answer = serve_and_ask(session, clone, environment, command, "curl --silent --fail http://127.0.0.1:8000")
     assert answer.startswith('{"process":')
 
 
 def test_check_config_and_help(clone, environment):
-    command = "pyfanout run hello:handler --workers 2 --policy least-connections --check-config"
+    command = "pyfanout run hello:handler --app-dir examples --workers 2 --policy least-connections --check-config"
     assert command in SHELL
-    printed = subprocess.check_output(command.split(), cwd=clone / "examples", env=environment, text=True)
+    printed = subprocess.check_output(command.split(), cwd=clone, env=environment, text=True)
     assert "policy = least-connections" in printed
+    assert "served as = handler by pyfanout" in printed
     assert "`pyfanout run --help`" in README
     assert "--workers" in subprocess.check_output(["pyfanout", "run", "--help"], env=environment, text=True)
 
@@ -161,19 +160,19 @@ def test_make_bench_runs(clone):
 
 
 def test_no_command_is_forgotten():
-    """What README has besides, and who runs it: this suite is what `make test` runs."""
+    """What README has besides, and who runs it: this suite is what `make test` runs. All of them run in the clone's own
+    folder, so that who types them in reading order, in one shell, is never in another one."""
     known = {
         "pip install .",
         "python examples/hello.py",
         "curl http://127.0.0.1:8000",
-        "cd examples",
-        "pyfanout run hello:handler --bind 127.0.0.1:8000 --workers auto",
-        "pyfanout run hello:handler --workers 2 --policy least-connections --check-config",
-        "pyfanout run echo:handler --bind unix:/tmp/echo.sock --bind 127.0.0.1:8001",
+        "pyfanout run hello:handler --app-dir examples --bind 127.0.0.1:8000 --workers auto",
+        "pyfanout run hello:handler --app-dir examples --workers 2 --policy least-connections --check-config",
+        "pyfanout run echo:handler --app-dir examples --bind unix:/tmp/echo.sock --bind 127.0.0.1:8001",
         "pip install '.[wsgi]' flask",
-        "pyfanout run flaskapp:app --workers 4",
+        "pyfanout run flaskapp:app --app-dir examples --workers 4",
         "pip install '.[asgi]' fastapi",
-        "pyfanout run fastapiapp:app --workers 4",
+        "pyfanout run fastapiapp:app --app-dir examples --workers 4",
     }
     assert set(SHELL) == known
     assert set(re.findall(r"`(make \w+)`", README)) == {"make run", "make test", "make bench"}
@@ -186,12 +185,13 @@ def test_the_code_shown_is_the_code_of_the_examples():
     assert echo in (ROOT / "examples/echo.py").read_text()
 
 
-def test_the_master_shown_runs(tmp_path):
+def test_the_master_shown_runs(clone):
     """Until it has printed its workers once; then it is told to stop."""
-    (tmp_path / "app.py").write_text("def handler(conn, addr):\n    pass\n")
+    assert "such as examples/master.py" in README
     code = PYTHON[2].replace("127.0.0.1:8000", "127.0.0.1:0")
-    command = [sys.executable, "-u", "-c", code]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as shown:
+    (clone / "examples/master.py").write_text(code)
+    command = [sys.executable, "-u", "examples/master.py"]
+    with subprocess.Popen(command, cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as shown:
         try:
             assert shown.stdout is not None
             line = shown.stdout.readline()
