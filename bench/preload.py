@@ -1,0 +1,86 @@
+"""What a fork costs a master that has the application loaded (`--preload`): `python -m bench.preload`.
+
+For each size of heap: how long a fork takes, which is how long no connection is accepted, and how much of the heap a
+child has copied when it has read each object once, for to read an object is to write to its reference count.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+
+SIZES_MB = (0, 50, 100, 200, 400)
+FORKS = 30
+
+
+def filled(megabytes: int) -> list[dict[str, str]]:
+    """Objects of about that size, as an application has them."""
+    before = resident_mb()
+    heap: list[dict[str, str]] = []
+    while resident_mb() - before < megabytes:
+        heap += [{"name": f"object {len(heap) + each}", "kind": f"kind {each}"} for each in range(2000)]
+    return heap
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def private_mb() -> float:
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return sum(int(found) for found in re.findall(r"Private_\w+: +(\d+) kB", text)) / 1024
+
+
+def fork_ms() -> float:
+    """The processor time of the parent in a fork: whatever runs beside it does not count."""
+    begin = time.thread_time()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    taken = time.thread_time() - begin
+    os.waitpid(pid, 0)
+    return taken * 1e3
+
+
+def copied_mb(heap: list[dict[str, str]]) -> tuple[float, float]:
+    """In a child that reads each object: how much it has copied, and in how many milliseconds of processor time."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        before, begin = private_mb(), time.thread_time()
+        for each in heap:
+            for _ in each.values():
+                pass
+        taken = time.thread_time() - begin
+        os.write(writer, f"{private_mb() - before} {taken * 1e3}".encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as result:
+        copied, taken = map(float, result.read().split())
+    os.waitpid(pid, 0)
+    return copied, taken
+
+
+def main() -> None:
+    print(f"{'heap MB':>8} {'fork ms (median, least, most)':>32} {'copied MB':>10} {'in ms':>7}")
+    for megabytes in SIZES_MB:
+        heap = filled(megabytes)
+        gc.collect()
+        gc.freeze()  # as the master does: a collection in the child would write to every object
+        times = [fork_ms() for _ in range(FORKS)]
+        copied, taken = copied_mb(heap)
+        spread = f"{statistics.median(times):.2f}, {min(times):.2f}, {max(times):.2f}"
+        print(f"{resident_mb():8.0f} {spread:>32} {copied:10.0f} {taken:7.0f}")
+        sys.stdout.flush()
+        gc.unfreeze()
+        del heap
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main()
