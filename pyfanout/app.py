@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import inspect
 import os
 import traceback
 from collections.abc import Callable
@@ -33,13 +34,23 @@ def check_spec(spec: str) -> tuple[str, str]:
     raise ConfigError(f"the application {spec!r} cannot be found by that name: {hint}")
 
 
+class Given:
+    """Loads an application that is there already: none of its code runs."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    def __call__(self) -> App:
+        return self._app
+
+
 def loader_of(app: App | str, folders: Folders, *, factory: bool) -> Callable[[], App]:
     """What a worker calls for its application: `app` itself, what it returns (`factory`), or the same of "module:attr".
     Raises ConfigError if that is malformed."""
     if isinstance(app, str):
         check_spec(app)
         return functools.partial(import_from, app, folders, factory=factory)
-    load = cast("Callable[[], App]", app) if factory else lambda: app
+    load = cast("Callable[[], App]", app) if factory else Given(app)
     if folders.chdir is None and folders.app_dir is None:
         return load  # the program is where it wants to be
 
@@ -77,6 +88,8 @@ def import_from(spec: str, folders: Folders | None = None, *, factory: bool = Fa
         path += f".{name}"
     if factory:
         found = _call(found, spec)
+        if inspect.iscoroutine(found):  # an async factory: whoever has a loop awaits it
+            return cast("App", found)
     if not callable(found) and known_class(found) is None:
         what = f"what {spec!r} returns" if factory else repr(spec)
         raise LoadError(f"{what} is not a function: it is of type {type(found).__name__}")

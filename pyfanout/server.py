@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Unpack
 
 from pyfanout import stdio
-from pyfanout.app import loader_of
+from pyfanout.app import Given, loader_of
 from pyfanout.config import MAX_WORKERS, Config, Options, unknown_variables
 from pyfanout.errors import ConfigError, ReloadError, WorkerError
 from pyfanout.folders import Folders
@@ -31,6 +31,7 @@ from pyfanout.master.status import WorkerStatus
 from pyfanout.master.supervisor import Supervisor
 from pyfanout.recognition import kind_of
 from pyfanout.worker.listener import Public
+from pyfanout.worker.loading import preloaded
 from pyfanout.worker.worker import main, server_module
 
 log = logging.getLogger("pyfanout.master")
@@ -109,8 +110,8 @@ class Master:
             signals = self._signals or undo.enter_context(Signals())
             undo.callback(signals.end)
             if config.preload:
-                handler = self._load()
-                self._load, self._kinds = lambda: handler, [kind_of(handler, config.interface, config.server)]
+                handler = preloaded(self._load)
+                self._load, self._kinds = Given(handler), [kind_of(handler, config.interface, config.server)]
                 log.info("the application is loaded in the master: a reload keeps its code")
             _check_gevent()
             signals.begin()  # before there is a socket file, or a pidfile, by which the master is found

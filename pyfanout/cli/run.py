@@ -86,13 +86,15 @@ def check(spec: str, config: Config) -> None:
 
         prepare(folders.fixed(config))
     try:
-        served_as = serving_of(loader_of(spec, folders, factory=config.factory), config).words
+        serving = serving_of(loader_of(spec, folders, factory=config.factory), config)
+        if serving.loops is not None:
+            serving.loops.close()
     except (Exception, SystemExit) as error:
         failed = failure_of(error)
         if failed.trace:
             print(plain(failed.trace.rstrip()), file=sys.stderr)
         raise LoadError(failed.reason) from error
-    print(f"app = {spec}\nserved as = {served_as}\n{config.describe()}")
+    print(f"app = {spec}\nserved as = {serving.words}\n{config.describe()}")
 
 
 def _flags(option: Option) -> list[str]:

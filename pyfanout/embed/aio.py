@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.embed.loop import loop_factory
 from pyfanout.embed.runner import GRACE_S, LOOK_S, Runner
 from pyfanout.worker import child
-from pyfanout.worker.aio import CANCEL_S, close, hooks, signals_through
+from pyfanout.worker.aio import CANCEL_S, close, hooks, runner_of, signals_through
 from pyfanout.worker.loop_threads import watch_threads
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class AsyncioRunner(Runner):
         `run` has not returned a second later, it is cancelled."""
 
     def serve(self, worker: Worker) -> None:
-        runner = asyncio.Runner(loop_factory=loop_factory(self.loop, worker.config))
+        runner = runner_of(worker, loop_factory(self.loop, worker.config))
         try:
             runner.run(self._live(worker))
         finally:

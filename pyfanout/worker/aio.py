@@ -26,7 +26,7 @@ from pyfanout.worker.idle import IDLE_S, LOOK_S, IdleWatch, end_input, is_silent
 from pyfanout.worker.loop_threads import watch_threads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from pyfanout.worker.greeting import Greeter
     from pyfanout.worker.worker import Worker
@@ -319,11 +319,17 @@ def serve(worker: Worker, handler: AsyncHandler) -> None:
         async with hooks(worker):
             await Server(worker, handler, fd).run()
 
-    runner = asyncio.Runner()
+    runner = runner_of(worker)
     try:
         runner.run(live())
     finally:
         close(worker, runner)
+
+
+def runner_of(worker: Worker, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> asyncio.Runner:
+    """Of the loop that the application has used while it was loaded; else of a new one."""
+    used = None if worker.loops is None else worker.loops.runner
+    return asyncio.Runner(loop_factory=loop_factory) if used is None else used
 
 
 def close(worker: Worker, runner: asyncio.Runner) -> None:
@@ -372,15 +378,24 @@ def _headless(worker: Worker) -> Greeter | None:
 
 @contextlib.asynccontextmanager
 async def hooks(worker: Worker) -> AsyncIterator[None]:
-    """Start hook; exit hook. Meanwhile the loop wakes up for signals: without that a signal that comes just before the
-    loop sleeps would wait until something else wakes it."""
+    """Start hook; exit hook."""
+    with waking(worker):
+        await call_hook(worker, worker.config.on_worker_start)
+        try:
+            yield
+        finally:
+            await call_hook(worker, worker.config.on_worker_exit)
+
+
+@contextlib.contextmanager
+def waking(worker: Worker) -> Iterator[None]:
+    """Meanwhile the running loop wakes up for signals: without that a signal that comes just before the loop sleeps
+    would wait until something else wakes it."""
     asyncio.get_running_loop().add_signal_handler(WAKE, worker.signals.look)
-    signal.signal(WAKE, worker.signals.look)  # not only between two steps: a hook may take long
-    await call_hook(worker, worker.config.on_worker_start)
+    signal.signal(WAKE, worker.signals.look)  # not only between two steps: the application may take long
     try:
         yield
     finally:
-        await call_hook(worker, worker.config.on_worker_exit)
         worker.signals.plain()
         signal.set_wakeup_fd(-1)  # the loop closes its end before it removes its signal handlers
 

@@ -52,11 +52,14 @@ from pyfanout.worker import child, connection
 from pyfanout.worker.background import Background
 from pyfanout.worker.farewell import Farewell
 from pyfanout.worker.listener import Listener, Public
+from pyfanout.worker.loading import load_for, settle
 from pyfanout.worker.signals import Signals
 from pyfanout.worker.threads import Watch
 
 if TYPE_CHECKING:
     import ssl
+
+    from pyfanout.worker.loops import Loops
 
 log = logging.getLogger("pyfanout.worker")
 
@@ -123,6 +126,8 @@ class Worker:
         self._stop_is_told = False
         self.on_drain: Callable[[], None] | None = None
         """Makes what serves take no more; set by it as soon as it may take."""
+        self.loops: Loops | None = None
+        """See `Serving`."""
         self.doubt = ""
         """What to say when the handler fails for the first time: it may be no handler."""
         self.serving = ""
@@ -343,14 +348,18 @@ class Serving(NamedTuple):
     words: str
     """For the log: "wsgi by waitress 3.0.2"."""
     serve: Callable[[Worker], None]
+    loops: Loops | None = None
+    """Those of asyncio that the application has used while it was loaded."""
 
 
-def server_of(app: App, config: Config) -> Serving:
+def server_of(app: App, config: Config, loops: Loops | None = None) -> Serving:
     """What serves an application in a worker. Raises ConfigError and LoadError."""
     kind = kind_of(app, config.interface, config.server)
     hooks = (config.on_worker_start, config.on_worker_exit)
     if kind is Kind.HANDLER and any(map(inspect.iscoroutinefunction, hooks)):
         raise ConfigError("a hook may be a coroutine function only beside a coroutine handler")
+    if loops is not None:
+        settle(loops, app, kind)
     module = server_module(kind)
     if kind in _MODULES:
 
@@ -359,16 +368,23 @@ def server_of(app: App, config: Config) -> Serving:
                 worker.doubt = doubt(app)
             module.serve(worker, app)
 
-        return Serving(f"{kind.value} by pyfanout", serve_handler)
+        return Serving(f"{kind.value} by pyfanout", serve_handler, loops)
     runner = module.runner_of(app, kind, config.server)
-    return Serving(f"{kind.value} by {module.title_of(runner)}", runner.serve)
+    return Serving(f"{kind.value} by {module.title_of(runner)}", runner.serve, loops)
 
 
-def serving_of(load: Callable[[], App], config: Config) -> Serving:
-    """The same, of an application that is yet to be loaded."""
+def serving_of(load: Callable[[], App], config: Config, worker: Worker | None = None) -> Serving:
+    """The same, of an application that is yet to be loaded; `worker` is the one that loads it, if there is one. Its
+    loops are the caller's to close, unless it is served."""
     if config.server == "gevent":
         importlib.import_module("pyfanout.embed.gevent").patch()  # before the application is imported
-    return server_of(load(), config)
+    app, loops = load_for(config, load, worker)
+    try:
+        return server_of(app, config, loops)
+    except BaseException:
+        if loops is not None:
+            loops.close()
+        raise
 
 
 def enlist(worker: Worker) -> None:
@@ -416,7 +432,7 @@ def serve(worker: Worker, load: Callable[[], App]) -> int:
     config = worker.config
     worker.signals.begin()
     try:
-        worker.serving, serve = serving_of(load, config)
+        worker.serving, serve, worker.loops = serving_of(load, config, worker)
     except (Exception, SystemExit) as error:
         return worker.fail(Stage.LOAD, error)
     try:
