@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH_ARGS ?=
 
-.PHONY: run test lint asan valgrind dist bench chaos faults soak tools peers bench-report
+.PHONY: run test lint asan valgrind dist pythons bench chaos faults soak tools peers bench-report
 
 # As users install it, unless all that developers need is there already.
 run: $(or $(wildcard .venv/ready),.venv/run)
@@ -35,6 +35,11 @@ valgrind: .venv/ready tools
 # The sdist and the wheel: built, installed in clean environments, and served from.
 dist: .venv/ready
 	$(BIN)/python tests/packages.py
+
+# Part of the tests with each newer Python that can be had here: pyenv's, one on PATH, or Debian's (as root, in a chroot).
+# What cannot be had is named at the end, and fails nothing.
+pythons: .venv/ready
+	$(BIN)/python tests/pythons.py $(TEST_ARGS)
 
 bench: .venv/ready
 	$(BIN)/python -m bench dispatch $(BENCH_ARGS)
