@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 # By name: gevent, in a worker, puts its own into the module, which must not switch in the middle of a line.
 from select import POLLOUT, poll
-from typing import TextIO
+from typing import Any, TextIO
 
 FORMAT = "%(asctime)s [%(process)d] %(levelname)s %(message)s"
 
@@ -41,6 +41,25 @@ def counted(number: int, what: str = "worker") -> str:
 
 def counted_are(number: int) -> str:
     return f"{counted(number)} {'is' if number == 1 else 'are'}"
+
+
+class Logger(logging.Logger):
+    """Always enabled: `logging.config.dictConfig` and `fileConfig`, which an application calls for its own loggers,
+    disable all others that exist, unless told otherwise. To have less, set a level or a handler."""
+
+    @property
+    def disabled(self) -> bool:
+        return False
+
+    @disabled.setter
+    def disabled(self, value: bool) -> None:
+        """Ignored."""
+
+
+for _name in ("", ".master", ".worker", ".worker.clients"):
+    _logger = logging.getLogger(f"pyfanout{_name}")
+    if type(_logger) is logging.Logger:  # else the application has a class of its own
+        _logger.__class__ = Logger
 
 
 class Lines(logging.Formatter):
@@ -69,6 +88,14 @@ class Handler(logging.StreamHandler[TextIO]):
         self._lost = 0
         """Lines, since it was last said how many."""
         os.register_at_fork(after_in_child=self._forget)
+
+    def handle(self, record: logging.LogRecord) -> Any:
+        """Not what a handler of the application takes, which may have come later: each line is written once."""
+        taken = any(
+            record.levelno >= other.level and not isinstance(other, Handler | logging.NullHandler)
+            for other in handlers_of(record.name)
+        )
+        return False if taken else super().handle(record)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

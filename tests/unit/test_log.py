@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from unittest.mock import patch
 
 import pytest
 
@@ -27,7 +28,11 @@ Log = tuple[logging.Logger, Callable[[], str]]
 @contextlib.contextmanager
 def logging_to(fd: int) -> Iterator[logging.Logger]:
     """Takes `fd` over."""
-    with open(fd, "w") as stream, contextlib.closing(Handler(stream)) as handler:
+    with (
+        open(fd, "w") as stream,
+        contextlib.closing(Handler(stream)) as handler,
+        patch("pyfanout.log.handlers_of", lambda _: [handler]),  # pytest has some, which would take the lines
+    ):
         handler.setFormatter(Lines("%(message)s"))
         log = logging.Logger("test")
         log.addHandler(handler)
