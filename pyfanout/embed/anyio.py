@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pyfanout.embed.aio import AsyncioRunner
 from pyfanout.embed.runner import LOOK_S
+from pyfanout.worker import clients
 
 if TYPE_CHECKING:
     import anyio
@@ -49,7 +50,7 @@ class Runner(AsyncioRunner):
                 anyio.EndOfStream,
                 ssl.SSLError,
             ) as error:  # closed, or without a close_notify
-                log.debug("worker=%d: %r", worker.slot, error)
+                clients.log.debug("worker=%d: a client has gone: %r", worker.slot, error)
             except Exception:  # its own affair: it would end the server
                 log.exception("worker=%d: the handler failed", worker.slot)
 
@@ -64,7 +65,7 @@ class Runner(AsyncioRunner):
                 await anyio.aclose_forcefully(stream)
                 if not isinstance(error, Exception):  # it is cancelled
                     raise
-                log.info("worker=%d: no TLS with a client: %r", worker.slot, error)
+                clients.log.info("worker=%d: no TLS with a client: %r", worker.slot, error)
             else:
                 await handle(secure)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import math
 import os
 import signal
@@ -21,7 +20,7 @@ from pyfanout.embed.counting import counted
 from pyfanout.embed.runner import LOOK_S
 from pyfanout.embed.views import changed, probe, views
 from pyfanout.embed.wsgi import informed
-from pyfanout.worker import connection
+from pyfanout.worker import clients, connection
 from pyfanout.worker.connection import Counting
 from pyfanout.worker.idle import answering
 from pyfanout.worker.threads import Pool
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from pyfanout.worker.listener import Bound, Listener
     from pyfanout.worker.worker import Worker
 
-log = logging.getLogger("pyfanout.worker")
 
 KILL_S = 0.25
 """How long the worker waits for a greenlet that it has killed."""
@@ -224,14 +222,29 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
             try:
                 return super().wrap_socket_and_handle(conn, address)
             except NoHandshakeError as error:
-                log.info("worker=%d: no TLS with %s: %s", worker.slot, address, error)
+                clients.log.info("worker=%d: no TLS with %s: %s", worker.slot, address, error)
                 conn.close()
                 return None
             finally:
                 if on_done is not None:
                     on_done()
 
+    def handle(conn: Any, address: Any) -> None:
+        try:
+            app(conn, address)
+        except OSError as error:
+            if not clients.has_gone(error, conn):
+                raise
+            clients.log.debug("worker=%d: %s has gone: %s", worker.slot, address, error)
+
     class Handler(pywsgi.WSGIHandler):
+        def _handle_client_error(self, error: Exception) -> Any:
+            """Its head cannot be read."""
+            if not clients.has_gone(error, self.socket):
+                return super()._handle_client_error(error)
+            clients.log.debug("worker=%d: %s has gone: %s", worker.slot, self.client_address, error)
+            return None  # it is over, without an answer
+
         def handle_one_response(self) -> None:
             """The head of the request has been read."""
             with answering(self.socket):
@@ -266,9 +279,19 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
     if options.get("spawn", "default") == "default":
         options = {**options, "spawn": pool.Pool()}  # which knows them
     server_of = Accepting if is_handler else functools.partial(WSGIServer, log=None)
-    made = server_of(listener, app, **options)
+    made = server_of(listener, handle if is_handler else app, **options)
     if context is not None:
         from gevent.ssl import SSLContext, SSLSocket
+
+        class Secure(SSLSocket):
+            def __init__(self, *arguments: Any, **keywords: Any) -> None:
+                """gevent's own leaves it open if the client has reset the connection."""
+                try:
+                    super().__init__(*arguments, **keywords)
+                except BaseException:
+                    with contextlib.suppress(OSError, AttributeError):  # it was not even made
+                        self.close()
+                    raise
 
         # It may have been made before gevent patched ssl, as the master's was; gevent's own method does for both.
         def shake_hands(conn: Any, **how: Any) -> Any:
@@ -282,7 +305,7 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
             except OSError as error:  # ssl.SSLError is one
                 raise NoHandshakeError(error) from error
 
-        context.sslsocket_class = SSLSocket
+        context.sslsocket_class = Secure
         made.wrap_socket = shake_hands
     if not is_handler:
         at_once = math.inf if made.pool is None or made.pool.size is None else made.pool.size

@@ -16,6 +16,7 @@ import os
 import select
 import socket
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from pyfanout.embed.threaded import ThreadedRunner
 from pyfanout.embed.views import changed, probe, views
 from pyfanout.embed.wsgi import informed
 from pyfanout.errors import ConfigError
-from pyfanout.worker import blocking
+from pyfanout.worker import blocking, clients
 from pyfanout.worker.farewell import linger
 from pyfanout.worker.idle import LOOK_S as IDLE_LOOK_S
 from pyfanout.worker.idle import answering, end_if_idle
@@ -74,6 +75,8 @@ class Runner(ThreadedRunner):
         if isinstance(server, WSGIServer) and (app := server.get_app()):
             multithread = threads or (worker.config.threads > 1 and not forks)
             server.set_app(informed(app, worker, multithread=multithread, multiprocess=forks))
+        if type(server).handle_error is socketserver.BaseServer.handle_error:
+            server.handle_error = _unless_gone(server.handle_error, worker)
         if threads or forks:
             super().serve(worker)
         else:
@@ -259,6 +262,19 @@ def _with_host(get_request: Callable[[], tuple[Any, Any]]) -> Callable[[], tuple
         return request, address if isinstance(address, tuple) else ("", 0)
 
     return get
+
+
+def _unless_gone(handle_error: Callable[[Any, Any], None], worker: Worker) -> Callable[[Any, Any], None]:
+    """Prints a traceback, but not for each client that breaks off."""
+
+    def handle(request: Any, address: Any) -> None:
+        error = sys.exc_info()[1]
+        if error is not None and clients.has_gone(error, request):
+            clients.log.debug("worker=%d: %s has gone: %s", worker.slot, address, error)
+        else:
+            handle_error(request, address)
+
+    return handle
 
 
 def _with_farewell(shutdown_request: Callable[[Any], None], worker: Worker) -> Callable[[Any], None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import weakref
 from collections.abc import Callable
@@ -12,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.embed.aio import AsyncioRunner
 from pyfanout.embed.counting import counted
 from pyfanout.embed.runner import LOOK_S, SERVICE_RESTART
+from pyfanout.worker import clients
 
 if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener
     from pyfanout.worker.worker import Worker
-
-log = logging.getLogger("pyfanout.worker")
 
 
 class Runner(AsyncioRunner):
@@ -51,7 +49,7 @@ class Runner(AsyncioRunner):
 
         def end_handshake(stream: SSLIOStream, address: Any) -> None:
             if stream._ssl_accepting and not stream.closed():
-                log.info("worker=%d: no TLS with %s: no handshake within %g s", worker.slot, address, timeout_s)
+                clients.log.info("worker=%d: no TLS with %s: no handshake within %g s", worker.slot, address, timeout_s)
                 stream.close()
 
         class Counted(HTTPMessageDelegate):
@@ -65,6 +63,13 @@ class Runner(AsyncioRunner):
 
         class Server(HTTPServer):
             """Knows the latest request of each connection; `close_all_connections` cuts off one that goes on."""
+
+            def _handle_connection(self, connection: socket.socket, address: Any) -> None:
+                try:
+                    super()._handle_connection(connection, address)
+                except OSError as error:  # ssl.SSLError is one: the client has gone before its handshake
+                    clients.log.info("worker=%d: no TLS with %s: %s", worker.slot, address, error)
+                    connection.close()
 
             def handle_stream(self, stream: Any, address: Any) -> None:
                 if isinstance(stream, SSLIOStream) and stream._ssl_accepting:

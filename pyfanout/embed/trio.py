@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
 from pyfanout.embed.runner import LOOK_S
-from pyfanout.worker import child, connection
+from pyfanout.worker import child, clients, connection
 
 if TYPE_CHECKING:
     import trio
@@ -119,10 +119,12 @@ async def _handle(worker: Worker, listener: Listener, handler: Any, stream: Any)
                 with listener.shaking_hands(fd, lambda: stream._incoming.pending):
                     await stream.do_handshake()
         except (trio.BrokenResourceError, trio.TooSlowError) as error:
-            log.info("worker=%d: no TLS with a client: %s", worker.slot, error.__cause__ or error)
+            clients.log.info("worker=%d: no TLS with a client: %s", worker.slot, error.__cause__ or error)
             return
     try:
         await handler(stream)
+    except trio.BrokenResourceError as error:
+        clients.log.debug("worker=%d: a client has gone: %s", worker.slot, error)
     except Exception:
         log.exception("worker=%d: the handler failed", worker.slot)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.control import WAKE, Roomy
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
 from pyfanout.kind import AsyncHandler
-from pyfanout.worker import child
+from pyfanout.worker import child, clients
 from pyfanout.worker.connection import Address, Connection, address_of
 from pyfanout.worker.idle import IDLE_S, LOOK_S, IdleWatch, end_input, is_silent
 from pyfanout.worker.loop_threads import watch_threads
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from pyfanout.worker.worker import Worker
 
 log = logging.getLogger("pyfanout.worker")
+
+_GONE = (BrokenPipeError, ConnectionAbortedError, ConnectionResetError, asyncio.IncompleteReadError)
+"""What reading and writing raise when the client has gone."""
 
 CANCEL_S = 0.5
 """How long a task may clean up when it is cancelled in a fast stop, before it is cancelled again."""
@@ -193,7 +196,7 @@ class Server:
                 lambda: protocol, conn, ssl=self._context, ssl_handshake_timeout=timeout_s
             )
         except OSError as error:  # ssl.SSLError is one, too
-            log.info("worker=%d: no connection with %s: %s", self._worker.slot, client, error)
+            clients.log.info("worker=%d: no connection with %s: %s", self._worker.slot, client, error)
             conn.finish()
         except Exception:
             self._lose(conn)
@@ -211,9 +214,11 @@ class Server:
         """A handler is over."""
         if self._worker.forked:  # its copy in a child that it forked
             child.leave(task)
-        _, writer = self._tasks.pop(task)
+        reader, writer = self._tasks.pop(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            if isinstance(error, Exception):
+            if isinstance(error, _GONE) and (writer.transport.is_closing() or reader.at_eof()):
+                clients.log.debug("worker=%d: a client has gone: %r", self._worker.slot, error)
+            elif isinstance(error, Exception):
                 log.error("worker=%d: the handler failed", self._worker.slot, exc_info=error)
             else:
                 self._fail(error)

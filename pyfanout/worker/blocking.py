@@ -22,6 +22,7 @@ from pyfanout.config import Policy
 from pyfanout.control import WAKE
 from pyfanout.core import SHORTAGE_S, Taker, interrupt_with
 from pyfanout.kind import BlockingHandler
+from pyfanout.worker import clients
 from pyfanout.worker.connection import Connection, address_of
 from pyfanout.worker.idle import LOOK_S, bytes_moved, end_if_idle
 from pyfanout.worker.signals import Stopped, getsignal
@@ -165,9 +166,12 @@ class Server:
         taker.conn = conn
         try:
             self._handler(conn, address)
-        except Exception:
-            log.exception("worker=%d: the handler failed%s", worker.slot, worker.doubt)
-            worker.doubt = ""
+        except Exception as error:
+            if clients.has_gone(error, conn):
+                clients.log.debug("worker=%d: %s has gone: %s", worker.slot, address, error)
+            else:
+                log.exception("worker=%d: the handler failed%s", worker.slot, worker.doubt)
+                worker.doubt = ""
         except BaseException as error:
             if isinstance(error, Stopped):
                 worker.stopped_with(1)

@@ -5,7 +5,6 @@ whose greeting is not complete at once waits in an epoll set, and goes on when m
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import select
 from collections.abc import Generator
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from pyfanout.worker import clients
 from pyfanout.worker.connection import Address, Connection
 from pyfanout.worker.idle import IDLE_S
 from pyfanout.worker.listener import EPOLLET, EPOLLIN, epoll
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from pyfanout.worker.worker import Worker
 
-log = logging.getLogger("pyfanout.worker")
 
 GRAIN_S = 0.1
 """Seconds. A connection is closed at most this much after `handshake_timeout`; its time is checked no more often."""
@@ -189,10 +188,10 @@ class Greeter:
         when = f"within {self._timeout_s:g} s" if self._hurried_s == math.inf else "yet, and this worker drains"
         if one.conn.fileno() >= 0:
             error = error or ProxyError(f"no PROXY header {when}")
-            log.warning("worker=%d: %s is closed: %s", self._slot, one.address, error)
+            clients.log.warning("worker=%d: %s is closed: %s", self._slot, one.address, error)
         else:
             error = error or TimeoutError(f"no handshake {when}")
-            log.info("worker=%d: no TLS with %s: %s", self._slot, one.address, error)
+            clients.log.info("worker=%d: no TLS with %s: %s", self._slot, one.address, error)
         self._forget(one)
         _end(one)
 

@@ -124,8 +124,9 @@ class SecureConnection(Counting, ssl.SSLSocket):
         return super().detach()
 
     def __del__(self) -> None:
-        """Its server has forgotten to close it."""
-        if self._on_done is not None:
+        """Its server has forgotten to close it, or the client has reset it before there was a handshake: then
+        `ssl.SSLSocket._create` fails without closing it (Python 3.11 to 3.14)."""
+        if self.fileno() >= 0:
             self._real_close()
         super().__del__()  # type: ignore[misc]  # of C
 
