@@ -242,6 +242,7 @@ def test_fast_stop(server: MakeServer, handler: str, options: dict, signum: int,
 def test_a_fast_stop_where_exceptions_are_swallowed(server: MakeServer, threads: int) -> None:
     """The signal comes in a `__del__`, as it may come in a hook around os.fork. What stops a loop is no exception."""
     one = server().start("apps:act", workers=1, threads=threads)
+    one.favour()  # it has 2 s, and its threads occupy a core
     sock = connect(one.address, "deaf")
     one.wait_log("app: deaf")
     assert one.stop(signal.SIGINT) == 0
