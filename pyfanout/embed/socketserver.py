@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     from pyfanout.worker.listener import Bound, Listener, Public
     from pyfanout.worker.worker import Worker
 
-POLL_S = 0.5
-"""Seconds between two calls of `service_actions`; serve_forever's own."""
+
+class _LoopIsOverError(BaseException):
+    """Ends a loop of the server's own, which calls `handle_request` again and again. Its `except Exception` lets this
+    pass."""
 
 LOCAL_NAME = "localhost"
 """SERVER_NAME on a UNIX socket, if a client does not say another one."""
@@ -62,6 +64,10 @@ class Runner(ThreadedRunner):
         """For a forking server: an eventfd that its children do not read, so that it wakes all of them."""
         self._child_drains = False
         """In a child: it has been woken."""
+        self._in_stock_loop = False
+        """The loop that has the main thread is BaseServer's, which alone calls `service_actions`."""
+        self._is_over = False
+        """Another loop finds that when it accepts."""
 
     def serve(self, worker: Worker) -> None:
         self._server = server = self._make(worker.public.first.address, bind_and_activate=False)
@@ -94,9 +100,12 @@ class Runner(ThreadedRunner):
             server.collect_children = _hearing(server, worker, listener)  # type: ignore[method-assign]
             self._children = Children(server, worker, listener)
             exits.also_end(self._children.end)
+        server.service_actions = self._seen_in_stock_loop(server.service_actions)
+        server.get_request = self._until_over(server.get_request)
         started()
         try:
-            server.serve_forever(POLL_S)
+            with contextlib.suppress(_LoopIsOverError):
+                server.serve_forever()
             patience_s = time.monotonic() + worker.config.drain_timeout
             while self._serves(listener) and time.monotonic() < patience_s:
                 listener.end_silent()
@@ -146,9 +155,29 @@ class Runner(ThreadedRunner):
         while listener.greeting:  # for a second at most
             time.sleep(LOOK_S)
         self.stop()
+        listener.wake()
 
     def stop(self) -> None:
-        self._server.shutdown()
+        """A `shutdown` that is not overridden waits for BaseServer's own loop, also if another one runs."""
+        if self._in_stock_loop or type(self._server).shutdown is not socketserver.BaseServer.shutdown:
+            self._server.shutdown()
+        else:
+            self._is_over = True
+
+    def _seen_in_stock_loop(self, service_actions: Callable[[], object]) -> Callable[[], None]:
+        def act() -> None:
+            self._in_stock_loop = True
+            service_actions()
+
+        return act
+
+    def _until_over(self, get_request: Callable[[], Any]) -> Callable[[], Any]:
+        def get() -> Any:
+            if self._is_over:
+                raise _LoopIsOverError
+            return get_request()
+
+        return get
 
 
 class _Single:

@@ -79,3 +79,4 @@ class ThreadedRunner(Runner):
         while (self.busy() or not listener.settled) and time.monotonic() < patience_s:
             time.sleep(LOOK_S)
         self.stop()
+        listener.wake()  # a loop that looks between two connections whether it is to end

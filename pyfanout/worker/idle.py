@@ -66,7 +66,7 @@ def is_silent(fd: int) -> bool:
     """Whether nothing came or went for IDLE_S on a TCP connection, whichever side sent last. True for any other
     connection whose peer has read all that was sent: the kernel has no times for it."""
     try:
-        with _Borrowed(fd) as sock:
+        with Borrowed(fd) as sock:
             return min(_silences_ms(sock)) >= IDLE_S * 1000
     except (OSError, ValueError):  # no socket any more
         return True
@@ -78,7 +78,7 @@ def is_at_rest(fd: int, greeting_bytes: int = 0) -> bool:
     if is_answered(fd) or has_unread(fd):
         return False
     try:
-        with _Borrowed(fd) as sock:
+        with Borrowed(fd) as sock:
             sent_ms_ago, received_ms_ago = _silences_ms(sock, greeting_bytes)
     except (OSError, ValueError):
         return True
@@ -149,7 +149,7 @@ def bytes_moved(conn: socket.socket) -> tuple[int, int]:
 def bytes_read(fd: int) -> int:
     """How many bytes of the client's have been read; 0 if it is no TCP connection."""
     try:
-        with _Borrowed(fd) as sock:
+        with Borrowed(fd) as sock:
             return bytes_moved(sock)[1]
     except OSError:
         return 0
@@ -157,16 +157,16 @@ def bytes_read(fd: int) -> int:
 
 def end_input(fd: int) -> None:
     """A reader of this connection reads what has come so far, then the end. It can still be written to."""
-    with contextlib.suppress(OSError), _Borrowed(fd) as sock:
+    with contextlib.suppress(OSError), Borrowed(fd) as sock:
         sock.shutdown(socket.SHUT_RD)
 
 
-class _Borrowed(socket.socket):
+class Borrowed(socket.socket):
     """A descriptor that another object owns, and that is not closed here."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, family: int = socket.AF_INET) -> None:
         # As if it were non-blocking: else `socket.setdefaulttimeout` would make it so, for its owner, too.
-        super().__init__(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, fileno=fd)
+        super().__init__(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, fileno=fd)
 
     def __exit__(self, *_: object) -> None:
         self.detach()

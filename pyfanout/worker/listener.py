@@ -22,7 +22,7 @@ import threading
 # By name: gevent takes these out of their modules, or puts in others. Its greenlets are one thread, with one lock.
 from _thread import RLock, start_new_thread
 from collections.abc import Callable, Iterable, Iterator
-from select import EPOLLET, EPOLLIN, POLLIN, poll
+from select import EPOLLET, EPOLLIN, EPOLLOUT, POLLIN, poll
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -168,10 +168,12 @@ class Listener(socket.socket):
         "_lock",
         "_resting",
         "_taker",
+        "_timeout_s",
         "_took",
         "_unheard",
         "_unix",
         "_unserved",
+        "_woken",
         "_worker",
     )
 
@@ -213,6 +215,10 @@ class Listener(socket.socket):
         """Something, since there was nothing."""
         self._unheard = 0
         """Looks into the channel since the last one at the control socket."""
+        self._timeout_s: float | None = None if blocking else 0.0
+        """What the server has set last."""
+        self._woken: Callable[[], object] | None = None
+        """See `wake`."""
 
     # ---- what a server calls -----------------------------------------------------------------------------------
 
@@ -275,18 +281,24 @@ class Listener(socket.socket):
     def shutdown(self, _how: int) -> None:
         """The master's listener serves other workers, too."""
 
-    def setblocking(self, _flag: bool) -> None:
-        """It never blocks."""
+    def setblocking(self, flag: bool) -> None:
+        self._timeout_s = None if flag else 0.0
 
-    def settimeout(self, _seconds: float | None) -> None:
-        """It never blocks."""
+    def settimeout(self, seconds: float | None) -> None:
+        """It never blocks; the server finds here again what it has set."""
+        self._timeout_s = seconds
 
-    def gettimeout(self) -> float:
-        return 0.0
+    def gettimeout(self) -> float | None:
+        """How long a server waits in `select` before it accepts (`socketserver.BaseServer.handle_request`): so this is
+        not 0.0, unless the server has said so, or is a loop."""
+        return self._timeout_s
+
+    def getblocking(self) -> bool:
+        return self._timeout_s != 0
 
     @property
-    def timeout(self) -> float:
-        return 0.0
+    def timeout(self) -> float | None:
+        return self._timeout_s
 
     @property
     def _io_refs(self) -> int:
@@ -312,6 +324,12 @@ class Listener(socket.socket):
             with contextlib.suppress(OSError, ValueError):  # it was closed
                 self._epoll.unregister(fd)
 
+    def wake(self, woken: Callable[[], object] = bool) -> None:
+        """The listener is readable until the server accepts once more, which calls `woken`."""
+        with self._accepting:
+            self._woken = woken
+            self._watch_control(EPOLLOUT)  # to which one can write at any time
+
     def hear(self, timeout_s: float) -> None:
         """Reads what the master says within that time, for a server that does not accept now."""
         news = poll()
@@ -327,7 +345,7 @@ class Listener(socket.socket):
     def disown(self) -> None:
         """In a child that the worker forked: there is nothing to accept, and the child's copy of a loop cannot send to
         clients. A handler with a thread of its own may go on with its connection in a child."""
-        self._channel_fd = None
+        self._channel_fd = self._woken = None
         self._arrivals.clear()
         if self._unix is not None:  # its sets are the worker's, too, which still needs what is in them
             self._unix.close()
@@ -460,7 +478,20 @@ class Listener(socket.socket):
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
+    def _watch_control(self, besides: int) -> None:
+        """Have the set watch the control socket for `besides`, too."""
+        fd, events = self._worker.control.fileno(), besides | (EPOLLIN if self._control_fd is not None else 0)
+        with contextlib.suppress(OSError, ValueError):  # it is not there; or the set was closed
+            self._epoll.unregister(fd)
+        with contextlib.suppress(OSError, ValueError):
+            if events:
+                self._epoll.register(fd, events)
+
     def _take(self) -> Any:
+        if self._woken is not None:
+            woken, self._woken = self._woken, None
+            self._watch_control(0)
+            woken()
         rc, fd = -errno.EAGAIN, self._channel_fd
         if fd is not None and not self._resting:
             rc, arrivals = self._taker.take_ready(BATCH if self._greedy else 1)

@@ -49,6 +49,7 @@ from pyfanout.limits import OpenFiles, of_connections
 from pyfanout.log import counted
 from pyfanout.recognition import doubt, kind_of
 from pyfanout.worker import child, connection
+from pyfanout.worker.acceptance import await_acceptance
 from pyfanout.worker.background import Background
 from pyfanout.worker.farewell import Farewell
 from pyfanout.worker.listener import Listener, Public
@@ -99,12 +100,13 @@ class Worker:
         self.generation = generation
         """Counts the workers of this slot, from 1."""
         self.pid = os.getpid()
+        self.born_s = time.monotonic()
         self.config = config
         self.public = public
         self.station = station
         self.control = control
         self._several = several
-        self._joined = joined
+        self.joined = joined
         self.most = config.max_connections
         """Connections that the worker may hold at once; 0: any number. See `Listener.limit`."""
         self._short_s = -math.inf
@@ -116,7 +118,11 @@ class Worker:
         self._open_files = OpenFiles()
         self.accepting: Listener | None = None
         """The listener that a server accepts from."""
+        self._accepts = False
+        """The server has accepted, though perhaps there was no connection."""
         self.draining = False
+        self.closing = False
+        """The server stops, and the worker still serves what comes."""
         self._drain_end_s: float | None = None
         """When the time to drain is over, by `time.monotonic`."""
         self.finished = False
@@ -195,12 +201,21 @@ class Worker:
 
     def ready(self, *, pool: bool = False, threads: int = 0) -> None:
         """Connections may come: from the pool's channel, or our own. `threads` of ours block until they do; 0: we are
-        told by `listener` and never block."""
-        if not threads and not self._joined:  # a process that has joined is its parent's affair
+        told by `listener` and never block. Then the master hears of it when the server first accepts; if it never does,
+        the worker ends, with a line that says so, when `boot_timeout` is nearly over."""
+        if not threads and not self.joined:  # a process that has joined is its parent's affair
             self._open_files.raise_to(of_connections(self.most))
         self.watch.still_ms()  # a first look: a thread that is stuck before the first ping counts, too
         self.signals.hold()
-        self.say(Ready(pool, threads, 0 if threads else self.most, self.serving))
+
+        def accepts() -> None:
+            self._accepts = True
+            self.say(Ready(pool, threads, 0 if threads else self.most, self.serving))
+
+        if self.accepting is None or self._accepts:
+            accepts()
+        else:
+            await_acceptance(self, accepts)
         if self.draining and self.on_drain is not None:  # it was told while the server began to accept
             self.on_drain()
 
@@ -274,7 +289,7 @@ class Worker:
 
     def give_up(self) -> None:
         """The time of one without a master is over: the process ends, unless that is its parent's affair."""
-        if self._joined:
+        if self.joined:
             return
         log.error("worker=%d: the master is gone and %g s are over", self.slot, self.config.drain_timeout)
         exits.leave(1)

@@ -1,0 +1,95 @@
+"""Acceptance: READY waits until the server has accepted from the worker's Listener. One that never does gets no client.
+
+A server may have opened a socket of its own instead, or wait for another one. What it has in mind cannot be seen; that
+it accepts can: the Listener is readable until then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import socket
+
+# By name: gevent puts greenlets into these modules, which would not run beside a server that waits.
+from _thread import allocate_lock, start_new_thread
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from pyfanout import exits, sigmask
+from pyfanout.control import Stage
+from pyfanout.errors import WorkerError
+from pyfanout.worker.idle import Borrowed
+
+if TYPE_CHECKING:
+    from pyfanout.worker.worker import Worker
+
+log = logging.getLogger("pyfanout.worker")
+
+PATIENCE_S = 5.0
+"""Before the log says what the worker waits for. A server that accepts does so within milliseconds, on a busy machine
+within a second."""
+
+LAST_WORDS = 0.1
+"""The part of `boot_timeout` that is left for the worker to say why it is not ready, before its master kills it."""
+
+
+def await_acceptance(worker: Worker, accepted: Callable[[], None]) -> None:
+    """Have the listener call `accepted` when its server accepts for the first time. If the server has not done that
+    when `boot_timeout` is nearly over, the worker ends, and says why; one that has joined a dispatcher only logs it."""
+    assert worker.accepting is not None
+    waiting = allocate_lock()
+    waiting.acquire()
+
+    def accepts() -> None:
+        waiting.release()
+        accepted()
+
+    worker.accepting.wake(accepts)
+    with contextlib.suppress(RuntimeError):  # no thread can be had: then the master alone ends it
+        start_new_thread(_watch, (worker, waiting.acquire))
+
+
+def _watch(worker: Worker, accepts: Callable[..., bool]) -> None:
+    sigmask.block_all()  # they are the main thread's
+    end_s = worker.born_s + worker.config.boot_timeout * (1 - LAST_WORDS)
+    left_s = math.inf if worker.joined else max(end_s - monotonic(), 0)
+    if accepts(timeout=min(PATIENCE_S, left_s)) or worker.draining:
+        return
+    log.warning("worker=%d is not ready: %s", worker.slot, _reason())
+    if worker.joined:
+        return
+    if not accepts(timeout=max(end_s - monotonic(), 0)) and not worker.draining:
+        exits.leave(worker.fail(Stage.START, WorkerError(_reason())))
+
+
+def _reason() -> str:
+    others = ", ".join(listening())
+    own = f"; this process itself listens on {others}" if others else ""
+    return f"its server does not accept from the Listener of pyfanout{own}"
+
+
+def listening() -> list[str]:
+    """The addresses on which sockets of this process listen."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # it is no socket; or was closed meanwhile, as that of the listing itself
+            family = _option(int(name), socket.SO_DOMAIN)
+            if _option(int(name), socket.SO_ACCEPTCONN):
+                with Borrowed(int(name), family) as sock:
+                    found.add(_in_words(family, sock.getsockname()))
+    return sorted(found)
+
+
+def _option(fd: int, option: int) -> int:
+    with Borrowed(fd) as sock:
+        return sock.getsockopt(socket.SOL_SOCKET, option)
+
+
+def _in_words(family: int, address: Any) -> str:
+    if family == socket.AF_UNIX:
+        name = os.fsdecode(address)
+        return "unix:" + (f"@{name[1:]}" if name.startswith("\0") else name)
+    return f"[{address[0]}]:{address[1]}" if family == socket.AF_INET6 else f"{address[0]}:{address[1]}"
