@@ -9,7 +9,6 @@ import contextlib
 import functools
 import logging
 import os
-import sys
 import threading
 from collections.abc import Iterable
 from typing import Unpack
@@ -19,6 +18,7 @@ from pyfanout.app import Given, loader_of
 from pyfanout.config import MAX_WORKERS, Config, Options, unknown_variables
 from pyfanout.errors import ConfigError, ReloadError, WorkerError
 from pyfanout.folders import Folders
+from pyfanout.greenlets import ALL, patch_of
 from pyfanout.kind import App, Kind, name_of
 from pyfanout.log import set_up_logging
 from pyfanout.master.access import Access
@@ -37,12 +37,11 @@ from pyfanout.worker.worker import main, server_module
 log = logging.getLogger("pyfanout.master")
 
 
-def _check_gevent() -> None:
+def _check_greenlets() -> None:
     """A master waits in calls that must not become switches to other greenlets. Raises ConfigError."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("socket"):
+    if patch := patch_of(*ALL):
         raise ConfigError(
-            "gevent has patched the master's process; have it patch the workers only: --server gevent, or"
+            f"{patch.patcher} has patched the master's process; have it patch the workers only: --server gevent, or"
             " `pyfanout run module:runner` without --preload"
         )
 
@@ -113,7 +112,7 @@ class Master:
                 handler = preloaded(self._load)
                 self._load, self._kinds = Given(handler), [kind_of(handler, config.interface, config.server)]
                 log.info("the application is loaded in the master: a reload keeps its code")
-            _check_gevent()
+            _check_greenlets()
             signals.begin()  # before there is a socket file, or a pidfile, by which the master is found
             binds = self._folders.fixed_binds(config.bind) if config.preload else config.bind
             endpoints = open_listeners(binds, backlog=config.backlog, nodelay=config.nodelay, access=access)

@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from pyfanout import greenlets
 from pyfanout.embed.aio import AsyncioRunner
 from pyfanout.embed.runner import LOOK_S
 from pyfanout.worker import clients
@@ -33,6 +34,10 @@ class Runner(AsyncioRunner):
         self._handler = handler
         self.loop = loop
         self._handlers: anyio.CancelScope | None = None
+
+    def check(self) -> None:
+        greenlets.refuse("anyio", greenlets.ALL, "do not patch its process")
+        super().check()
 
     async def run(
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event

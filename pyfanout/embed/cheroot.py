@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pyfanout import greenlets
 from pyfanout.embed.counting import counted
 from pyfanout.embed.threaded import ThreadedRunner
 from pyfanout.embed.views import view
@@ -25,6 +26,7 @@ class Runner(ThreadedRunner):
 
     needs = ("cheroot",)
     shows_requests = True
+    unpatched = (*greenlets.THREADS, "queue")
 
     def __init__(self, app: WSGIApp, **options: Any) -> None:
         self._app = app

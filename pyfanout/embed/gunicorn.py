@@ -23,10 +23,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from gunicorn.errors import AppImportError
 from gunicorn.sock import ssl_context
 from gunicorn.workers import base, gasgi, gthread, sync
 
-from pyfanout import stdio
+from pyfanout import greenlets, stdio
 from pyfanout.config import LOG_LEVELS, MAX_SECONDS
 from pyfanout.core import SHORTAGE_S, Taker, shut
 from pyfanout.dispatcher import Dispatcher, config_of
@@ -34,7 +35,7 @@ from pyfanout.embed.aio import settled
 from pyfanout.embed.asgi import Application
 from pyfanout.embed.loop import loop_factory
 from pyfanout.embed.runner import GRACE_S, LOOK_S
-from pyfanout.errors import ConfigError, WorkerError
+from pyfanout.errors import ConfigError, LoadError, WorkerError
 from pyfanout.worker import idle
 from pyfanout.worker.connection import Connection, address_of
 from pyfanout.worker.loop_threads import watch_threads
@@ -196,6 +197,17 @@ class Joined:
         super().init_process()  # it serves
         for signum in (signal.SIGQUIT, signal.SIGINT):  # gunicorn's own handler would be a traceback by now
             signal.signal(signum, lambda *_: os._exit(0))
+
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        try:
+            self._refuse_greenlets()
+        except LoadError as error:
+            raise AppImportError(str(error)) from None  # of which gunicorn makes one line, and exit code 4
+
+    def _refuse_greenlets(self) -> None:
+        """Raises LoadError if the application is patched, and this class of workers needs threads."""
+        greenlets.refuse(type(self).__name__, greenlets.THREADS, "use pyfanout run --server gevent")
 
     def _secure(self) -> None:
         """TLS sockets, too, report their end; and a handshake, which takes a thread, has a time limit."""
@@ -367,6 +379,9 @@ class ASGI(Joined, gasgi.ASGIWorker):
         self.loop = loop_factory(self.cfg.asgi_loop, self._dispatcher.config)()
         watch_threads(self._worker.watch, self.loop)
         asyncio.set_event_loop(self.loop)
+
+    def _refuse_greenlets(self) -> None:
+        """A loop needs no threads."""
 
     def load_wsgi(self) -> None:
         super().load_wsgi()

@@ -19,6 +19,7 @@ from typing import Any
 
 from pyfanout.config import Config
 from pyfanout.errors import ConfigError
+from pyfanout.greenlets import THREADS, patch_of
 from pyfanout.worker.listener import Listener
 
 log = logging.getLogger("pyfanout.worker")
@@ -30,14 +31,20 @@ _FINDS_THE_PROXY = "loop: uvloop asks the kernel who the client is, and so finds
 def loop_factory(
     name: str | Callable[[], asyncio.AbstractEventLoop], config: Config
 ) -> Callable[[], asyncio.AbstractEventLoop]:
-    """For "asyncio", "uvloop", or "auto": uvloop if it is installed; a function is one already. Raises ConfigError."""
+    """For "asyncio", "uvloop", or "auto": uvloop if it is installed and can be used here; a function is one already.
+    Raises ConfigError."""
     if callable(name):
         return name
     if name not in ("auto", "asyncio", "uvloop"):
         raise ConfigError(f"loop: {name!r} is not one of auto, asyncio, uvloop")
     if name == "uvloop" and config.proxy_protocol:
         raise ConfigError(_FINDS_THE_PROXY)
-    wanted = name == "uvloop" or (name == "auto" and not config.proxy_protocol)
+    patch = patch_of(*THREADS, "select")
+    if name == "uvloop" and patch:
+        raise ConfigError(
+            f"loop: {patch.patcher} has patched this process, and no greenlet runs while uvloop waits; use asyncio"
+        )
+    wanted = name == "uvloop" or (name == "auto" and not config.proxy_protocol and not patch)
     if not wanted or (name == "auto" and importlib.util.find_spec("uvloop") is None):
         return new_asyncio_loop
     return new_uvloop

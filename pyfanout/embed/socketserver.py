@@ -55,6 +55,8 @@ class Runner(ThreadedRunner):
     alone, which gets a TCPServer, or an HTTPServer if it speaks HTTP; or a function that is called with the address
     and `bind_and_activate=False` and returns a server."""
 
+    instead = "call monkey.patch_all(thread=False), or use a WSGI application with --server gevent"
+
     def __init__(self, server: SocketServer, handler: type[socketserver.BaseRequestHandler] | None = None) -> None:
         self._make = _factory(server, handler)
         self._server: Any = None

@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pyfanout import greenlets
 from pyfanout.embed.runner import GRACE_S, LOOK_S, Runner
 from pyfanout.worker.signals import Stopped
 
@@ -22,6 +23,19 @@ class ThreadedRunner(Runner):
 
     control = True
     """The server always accepts, so the listener hears the master. Else `run` must."""
+
+    unpatched: tuple[str, ...] = greenlets.THREADS
+    """Modules of the standard library that gevent must not have patched."""
+    instead = "use --server gevent"
+    """What to do if it has."""
+
+    def check(self) -> None:
+        super().check()
+        self.refuse_greenlets()
+
+    def refuse_greenlets(self) -> None:
+        """Raises LoadError if the application has had threads replaced by greenlets, here or in its start hook."""
+        greenlets.refuse(type(self).__module__.rpartition(".")[2], self.unpatched, self.instead)
 
     @abstractmethod
     def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
@@ -42,6 +56,7 @@ class ThreadedRunner(Runner):
 
     def serve(self, worker: Worker) -> None:
         worker.call_hook(worker.config.on_worker_start)
+        self.refuse_greenlets()
         listener = worker.listener(control=self.control, tls=True, counted=not self.shows_requests)
 
         settling: list[threading.Thread] = []

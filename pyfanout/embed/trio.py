@@ -9,6 +9,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from pyfanout import greenlets
 from pyfanout.embed import runner
 from pyfanout.embed.runner import LOOK_S
 from pyfanout.worker import child, clients, connection
@@ -38,6 +39,10 @@ class Runner(runner.Runner):
     ) -> None:
         self._handler = handler
         self._start = start
+
+    def check(self) -> None:
+        greenlets.refuse("trio", greenlets.ALL, "do not patch its process")
+        super().check()
 
     def serve(self, worker: Worker) -> None:
         import trio

@@ -40,7 +40,9 @@ class Runner(ThreadedRunner):
         self._stopping = False
 
     def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
-        from waitress import channel, create_server, task, wasyncore
+        from waitress import channel, task, wasyncore
+        from waitress.adjustments import Adjustments
+        from waitress.server import TcpWSGIServer, UnixWSGIServer
 
         class Task(task.WSGITask):
             def build_response_header(self) -> bytes:
@@ -76,7 +78,16 @@ class Runner(ThreadedRunner):
         if worker.config.threads > 1:
             self._options.setdefault("threads", worker.config.threads)
         loop: dict[int, Any] = {}
-        self._server = server = create_server(self._app, map=loop, sockets=[listener], **self._options)
+        # As `create_server`, which ignores a socket that is none to gevent, and opens its default port.
+        kind = UnixWSGIServer if listener.family == socket.AF_UNIX else TcpWSGIServer
+        self._server = server = kind(
+            self._app,
+            map=loop,
+            _sock=listener,
+            adj=Adjustments(sockets=[listener], **self._options),
+            bind_socket=False,
+            sockinfo=(listener.family, listener.type, listener.proto, listener.getsockname()),
+        )
         server.application = counted(informed(server.application, worker, multithread=server.adj.threads > 1), worker)
         server.channel_class = Channel
         server.fix_addr = lambda addr: addr  # its own one on UNIX forgets what a PROXY header says

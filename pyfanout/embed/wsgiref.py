@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from pyfanout.embed import socketserver
+from pyfanout.embed.threaded import ThreadedRunner
 
 if TYPE_CHECKING:
     from pyfanout.kind import WSGIApp
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 class Runner(socketserver.Runner):
     """No options: what one would set is set in subclasses; see `socketserver.Runner`."""
+
+    instead = ThreadedRunner.instead
 
     def __init__(self, app: WSGIApp) -> None:
         super().__init__(functools.partial(_make, app))

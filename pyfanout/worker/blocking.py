@@ -18,6 +18,7 @@ import time
 from select import POLLIN
 from typing import TYPE_CHECKING, Any
 
+from pyfanout import greenlets
 from pyfanout.config import Policy
 from pyfanout.control import WAKE
 from pyfanout.core import SHORTAGE_S, Taker, interrupt_with
@@ -309,6 +310,7 @@ def serve(worker: Worker, handler: BlockingHandler, *, counted: bool = True) -> 
     """Start hook, READY, connections, exit hook. `counted` as in `Worker.listener`."""
     server = Server(worker, handler, counted=counted)
     worker.call_hook(worker.config.on_worker_start)
+    greenlets.refuse("a blocking handler", greenlets.THREADS, "use --server gevent")
     try:
         server.run()
     finally:

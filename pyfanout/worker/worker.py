@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyfanout import exits
+from pyfanout import exits, greenlets
 from pyfanout.app import failure_of
 from pyfanout.config import Config
 from pyfanout.control import (
@@ -157,6 +157,11 @@ class Worker:
         """Whether there are to be two workers or more, as the master says; it may change. Not the one that is there
         only until it has replaced the other. True for one that has joined a dispatcher."""
         return bool(self._several[0])
+
+    @property
+    def leaves(self) -> bool:
+        """Whether an answer shall say that its connection ends."""
+        return self.draining or self.closing
 
     # ---- what serves calls -----------------------------------------------------------------------------------
 
@@ -370,6 +375,10 @@ class Serving(NamedTuple):
 def server_of(app: App, config: Config, loops: Loops | None = None) -> Serving:
     """What serves an application in a worker. Raises ConfigError and LoadError."""
     kind = kind_of(app, config.interface, config.server)
+    if kind is Kind.HANDLER and config.server == "gevent":
+        app, kind = importlib.import_module("pyfanout.embed.gevent").Runner(app, handler=True), Kind.RUNNER
+    if kind is Kind.HANDLER:
+        greenlets.refuse("a blocking handler", greenlets.THREADS, "use --server gevent")
     hooks = (config.on_worker_start, config.on_worker_exit)
     if kind is Kind.HANDLER and any(map(inspect.iscoroutinefunction, hooks)):
         raise ConfigError("a hook may be a coroutine function only beside a coroutine handler")

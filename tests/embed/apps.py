@@ -21,6 +21,11 @@ if error := os.environ.get("REFUSE"):
 
     refuse_to_take(error, 5)
 
+if how := os.environ.get("PATCH"):
+    from gevent import monkey
+
+    monkey.patch_all(**json.loads(how))
+
 SLOW_S = 1.4
 LONG_S = 20.0
 GO = os.environ.get("GO")
@@ -58,7 +63,9 @@ def on_sigterm(*_: Any) -> None:
 
 
 def may_go() -> bool:
-    return not GO or os.path.exists(GO)
+    """With IN_A_DRAIN in the environment not before its worker drains."""
+    waits = "IN_A_DRAIN" in os.environ and WORKER is not None and not WORKER.leaves
+    return (not GO or os.path.exists(GO)) and not waits
 
 
 def slow(sleep: Any = time.sleep) -> None:
