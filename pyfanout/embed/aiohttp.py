@@ -129,14 +129,17 @@ class Runner(AsyncioRunner):
         await asyncio.wait([closing], timeout=FAREWELL_S)
 
     def drains(self) -> None:
-        """Each request from now on is one whose client wants its connection to end, so the answer says that it does."""
-        server = self._server
-        make = server.request_factory
+        """Each answer from now on ends its connection, and says so: to an HTTP/1.0 client, too, to which aiohttp would
+        say nothing."""
+        from aiohttp import web
 
-        def make_last(message: Any, *arguments: Any) -> Any:
-            return make(message._replace(should_close=True), *arguments)
+        kind: Any = web.StreamResponse
+        prepare = kind._prepare_headers
 
-        server.request_factory = make_last
-        for connection in server.connections:
-            if connection._request_factory is not None:  # else it is lost
-                connection._request_factory = make_last
+        async def prepare_last(response: Any) -> None:
+            if response.status >= 200:
+                response.force_close()
+                response.headers["Connection"] = "close"
+            await prepare(response)
+
+        kind._prepare_headers = prepare_last

@@ -35,7 +35,7 @@ def single_callable(app: Any) -> ASGIApp:
 
 
 class Application:
-    """Wraps an ASGI application. Until `draining` is set it adds nothing to a request but the counting of it."""
+    """Wraps an ASGI application. Until `draining` is set it only counts requests."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -76,8 +76,8 @@ class Application:
             if scope["type"] == "websocket":
                 await self._serve_websocket(scope, receive, _Websocket(send))
                 return None
-            if self.draining and scope["type"] == "http" and scope["http_version"] in ("1.0", "1.1"):
-                send = _Goodbye(send)
+            if scope["type"] == "http" and scope["http_version"] in ("1.0", "1.1"):
+                send = functools.partial(self._answer, send)
             await self._app(scope, receive, send)
         except asyncio.CancelledError:
             if not self.ending:
@@ -85,6 +85,14 @@ class Application:
         finally:
             self.tasks.discard(task)
         return None
+
+    def _answer(self, send: Any, message: Any) -> Any:
+        """`send`, but the head of an answer that a draining worker gives says that the connection ends with it (RFC
+        9112, 9.6), which the server then does. No coroutine of its own: it is called for each part of each answer."""
+        if self.draining and message["type"] == "http.response.start":
+            headers = [pair for pair in message.get("headers", ()) if bytes(pair[0]).lower() != b"connection"]
+            message = {**message, "headers": [*headers, (b"connection", b"close")]}
+        return send(message)
 
     async def _serve_websocket(self, scope: Any, receive: Any, websocket: _Websocket) -> None:
         self._websockets.add(websocket)
@@ -122,19 +130,6 @@ class _Websocket:
         if self.is_open:
             self._closed = True
             await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": ""})
-
-
-class _Goodbye:
-    """Has an answer say that the connection ends with it (RFC 9112, 9.6), which the server then does."""
-
-    def __init__(self, send: Any) -> None:
-        self._send = send
-
-    async def __call__(self, message: Any) -> None:
-        if message["type"] == "http.response.start":
-            headers = [pair for pair in message.get("headers", ()) if bytes(pair[0]).lower() != b"connection"]
-            message = {**message, "headers": [*headers, (b"connection", b"close")]}
-        await self._send(message)
 
 
 class ASGIRunner(AsyncioRunner):

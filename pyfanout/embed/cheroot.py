@@ -52,6 +52,14 @@ class Runner(ThreadedRunner):
                 with answering(self.conn.socket):
                     pool.run(self.conn.socket, super().respond)
 
+            def send_headers(self) -> None:
+                """To an HTTP/1.0 client cheroot says nothing when it closes a connection that was to be kept."""
+                if worker.leaves:
+                    self.close_connection = True
+                    kept = [pair for pair in self.outheaders if pair[0].lower() != b"connection"]
+                    self.outheaders = [*kept, (b"Connection", b"close")]
+                super().send_headers()
+
         class Connection(HTTPConnection):
             RequestHandlerClass = Request
 

@@ -251,7 +251,7 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
                 greenlets.run(self.socket, super().handle_one_response)
 
         def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            if worker.draining:
+            if worker.leaves:
                 headers = [*headers, ("Connection", "close")]  # it closes then, too
             return super().start_response(status, headers, exc_info)
 

@@ -338,6 +338,7 @@ class GThread(Joined, gthread.ThreadWorker):
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         """In a thread, when the head of the request has been read."""
+        req.should_close = _decided(req.should_close, lambda: not self.alive)
         with idle.answering(conn.sock):
             return self._pool.run(conn.sock, super().handle_request, req, conn)
 
@@ -465,6 +466,19 @@ class _Pool(socket.socket):
 
     def quiet(self) -> None:
         """Nothing is to be done: who drains does not ask for more."""
+
+
+def _decided(should_close: Callable[[], bool], leaves: Callable[[], bool]) -> Callable[[], bool]:
+    """Whether a connection ends with the answer, decided when gunicorn first asks: it makes the answer's head then.
+    gunicorn itself decides before it calls the application, which may be long before."""
+    decided: list[bool] = []
+
+    def decide() -> bool:
+        if not decided:
+            decided.append(should_close() or leaves())
+        return decided[0]
+
+    return decide
 
 
 def _make(cfg: Any, secure: type[SecureConnection]) -> None:

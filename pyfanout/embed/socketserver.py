@@ -146,7 +146,7 @@ class Runner(ThreadedRunner):
         return finish
 
     def _leaves(self, worker: Worker) -> bool:
-        return self._child_drains if worker.forked else worker.draining
+        return self._child_drains if worker.forked else worker.leaves
 
     def drains(self) -> None:
         if self._drains >= 0:

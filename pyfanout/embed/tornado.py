@@ -145,11 +145,12 @@ class Runner(AsyncioRunner):
         kind: Any = HTTP1Connection
         write_headers = kind.write_headers
 
-        def write_last(connection: Any, *arguments: Any, **keywords: Any) -> Any:
-            """tornado tells an HTTP/1.0 client that asks for it that the connection is kept, and then closes it."""
-            start_line = connection._request_start_line
-            if not connection.is_client and start_line is not None and start_line.version == "HTTP/1.0":
-                connection._request_headers["Connection"] = "close"
-            return write_headers(connection, *arguments, **keywords)
+        def write_last(connection: Any, start_line: Any, headers: Any, *rest: Any, **keywords: Any) -> Any:
+            """Also of a request that has begun before. tornado tells an HTTP/1.0 client that asks for it that the
+            connection is kept, and then closes it."""
+            if not connection.is_client and start_line.code >= 200:
+                connection._disconnect_on_finish = True
+                connection._request_headers["Connection"] = headers["Connection"] = "close"
+            return write_headers(connection, start_line, headers, *rest, **keywords)
 
         kind.write_headers = write_last

@@ -96,17 +96,19 @@ def _inform_wsgi(worker: Worker) -> None:
 
 
 def _say_goodbye() -> None:
-    """The answers of a twisted.web site say from now on that the connection ends."""
+    """The answers of twisted.web say from now on that the connection ends, also to requests that came before. HTTP/2
+    has another channel."""
     if (http := sys.modules.get("twisted.web.http")) is not None:
         kind = http.HTTPChannel
-        check = kind.checkPersistence
+        write_headers = kind.writeHeaders
 
-        def check_last(channel: Any, request: Any, version: bytes) -> bool:
-            if check(channel, request, version):
-                request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
-            return False
+        def write_last(channel: Any, version: bytes, code: bytes, reason: bytes, headers: Any) -> None:
+            if not code.startswith(b"1"):
+                headers.setRawHeaders(b"Connection", [b"close"])
+                channel.persistent = False
+            write_headers(channel, version, code, reason, headers)
 
-        kind.checkPersistence = check_last
+        kind.writeHeaders = write_last
 
 
 def _stop(reactor: Any) -> None:

@@ -46,7 +46,7 @@ class Runner(ThreadedRunner):
 
         class Task(task.WSGITask):
             def build_response_header(self) -> bytes:
-                if worker.draining:  # as if the client had asked for it: this ends HTTP/1.0 connections, too
+                if worker.leaves:  # as if the client had asked for it: this ends HTTP/1.0 connections, too
                     self.request.headers["CONNECTION"] = "close"
                 return super().build_response_header()
 

@@ -274,6 +274,7 @@ class Worker:
                 self.say(Pong(number, min(self.watch.still_ms(), 2**32 - 1)))
                 self.signals.hold()
             case Closing():
+                self.closing = True
                 self.on_closing()
             case Drain():
                 self.drain()
