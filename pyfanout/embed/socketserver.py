@@ -45,6 +45,7 @@ class _LoopIsOverError(BaseException):
     """Ends a loop of the server's own, which calls `handle_request` again and again. Its `except Exception` lets this
     pass."""
 
+
 LOCAL_NAME = "localhost"
 """SERVER_NAME on a UNIX socket, if a client does not say another one."""
 

@@ -11,17 +11,14 @@ import logging
 import math
 import os
 import socket
-
-# By name: gevent puts greenlets into these modules, which would not run beside a server that waits.
-from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from pyfanout import exits, sigmask
+from pyfanout import exits
 from pyfanout.control import Stage
 from pyfanout.errors import WorkerError
-from pyfanout.worker.idle import Borrowed
+from pyfanout.worker.idle import LOOK_S, Borrowed
 
 if TYPE_CHECKING:
     from pyfanout.worker.worker import Worker
@@ -36,33 +33,43 @@ LAST_WORDS = 0.1
 """The part of `boot_timeout` that is left for the worker to say why it is not ready, before its master kills it."""
 
 
+class _Acceptance:
+    """Waits for one."""
+
+    def __init__(self, worker: Worker, accepted: Callable[[], None]) -> None:
+        self._worker = worker
+        self._accepted = accepted
+        self._is_over = False
+        self._end_s = worker.born_s + worker.config.boot_timeout * (1 - LAST_WORDS)
+        self._told_s = monotonic() + PATIENCE_S if worker.joined else min(monotonic() + PATIENCE_S, self._end_s)
+        """When the log says it; infinite: it has."""
+
+    def accepts(self) -> None:
+        """The server does, on its own thread."""
+        self._is_over = True
+        self._accepted()
+
+    def watch(self) -> None:
+        """A task of the worker's `background`: it may begin anew."""
+        worker = self._worker
+        while not (self._is_over or worker.draining):
+            now_s = monotonic()
+            if now_s >= self._told_s:
+                self._told_s = math.inf
+                log.warning("worker=%d is not ready: %s", worker.slot, _reason())
+            if now_s >= self._end_s and not worker.joined:
+                exits.leave(worker.fail(Stage.START, WorkerError(_reason())))
+            worker.background.sleep(LOOK_S)
+
+
 def await_acceptance(worker: Worker, accepted: Callable[[], None]) -> None:
     """Have the listener call `accepted` when its server accepts for the first time. If the server has not done that
     when `boot_timeout` is nearly over, the worker ends, and says why; one that has joined a dispatcher only logs it."""
     assert worker.accepting is not None
-    waiting = allocate_lock()
-    waiting.acquire()
-
-    def accepts() -> None:
-        waiting.release()
-        accepted()
-
-    worker.accepting.wake(accepts)
+    acceptance = _Acceptance(worker, accepted)
+    worker.accepting.wake(acceptance.accepts)
     with contextlib.suppress(RuntimeError):  # no thread can be had: then the master alone ends it
-        start_new_thread(_watch, (worker, waiting.acquire))
-
-
-def _watch(worker: Worker, accepts: Callable[..., bool]) -> None:
-    sigmask.block_all()  # they are the main thread's
-    end_s = worker.born_s + worker.config.boot_timeout * (1 - LAST_WORDS)
-    left_s = math.inf if worker.joined else max(end_s - monotonic(), 0)
-    if accepts(timeout=min(PATIENCE_S, left_s)) or worker.draining:
-        return
-    log.warning("worker=%d is not ready: %s", worker.slot, _reason())
-    if worker.joined:
-        return
-    if not accepts(timeout=max(end_s - monotonic(), 0)) and not worker.draining:
-        exits.leave(worker.fail(Stage.START, WorkerError(_reason())))
+        worker.background.start(acceptance.watch)
 
 
 def _reason() -> str:

@@ -81,6 +81,15 @@ def current_worker() -> Worker | None:
 class Worker:
     """This process, as hooks and handlers see it: `slot`, `pid` and `generation` are for them, the rest is ours."""
 
+    _accepts = False
+    """The server has accepted, though perhaps there was no connection."""
+    closing = False
+    """The server stops, and the worker still serves what comes."""
+    finished = False
+    """The server has returned: all requests that it had begun are done."""
+    forked = False
+    """This is a child that the application forked: no worker any more."""
+
     def __init__(
         self,
         config: Config,
@@ -118,15 +127,9 @@ class Worker:
         self._open_files = OpenFiles()
         self.accepting: Listener | None = None
         """The listener that a server accepts from."""
-        self._accepts = False
-        """The server has accepted, though perhaps there was no connection."""
         self.draining = False
-        self.closing = False
-        """The server stops, and the worker still serves what comes."""
         self._drain_end_s: float | None = None
         """When the time to drain is over, by `time.monotonic`."""
-        self.finished = False
-        """The server has returned: all requests that it had begun are done."""
         self.stopped = False
         """It was told to stop now. Handlers may catch everything, as wsgiref does: then it stops after them."""
         self._stop_is_told = False
@@ -142,8 +145,6 @@ class Worker:
         """Watches the threads of the server, if it has any."""
         self.on_closing: Callable[[], None] = lambda: None
         """Has idle connections end, since the server stops; set by what serves, if there is something to do."""
-        self.forked = False
-        """This is a child that the application forked: no worker any more."""
         self._served = itertools.count(1)  # next() is one step, also among threads
         self._last = config.max_requests or None
         if self._last:  # not the common generator: an application may have seeded it, the same for all workers
