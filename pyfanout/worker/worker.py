@@ -6,6 +6,7 @@ Owns the worker's two descriptors, its channel and its control socket. How conne
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import faulthandler
 import functools
@@ -169,9 +170,13 @@ class Worker:
     def channel(self, *, pool: bool) -> int:
         """The descriptor to take connections from: the pool's or our own. The other one is closed."""
         station = self.station
-        keep, other = (station.pool_fd, station.slot_fd) if pool else (station.slot_fd, station.pool_fd)
-        os.close(other)
-        return keep
+        if pool:
+            os.close(station.slot_fd)
+            station.slot_fd = -1
+            return station.pool_fd
+        os.close(station.pool_fd)
+        station.pool_fd = -1
+        return station.slot_fd
 
     def listener(
         self,
@@ -346,6 +351,12 @@ class Worker:
             left_s = SHORTEST_END_S
         exits.run(code, at_once=at_once, timeout_s=max(left_s, SHORTEST_END_S))
 
+    def leave_to_parent(self) -> None:
+        """In a child that the worker forked: its copies of channels are replaced by /dev/null. Connections that wait
+        there when master and worker are killed would stay open as long as the child lives."""
+        with contextlib.suppress(OSError):  # no descriptor is free for that
+            child.silence(fd for fd in (self.station.pool_fd, self.station.slot_fd) if fd >= 0)
+
     def call_hook(self, hook: Callable[[Worker], object] | None) -> Any:
         return None if hook is None or self.forked else hook(self)
 
@@ -495,5 +506,6 @@ def _forget(worker: Worker) -> None:
     if worker.accepting is not None:
         worker.accepting.disown()
     worker.control.close()
+    worker.leave_to_parent()
     if worker.on_drain is not None:
         worker.on_drain()

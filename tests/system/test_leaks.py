@@ -35,12 +35,14 @@ def open_kinds(pid: int) -> Counter[str]:
 
 STACKS = "/memfd:stacks (deleted)"  # where it says what it was doing when a signal kills it
 
+EVENTFD = "anon_inode:[eventfd]"  # wakes its background thread
+
 OWN = {
     # channel and control socket; the pair that wakes the control thread
-    "blocking": Counter({"seqpacket": 2, "stream": 2, STACKS: 1}),
-    "threads": Counter({"seqpacket": 2, "stream": 2, STACKS: 1}),
+    "blocking": Counter({"seqpacket": 2, "stream": 2, EVENTFD: 1, STACKS: 1}),
+    "threads": Counter({"seqpacket": 2, "stream": 2, EVENTFD: 1, STACKS: 1}),
     # channel and control socket; the loop's own pair and selector
-    "asyncio": Counter({"seqpacket": 2, "stream": 2, "epoll": 1, STACKS: 1}),
+    "asyncio": Counter({"seqpacket": 2, "stream": 2, "epoll": 1, EVENTFD: 1, STACKS: 1}),
 }
 
 
@@ -51,7 +53,7 @@ def test_a_worker_holds_exactly_its_own(
     """No listener, no end of a sibling's, nothing of the master's; the same in a replacement."""
     one = server().start(
         f"apps:{handler}",
-        bind=["127.0.0.1:0", f"unix:{tmp_path}/s", "unix:@pyfanout-leaks"],
+        bind=["127.0.0.1:0", f"unix:{tmp_path}/s", f"unix:@pyfanout-leaks-{os.getpid()}"],
         workers=3,
         policy=policy,
         pidfile=tmp_path / "pid",
@@ -86,6 +88,92 @@ def check_that_channels_are_not_shared(one: Server, shared: int) -> None:
     for pid in one.workers:
         holders.update({link for fd, link in fds_of(pid).items() if fd > 2 and link.startswith("socket:")})
     assert sum(count > 1 for count in holders.values()) == shared
+
+
+FORKS = """
+import os, signal, socketserver
+
+def fork():
+    if (pid := os.fork()) == 0:
+        signal.pause()
+    return b"HTTP/1.0 200 OK\\r\\n\\r\\n%d" % pid
+
+def handler(conn, addr):
+    conn.recv(999)
+    conn.sendall(fork())
+
+async def coroutine(reader, writer):
+    await reader.read(999)
+    writer.write(fork())
+
+def wsgi(environ, start_response):
+    start_response("200 OK", [])
+    return [fork().rpartition(b"\\n")[2]]
+
+async def asgi(scope, receive, send):
+    assert scope["type"] == "http"
+    body = fork().rpartition(b"\\n")[2]
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.request.sendall(b"\\n%d" % os.getpid())
+        self.request.shutdown(1)
+        signal.pause()
+
+class Forking(socketserver.ForkingTCPServer):
+    RequestHandlerClass = Handler
+"""
+
+
+@pytest.mark.parametrize(
+    ("app", "own"),
+    [
+        ("handler", {}),
+        ("coroutine", {}),
+        ("wsgi", {"server": "waitress"}),
+        ("wsgi", {"server": "gevent"}),
+        ("asgi", {"as": "asgi"}),
+        ("Forking", {}),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
+)
+def test_of_the_master_s_a_worker_has_its_ends_and_its_children_have_nothing(
+    server: MakeServer, app: str, own: dict[str, object], tmp_path: Path
+) -> None:
+    """The master's other sockets, pipes and files, whoever serves."""
+    (tmp_path / "app.py").write_text(FORKS)
+    one = server().start(
+        f"app:{app}",
+        cwd=tmp_path,
+        bind=["127.0.0.1:0", f"unix:{tmp_path}/s"],
+        workers=2,
+        pidfile=tmp_path / "pid",
+        **own,
+    )
+    masters = {link for fd, link in fds_of(one.pid).items() if fd > 2 and not link.startswith("anon_inode:")}
+    assert any("/.pid." in link for link in masters)  # the name that the pidfile had at first
+    with connect(one.address) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        forked = int(b"".join(iter(lambda: client.recv(999), b"")).rpartition(b"\n")[2])
+    try:
+        for pid in one.workers:
+            # Its channel; what it may write when it dies, if the master runs another worker's, has the same name.
+            assert sorted(kind_of_fd(link, unix_socket_types()) for link in masters & open_files(pid)) == [
+                STACKS,
+                "seqpacket",
+            ]
+            assert "anon_inode:[pidfd]" not in fds_of(pid).values()
+        one.wait_until(lambda: not masters & open_files(forked) - {STACKS}, "it has closed its copies")
+        assert "anon_inode:[pidfd]" not in fds_of(forked).values()
+        assert not any(link.startswith("socket:") and is_listener(link) for link in fds_of(forked).values())
+    finally:
+        kill(forked)
+
+
+def open_files(pid: int) -> set[str]:
+    return {link for fd, link in fds_of(pid).items() if fd > 2}
 
 
 def test_a_worker_holds_what_its_connections_are(server: MakeServer, kind: str, handler: str, options: dict) -> None:
