@@ -38,10 +38,10 @@ def last_line(one: Server) -> str:
 
 def test_nothing_is_lost(server: MakeServer, handler: str, options: dict[str, Any]) -> None:
     """Also if a worker was killed before the stop: that has a line of its own."""
-    one = server().start(handler and f"apps:{handler}", workers=2, **options)
+    one = server().start(f"apps:{handler}", workers=2, **options)
     with hold(one.address):
-        kill(one.workers[0])
-        kill(one.workers[1])
+        for pid in one.workers:
+            kill(pid)
         one.wait_log("was killed by SIGKILL", 2)
         one.wait_ready_workers(4)
     client = hold(one.address)
