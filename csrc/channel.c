@@ -96,26 +96,52 @@ void fan_channel_close(fan_channel *channel)
 }
 
 /* What one message takes of SO_SNDBUF: 768 bytes on Linux 6 (an sk_buff and a 512 byte head), whatever it carries.
- * Asked of the kernel, since it depends on its build. */
-int fan_message_bytes(void)
+ * Asked of the kernel, since it depends on its build, if a sandbox lets us. On the way each call is tried that master
+ * and workers need and nothing replaces: *call is the one that failed. */
+#define MESSAGE_BYTES 768
+
+int fan_message_bytes(const char **call)
 {
     fan_channel trial;
+    *call = "socketpair";
     int rc = fan_channel_open(&trial);
     if (rc < 0)
         return rc;
-    int passenger = eventfd(0, EFD_CLOEXEC); /* not a UNIX socket: those wake the kernel's garbage collector */
-    int bytes = 0;
+    *call = "eventfd";
+    int passenger = eventfd(0, EFD_CLOEXEC); /* no UNIX socket: those wake the kernel's garbage collector */
+    int bytes = MESSAGE_BYTES, arrived = -1;
     if (passenger < 0)
         rc = -errno;
     else {
         fan_held held = {.fd = passenger}, *one = &held;
+        fan_record record;
+        *call = "sendmmsg";
         rc = fan_channel_pass(&trial, &one, 1);
         if (rc == 1 && ioctl(trial.write_fd, SIOCOUTQ, &bytes) < 0)
-            rc = -errno;
+            bytes = MESSAGE_BYTES;
+        if (rc == 1) {
+            *call = "ioctl SIOCINQ";
+            rc = fan_channel_untaken(&trial);
+        }
+        if (rc >= 0) {
+            *call = "recvmmsg";
+            rc = fan_channel_receive_many(trial.read_fd, 1, &record, &arrived);
+        }
+        if (rc >= 0) {
+            *call = "shutdown";
+            rc = shutdown(trial.write_fd, SHUT_WR) < 0 ? -errno : 0;
+        }
     }
+    fan_close(&arrived);
     fan_close(&passenger);
     fan_channel_close(&trial);
     return rc < 0 ? rc : bytes;
+}
+
+const char *fan_core_refused(void)
+{
+    const char *call;
+    return fan_message_bytes(&call) < 0 ? call : NULL;
 }
 
 /* The kernel takes a message while less than SO_SNDBUF is in use, so n * message_bytes is full at n messages. It

@@ -64,7 +64,8 @@ int fan_core_new(int slots, int policy, fan_core **out)
     if (rc < 0)
         goto fail;
     core->turns = fan_boards_turns(&core->boards);
-    rc = core->message_bytes = fan_message_bytes();
+    const char *call;
+    rc = core->message_bytes = fan_message_bytes(&call);
     if (rc < 0)
         goto fail;
     core->inner = epoll_create1(EPOLL_CLOEXEC);

@@ -149,7 +149,7 @@ uint64_t fan_slot_live(const fan_core *core, int slot);
 void fan_slot_warm_up(fan_core *core, int slot);
 
 /* channel.c */
-int fan_message_bytes(void);
+int fan_message_bytes(const char **call);
 int fan_channel_open(fan_channel *channel);
 void fan_channel_close(fan_channel *channel);
 int fan_channel_resize(fan_channel *channel, int messages, int message_bytes);

@@ -95,6 +95,9 @@ typedef struct {
  * nothing stays open. */
 int fan_core_new(int slots, int policy, fan_core **out);
 
+/* After fan_core_new has failed: the name of a system call that the system refuses, as a sandbox does. NULL: of none. */
+const char *fan_core_refused(void);
+
 /* Close everything the core owns, connections in its hands included. */
 void fan_core_free(fan_core *core);
 

@@ -9,13 +9,18 @@ import atexit
 import sys
 
 from pyfanout import cli, stdio
+from pyfanout.errors import CoreError
 from pyfanout.master.signals import Signals
 
 
 def main() -> int:
     """Returns the exit code."""
     stdio.occupy()
-    signals = Signals(whole_process=True)
+    try:
+        signals = Signals(whole_process=True)
+    except OSError as error:
+        print(f"pyfanout: signals cannot be handled: {error.strerror}", file=sys.stderr)
+        return CoreError.exit_code
     signals.__enter__()  # and never restored
     atexit.register(signals.ignore)  # registered first, called last
     try:

@@ -96,9 +96,12 @@ class Core:
     """The master's end: listeners, channels, board. Close it at a known time: `with Core(...) as core`."""
 
     def __init__(self, slots: int, policy: Policy) -> None:
-        """Room for `slots` workers, 1 to SLOTS. Raises CoreError if the system has no room for it."""
+        """Room for `slots` workers, 1 to SLOTS. Raises CoreError if the system has no room for it or refuses a call."""
         out = ffi.new("fan_core **")
-        check(lib.fan_core_new(slots, _POLICIES[policy], out), f"make the core for {slots} workers")
+        rc = lib.fan_core_new(slots, _POLICIES[policy], out)
+        refused = lib.fan_core_refused() if rc < 0 else ffi.NULL
+        needs = f": it needs {ffi.string(refused).decode()}, which a sandbox has to allow" if refused else ""
+        check(rc, f"make the core for {slots} workers{needs}")
         self._core: Any = out[0]
         self._events = ffi.new("fan_event[]", 64)
         self._counters = ffi.new("fan_counters *")

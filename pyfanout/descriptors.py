@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import socket
 from collections.abc import Iterable
+
+from pyfanout.limits import OpenFiles
 
 MOST = 1 << 20
 """The kernel's own limit (fs.nr_open), unless that was raised: there is no looking further without /proc."""
@@ -22,8 +23,7 @@ def close_all_but(kept: Iterable[int]) -> None:
     try:
         end = max(map(int, os.listdir("/proc/self/fd"))) + 1
     except OSError:
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        end = MOST if limit == resource.RLIM_INFINITY else min(limit, MOST)
+        end = min(OpenFiles().soft, MOST)
     low = 3
     for fd in sorted({*kept, end}):
         os.closerange(low, fd)

@@ -34,7 +34,7 @@ from pyfanout.log import handlers_of, set_up_logging
 from pyfanout.master.access import Access
 from pyfanout.master.guests import Guests
 from pyfanout.master.listeners import Endpoint, open_listeners
-from pyfanout.master.process import Process, spawn
+from pyfanout.master.process import Process, own_pidfd, spawn
 from pyfanout.master.signals import DEADLY
 from pyfanout.worker.listener import Public
 from pyfanout.worker.worker import Worker, enlist
@@ -143,7 +143,7 @@ class Dispatcher:
         door, inside = joining.make_door()
         with inside, contextlib.ExitStack() as undo:
             undo.callback(door.close)
-            owner_fd = os.pidfd_open(os.getpid())
+            owner_fd = own_pidfd()
             try:
                 guests = Guests(self.config, self._endpoints, inside, owner_fd)
                 own = [inside.fileno(), owner_fd, *(endpoint.sock.fileno() for endpoint in self._endpoints)]

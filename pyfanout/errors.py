@@ -6,6 +6,7 @@ Raised everywhere, converted to an exit code in `serve` only.
 
 from __future__ import annotations
 
+import errno
 import os
 
 
@@ -45,6 +46,11 @@ class ReloadError(WorkerError):
 
 class CoreError(FanoutError, OSError):
     """A system call of the C core failed. `errno` is set; the message says what was being done."""
+
+
+def is_refusal(error: OSError) -> bool:
+    """Of a sandbox, or of a kernel that does not know the call: it is of no use to try it again."""
+    return error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS)
 
 
 def check(rc: int, doing: str) -> int:

@@ -91,7 +91,8 @@ def run(code: int, *, at_once: bool, timeout_s: float) -> None:
     """Wait for non-daemon threads and for the jobs of pools; then call the registered functions. `at_once`: do not
     wait, and end processes that would have to be waited for. After `timeout_s` the process exits all the same, with
     `code`."""
-    start_new_thread(_end_after, (timeout_s, code))
+    with contextlib.suppress(RuntimeError):  # no thread can be had; then the master ends it in the end
+        start_new_thread(_end_after, (timeout_s, code))
     if at_once:
         _end_children()
     else:

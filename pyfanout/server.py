@@ -16,7 +16,7 @@ from typing import Unpack
 from pyfanout import stdio
 from pyfanout.app import Given, loader_of
 from pyfanout.config import MAX_WORKERS, Config, Options, unknown_variables
-from pyfanout.errors import ConfigError, ReloadError, WorkerError
+from pyfanout.errors import ConfigError, CoreError, FanoutError, ReloadError, WorkerError
 from pyfanout.folders import Folders
 from pyfanout.greenlets import ALL, patch_of
 from pyfanout.kind import App, Kind, name_of
@@ -90,6 +90,15 @@ class Master:
     def __enter__(self) -> Master:
         """Raises ConfigError (an address cannot be used, this is not the main thread), CoreError, and LoadError if
         the application is to be preloaded and cannot."""
+        try:
+            self._open()
+        except FanoutError:
+            raise
+        except OSError as error:
+            raise CoreError(error.errno or 0, f"start: {error.strerror}") from error
+        return self
+
+    def _open(self) -> None:
         config = self.config
         if threading.current_thread() is not threading.main_thread():
             raise ConfigError("serve must be called in the main thread: it handles signals and forks")
@@ -133,7 +142,6 @@ class Master:
             self.addresses = [endpoint.address for endpoint in endpoints]
             self._undo = undo.pop_all()
         self._running = True
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._undo:  # also what is killed then is gone before the sockets

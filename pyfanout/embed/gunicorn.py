@@ -35,7 +35,8 @@ from pyfanout.embed.aio import settled
 from pyfanout.embed.asgi import Application
 from pyfanout.embed.loop import loop_factory
 from pyfanout.embed.runner import GRACE_S, LOOK_S
-from pyfanout.errors import ConfigError, LoadError, WorkerError
+from pyfanout.errors import FanoutError, LoadError, WorkerError
+from pyfanout.master.process import own_pidfd
 from pyfanout.worker import idle
 from pyfanout.worker.connection import Connection, address_of
 from pyfanout.worker.loop_threads import watch_threads
@@ -145,7 +146,8 @@ class Joined:
             raise RuntimeError("reuse_port: the dispatcher alone accepts; turn it off")
         try:
             config = config_of({}, os.environ)
-        except ConfigError as error:
+            os.close(own_pidfd())
+        except FanoutError as error:
             raise RuntimeError(str(error)) from None  # of which gunicorn makes one line
         if config.tls:
             raise RuntimeError("PYFANOUT_CERTFILE: gunicorn speaks TLS itself; use its --certfile")

@@ -118,7 +118,8 @@ class PidFile:
             os.write(fd, f"{os.getpid()}\n".encode())
             with suppress(OSError):  # no locks here
                 filelock.take(fd)
-            os.fchmod(fd, 0o644)  # others may read it, as with gunicorn; mkstemp says 0600
+            with suppress(OSError):  # a file system without modes, a sandbox
+                os.fchmod(fd, 0o644)  # others may read it, as with gunicorn; mkstemp says 0600
             if replace:
                 os.replace(temporary, self.path)
                 written = True

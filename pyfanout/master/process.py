@@ -11,11 +11,13 @@ import os
 import resource
 import select
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pyfanout import exits, sigmask, stdio
+from pyfanout.errors import CoreError, is_refusal
 from pyfanout.master.signals import name_of
 
 log = logging.getLogger("pyfanout.master")
@@ -58,10 +60,16 @@ class Process:
     def send(self, signum: int) -> None:
         """A process that is already dead is left in peace. So is one that has become a user whom we may not signal."""
         try:
-            signal.pidfd_send_signal(self.pidfd, signum)
+            try:
+                signal.pidfd_send_signal(self.pidfd, signum)
+            except OSError as error:
+                if not is_refusal(error):
+                    raise
+                if not self.is_over(0):  # then its number is still its own
+                    os.kill(self.pid, signum)
         except ProcessLookupError:
             return
-        except PermissionError as error:
+        except OSError as error:
             log.error("pid=%d cannot be sent %s: %s", self.pid, name_of(signum), error.strerror)
 
     def abort(self, *, core: bool) -> None:
@@ -132,9 +140,37 @@ class Process:
         """Returns at once, except for a debugger (strace), which has to see the status first, and may itself be
         stopped."""
         end_s = time.monotonic() + DEBUGGER_S
-        while (info := os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)) is None and time.monotonic() < end_s:
+        while (info := self._wait()) is None and time.monotonic() < end_s:
             time.sleep(0.001)
         return info
+
+    def _wait(self) -> os.waitid_result | None:
+        try:
+            return os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            raise
+        except OSError:  # a sandbox, or Linux 5.3. Its number is its own until it is reaped
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG)
+
+
+def own_pidfd() -> int:
+    """A pidfd of this process. Raises CoreError if there is none to be had: then deaths could not be heard of."""
+    try:
+        return os.pidfd_open(os.getpid())
+    except OSError as error:
+        doing = "watch processes: it needs pidfd_open (Linux 5.3), which a sandbox has to allow"
+        raise CoreError(error.errno or 0, f"{doing}: {error.strerror}") from error
+
+
+def file_for_stacks() -> int:
+    """A descriptor of a file without a name, for a worker's last words."""
+    try:
+        return os.memfd_create("stacks")
+    except OSError as error:
+        if not is_refusal(error):
+            raise
+        with tempfile.TemporaryFile(buffering=0) as file:
+            return os.dup(file.fileno())
 
 
 def spawn(first_steps: Callable[[], None], entry: Callable[[], int]) -> Process:

@@ -50,7 +50,7 @@ from pyfanout.master.listeners import Endpoint
 from pyfanout.master.oom import OomKills
 from pyfanout.master.orphans import LOOK_NS, Orphans
 from pyfanout.master.outbox import AGAIN_NS
-from pyfanout.master.process import ExitReport, spawn
+from pyfanout.master.process import ExitReport, file_for_stacks, own_pidfd, spawn
 from pyfanout.master.readiness import Readiness
 from pyfanout.master.reload import Reload
 from pyfanout.master.roster import Member, Roster, Slot
@@ -139,6 +139,7 @@ class Supervisor:
     # ---- birth and death ----------------------------------------------------------------------------------------
 
     def __enter__(self) -> Supervisor:
+        os.close(own_pidfd())  # said once, and not of each worker
         gc.collect()
         with contextlib.ExitStack() as undo:
             undo.callback(self._open_files.restore)
@@ -489,7 +490,8 @@ class Supervisor:
     def _read_last_words(self, member: Member) -> None:
         """Its death may be reported before what it said. A child that it has left behind may go on to write, but not to
         an end that is shut: then this comes to one."""
-        member.control.shutdown(socket.SHUT_RD)
+        with contextlib.suppress(OSError):  # a sandbox
+            member.control.shutdown(socket.SHUT_RD)
         while True:
             try:
                 message = control.hear(member.control)
@@ -746,7 +748,7 @@ class Supervisor:
             undo.callback(ours.close)
             with theirs:
                 ours.setblocking(False)
-                stacks_fd = os.memfd_create("stacks")
+                stacks_fd = file_for_stacks()
                 undo.callback(os.close, stacks_fd)
                 generation = slot.generation + 1
                 place = self._roster.free_place(slot.place)

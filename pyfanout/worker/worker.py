@@ -456,7 +456,8 @@ def main(
     worker = Worker(config, public, slot, generation, station, control, several)
     enlist(worker)
     keep_heap()
-    faulthandler.enable(stacks_fd)
+    with contextlib.suppress(OSError):  # a sandbox that refuses sigaltstack: there will be no stacks
+        faulthandler.enable(stacks_fd)
     code = exits.code_of(lambda: serve(worker, load))
     if not worker.forked:
         worker.end(code)

@@ -94,6 +94,8 @@ def test_a_number_of_slots_that_is_out_of_range(slots: int) -> None:
         ("mmap", errno.ENOMEM),
         ("socketpair", errno.EMFILE),
         ("eventfd", errno.ENFILE),
+        ("recvmmsg", errno.ENOMEM),
+        ("shutdown", errno.EPERM),
         ("sendmmsg", errno.ETOOMANYREFS),
         ("ioctl", errno.EINVAL),
         ("epoll_create1", errno.EMFILE),

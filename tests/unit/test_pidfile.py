@@ -338,7 +338,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         PidFile(str(tmp_path / "none/master.pid")).create()
 
 
-@pytest.mark.parametrize("call", ["replace", "link", "fchmod", "write"])
+@pytest.mark.parametrize("call", ["replace", "link", "write"])
 def test_a_failed_write_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
