@@ -305,7 +305,7 @@ class Server:
             )
 
     def wait_ready(self, deadline_s: float = DEADLINE_S) -> None:
-        """The newline on ready_fd; and until the master has closed its copy of that, and rests."""
+        """The newline on ready_fd; and until the master has closed its copy of that."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.ready_reader, selectors.EVENT_READ)
             # With nobody left who could write, it reads end-of-file.
@@ -313,8 +313,11 @@ class Server:
         if told != b"\n":
             ended = f"ended with {self._process.poll()}" if self._process else "was not started"
             raise AssertionError(f"the server is not ready: it {ended}\n--- log:\n{self.log}")
-        process = self._process
-        self.wait_until(lambda: process is None or process.poll() is not None or is_asleep(process.pid), "it rests")
+        pipe = f"pipe:[{os.fstat(self.ready_reader).st_ino}]"
+        self.wait_until(
+            lambda: self._process is None or list(fds_of(self._process.pid).values()).count(pipe) <= 1,
+            "it closes its copy",
+        )
 
     # -- what can be seen --
 
