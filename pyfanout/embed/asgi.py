@@ -86,13 +86,13 @@ class Application:
             self.tasks.discard(task)
         return None
 
-    def _answer(self, send: Any, message: Any) -> Any:
+    async def _answer(self, send: Any, message: Any) -> None:
         """`send`, but the head of an answer that a draining worker gives says that the connection ends with it (RFC
-        9112, 9.6), which the server then does. No coroutine of its own: it is called for each part of each answer."""
+        9112, 9.6), which the server then does. An async function, as which some applications know theirs."""
         if self.draining and message["type"] == "http.response.start":
             headers = [pair for pair in message.get("headers", ()) if bytes(pair[0]).lower() != b"connection"]
             message = {**message, "headers": [*headers, (b"connection", b"close")]}
-        return send(message)
+        await send(message)
 
     async def _serve_websocket(self, scope: Any, receive: Any, websocket: _Websocket) -> None:
         self._websockets.add(websocket)
