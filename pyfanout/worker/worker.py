@@ -395,10 +395,11 @@ def server_of(app: App, config: Config, loops: Loops | None = None) -> Serving:
     hooks = (config.on_worker_start, config.on_worker_exit)
     if kind is Kind.HANDLER and any(map(inspect.iscoroutinefunction, hooks)):
         raise ConfigError("a hook may be a coroutine function only beside a coroutine handler")
+    module = server_module(kind)
+    runner = None if kind in _MODULES else module.runner_of(app, kind, config.server)
     if loops is not None:
         settle(loops, app, kind)
-    module = server_module(kind)
-    if kind in _MODULES:
+    if runner is None:
 
         def serve_handler(worker: Worker) -> None:
             if kind is Kind.HANDLER and config.interface == "auto":
@@ -406,7 +407,6 @@ def server_of(app: App, config: Config, loops: Loops | None = None) -> Serving:
             module.serve(worker, app)
 
         return Serving(f"{kind.value} by pyfanout", serve_handler, loops)
-    runner = module.runner_of(app, kind, config.server)
     return Serving(f"{kind.value} by {module.title_of(runner)}", runner.serve, loops)
 
 

@@ -29,7 +29,12 @@ MakeServer = Callable[[], Server]
     ("app", "options", "words"),
     [
         ("apps:wsgi", {"server": "uvicorn"}, "server: uvicorn does not serve wsgi applications; waitress and .* do"),
-        ("apps:asgi", {"as": "wsgi", "server": "hypercorn"}, "server: hypercorn does not serve wsgi applications"),
+        ("apps:wsgi", {"as": "wsgi", "server": "hypercorn"}, "server: hypercorn does not serve wsgi applications"),
+        (
+            "apps:asgi",
+            {"as": "wsgi", "server": "hypercorn"},
+            "--as wsgi does not fit the application asgi: .* --as asgi",
+        ),
         (
             "apps:make_broken",
             {"factory": True},
