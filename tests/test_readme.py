@@ -175,7 +175,7 @@ def test_no_command_is_forgotten():
         "pyfanout run fastapiapp:app --app-dir examples --workers 4",
     }
     assert set(SHELL) == known
-    assert set(re.findall(r"`(make \w+)`", README)) == {"make run", "make test", "make bench"}
+    assert set(re.findall(r"`(make \w+)`", README)) == {"make run", "make test", "make bench", "make pythons"}
 
 
 def test_the_code_shown_is_the_code_of_the_examples():
