@@ -410,9 +410,9 @@ class Server:
     def favour(self) -> None:
         """Give master and workers a core before all other processes, where that is allowed: on a busy machine a worker
         that has none for 2 ms when it is its turn is passed over, as it should be."""
-        with contextlib.suppress(PermissionError):
-            for pid in (self.pid, *self.workers):
-                for task in os.listdir(f"/proc/{pid}/task"):
+        for pid in (self.pid, *self.workers):
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with contextlib.suppress(PermissionError, ProcessLookupError):  # a thread has ended meanwhile
                     os.sched_setscheduler(int(task), os.SCHED_RR, os.sched_param(1))
 
     def wait_idle(self) -> None:
