@@ -326,8 +326,8 @@ class Config:
     unix_mode: Mode | None = field(
         default=None, metadata=_option(_MODE, "the mode of socket files, in octal, such as 660", default="none")
     )
-    """Permission bits; a number in Python is the mode itself: 0o660. None: 777 less the umask, as in gunicorn. Who may
-    write may connect. systemd's name is SocketMode."""
+    """Permission bits; a number in Python is the mode itself: 0o660. None: 777 less the umask, as in gunicorn. A
+    user who may write to the file may connect. systemd's name is SocketMode."""
 
     unix_owner: str | None = field(
         default=None,

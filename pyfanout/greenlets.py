@@ -1,7 +1,7 @@
 """Which modules of the standard library gevent or eventlet has replaced in this process, and the words for servers that
 cannot run there: their threads would be greenlets, none of which runs while our code waits in the kernel.
 
-Never imports either: who has patched has imported it.
+Never imports either: an application that has patched has imported it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ALL = (*WAITING, *THREADS)
 
 class Patch(NamedTuple):
     patcher: str
-    """Who: gevent or eventlet."""
+    """gevent or eventlet."""
     module: str
 
 

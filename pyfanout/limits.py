@@ -12,8 +12,8 @@ import resource
 log = logging.getLogger("pyfanout")
 
 ANY = 65_536
-"""For any number of connections: more than a Python process serves, and 9 ms in such a loop in C, 50 in Python. Who
-wants to hold more names the number, or raises the soft limit itself: what is higher stays."""
+"""For any number of connections: more than a Python process serves, and 9 ms in such a loop in C, 50 in Python. An
+operator who wants more names the number, or raises the soft limit itself: what is higher stays."""
 
 PER_CONNECTION = 2
 """The client's, and one that its request opens: a file, a connection to another server."""

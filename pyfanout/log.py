@@ -90,7 +90,8 @@ class Handler(logging.StreamHandler[TextIO]):
         os.register_at_fork(after_in_child=self._forget)
 
     def handle(self, record: logging.LogRecord) -> Any:
-        """Not what a handler of the application takes, which may have come later: each line is written once."""
+        """A line that a handler of the application takes is left to that, also if that came later: each line is written
+        once."""
         taken = any(
             record.levelno >= other.level and not isinstance(other, Handler | logging.NullHandler)
             for other in handlers_of(record.name)

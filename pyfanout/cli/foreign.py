@@ -1,6 +1,6 @@
 """Options of other servers (gunicorn, uvicorn, hypercorn, waitress, uWSGI, PM2), and what to write for them here.
 
-Answers somebody who types from habit. Knows words only: reads no option, and is called by `pyfanout.cli` before the
+Answers a user who types from habit. Knows words only: reads no option, and is called by `pyfanout.cli` before the
 parser, because argparse would take the value of a flag that it does not know for the application.
 """
 

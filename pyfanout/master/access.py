@@ -1,7 +1,7 @@
-"""Who may connect to a socket file: its mode, its owner, its group.
+"""Which users may connect to a socket file: its mode, its owner, its group.
 
 Owns no descriptor and no file. `listeners` calls `begin` before it binds and `finish` after that; the socket does not
-listen before both are done, so that nobody gets in by what the file was for a moment.
+listen before both are done, so that no client gets in by what the file was for a moment.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Access:
             return
         doing = "it cannot be opened"
         try:
-            # By a descriptor: who may write to the folder could put a link to another file in the place of ours.
+            # By a descriptor: a user who may write to the folder could put a link to another file in the place of ours.
             with _held(path) as file:
                 if self.owner is not None:
                     doing = f"its owner cannot be {self.owner!r} (unix_owner)"

@@ -226,7 +226,7 @@ def open_listeners(
     """Open all `binds`, in their order. A host name and `systemd` can give several endpoints each.
 
     `backlog` is how many connections the kernel queues for each; a socket that listens already keeps its own.
-    `nodelay` sets TCP_NODELAY, which what is accepted inherits. `access` says who may connect to socket files.
+    `nodelay` sets TCP_NODELAY, which what is accepted inherits. `access` says which users may connect to socket files.
     `environ` is where systemd's LISTEN_* are found, and removed so that no child takes them for its own.
 
     An open socket is duplicated, and the caller keeps his; but both share one file description, so his
@@ -512,7 +512,7 @@ def _is_bound(sock: socket.socket) -> bool:
 
 
 def _is_dual(sock: socket.socket) -> bool:
-    """Whether IPv4 clients come to it, too: somebody else has opened it."""
+    """Whether IPv4 clients come to it, too: another program has opened it."""
     return sock.family == socket.AF_INET6 and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 
 

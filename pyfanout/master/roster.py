@@ -90,7 +90,7 @@ class Member:
     most: int = 0
     """Connections that it may hold, if an event loop does; 0: any number."""
     serving: str = ""
-    """What kind of application it has, and who serves it, in words."""
+    """What kind of application it has, and which server serves it, in words."""
     resigned: bool = False
     """It has said by itself that it takes no more: no death to worry about."""
     served: bool = False

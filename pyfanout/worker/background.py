@@ -87,7 +87,7 @@ class Background:
         self.wait(self.poll(), max(seconds, 0))
 
     def pause(self) -> None:
-        """Before a fork on the main thread: no thread of ours exists afterwards. Where another thread forks, the
+        """Before a fork on the main thread: none of these threads exists afterwards. Where another thread forks, the
         application has several of its own."""
         if not (self._tids or self._starting) or get_ident() != self._main:
             return

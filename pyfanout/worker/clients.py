@@ -1,4 +1,4 @@
-"""What the log says of clients that break off, or speak neither TLS nor the PROXY protocol: little, because any client
+"""The log lines about clients that break off, or speak neither TLS nor the PROXY protocol. They are few, because any client
 on the network can cause it, as often as it likes.
 """
 

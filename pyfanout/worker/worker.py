@@ -141,7 +141,7 @@ class Worker:
         self.doubt = ""
         """What to say when the handler fails for the first time: it may be no handler."""
         self.serving = ""
-        """What kind of application it is, and who serves it, for the log."""
+        """What kind of application it is, and which server serves it, for the log."""
         self.watch = Watch()
         """Watches the threads of the server, if it has any."""
         self.on_closing: Callable[[], None] = lambda: None
