@@ -48,7 +48,8 @@ class Ready:
     most: int = 0
     """Connections that an event loop may hold, those that wait for it included; 0: any number."""
     serving: str = ""
-    """What kind of application it is, and which server serves it, for the log: printable ASCII, at most SERVING_BYTES."""
+    """What kind of application it is, and by which server it is served, for the log. Printable ASCII, at most
+    SERVING_BYTES."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pyfanout.worker")
 
-_GONE = (BrokenPipeError, ConnectionAbortedError, ConnectionResetError, asyncio.IncompleteReadError)
-"""What reading and writing raise when the client has gone."""
+_GONE = (*clients.GONE, asyncio.IncompleteReadError)
 
 CANCEL_S = 0.5
 """How long a task may clean up when it is cancelled in a fast stop, before it is cancelled again."""
@@ -216,7 +215,7 @@ class Server:
             child.leave(task)
         reader, writer = self._tasks.pop(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            if isinstance(error, _GONE) and (writer.transport.is_closing() or reader.at_eof()):
+            if type(error) in _GONE and (writer.transport.is_closing() or reader.at_eof()):
                 clients.log.debug("worker=%d: a client has gone: %r", self._worker.slot, error)
             elif isinstance(error, Exception):
                 log.error("worker=%d: the handler failed", self._worker.slot, exc_info=error)

@@ -1,5 +1,5 @@
-"""The log lines about clients that break off, or speak neither TLS nor the PROXY protocol. They are few, because any client
-on the network can cause it, as often as it likes.
+"""The log lines about clients that break off, or speak neither TLS nor the PROXY protocol. They are few, because any
+client on the network can cause one, as often as it likes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ MOST = 10
 
 WINDOW_S = 10.0
 
-_GONE = (BrokenPipeError, ConnectionAbortedError, ConnectionResetError)
+GONE = (BrokenPipeError, ConnectionAbortedError, ConnectionResetError)
+"""What reading and writing raise when the client has gone. Their subclasses are of other connections, such as
+http.client.RemoteDisconnected."""
 _SSL_GONE = ("SSLEOFError", "SSLZeroReturnError")
 
 
@@ -53,7 +55,7 @@ if not log.filters:
 def has_gone(error: BaseException, conn: socket.socket) -> bool:
     """Whether `error`, raised by a handler, only says that the client of this connection has gone. If the handler has
     closed it nothing can be said: the error may be of another connection, to a database."""
-    if type(error) not in _GONE and type(error).__name__ not in _SSL_GONE:
+    if type(error) not in GONE and type(error).__name__ not in _SSL_GONE:
         return False
     try:
         ends = poll()
