@@ -1,5 +1,5 @@
-"""The descriptors that a forked process has inherited and does not need: as long as it has them, the other end of none
-finds that its owner has closed it, or is dead."""
+"""Which file a descriptor names, and which descriptors a forked process has inherited and does not need: as long as it
+has them, the other end of none finds that its owner has closed it, or is dead."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ MOST = 1 << 20
 
 DEPTH = 2
 """A handler of a log has a stream, or a queue that has a pipe."""
+
+
+def file_of(fd: int) -> tuple[int, int] | None:
+    """Device and inode; None: it is closed. A number may name another file by now."""
+    with contextlib.suppress(OSError):
+        status = os.fstat(fd)
+        return status.st_dev, status.st_ino
+    return None
 
 
 def close_all_but(kept: Iterable[int]) -> None:

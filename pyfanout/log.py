@@ -5,7 +5,6 @@ others looks like a line of ours.
 from __future__ import annotations
 
 import _socket
-import contextlib
 import functools
 import logging
 import os
@@ -18,6 +17,8 @@ from collections.abc import Callable
 # By name: gevent, in a worker, puts its own into the module, which must not switch in the middle of a line.
 from select import POLLOUT, poll
 from typing import Any, TextIO
+
+from pyfanout.descriptors import file_of
 
 FORMAT = "%(asctime)s [%(process)d] %(levelname)s %(message)s"
 
@@ -129,16 +130,16 @@ class Handler(logging.StreamHandler[TextIO]):
         if stat.S_ISSOCK(mode):  # which cannot be opened
             return fd, functools.partial(_send, fd)
         if stat.S_ISFIFO(mode) or os.isatty(fd):
-            if _file_of(self._fd) != _file_of(fd):
+            if file_of(self._fd) != file_of(fd):
                 self._let_go()
                 self._fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-                self._file = _file_of(self._fd)
+                self._file = file_of(self._fd)
             return self._fd, functools.partial(os.write, self._fd)
         return fd, None
 
     def _let_go(self) -> None:
         fd, self._fd = self._fd, -1
-        if fd >= 0 and _file_of(fd) == self._file:  # else the number is somebody else's by now
+        if fd >= 0 and file_of(fd) == self._file:  # else the number is somebody else's by now
             os.close(fd)
 
     def _forget(self) -> None:
@@ -183,13 +184,6 @@ def _send(fd: int, data: bytes) -> int:
         return sock.send(data, socket.MSG_DONTWAIT)
     finally:
         sock.detach()
-
-
-def _file_of(fd: int) -> tuple[int, int] | None:
-    with contextlib.suppress(OSError):
-        file = os.fstat(fd)
-        return file.st_dev, file.st_ino
-    return None
 
 
 def handlers_of(name: str) -> list[logging.Handler]:

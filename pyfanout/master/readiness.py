@@ -14,6 +14,7 @@ import select
 import socket
 import stat
 
+from pyfanout.descriptors import file_of
 from pyfanout.errors import ConfigError
 
 log = logging.getLogger("pyfanout.master")
@@ -33,7 +34,7 @@ class Readiness:
             if fcntl.fcntl(given, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
                 raise ConfigError(f"ready_fd: {given} is not open for writing")
             self._copy = fcntl.fcntl(given, fcntl.F_DUPFD_CLOEXEC, 3)  # those below are the standard streams'
-            self._file = _file_of(given)
+            self._file = file_of(given)
         except OSError as error:
             self.close()
             if error.errno == errno.EBADF:
@@ -69,7 +70,7 @@ class Readiness:
         """In a worker: it must not keep the reader from seeing the end. The program's own descriptor is closed, too,
         if it still is the same file."""
         self.close()
-        if self._given is not None and self._given > 2 and self._file and self._file == _file_of(self._given):
+        if self._given is not None and self._given > 2 and self._file and self._file == file_of(self._given):
             os.close(self._given)
 
     def close(self) -> None:
@@ -89,12 +90,3 @@ def check_inherited(given: int) -> None:
 
 def _closed(given: int) -> ConfigError:
     return ConfigError(f"ready_fd: {given} is not an open descriptor")
-
-
-def _file_of(fd: int) -> tuple[int, int] | None:
-    """None: it is closed."""
-    try:
-        status = os.fstat(fd)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
