@@ -212,7 +212,7 @@ def _read_mode(value: object) -> Mode:
         value = int(digits, 8)
     if isinstance(value, bool):
         raise TypeError("a truth value is not a mode")
-    mode = Mode(operator.index(value))  # type: ignore[arg-type]
+    mode = Mode(operator.index(value))  # type: ignore[arg-type]  # else TypeError, as wanted
     if not 0 <= mode <= 0o777:
         raise ValueError("out of range")
     return mode

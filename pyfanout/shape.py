@@ -183,7 +183,7 @@ def _signature(app: Any, *, follow: bool = True) -> inspect.Signature | None:
             app = called
     options: dict[str, Any] = {"follow_wrapped": follow}
     if sys.version_info >= (3, 14):  # else it evaluates annotations, whose names may exist for type checkers only
-        import annotationlib  # noqa: PLC0415
+        import annotationlib  # noqa: PLC0415 - earlier Pythons have none
 
         options["annotation_format"] = annotationlib.Format.STRING
     try:

@@ -56,6 +56,7 @@ class Runner(AsyncioRunner):
             """Of one request, which counts when its head has been read: before that there is only a connection."""
 
             def __init__(self, delegate: HTTPMessageDelegate) -> None:
+                # Instead of methods that only call those: one is called for each part of a body.
                 self.headers_received = counted(delegate.headers_received, worker)  # type: ignore[method-assign]
                 self.data_received = delegate.data_received  # type: ignore[method-assign]
                 self.finish = delegate.finish  # type: ignore[method-assign]

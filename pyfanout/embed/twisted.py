@@ -92,7 +92,7 @@ def _inform_wsgi(worker: Worker) -> None:
         def respond_to_informed(reactor: Any, threads: Any, app: Any, request: Any) -> Any:
             return respond(reactor, threads, informed(app, worker, multithread=threads.max > 1), request)
 
-        wsgi._WSGIResponse = respond_to_informed  # type: ignore[attr-defined]
+        wsgi._WSGIResponse = respond_to_informed  # type: ignore[attr-defined]  # private, no type
 
 
 def _say_goodbye() -> None:
@@ -171,14 +171,14 @@ def _port(worker: Worker, listener: Listener, factory: Any, reactor: Any) -> Any
     class Transport(Known, tcp.Server):
         def getHost(self) -> Any:
             """twisted takes its family for the client's, which is another one if a PROXY header says so."""
-            return build(tcp._getsockname(self.socket))  # type: ignore[no-untyped-call]
+            return build(tcp._getsockname(self.socket))  # type: ignore[no-untyped-call]  # twisted has none
 
     class UnixTransport(Known, unix.Server):
         """Behind a proxy it has another client."""
 
         def getPeer(self) -> Any:
             peer = self.socket.peer  # type: ignore[attr-defined]  # it is a Connection
-            return build(peer) if isinstance(peer, tuple) else super().getPeer()  # type: ignore[no-untyped-call]
+            return build(peer) if isinstance(peer, tuple) else super().getPeer()  # type: ignore[no-untyped-call]  # the same
 
     def build(client: Any) -> Any:
         if not isinstance(client, tuple):
