@@ -51,14 +51,19 @@ class Background:
         self._tids: set[int] = set()
         """Threads that may exist."""
         self._pausing = False
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        """Readable while they shall end."""
+        self._wake = -1
+        """An eventfd, readable while they shall end; -1 before `open`, and in a child."""
         self.stopped: list[Task] = []
         """Tasks that wait for `resume`."""
         self.after_fork: Callable[[], object] = (
             # In C, and called by os.fork last: Python's handler runs when os.fork has returned.
             functools.partial(interrupt_main, WAKE) if COUNTS_LATE else self.resume
         )
+
+    def open(self) -> None:
+        """Before the first task; may be called again. Raises OSError if no descriptor is free."""
+        if self._wake < 0:
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def start(self, task: Task) -> None:
         """Run `task` on a thread of its own, with all signals blocked. Raises RuntimeError if none can be had."""

@@ -470,6 +470,10 @@ def serve(worker: Worker, load: Callable[[], App]) -> int:
     config = worker.config
     worker.signals.begin()
     try:
+        worker.background.open()
+    except OSError as error:
+        return worker.fail(Stage.START, error)
+    try:
         worker.serving, serve, worker.loops = serving_of(load, config, worker)
     except (Exception, SystemExit) as error:
         return worker.fail(Stage.LOAD, error)

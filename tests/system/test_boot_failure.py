@@ -31,6 +31,13 @@ APPS = {
     "dies": "import os\nos._exit(7)\n",
     "paints": "raise ValueError('\\x1b[2J\\n2026-01-01 00:00:00,000 [1] INFO all is well')\n",
     "slow": "import time\ntime.sleep(100)\n",
+    "full": (
+        "import os, resource\n"
+        "limits = (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1])\n"
+        "os.register_at_fork(after_in_child=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits))\n"
+        "def handler(conn, addr):\n    pass\n"
+        "async def coroutine(reader, writer):\n    pass\n"
+    ),
 }
 
 
@@ -123,6 +130,14 @@ def test_workers_that_die_at_boot(server: MakeServer, tmp_path: Path, app: str, 
     one.wait_nobody()
     assert len(re.findall(how, one.log)) == 2
     assert last_line(one).startswith("pyfanout: no worker could start")
+
+
+@pytest.mark.parametrize("handler", ["handler", "coroutine"])
+def test_workers_without_a_free_descriptor(server: MakeServer, tmp_path: Path, handler: str) -> None:
+    one = run_app(server, tmp_path, f"full:{handler}", preload=True)
+    assert one.wait_exit() == 3
+    one.wait_nobody()
+    assert last_line(one) == "pyfanout: no worker could start: OSError: [Errno 24] Too many open files"
 
 
 def test_workers_that_never_become_ready(server: MakeServer, tmp_path: Path) -> None:
