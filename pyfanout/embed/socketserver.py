@@ -30,6 +30,7 @@ from pyfanout.embed.threaded import ThreadedRunner
 from pyfanout.embed.views import changed, probe, views
 from pyfanout.embed.wsgi import informed
 from pyfanout.errors import ConfigError
+from pyfanout.shape import innermost
 from pyfanout.worker import blocking, clients
 from pyfanout.worker.farewell import linger
 from pyfanout.worker.idle import LOOK_S as IDLE_LOOK_S
@@ -51,14 +52,16 @@ LOCAL_NAME = "localhost"
 
 
 class Runner(ThreadedRunner):
-    """`server` is a class of servers, with its class of request handlers: `Runner(ThreadingHTTPServer, MyHandler)`.
-    That may also be an attribute `RequestHandlerClass` of the server's class. Or it is a class of request handlers
-    alone, which gets a TCPServer, or an HTTPServer if it speaks HTTP; or a function that is called with the address
-    and `bind_and_activate=False` and returns a server."""
+    """`server` is a class of servers, with its class of request handlers, or a `functools.partial` of one:
+    `Runner(ThreadingHTTPServer, MyHandler)`. That may also be an attribute `RequestHandlerClass` of the server's class.
+    Or it is a class of request handlers alone, or a partial of one, which gets a TCPServer, or an HTTPServer if it
+    speaks HTTP; or a function that is called with the address and `bind_and_activate=False` and returns a server."""
 
     instead = "call monkey.patch_all(thread=False), or use a WSGI application with --server gevent"
 
-    def __init__(self, server: SocketServer, handler: type[socketserver.BaseRequestHandler] | None = None) -> None:
+    def __init__(
+        self, server: SocketServer, handler: Callable[..., socketserver.BaseRequestHandler] | None = None
+    ) -> None:
         self._make = _factory(server, handler)
         self._server: Any = None
         self._children: Children | None = None
@@ -77,10 +80,10 @@ class Runner(ThreadedRunner):
         server.socket.close()
         forks = isinstance(server, socketserver.ForkingMixIn)
         threads = isinstance(server, socketserver.ThreadingMixIn)
-        if issubclass(server.RequestHandlerClass, http.server.BaseHTTPRequestHandler):
+        if _is_a(server.RequestHandlerClass, http.server.BaseHTTPRequestHandler):
             self.shows_requests = not forks  # whose children read them
             count = worker.counter("request") if self.shows_requests else None
-            server.RequestHandlerClass = _minding(server.RequestHandlerClass, lambda: self._leaves(worker), count)
+            _extend(server, lambda handler: _minding(handler, lambda: self._leaves(worker), count))
         if isinstance(server, WSGIServer) and (app := server.get_app()):
             multithread = threads or (worker.config.threads > 1 and not forks)
             server.set_app(informed(app, worker, multithread=multithread, multiprocess=forks))
@@ -257,7 +260,7 @@ def _activate(server: Any, listening: Any, worker: Worker) -> None:
     server.server_activate()
     if len(worker.public.listeners) > 1:
         known = views(server, worker.public, names)
-        server.RequestHandlerClass = _introduced(server.RequestHandlerClass, known, worker.public)
+        _extend(server, lambda handler: _introduced(handler, known, worker.public))
     if isinstance(server, http.server.HTTPServer) and type(server).address_family != socket.AF_UNIX:
         vars(server)["get_request"] = _with_host(server.get_request)
 
@@ -273,6 +276,23 @@ def _bind(server: Any, bound: Bound, listening: Any, worker: Worker) -> None:
         server.socket = listening
         server.server_bind()
     server.socket = listening
+
+
+def _extend(server: Any, extended: Callable[[Any], Any]) -> None:
+    """Put `extended(class)` in the place of the server's class of handlers, also where that is in a partial, which
+    SimpleHTTPRequestHandler needs for its `directory`. Any other function stays as it is."""
+
+    def within(handler: Any) -> Any:
+        if isinstance(handler, functools.partial):
+            return functools.partial(within(handler.func), *handler.args, **handler.keywords)
+        return extended(handler) if isinstance(handler, type) else handler
+
+    server.RequestHandlerClass = within(server.RequestHandlerClass)
+
+
+def _is_a(handler: Any, base: type) -> bool:
+    made = innermost(handler)
+    return isinstance(made, type) and issubclass(made, base)
 
 
 def _introduced(handler: Any, known: list[Any], public: Public) -> Any:
@@ -420,8 +440,8 @@ def _minding(handler: Any, drains: Callable[[], bool], count: Callable[[], None]
 
 
 def _factory(server: Any, handler: Any) -> Callable[..., Any]:
-    if isinstance(server, type) and issubclass(server, socketserver.BaseRequestHandler):
-        speaks_http = issubclass(server, http.server.BaseHTTPRequestHandler)
+    if _is_a(server, socketserver.BaseRequestHandler):
+        speaks_http = _is_a(server, http.server.BaseHTTPRequestHandler)
         base = http.server.HTTPServer if speaks_http else socketserver.TCPServer
         return functools.partial(base, RequestHandlerClass=server)
     if not (isinstance(server, type) and issubclass(server, socketserver.BaseServer)):

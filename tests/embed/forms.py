@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import http.server
 from collections.abc import Awaitable, Iterator
 from typing import Any
+
+from pyfanout.embed.socketserver import Runner
 
 
 async def _say(send: Any) -> None:
@@ -59,3 +62,26 @@ def unnamed(e: Any, s: Any) -> list[bytes]:
 
 def make() -> Any:
     return asgi
+
+
+class Ok(http.server.BaseHTTPRequestHandler):
+    def __init__(self, *args: Any, answer: bytes, **options: Any) -> None:
+        self.answer = answer
+        super().__init__(*args, **options)
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(self.answer)
+
+
+handlers = functools.partial(Ok, answer=b"ok")
+threads_and_handlers = Runner(http.server.ThreadingHTTPServer, handlers)
+
+
+def make_handler(*args: Any) -> Ok:
+    return Ok(*args, answer=b"ok")
+
+
+function_of_handlers = Runner(http.server.HTTPServer, make_handler)

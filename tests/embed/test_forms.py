@@ -24,6 +24,10 @@ MakeServer = Callable[[], Server]
         ("any_arguments", {"as": "asgi"}),
         ("Wsgi", {}),
         ("unnamed", {"server": "waitress"}),
+        ("handlers", {}),
+        ("handlers", {"bind": ["127.0.0.1:0", "127.0.0.2:0"]}),
+        ("threads_and_handlers", {}),
+        ("function_of_handlers", {}),
     ],
 )
 def test_it_is_served(server: MakeServer, app: str, options: dict[str, Any]) -> None:
