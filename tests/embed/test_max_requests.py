@@ -216,6 +216,7 @@ def test_many_clients_at_once(server: MakeServer, name: str) -> None:
         thread.start()
     try:
         one.wait_log("gen=2 pid=.* READY->DRAINING", 2, deadline_s=60)
+        one.wait_until(lambda: bool(wrong or answers[3]), "the third generation answers")
     finally:
         over.set()
         for thread in threads:
