@@ -368,6 +368,7 @@ def test_requests_are_cut_off_by_a_stop_of_asgi(gunicorn: MakeGunicorn, signum: 
     one = gunicorn().serve(
         "ASGI", "--config=python:lasting", "--bind=127.0.0.1:0", "--graceful-timeout=3", app="lasting:asgi", workers=1
     )
+    one.expect("ResourceWarning: unclosed file")  # gunicorn's own, if it has no time to reap the worker
     one.ready(1)
     clients = [connect(one.address) for _ in range(2)]
     for client, path in zip(clients, ("/last", "/stubborn"), strict=True):
