@@ -10,13 +10,15 @@ BENCH_ARGS ?=
 run: $(or $(wildcard .venv/ready),.venv/run)
 	$(BIN)/python examples/hello.py
 
-# The second half runs, too, if the first has failed.
+# Bytecode first: where Python may not write any (PYTHONDONTWRITEBYTECODE), each server that a test starts would compile
+# every module again. The second half runs, too, if the first has failed.
 # Those that do not measure themselves with the whole machine, but mostly wait, need not wait for each other.
 BESIDE := tests/core tests/unit tests/embed tests/test_guards.py tests/test_readme.py \
     $(patsubst %,tests/system/test_%.py,boot_failure chaos connection_path corners debugging dispatcher exits folders forks health \
     hostile_worker keep_alive kill_matrix logging master master_sweep orphans own_loop pages reload sandbox scale \
     shortages shutdown signals soak start_and_end stdio unkillable unprivileged worker_life)
 test: .venv/ready tools
+	$(BIN)/python -m compileall -q pyfanout tests
 	$(BIN)/python -m pytest tests/bench tests/system $(BESIDE:%=--ignore=%) $(TEST_ARGS); first=$$?; \
 	$(BIN)/python -m pytest --numprocesses=6 $(BESIDE) $(TEST_ARGS) && exit $$first
 
