@@ -177,17 +177,22 @@ def _told(shape: Shape) -> Verdict | None:
         return Verdict(Kind.ASGI, sure=True)  # of ASGI 2
     if not shape.takes(2):
         return None
-    if first in _ENVIRON or second in _START or kind is Kind.WSGI:
+
+    def tells(one: bool, other: bool, wanted: Kind) -> bool:
+        """By one word; of what can be called without arguments, as a factory is, by both names."""
+        return (one and other) if shape.takes(0) else one or other or kind is wanted
+
+    if tells(first in _ENVIRON, second in _START, Kind.WSGI):
         if shape.is_async:
             return Verdict(reason="is async, but takes the arguments of a WSGI application, which no server awaits")
         return Verdict(Kind.WSGI, sure=first in _ENVIRON and second in _START)
-    if first == "reader" or kind is Kind.COROUTINE:
+    if tells(first == "reader", second == "writer", Kind.COROUTINE):
         if shape.is_async or shape.wraps_async or shape.returns in _AWAITABLES:
             return Verdict(Kind.COROUTINE, sure=shape.is_async and not shape.takes(3))
         return Verdict(
             reason="takes a reader, but is not async: write async def, or --as coroutine if it returns an awaitable"
         )
-    if (first in _CONN or second in _ADDR or kind is Kind.HANDLER) and not shape.is_async:
+    if tells(first in _CONN, second in _ADDR, Kind.HANDLER) and not shape.is_async:
         return Verdict(reason=_GENERATOR) if shape.is_generator else Verdict(Kind.HANDLER)
     return None
 
@@ -215,6 +220,11 @@ def _of_async(shape: Shape) -> Verdict:
         return Verdict(Kind.ASGI, sure=True)
     if shape.takes(3) and shape.least < 2:
         return Verdict(reason=f"is async and takes {shape.count}, which tells no kind: --as asgi or --as coroutine")
+    if shape.takes(2) and shape.takes(0) and shape.names:
+        return Verdict(
+            reason=f"is async and takes {shape.count}, which tells no kind: --factory if it returns the application,"
+            " else --as coroutine"
+        )
     if shape.takes(2):  # a third one, which has a default, is for its own use
         return Verdict(Kind.COROUTINE, sure=not shape.takes(3))
     if shape.takes(0):

@@ -57,11 +57,16 @@ class Shape:
             return "an unknown number of arguments"
         if self.by_name:
             return "an argument that must be given by name"
-        words = ("no", "one", "two", "three")
-        least = words[self.least] if self.least < len(words) else str(self.least)
+        if self.most == float("inf"):
+            return "any number of arguments"
         if self.most == self.least:
-            return f"{least} argument{'s' * (self.least != 1)}"
-        return "any number of arguments" if self.most == float("inf") else f"{least} to {self.most:g} arguments"
+            return f"{_in_words(self.least) if self.least else 'no'} argument{'s' * (self.least != 1)}"
+        return f"{_in_words(self.least)} to {_in_words(int(self.most))} arguments"
+
+
+def _in_words(number: int) -> str:
+    words = ("none", "one", "two", "three")
+    return words[number] if number < len(words) else str(number)
 
 
 def shape_of(app: Any) -> Shape:

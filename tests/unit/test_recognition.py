@@ -54,6 +54,8 @@ class MyHandler(http.server.BaseHTTPRequestHandler): ...
 
 def handler(conn, addr): ...  # type: ignore[no-untyped-def]
 def unnamed(c, a): ...  # type: ignore[no-untyped-def]
+def wsgi_by_defaults(environ=None, start_response=None): ...  # type: ignore[no-untyped-def]
+async def stream_by_defaults(reader=None, writer=None): ...  # type: ignore[no-untyped-def]
 def with_a_default(conn, addr, server=None): ...  # type: ignore[no-untyped-def]
 def by_type(a: socket.socket, b: object) -> None: ...
 def by_union(a: socket.socket | None, b: object) -> None: ...
@@ -303,6 +305,11 @@ def test_kind(app: Any, kind: Kind) -> None:
     assert not is_double_callable(app) or kind in (Kind.SOCKETSERVER, Kind.TORNADO)
 
 
+def test_both_names_tell_enough_of_what_needs_no_arguments() -> None:
+    assert kind_of(wsgi_by_defaults) is Kind.WSGI
+    assert kind_of(stream_by_defaults) is Kind.COROUTINE
+
+
 @pytest.mark.parametrize("app", [asgi2, Asgi2, functools.partial(Asgi2), uvicorn.middleware.asgi2.ASGI2Middleware])
 def test_asgi_2(app: Any) -> None:
     """The last one is made with an application, and its objects are of ASGI 3."""
@@ -339,6 +346,12 @@ async def async_generator(reader: Any, writer: Any) -> AsyncIterator[None]:
 def make() -> Any: ...
 async def make_async() -> Any: ...
 def make_with(config=None): ...  # type: ignore[no-untyped-def]
+def make_by_type(config: dict | None = None, testing: bool = False): ...  # type: ignore[no-untyped-def, type-arg]
+def make_by_env(env="prod", debug=False): ...  # type: ignore[no-untyped-def]
+def make_by_client(client=None, debug=False): ...  # type: ignore[no-untyped-def]
+def make_by_reader(reader=None, debug=False) -> Awaitable[None]: ...  # type: ignore[no-untyped-def, empty-body]
+async def make_async_by_type(config: dict | None = None, testing=False): ...  # type: ignore[no-untyped-def, type-arg]
+async def make_async_untyped(config=None, testing=False): ...  # type: ignore[no-untyped-def]
 def make_or_serve(config=None, testing=False): ...  # type: ignore[no-untyped-def]
 def one(conn): ...  # type: ignore[no-untyped-def]
 async def one_stream(stream): ...  # type: ignore[no-untyped-def]
@@ -363,6 +376,7 @@ def werkzeug_request(request: Request) -> Response:
     return Response("ok")
 
 
+TWO_OR_FACTORY = "takes none to two arguments, .* --factory if it returns the application, else --as wsgi, --as asgi"
 FACTORY = "can be called without arguments, as a function that returns the application: --factory"
 ANY = "which tells no kind: --as wsgi, --as asgi or --as handler"
 
@@ -377,6 +391,9 @@ ANY = "which tells no kind: --as wsgi, --as asgi or --as handler"
         (make_async, FACTORY),
         (make_with, FACTORY),
         (make_or_serve, "--factory if it returns the application, else --as wsgi, --as asgi or --as handler"),
+        *((make, TWO_OR_FACTORY) for make in (make_by_type, make_by_env, make_by_client, make_by_reader)),
+        (make_async_by_type, "is async and takes none to two arguments, .* --factory if it returns"),
+        (make_async_untyped, "is async and takes none to two arguments, .* --factory if it returns"),
         (Coroutine, "is a class, whose objects can be called: --factory makes one"),
         (Made, "is a class, whose objects can be called: --factory makes one"),
         (Middleware, "is a class that is made with one argument: name an object of it"),
