@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Awaitable
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -421,6 +422,18 @@ ASYNC = {
     "detach": detach_async,
     "task": task,
 }
+
+
+def act_in_task(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> asyncio.Task[None]:
+    return asyncio.create_task(act_async(reader, writer))
+
+
+def act_in_future(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> asyncio.Future[list[None]]:
+    return asyncio.gather(act_async(reader, writer))
+
+
+def raise_before_it_awaits(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> Awaitable[None]:
+    raise RuntimeError("as asked")
 
 
 async def hello_async(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

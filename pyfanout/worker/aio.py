@@ -15,7 +15,8 @@ import inspect
 import logging
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyfanout.control import WAKE, Roomy
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
@@ -57,7 +58,7 @@ class Server:
         self._count = worker.counter("connection")
         self._most = worker.config.max_connections or 1 << 30
         self._live = 0
-        self._tasks: dict[asyncio.Task[Any], tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
+        self._tasks: dict[asyncio.Future[Any], tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
         """The handlers, with their streams. The loop itself holds tasks by weak references."""
         self._connecting: set[asyncio.Task[Any]] = set()
         """Tasks that make a transport, by way of a TLS handshake."""
@@ -205,11 +206,15 @@ class Server:
         conn.finish()
 
     def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task: asyncio.Task[Any] = self._loop.create_task(self._handler(reader, writer))  # type: ignore[arg-type]
+        try:
+            running = self._handler(reader, writer)
+            task = self._loop.create_task(running) if type(running) is CoroutineType else asyncio.ensure_future(running)
+        except BaseException as error:  # of a plain function that was to return an awaitable
+            task = self._loop.create_task(_fail_with(error))
         self._tasks[task] = reader, writer
         task.add_done_callback(functools.partial(self._finish, writer.transport.get_protocol()))
 
-    def _finish(self, protocol: asyncio.BaseProtocol, task: asyncio.Task[Any]) -> None:
+    def _finish(self, protocol: asyncio.BaseProtocol, task: asyncio.Future[Any]) -> None:
         """A handler is over."""
         if self._worker.forked:  # its copy in a child that it forked
             child.leave(task)
@@ -309,6 +314,10 @@ class Server:
             self._close_idle()
             self._loop.remove_reader(self._worker.control.fileno())
             self._loop.call_later(self._worker.config.drain_timeout, self._worker.give_up)
+
+
+async def _fail_with(error: BaseException) -> NoReturn:
+    raise error
 
 
 def _drop(_: object) -> None:

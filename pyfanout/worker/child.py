@@ -55,7 +55,7 @@ def leave_loop(loop: Any) -> None:
         task.add_done_callback(leave)
 
 
-def leave(task: asyncio.Task[Any]) -> None:
+def leave(task: asyncio.Future[Any]) -> None:
     """The copy of the parent's task is over."""
     leave_with(None if task.cancelled() else task.exception())
 

@@ -148,6 +148,24 @@ def test_a_handler_that_raises(server: MakeServer, handler: str, options: dict) 
     assert ask(one.address)["generation"] == 1
 
 
+@pytest.mark.parametrize("app", ["act_in_task", "act_in_future"])
+def test_a_plain_function_that_returns_an_awaitable(server: MakeServer, app: str) -> None:
+    one = server()
+    one.expect("the handler failed", "^ *Traceback ")
+    one.start(f"apps:{app}", workers=1)
+    assert ask(one.address)["pid"] == one.workers[0]
+    assert ask(one.address, "raise") is None
+    assert len(re.findall(r"ERROR worker=0: the handler failed", one.log)) == 1
+
+
+def test_a_plain_function_that_raises_before_it_returns_an_awaitable(server: MakeServer) -> None:
+    one = server()
+    one.expect("the handler failed", "^ *Traceback ")
+    one.start("apps:raise_before_it_awaits", workers=1)
+    assert ask(one.address, "raise") is None
+    assert len(re.findall(r"ERROR worker=0: the handler failed", one.log)) == 1
+
+
 INTERRUPTS = ["interrupt KeyboardInterrupt", "interrupt GeneratorExit"]
 
 
