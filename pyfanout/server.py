@@ -80,6 +80,9 @@ class Master:
         self._app = app if isinstance(app, str) else _called(app)
         self._signals = signals
         self._callbacks = Callbacks()
+        self.addresses: list[str] = []
+        """Where it listens, as a client would write them. Empty before it is entered."""
+        self._entered: Supervisor | None = None
         self._running = False
         self._stepping = False
         self._program_ran = True
@@ -90,6 +93,8 @@ class Master:
     def __enter__(self) -> Master:
         """Raises ConfigError (an address cannot be used, this is not the main thread), CoreError, and LoadError if
         the application is to be preloaded and cannot."""
+        if self._entered is not None:
+            raise RuntimeError("this Master has been entered already: make another one")
         try:
             self._open()
         except FanoutError:
@@ -138,7 +143,7 @@ class Master:
                 main, config, self._load, Public.of(endpoint.sock for endpoint in endpoints)
             )
             supervisor = Supervisor(config, endpoints, worker_main, self._callbacks, signals, readiness, self._app)
-            self._supervisor = undo.enter_context(supervisor)
+            self._entered = undo.enter_context(supervisor)
             self.addresses = [endpoint.address for endpoint in endpoints]
             self._undo = undo.pop_all()
         self._running = True
@@ -148,6 +153,12 @@ class Master:
             if kind is None and self._running:
                 self.stop(at_once=True)
                 self.run()
+
+    @property
+    def _supervisor(self) -> Supervisor:
+        if self._entered is None:
+            raise RuntimeError("this Master has not been entered: `with Master(...) as master:` opens its sockets")
+        return self._entered
 
     # ---- running ------------------------------------------------------------------------------------------------
 
@@ -159,13 +170,14 @@ class Master:
 
     def step(self, timeout: float | None = None) -> bool:
         """Wait for the next event, at most `timeout` seconds, and deal with it. False: it is over. Raises as `run`."""
+        supervisor = self._supervisor
         if self._stepping:
             raise RuntimeError("called in a callback of itself: there, reload and scale take wait=False")
         program_ran, self._program_ran = self._program_ran, True
         timeout_ns = None if timeout is None else int(timeout * 1e9)
         self._stepping = True
         try:
-            self._running = self._running and self._supervisor.step(timeout_ns, program_ran=program_ran)
+            self._running = self._running and supervisor.step(timeout_ns, program_ran=program_ran)
         except BaseException:
             self._running = False
             raise

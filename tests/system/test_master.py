@@ -270,6 +270,35 @@ def test_leaving_it_stops_everything(tmp_path: Path) -> None:
     )
 
 
+def test_it_has_to_be_entered_once(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+        import contextlib
+
+        def refused(call, words):
+            try:
+                call()
+            except RuntimeError as error:
+                assert words in str(error), error
+            else:
+                raise AssertionError(f"{call} is not refused")
+
+        master = pyfanout.Master("app:handler", workers=1, **options)
+        assert master.addresses == []
+        for call in (master.run, master.step, master.stop, master.reload, master.fileno, lambda: master.scale(2),
+                     lambda: master.workers):
+            refused(call, "has not been entered: `with Master")
+        with master:
+            refused(master.__enter__, "has been entered already")
+            until_ready(master)
+            pid = ask(master)
+        refused(master.__enter__, "has been entered already")
+        assert not master.step(0)
+        """,
+    )
+
+
 @pytest.mark.parametrize("wrong", ["Master('app')", "Master(3)", "Master('app:handler', wrokers=2)"])
 def test_a_bad_argument_is_one_line(tmp_path: Path, wrong: str) -> None:
     out = run(
