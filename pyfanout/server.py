@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterable
-from typing import Unpack
+from typing import Any, Unpack
 
 from pyfanout import stdio
 from pyfanout.app import Given, loader_of
-from pyfanout.config import MAX_WORKERS, Config, Options, unknown_variables
+from pyfanout.config import Config, Options, options, unknown_variables
 from pyfanout.errors import ConfigError, CoreError, FanoutError, ReloadError, WorkerError
 from pyfanout.folders import Folders
 from pyfanout.greenlets import ALL, patch_of
@@ -174,7 +175,7 @@ class Master:
         if self._stepping:
             raise RuntimeError("called in a callback of itself: there, reload and scale take wait=False")
         program_ran, self._program_ran = self._program_ran, True
-        timeout_ns = None if timeout is None else int(timeout * 1e9)
+        timeout_ns = None if timeout is None or timeout == math.inf else int(timeout * 1e9)
         self._stepping = True
         try:
             self._running = self._running and supervisor.step(timeout_ns, program_ran=program_ran)
@@ -219,9 +220,8 @@ class Master:
 
         Raises ConfigError, and WorkerError when a slot has no worker because they die; it is tried again all the same.
         """
-        if not 1 <= workers <= MAX_WORKERS:
-            raise ConfigError(f"workers: {workers} is not a number from 1 to {MAX_WORKERS}")
-        self._supervisor.scale(workers)
+        number: Any = options()["workers"].read(workers)  # also text, as everywhere
+        self._supervisor.scale(number)
         while wait and not self._supervisor.settled and self.step():
             if reason := self._supervisor.held_back:
                 raise WorkerError(f"scaling to {workers} workers: {reason}")

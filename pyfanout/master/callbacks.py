@@ -45,9 +45,11 @@ class Callbacks:
         self._of: dict[str, list[Callback]] = {event: [] for event in EVENTS}
 
     def add(self, event: str, callback: Callback) -> None:
-        """Raises ConfigError if there is no such event."""
+        """Raises ConfigError if there is no such event, or the callback is none."""
         if event not in EVENTS:
             raise ConfigError(f"no event is named {event!r}: {', '.join(EVENTS)}")
+        if not callable(callback):
+            raise ConfigError(f"on {event!r}: {callback!r} is not a function of one argument, the notice")
         self._of[event].append(callback)
 
     def wanted(self, event: str) -> bool:

@@ -299,6 +299,37 @@ def test_it_has_to_be_entered_once(tmp_path: Path) -> None:
     )
 
 
+def test_arguments_that_are_wrong_are_refused_at_once(tmp_path: Path) -> None:
+    out = run(
+        tmp_path,
+        """
+        import functools
+
+        with pyfanout.Master("app:handler", workers=1, **options) as master:
+            wrong = [functools.partial(master.scale, number) for number in (0, 2.5, True, None)]
+            for call in (*wrong, lambda: master.on("exit", None), lambda: master.on("exits", print)):
+                try:
+                    call()
+                except pyfanout.ConfigError as error:
+                    print(error)
+            until_ready(master)
+            assert len(master.workers) == 1
+            master.on("ready", lambda notice: master.stop())
+            master.scale(2, wait=False)
+            while master.step(float("inf")):
+                pass
+        """,
+    )
+    assert out.splitlines() == [
+        'workers: 0 is not a number from 1 to 1024 or "auto"',
+        'workers: 2.5 is not a number from 1 to 1024 or "auto"',
+        'workers: True is not a number from 1 to 1024 or "auto"',
+        'workers: None is not a number from 1 to 1024 or "auto"',
+        "on 'exit': None is not a function of one argument, the notice",
+        "no event is named 'exits': fork, ready, drain, exit, hang, reload, give_up, shed",
+    ]
+
+
 @pytest.mark.parametrize("wrong", ["Master('app')", "Master(3)", "Master('app:handler', wrokers=2)"])
 def test_a_bad_argument_is_one_line(tmp_path: Path, wrong: str) -> None:
     out = run(
