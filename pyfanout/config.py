@@ -264,7 +264,7 @@ def _read_tls(value: object) -> object:
 BINDS = Values("an address, an open socket, or a list of these", "ADDRESS", _read_binds)
 SWITCH = Values("one of true, false, yes, no, on, off, 1, 0", "SWITCH", _read_switch)
 _PATH = Values("the path of a file", "PATH", _read_path)
-_MODE = Values("a mode in octal, such as 660", "MODE", _read_mode)
+_MODE = Values('a mode in octal, such as "660"; as a number, 0o660', "MODE", _read_mode)
 _OWNER = Values("a user, user:group or :group", "OWNER", _read_owner)
 _FOLDER = Values("the path of a folder", "PATH", _read_path)
 
@@ -686,10 +686,14 @@ def _describe(each: Field[Any]) -> Option:
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """One line for each `PYFANOUT_` variable that is no option, to find the misspelt ones with."""
-    known = [option.name.upper() for option in options().values() if not option.python_only]
+    known = [option for option in options().values() if not option.python_only]
+    names = [option.name.upper() for option in known]
+    by_flag = {option.word.replace("-", "_").upper(): option.name.upper() for option in known}
     given = [name.removeprefix(PREFIX) for name in sorted(environ) if name.startswith(PREFIX)]
     return [
-        f"{PREFIX}{name} is not an option{_did_you_mean(name, known, PREFIX)}" for name in given if name not in known
+        f"{PREFIX}{name} is not an option{_did_you_mean(by_flag.get(name, name), names, PREFIX)}"
+        for name in given
+        if name not in names
     ]
 
 

@@ -331,7 +331,10 @@ def test_a_ready_fd_that_is_none() -> None:
         (["--drain-timeout", "nan"], "drain_timeout"),
         (["--backlog", "0"], "backlog"),
         (["--log-level", "loud"], "log_level"),
-        (["--unix-mode", "999"], "unix_mode: '999' (from --unix-mode) is not a mode in octal, such as 660"),
+        (
+            ["--unix-mode", "999"],
+            "unix_mode: '999' (from --unix-mode) is not a mode in octal, such as \"660\"; as a number, 0o660",
+        ),
         (["--unix-owner", "no-such-user"], "unix_owner: this machine has no user 'no-such-user'"),
         (["--pidfile", "/no/such/folder/pid"], "pidfile"),
         (["--no-such-option"], "unknown argument '--no-such-option'"),

@@ -290,9 +290,10 @@ def test_unknown_argument() -> None:
 
 
 def test_unknown_variables_are_skipped_but_can_be_found() -> None:
-    environ = {"PYFANOUT_WOKERS": "2", "PYFANOUT_BIND": ":1", "PYFANOUT_XYZZY": "x", "PATH": "/"}
+    environ = {"PYFANOUT_WOKERS": "2", "PYFANOUT_BIND": ":1", "PYFANOUT_XYZZY": "x", "PATH": "/", "PYFANOUT_AS": "wsgi"}
     assert Config.resolve({}, environ).workers == 3
     assert unknown_variables(environ) == [
+        "PYFANOUT_AS is not an option; did you mean PYFANOUT_INTERFACE?",
         "PYFANOUT_WOKERS is not an option; did you mean PYFANOUT_WORKERS?",
         "PYFANOUT_XYZZY is not an option",
     ]
