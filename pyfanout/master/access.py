@@ -16,6 +16,9 @@ from dataclasses import dataclass
 
 from pyfanout.errors import ConfigError
 
+HELD = "/proc/self/fd"
+"""Has a name for each descriptor."""
+
 
 class AccessError(Exception):
     """What cannot be had, and why: the end of a line about an address."""
@@ -61,7 +64,11 @@ class Access:
                     doing = f"its mode cannot be {self.mode:o} (unix_mode)"
                     os.chmod(file, self.mode)
         except OSError as error:
-            advice = "; only root may give files away" if isinstance(error, PermissionError) else ""
+            advice = ""
+            if isinstance(error, PermissionError):
+                advice = "; only root may give files away"
+            elif not os.path.exists(HELD):
+                advice = "; it needs /proc"
             raise AccessError(f"{doing}: {error.strerror}{advice}") from error
 
 
@@ -72,7 +79,7 @@ def _held(path: str) -> Iterator[str]:
     try:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             raise FileNotFoundError(errno.ENOENT, "another file has taken its place")
-        yield f"/proc/self/fd/{fd}"
+        yield f"{HELD}/{fd}"
     finally:
         os.close(fd)
 

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyfanout.errors import ConfigError
-from pyfanout.master import filelock, listeners
+from pyfanout.master import access, filelock, listeners
 from pyfanout.master.access import Access, AccessError
 from pyfanout.master.listeners import (
     Endpoint,
@@ -823,6 +823,16 @@ def test_another_file_in_the_place_of_the_socket_file_is_left_alone(tmp_path: Pa
         with pytest.raises(AccessError, match="it cannot be opened: another file has taken its place"):
             Access.of(0o666, None).finish(str(path))
     assert stat.S_IMODE(other.stat().st_mode) == 0o600
+
+
+def test_without_proc_a_mode_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`/proc/self/fd` is looked for as it is; a file system is not mounted over it here."""
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+    monkeypatch.setattr(access, "HELD", "/no-proc/self/fd")
+    with pytest.raises(AccessError, match=r"its mode cannot be 600 \(unix_mode\): No such file .*; it needs /proc$"):
+        Access(0o600).finish(path)
 
 
 def test_an_abstract_name_has_no_mode(opened: Opener) -> None:
