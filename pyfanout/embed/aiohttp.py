@@ -31,7 +31,7 @@ class Runner(AsyncioRunner):
     def __init__(self, app: web.Application, *, loop: str = "asyncio", **options: Any) -> None:
         self._app = app
         self.loop = loop
-        self._options: dict[str, Any] = {"access_log": None, "handle_signals": False, **options}
+        self.server_options: dict[str, Any] = {"access_log": None, "handle_signals": False, **options}
         self._server: Any = None
         self._shutting: Any = None
         """The application's `on_shutdown` callbacks."""
@@ -63,8 +63,8 @@ class Runner(AsyncioRunner):
         response._post_start = begin_known
         self._hurried = asyncio.Event()
         worker.adopt_logger("aiohttp")
-        self._options.setdefault("shutdown_timeout", worker.config.drain_timeout)
-        runner = AppRunner(self._app, **self._options)
+        self.server_options.setdefault("shutdown_timeout", worker.config.drain_timeout)
+        runner = AppRunner(self._app, **self.server_options)
         await runner.setup()
         self._server = server = cast("Any", runner.server)
         server.request_handler = counted(server.request_handler, worker)

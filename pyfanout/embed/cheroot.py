@@ -30,7 +30,7 @@ class Runner(ThreadedRunner):
 
     def __init__(self, app: WSGIApp, **options: Any) -> None:
         self._app = app
-        self._options = options
+        self.server_options: dict[str, Any] = options
         self._server: Any = None
         self._listener: Any = None
 
@@ -84,9 +84,10 @@ class Runner(ThreadedRunner):
                     farewell()
 
         if worker.config.threads > 1:
-            self._options.setdefault("numthreads", worker.config.threads)
-        self._options.setdefault("shutdown_timeout", worker.config.drain_timeout)  # for requests; cheroot's own is 5 s
-        self._server = server = Server(("127.0.0.1", 0), self._app, **self._options)
+            self.server_options.setdefault("numthreads", worker.config.threads)
+        # For requests; cheroot's own is 5 s.
+        self.server_options.setdefault("shutdown_timeout", worker.config.drain_timeout)
+        self._server = server = Server(("127.0.0.1", 0), self._app, **self.server_options)
         server.wsgi_app = counted(informed(self._app, worker, multithread=server.numthreads > 1), worker)
         server.ConnectionClass = Connection
         pool = Pool(lambda: len(server.requests._threads))

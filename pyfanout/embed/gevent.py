@@ -43,16 +43,16 @@ def patch() -> None:
 
 
 class Runner(runner.Runner):
-    """`options` are those of gevent.pywsgi.WSGIServer, such as `spawn` (a pool's size) and `log`; there is no access
-    log unless `log` says where. With `handler=True` the application is `handler(conn, addr)`, and the options are
-    StreamServer's."""
+    """`options` are those of gevent.pywsgi.WSGIServer, such as `spawn` (a pool's size) and `log`, but for those of TLS;
+    there is no access log unless `log` says where. With `handler=True` the application is `handler(conn, addr)`, and
+    the options are StreamServer's."""
 
     needs = ("gevent",)
 
     def __init__(self, app: WSGIApp | BlockingHandler, *, handler: bool = False, **options: Any) -> None:
         self._app = app
         self._is_handler = handler
-        self._options = options
+        self.server_options: dict[str, Any] = options
 
     def serve(self, worker: Worker) -> None:
         with _awake_for_signals():
@@ -67,7 +67,7 @@ class Runner(runner.Runner):
         listener = worker.listener(control=False, counted=self._is_handler)
         leaving = Event()
         try:
-            server = _server(worker, listener, self._app, self._is_handler, self._options)
+            server = _server(worker, listener, self._app, self._is_handler, self.server_options)
         except BaseException:
             listener.close()
             raise

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.asgi import ASGIRunner
 from pyfanout.embed.counting import counted_asgi
+from pyfanout.errors import ConfigError
 
 if TYPE_CHECKING:
     import ssl
@@ -22,14 +23,15 @@ complains."""
 
 
 class Runner(ASGIRunner):
-    """`options` are attributes of hypercorn's Config: `keep_alive_timeout`, `h2_max_concurrent_streams`, `accesslog`.
-    `loop`: "asyncio", as hypercorn has it, "uvloop", or "auto" (uvloop if it is installed)."""
+    """`options` are attributes of hypercorn's Config: `keep_alive_timeout`, `h2_max_concurrent_streams`, `accesslog`,
+    and not those of addresses and TLS. `loop`: "asyncio", as hypercorn has it, "uvloop", or "auto" (uvloop if it is
+    installed)."""
 
     needs = ("hypercorn",)
 
     def __init__(self, app: ASGIApp, *, loop: str = "asyncio", **options: Any) -> None:
         super().__init__(app, loop)
-        self._options = options
+        self.server_options = options
         self._config: Any = None
         self._listener: Any = None
 
@@ -67,7 +69,9 @@ class Runner(ASGIRunner):
         config.loglevel = "WARNING"
         config.graceful_timeout = worker.config.drain_timeout
         config.ssl_handshake_timeout = worker.config.handshake_timeout
-        for name, value in self._options.items():
+        for name, value in self.server_options.items():
+            if not hasattr(Config, name):
+                raise ConfigError(f"{name}: hypercorn's Config has no such attribute")
             setattr(config, name, value)
         app: Any = counted_asgi(self.app, worker)
         await serve(app, config, shutdown_trigger=stop, mode="asgi")

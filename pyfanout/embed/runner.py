@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from pyfanout.errors import LoadError
+from pyfanout.errors import ConfigError, LoadError
 
 if TYPE_CHECKING:
     from pyfanout.worker.worker import Worker
@@ -28,6 +29,20 @@ it, too."""
 LOOK_S = 0.05
 """Seconds between two looks whether the connections of a draining worker are done."""
 
+_OURS = {
+    "bind": "host port ipv4 ipv6 listen bind insecure_bind bind_addr address path sock sockets uds fd unix_socket "
+    "reuse_address reuse_port",
+    "bind; it has no QUIC": "quic_bind",
+    "unix_mode": "unix_socket_perms umask",
+    "unix_owner": "user group",
+    "backlog": "backlog request_queue_size",
+    "workers": "workers",
+    "certfile and keyfile, or ssl with a context": "certfile keyfile keyfile_password ca_certs cert_reqs verify_mode "
+    "verify_flags ciphers ssl_version ssl_context ssl_options ssl_adapter ssl",
+}
+"""What servers have options for and pyfanout does: its own options, and theirs."""
+_INSTEAD = {name: ours for ours, names in _OURS.items() for name in names.split()}
+
 
 class Runner(ABC):
     """Give an instance to `pyfanout.serve`, or a class with `needs` and `serve` to the world."""
@@ -39,9 +54,17 @@ class Runner(ABC):
     shows_requests: bool = False
     """Whether `max_requests` counts what the server calls `worker.counter("request")` for; else its connections. A
     runner that calls `worker.listener` itself says `counted=False` there."""
+    server_options: Mapping[str, Any] = {}
+    """Those of the server itself, which `check` looks at."""
 
     def check(self) -> None:
-        """Import what it needs. Raises LoadError, one line that says what to install."""
+        """Import what it needs. Raises LoadError, one line that says what to install; and ConfigError if the server's
+        options are about what pyfanout does. Ignored, they would be dangerous: clients would be let in without TLS, or
+        from another network."""
+        if ours := next(filter(None, map(_INSTEAD.get, self.server_options)), None):
+            theirs = ", ".join(name for name in self.server_options if _INSTEAD.get(name) == ours)
+            title = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+            raise ConfigError(f"{theirs}: no option of {title}; use pyfanout's {ours}")
         for name in self.needs:
             try:
                 importlib.import_module(name)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class Runner(AsyncioRunner):
-    """`options` are those of tornado.httpserver.HTTPServer, such as `xheaders`. `loop`: "asyncio", "uvloop", or "auto"
-    (uvloop if it is installed)."""
+    """`options` are those of tornado.httpserver.HTTPServer, such as `xheaders`, but for `ssl_options`. `loop`:
+    "asyncio", "uvloop", or "auto" (uvloop if it is installed)."""
 
     needs = ("tornado",)
     shows_requests = True
@@ -28,7 +28,7 @@ class Runner(AsyncioRunner):
     def __init__(self, app: Any, *, loop: str = "asyncio", **options: Any) -> None:
         self._app = app
         self.loop = loop
-        self._options = options
+        self.server_options: dict[str, Any] = options
         self._server: Any = None
         self._cut_off: list[Any] = []
         """Websockets that are closed because the drain's time is over."""
@@ -100,8 +100,8 @@ class Runner(AsyncioRunner):
         protocols.__init__ = begin_known
         worker.adopt_logger("tornado")
         if context := worker.tls_context():
-            self._options["ssl_options"] = context
-        self._server = server = Server(self._app, **self._options)
+            self.server_options["ssl_options"] = context
+        self._server = server = Server(self._app, **self.server_options)
         server.add_sockets([listener])
         started()
         await stopping.wait()

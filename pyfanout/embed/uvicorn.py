@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.asgi import Application, ASGIRunner, single_callable
 from pyfanout.embed.counting import counted_asgi
-from pyfanout.errors import WorkerError
+from pyfanout.errors import ConfigError, WorkerError
 
 if TYPE_CHECKING:
     from pyfanout.kind import ASGIApp
@@ -22,9 +22,9 @@ HURRY_S = 0.7
 
 
 class Runner(ASGIRunner):
-    """`options` are uvicorn.Config's: `http`, `ws`, `lifespan`, `root_path`, `ssl_certfile`, ... Those about processes
-    and sockets (`workers`, `host`, `fd`, `reload`) mean nothing here. `loop`: "auto" (uvloop if installed), "uvloop",
-    "asyncio". No access log, unless `access_log=True`: pyfanout logs nothing per connection either."""
+    """`options` are uvicorn.Config's: `http`, `ws`, `lifespan`, `root_path`, `ssl_certfile`, ... but for those of
+    addresses and workers; `reload` means nothing here. `loop`: "auto" (uvloop if installed), "uvloop", "asyncio". No
+    access log, unless `access_log=True`: pyfanout logs nothing per connection either."""
 
     needs = ("uvicorn",)
     extra = "asgi"
@@ -32,9 +32,9 @@ class Runner(ASGIRunner):
     def __init__(self, app: ASGIApp, *, loop: str = "auto", **options: Any) -> None:
         super().__init__(app, loop)
         self._given: Any = app
-        self._options = {"log_config": None, "access_log": False, **options}
+        self.server_options = {"log_config": None, "access_log": False, **options}
         if callable(app) and not options.keys() & {"interface", "factory"}:  # else uvicorn itself finds out
-            self._given, self._options["interface"] = single_callable(app), "asgi3"
+            self._given, self.server_options["interface"] = single_callable(app), "asgi3"
         self._server: Any = None
         self._noticed: Any = None
         """Set when the applications were told that the worker drains."""
@@ -74,9 +74,11 @@ class Runner(ASGIRunner):
 
         noticed = self._noticed = asyncio.Event()
         worker.adopt_logger("uvicorn")
-        config = uvicorn.Config(self._given, **self._options)
+        config = uvicorn.Config(self._given, **self.server_options)
         config.load()
         if context := worker.tls_context():
+            if theirs := [name for name in self.server_options if name.startswith("ssl_")]:
+                raise ConfigError(f"{', '.join(theirs)}: pyfanout does TLS already; give its ssl a context instead")
             config.ssl = context
         self.app = Application(config.loaded_app)  # as ASGI 3, with uvicorn's own middleware
         config.loaded_app = counted_asgi(self.app, worker)

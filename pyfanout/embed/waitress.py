@@ -26,7 +26,7 @@ DRAIN_S = 0.1
 
 class Runner(ThreadedRunner):
     """`options` are waitress.serve's, such as `threads` (pyfanout's own if that is more than 1, else waitress's 4) or
-    `trusted_proxy`; those about sockets mean nothing here."""
+    `trusted_proxy`, but for those of addresses."""
 
     needs = ("waitress",)
     extra = "wsgi"
@@ -35,7 +35,7 @@ class Runner(ThreadedRunner):
 
     def __init__(self, app: WSGIApp, **options: Any) -> None:
         self._app = app
-        self._options = options
+        self.server_options: dict[str, Any] = options
         self._server: Any = None
         self._stopping = False
 
@@ -76,7 +76,7 @@ class Runner(ThreadedRunner):
             raise ConfigError("server: waitress speaks no TLS; cheroot does: --server cheroot")
         worker.adopt_logger("waitress")
         if worker.config.threads > 1:
-            self._options.setdefault("threads", worker.config.threads)
+            self.server_options.setdefault("threads", worker.config.threads)
         loop: dict[int, Any] = {}
         # As `create_server`, which ignores a socket that is none to gevent, and opens its default port.
         kind = UnixWSGIServer if listener.family == socket.AF_UNIX else TcpWSGIServer
@@ -84,7 +84,7 @@ class Runner(ThreadedRunner):
             self._app,
             map=loop,
             _sock=listener,
-            adj=Adjustments(sockets=[listener], **self._options),
+            adj=Adjustments(sockets=[listener], **self.server_options),
             bind_socket=False,
             sockinfo=(listener.family, listener.type, listener.proto, listener.getsockname()),
         )

@@ -701,3 +701,11 @@ def aiohttp_events() -> Any:
     app.router.add_get("/events", stream)
     app.on_shutdown.append(tell)
     return app
+
+
+def with_options() -> Any:
+    """A runner with options of its server."""
+    kind = importlib.import_module(f"pyfanout.embed.{os.environ['SERVER']}").Runner
+    app = {"aiohttp": aiohttp, "tornado": tornado}.get(os.environ["SERVER"])
+    options = json.loads(os.environ["OPTIONS"])
+    return kind(asgi if "lifespan" in options else wsgi if app is None else app(), **options)
