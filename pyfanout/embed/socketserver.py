@@ -55,7 +55,8 @@ class Runner(ThreadedRunner):
     """`server` is a class of servers, with its class of request handlers, or a `functools.partial` of one:
     `Runner(ThreadingHTTPServer, MyHandler)`. That may also be an attribute `RequestHandlerClass` of the server's class.
     Or it is a class of request handlers alone, or a partial of one, which gets a TCPServer, or an HTTPServer if it
-    speaks HTTP; or a function that is called with the address and `bind_and_activate=False` and returns a server."""
+    speaks HTTP; or a function that is called with the address, with `handler` if that is given, and with
+    `bind_and_activate=False`, and returns a server."""
 
     instead = "call monkey.patch_all(thread=False), or use a WSGI application with --server gevent"
 
@@ -76,7 +77,7 @@ class Runner(ThreadedRunner):
         """Another loop finds that when it accepts."""
 
     def serve(self, worker: Worker) -> None:
-        self._server = server = self._make(worker.public.first.address, bind_and_activate=False)
+        self._server = server = self._make(worker.public.first.address)
         server.socket.close()
         forks = isinstance(server, socketserver.ForkingMixIn)
         threads = isinstance(server, socketserver.ThreadingMixIn)
@@ -439,22 +440,49 @@ def _minding(handler: Any, drains: Callable[[], bool], count: Callable[[], None]
     return functools.wraps(handler, updated=())(Handler)
 
 
-def _factory(server: Any, handler: Any) -> Callable[..., Any]:
-    if _is_a(server, socketserver.BaseRequestHandler):
+def _factory(server: Any, handler: Any) -> Callable[[Any], Any]:
+    """What makes the server for an address."""
+    if handler is None and _is_a(server, socketserver.BaseRequestHandler):
         speaks_http = _is_a(server, http.server.BaseHTTPRequestHandler)
-        base = http.server.HTTPServer if speaks_http else socketserver.TCPServer
-        return functools.partial(base, RequestHandlerClass=server)
-    if not (isinstance(server, type) and issubclass(server, socketserver.BaseServer)):
-        return server
-    if issubclass(server, socketserver.UDPServer):
-        raise ConfigError(f"{server.__name__} serves datagrams; pyfanout passes connections")
-    handler = handler or getattr(server, "RequestHandlerClass", None)
-    with contextlib.suppress(ValueError, TypeError):
-        if "RequestHandlerClass" not in inspect.signature(server).parameters:
-            return server
-    if handler is None:
-        raise ConfigError(
-            f"{server.__name__} needs its class of request handlers: "
-            f"pyfanout.embed.socketserver.Runner({server.__name__}, MyHandler), or an attribute RequestHandlerClass"
-        )
-    return functools.partial(server, RequestHandlerClass=handler)
+        server, handler = http.server.HTTPServer if speaks_http else socketserver.TCPServer, server
+    if _is_a(server, socketserver.UDPServer):
+        raise ConfigError(f"{innermost(server).__name__} serves datagrams; pyfanout passes connections")
+    is_class = isinstance(server, type) and issubclass(server, socketserver.BaseServer)
+    if is_class and handler is None:
+        found = getattr(server, "RequestHandlerClass", None)
+        if _takes(server, "address", found):
+            handler = found
+        if handler is None and not _takes(server, "address"):
+            raise ConfigError(
+                f"{server.__name__} needs its class of request handlers: "
+                f"pyfanout.embed.socketserver.Runner({server.__name__}, MyHandler), or an attribute RequestHandlerClass"
+            )
+    given = () if handler is None else (handler,)
+    return lambda address: (_made if is_class else _call)(server, address, *given)
+
+
+def _takes(server: Any, *arguments: Any, **named: Any) -> bool:
+    try:
+        inspect.signature(server).bind(*arguments, **named)
+    except TypeError:
+        return False
+    except ValueError:  # it does not tell
+        pass
+    return True
+
+
+def _call(server: Any, *arguments: Any) -> Any:
+    return server(*arguments, bind_and_activate=False)
+
+
+def _made(kind: Any, *arguments: Any) -> Any:
+    """It may listen when it is made, as by itself it would: that has been done."""
+    options = {"bind_and_activate": False}
+    if not _takes(kind, *arguments, **options):
+        options = {}
+    server = kind.__new__(kind)
+    vars(server).update(server_bind=bool, server_activate=bool)
+    server.__init__(*arguments, **options)
+    for name in ("server_bind", "server_activate"):
+        del vars(server)[name]
+    return server

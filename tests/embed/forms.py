@@ -85,3 +85,38 @@ def make_handler(*args: Any) -> Ok:
 
 
 function_of_handlers = Runner(http.server.HTTPServer, make_handler)
+
+
+# ---- classes of servers ----------------------------------------------------------------------------------------------
+
+
+class Stateful(http.server.HTTPServer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.state = "state"
+
+
+class HasHandlers(Stateful):
+    RequestHandlerClass = handlers
+
+
+class Renamed(http.server.ThreadingHTTPServer):
+    """It binds and listens when it is made."""
+
+    def __init__(self, addr: Any, handler: Any) -> None:
+        super().__init__(addr, handler)
+
+
+class OnlyAddress(http.server.HTTPServer):
+    def __init__(self, address: Any) -> None:
+        super().__init__(address, handlers)
+
+
+def make_server(address: Any, handler: Any, *, bind_and_activate: bool) -> Stateful:
+    return Stateful(address, handler, bind_and_activate=bind_and_activate)
+
+
+stateful = Runner(Stateful, handlers)
+renamed = Runner(Renamed, handlers)
+partial_of_servers = Runner(functools.partial(Stateful), handlers)
+function_of_servers = Runner(make_server, handlers)

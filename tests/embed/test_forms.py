@@ -28,6 +28,12 @@ MakeServer = Callable[[], Server]
         ("handlers", {"bind": ["127.0.0.1:0", "127.0.0.2:0"]}),
         ("threads_and_handlers", {}),
         ("function_of_handlers", {}),
+        ("stateful", {}),
+        ("HasHandlers", {}),
+        ("renamed", {}),
+        ("OnlyAddress", {}),
+        ("partial_of_servers", {}),
+        ("function_of_servers", {}),
     ],
 )
 def test_it_is_served(server: MakeServer, app: str, options: dict[str, Any]) -> None:
