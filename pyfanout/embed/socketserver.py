@@ -192,15 +192,14 @@ class _Single:
 
     def __init__(self, server: Any, worker: Worker) -> None:
         self._server = server
-        self._pending = threading.local()
+        self._listening = _StandIn(worker.public.first)
         server.shutdown = worker.drain  # there is no loop of its own to wait for
-        self._public = worker.public
-        _activate(server, self, worker)
+        _activate(server, self._listening, worker)
 
     def __call__(self, conn: socket.socket, addr: Any) -> None:
         """What BaseServer does for one request, with the methods that are there to be overridden."""
         server = self._server
-        self._pending.pair = conn, addr
+        self._listening.pending.pair = conn, addr
         try:
             request, addr = server.get_request()
         except OSError:
@@ -217,35 +216,31 @@ class _Single:
             server.shutdown_request(request)
             raise
 
+
+class _StandIn(socket.socket):
+    """In the place of a listening socket, which the master has: one of the same kind, so a server may look at it."""
+
+    def __init__(self, bound: Bound) -> None:
+        super().__init__(bound.family, socket.SOCK_STREAM, bound.proto)
+        self._address = bound.address
+        self.pending = threading.local()
+
     def accept(self) -> tuple[socket.socket, Any]:
         """For `get_request`, which may wrap what it gets."""
-        return self._pending.pair
-
-    def getsockname(self) -> Any:
-        return self._public.first.address
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return _idle_method(name)
-
-
-class _Named:
-    """In the place of a listening socket: its name only."""
-
-    def __init__(self, address: Any) -> None:
-        self._address = address
+        pair: tuple[socket.socket, Any] = self.pending.pair
+        return pair
 
     def getsockname(self) -> Any:
         return self._address
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return _idle_method(name)
+    def setsockopt(self, *_: Any) -> None:
+        """Done by the master, where it concerns a listener."""
 
+    def bind(self, _address: Any) -> None:
+        """Done by the master."""
 
-def _idle_method(name: str) -> Callable[..., None]:
-    """What servers call to have a socket listen is done by the master."""
-    if name in ("bind", "listen", "setsockopt", "close", "settimeout", "setblocking"):
-        return lambda *_: None
-    raise AttributeError(name)
+    def listen(self, _backlog: int = 0) -> None:
+        """Done by the master."""
 
 
 def _activate(server: Any, listening: Any, worker: Worker) -> None:
@@ -254,7 +249,8 @@ def _activate(server: Any, listening: Any, worker: Worker) -> None:
 
     def names(bound: Bound) -> dict[str, Any]:
         made = probe(server)
-        _bind(made, bound, _Named(bound.address), worker)
+        with _StandIn(bound) as stand_in:
+            _bind(made, bound, stand_in, worker)
         return changed(made, server)
 
     _bind(server, worker.public.first, listening, worker)
@@ -268,15 +264,13 @@ def _activate(server: Any, listening: Any, worker: Worker) -> None:
 
 def _bind(server: Any, bound: Bound, listening: Any, worker: Worker) -> None:
     """An HTTP server takes each address for a host and a port, of which it makes its name."""
-    server.address_family, server.server_address = bound.family, bound.address
-    if isinstance(server, http.server.HTTPServer) and bound.family == socket.AF_UNIX:
-        vars(server)["socket"] = _Named((LOCAL_NAME, 443 if worker.config.tls else 80))
+    server.address_family, server.server_address, server.socket = bound.family, bound.address, listening
+    with contextlib.ExitStack() as stack:
+        if isinstance(server, http.server.HTTPServer) and bound.family == socket.AF_UNIX:
+            named = bound._replace(address=(LOCAL_NAME, 443 if worker.config.tls else 80))
+            vars(server)["socket"] = stack.enter_context(_StandIn(named))
         server.server_bind()
-        server.server_address = bound.address
-    else:
-        server.socket = listening
-        server.server_bind()
-    server.socket = listening
+    server.server_address, server.socket = bound.address, listening
 
 
 def _extend(server: Any, extended: Callable[[Any], Any]) -> None:

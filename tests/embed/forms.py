@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import http.server
+import socket
+import socketserver
 from collections.abc import Awaitable, Iterator
 from typing import Any
 
@@ -120,3 +124,37 @@ stateful = Runner(Stateful, handlers)
 renamed = Runner(Renamed, handlers)
 partial_of_servers = Runner(functools.partial(Stateful), handlers)
 function_of_servers = Runner(make_server, handlers)
+
+
+class Looks(http.server.HTTPServer):
+    """At its listening socket, wherever it may."""
+
+    RequestHandlerClass = handlers
+
+    def look(self) -> None:
+        sock = self.socket
+        assert (sock.family, sock.type, sock.proto) == (self.address_family, socket.SOCK_STREAM, 0)
+        assert sock.gettimeout() is None
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
+        fcntl.fcntl(self.fileno(), fcntl.F_GETFD)
+        with contextlib.suppress(OSError):
+            sock.getpeername()
+
+    def server_bind(self) -> None:
+        self.socket.settimeout(None)
+        self.look()
+        super().server_bind()
+        self.look()
+
+    def server_activate(self) -> None:
+        self.look()
+        super().server_activate()
+        self.look()
+
+    def get_request(self) -> Any:
+        self.look()
+        return super().get_request()
+
+
+class LooksThreading(socketserver.ThreadingMixIn, Looks):
+    daemon_threads = True

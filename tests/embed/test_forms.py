@@ -34,6 +34,9 @@ MakeServer = Callable[[], Server]
         ("OnlyAddress", {}),
         ("partial_of_servers", {}),
         ("function_of_servers", {}),
+        ("Looks", {}),
+        ("Looks", {"bind": ["127.0.0.1:0", "127.0.0.2:0"]}),
+        ("LooksThreading", {"bind": ["127.0.0.1:0", "127.0.0.2:0"]}),
     ],
 )
 def test_it_is_served(server: MakeServer, app: str, options: dict[str, Any]) -> None:
