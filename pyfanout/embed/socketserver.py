@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import errno
 import functools
 import http.server
 import inspect
@@ -19,7 +20,7 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIServer
 
@@ -79,6 +80,7 @@ class Runner(ThreadedRunner):
     def serve(self, worker: Worker) -> None:
         self._server = server = self._make(worker.public.first.address)
         server.socket.close()
+        _refuse_wrapped(server)
         forks = isinstance(server, socketserver.ForkingMixIn)
         threads = isinstance(server, socketserver.ThreadingMixIn)
         if _is_a(server.RequestHandlerClass, http.server.BaseHTTPRequestHandler):
@@ -243,6 +245,29 @@ class _StandIn(socket.socket):
         """Done by the master."""
 
 
+@contextlib.contextmanager
+def _unwrapped(server: Any) -> Iterator[None]:
+    """What the server does with its listening socket meanwhile, other than to look at it, is refused."""
+    ours = server.socket
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOTSOCK:  # no other socket can be made of a Listener
+            raise
+        _refuse_wrapped(server, None)
+    if server.socket is not ours:
+        _refuse_wrapped(server)
+
+
+def _refuse_wrapped(server: Any, plain: type[socket.socket] | None = socket.socket) -> None:
+    """pyfanout puts its own socket in the place of the server's. A server that does TLS by that would do none."""
+    if type(server.socket) is not plain:
+        raise ConfigError(
+            f"{type(server).__name__} wraps its listening socket, which is the master's: for TLS use certfile and "
+            "keyfile, or ssl; or wrap each connection in get_request"
+        )
+
+
 def _activate(server: Any, listening: Any, worker: Worker) -> None:
     """It sets its names, and may do what its class wants at that point. With several listeners a handler gets a view of
     the server, in which `server_address` and all that `server_bind` has set are those of its connection's listener."""
@@ -254,7 +279,9 @@ def _activate(server: Any, listening: Any, worker: Worker) -> None:
         return changed(made, server)
 
     _bind(server, worker.public.first, listening, worker)
-    server.server_activate()
+    with _unwrapped(server):
+        server.server_activate()
+    server.socket = listening
     if len(worker.public.listeners) > 1:
         known = views(server, worker.public, names)
         _extend(server, lambda handler: _introduced(handler, known, worker.public))
@@ -269,7 +296,8 @@ def _bind(server: Any, bound: Bound, listening: Any, worker: Worker) -> None:
         if isinstance(server, http.server.HTTPServer) and bound.family == socket.AF_UNIX:
             named = bound._replace(address=(LOCAL_NAME, 443 if worker.config.tls else 80))
             vars(server)["socket"] = stack.enter_context(_StandIn(named))
-        server.server_bind()
+        with _unwrapped(server):
+            server.server_bind()
     server.server_address, server.socket = bound.address, listening
 
 

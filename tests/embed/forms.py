@@ -8,6 +8,7 @@ import functools
 import http.server
 import socket
 import socketserver
+import ssl
 from collections.abc import Awaitable, Iterator
 from typing import Any
 
@@ -158,3 +159,46 @@ class Looks(http.server.HTTPServer):
 
 class LooksThreading(socketserver.ThreadingMixIn, Looks):
     daemon_threads = True
+
+
+# ---- servers that do TLS themselves ----------------------------------------------------------------------------------
+
+
+class Wraps(http.server.HTTPServer):
+    RequestHandlerClass = handlers
+
+    def wrap(self) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.socket = context.wrap_socket(self.socket, server_side=True)
+
+
+class WrapsFirst(Wraps):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.wrap()
+
+
+class WrapsBound(Wraps):
+    def server_bind(self) -> None:
+        super().server_bind()
+        self.wrap()
+
+
+class WrapsLast(Wraps):
+    """As the HTTPSServer of Python 3.14."""
+
+    def server_activate(self) -> None:
+        super().server_activate()
+        self.wrap()
+
+
+class WrapsFirstThreading(socketserver.ThreadingMixIn, WrapsFirst):
+    pass
+
+
+class WrapsBoundThreading(socketserver.ThreadingMixIn, WrapsBound):
+    pass
+
+
+class WrapsLastThreading(socketserver.ThreadingMixIn, WrapsLast):
+    pass

@@ -65,6 +65,21 @@ def test_it_is_refused(server: MakeServer, app: str, options: dict[str, Any], li
     assert "Traceback" not in one.log
 
 
+@pytest.mark.parametrize("threading", ["", "Threading"])
+@pytest.mark.parametrize("when", ["First", "Bound", "Last"])
+def test_a_server_that_does_tls_with_its_listening_socket(server: MakeServer, when: str, threading: str) -> None:
+    """It is refused, and serves no plain text."""
+    one = server()
+    one.expect("ERROR", "^pyfanout: ")
+    one.start(f"forms:Wraps{when}{threading}", cwd=FOLDER, workers=1, wait=False)
+    assert one.wait_exit() == 3
+    one.wait_log(
+        f"^pyfanout: no worker could start: Wraps{when}{threading} wraps its listening socket, which is the master's: "
+        "for TLS use certfile and keyfile, or ssl; or wrap each connection in get_request$"
+    )
+    assert "Traceback" not in one.log
+
+
 def test_a_wsgi_application_that_passes_for_a_handler(server: MakeServer) -> None:
     """The log says so, the first time."""
     one = server()
