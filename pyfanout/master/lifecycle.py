@@ -22,7 +22,8 @@ class State(Enum):
     STOPPING = auto()
     """Told to stop at once."""
     HUNG = auto()
-    """Does not answer, or has one connection for too long: out of rotation, and told to say where it is and die."""
+    """Does not become ready in time, does not answer, or has one connection for too long: out of rotation, and told to
+    say where it is and die."""
     KILLED = auto()
     """It was sent SIGKILL. If it does not die, the master can do nothing else: the kernel keeps it while it waits for a
     device or a file server."""
@@ -97,7 +98,7 @@ TRANSITIONS: dict[tuple[State, Happened], Step] = {
     # Not SIGQUIT: before it has a handler for that, the signal would leave a core.
     (_B, Happened.TOLD_TO_STOP): Step(_S, (Action.DRAIN,)),
     (_B, Happened.CHANNEL_BROKEN): Step(_B),  # it finds out by itself
-    (_B, Happened.TIME_IS_UP): Step(_K, (Action.KILL,)),
+    (_B, Happened.TIME_IS_UP): Step(_H, (Action.ABORT,)),
     (_B, Happened.DIED): Step(_G, (Action.REPLACE,)),
     (_R, Happened.SAID_READY): Step(_R),  # said twice: it harms nobody
     (_R, Happened.SAID_RETIRING): Step(_D, (Action.LEAVE, Action.REPLACE)),

@@ -132,6 +132,7 @@ class Supervisor:
         """Who asked for one more while one was under way; None: nobody did."""
         self._first_failure: Failed | None = None
         self._shown: Failed | None = None
+        self._shown_stacks = ""
         """The last one that was logged."""
         self._broken: WorkerError | None = None
         """Why a stop is a failure."""
@@ -471,8 +472,9 @@ class Supervisor:
         if unwanted and self._roster.lives_in(member.place) is None:  # a callback may have had it taken
             self._core.end(member.place)
         self._log_death(member, was, report, words, view)
-        if stacks:
+        if stacks and (self._ever_ready or stacks != self._shown_stacks):  # at first all of them fail for one reason
             log.error("%s was here when it died:\n%s", member, stacks)
+            self._shown_stacks = stacks
         if self._notify.wanted("exit"):
             self._call(Notice("exit", status_of(member.slot, member, view, time.monotonic_ns()), words))
         self._count_out(member, member.failure.reason if member.failure else f"{member} {words}")

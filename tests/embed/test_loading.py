@@ -189,7 +189,7 @@ def test_a_stop_is_heard_while_a_factory_waits(server: MakeServer, folder: Path,
 
 def test_a_factory_that_waits_too_long_is_killed(server: MakeServer, folder: Path) -> None:
     one = server()
-    one.expect("ERROR", "^pyfanout: ")
+    one.expect("ERROR", "^ *Fatal Python error", "^pyfanout: ")
     one.start("waits:make", cwd=folder, workers=1, wait=False, factory=True, boot_timeout=0.5)
     assert one.wait_exit() == 3
     one.wait_log("is not ready after 0.5 s and is killed")

@@ -141,10 +141,12 @@ def test_workers_without_a_free_descriptor(server: MakeServer, tmp_path: Path, h
 
 
 def test_workers_that_never_become_ready(server: MakeServer, tmp_path: Path) -> None:
-    one = run_app(server, tmp_path, "slow:handler", boot_timeout=0.3)
+    one = run_app(server, tmp_path, "slow:handler", boot_timeout=3)
+    one.expect("^ *Fatal Python error", "was here when it died")
     assert one.wait_exit() == 3
     one.wait_nobody()
-    assert len(re.findall("is not ready after 0.3 s and is killed", one.log)) == 2
+    assert len(re.findall("is not ready after 3 s and is killed", one.log)) == 2
+    assert len(re.findall(r'File ".*slow.py", line 2 in <module>', one.log)) == 1  # said once, as all are there
 
 
 def test_one_good_worker_is_enough(server: MakeServer, tmp_path: Path) -> None:

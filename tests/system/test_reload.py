@@ -279,6 +279,7 @@ def test_a_broken_release_changes_nothing(server: MakeServer, release_folder: Re
     one.expect(
         "the reload has stopped", "could not start", "Traceback", "Error: not today", "is not ready", "SystemExit"
     )
+    one.expect("was here when it died", "^ *Fatal Python error")  # one that never becomes ready
     old = one.workers
     with load(one.address):
         for count in (1, 2):

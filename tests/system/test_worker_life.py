@@ -583,7 +583,7 @@ def test_boot_timeout_of_a_replacement(server: MakeServer, tmp_path: Path) -> No
     """One that does not become ready is killed, and tried again with back-off; the other one serves."""
     (tmp_path / "app.py").write_text(FRAGILE.format(when_broken="time.sleep(100)"))
     one = server()
-    one.expect("ERROR worker=. gen=. pid=.* is not ready after 0.5 s and is killed")
+    one.expect("is not ready after 0.5 s and is killed", "was here when it died", "^ *Fatal Python error")
     one.start("app:handler", cwd=tmp_path, workers=2, boot_timeout=0.5)
     assert read_all(connect(one.address, "break")) == b""
     one.wait_log("is not ready after 0.5 s and is killed", 2)
