@@ -1,8 +1,8 @@
 """How many CPUs this process may use: what `workers="auto"` means.
 
-Owns the reading of CPU affinity and of the cgroup quota (v2 and v1). Never counts the machine:
-`os.cpu_count()` ignores both and starts 48 workers in a container that was given two CPUs. Called by `config`
-only.
+Owns the reading of CPU affinity and of the cgroup quota (v2 and v1). Does not count the machine, unless a sandbox
+refuses to tell the affinity: `os.cpu_count()` ignores both and starts 48 workers in a container that was given two
+CPUs. Called by `config` only.
 """
 
 from __future__ import annotations
@@ -21,8 +21,14 @@ def available(root: Path = Path("/")) -> int:
     `root` is where /proc and the mounts of the control groups are looked for; tests give a made-up tree. A
     file that is missing or cannot be understood sets no limit.
     """
-    limits = [len(os.sched_getaffinity(0)), *_quotas(root)]
-    return max(1, min(limits))
+    return max(1, min([_by_affinity(), *_quotas(root)]))
+
+
+def _by_affinity() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except OSError:  # a sandbox
+        return os.cpu_count() or 1
 
 
 def _quotas(root: Path) -> Iterator[int]:

@@ -170,3 +170,12 @@ def test_the_affinity_binds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_this_machine() -> None:
     assert 1 <= cpus.available() <= 8
+
+
+def test_a_sandbox_that_does_not_tell_the_affinity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int) -> set[int]:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_getaffinity", refuse)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert cpus.available(tmp_path) == 5
