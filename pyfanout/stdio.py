@@ -7,6 +7,8 @@ import errno
 import os
 import sys
 
+from pyfanout.errors import CoreError
+
 
 def flush() -> None:
     """As far as they take it: what one process has buffered shall not come out of two. Closed ones are None (`>&-`), a
@@ -15,6 +17,18 @@ def flush() -> None:
         if stream is not None:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
+
+
+def show(text: str) -> None:
+    """Print what a command was asked for. A reader that has read enough, as `head` has, is no failure. Raises
+    CoreError if it cannot be written."""
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        with open(os.devnull, "wb") as nothing:  # what is buffered would fail again at exit, with a traceback
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise CoreError(error.errno or 0, f"print on stdout: {error.strerror}") from None
 
 
 def occupy() -> None:

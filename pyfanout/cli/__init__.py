@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from pyfanout import __version__
+from pyfanout import __version__, stdio
 from pyfanout.cli import foreign, run
 from pyfanout.errors import ConfigError, FanoutError
 from pyfanout.log import plain
@@ -23,6 +23,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; try '{self.prog} --help'")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """That of --help and --version."""
+        stdio.show(message)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Leave nothing over, so that the verb's own parser complains of a flag that it does not know."""
