@@ -38,7 +38,7 @@ from pyfanout.worker.worker import main, server_module
 log = logging.getLogger("pyfanout.master")
 
 
-def _check_greenlets() -> None:
+def check_greenlets() -> None:
     """A master waits in calls that must not become switches to other greenlets. Raises ConfigError."""
     if patch := patch_of(*ALL):
         raise ConfigError(
@@ -127,7 +127,7 @@ class Master:
                 handler = preloaded(self._load)
                 self._load, self._kinds = Given(handler), [kind_of(handler, config.interface, config.server)]
                 log.info("the application is loaded in the master: a reload keeps its code")
-            _check_greenlets()
+            check_greenlets()
             signals.begin()  # before there is a socket file, or a pidfile, by which the master is found
             binds = self._folders.fixed_binds(config.bind) if config.preload else config.bind
             endpoints = open_listeners(binds, backlog=config.backlog, nodelay=config.nodelay, access=access)

@@ -7,11 +7,14 @@ Owns the flags, which it makes from `config.options()`; adds none of its own but
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.app import check_spec, failure_of, loader_of
+from pyfanout import stdio
+from pyfanout.app import Given, check_spec, failure_of, loader_of
 from pyfanout.config import BINDS, SWITCH, Config, Option, options, unknown_variables
 from pyfanout.errors import LoadError
 from pyfanout.folders import Folders
@@ -20,7 +23,8 @@ from pyfanout.master.access import Access
 from pyfanout.master.listeners import parse_all
 from pyfanout.master.readiness import check_inherited
 from pyfanout.master.signals import Signals
-from pyfanout.server import Master
+from pyfanout.server import Master, check_greenlets
+from pyfanout.worker.loading import preloaded
 from pyfanout.worker.worker import serving_of
 
 if TYPE_CHECKING:
@@ -75,8 +79,8 @@ def run(arguments: argparse.Namespace, signals: Signals | None) -> int:
 
 
 def check(spec: str, config: Config) -> None:
-    """Load the application as a worker does, and print what would run. Raises ConfigError, and LoadError, after the
-    application's traceback, if it cannot be loaded."""
+    """Load the application as a worker does, or the master, and print what would run. Raises ConfigError, and
+    LoadError, after the application's traceback, if it cannot be loaded."""
     for line in unknown_variables(os.environ):
         print(f"pyfanout: {plain(line)}", file=sys.stderr)
     folders = Folders.of(config)
@@ -85,16 +89,28 @@ def check(spec: str, config: Config) -> None:
         from pyfanout.worker.tls import prepare  # noqa: PLC0415 - ssl takes 10 ms to import
 
         prepare(folders.fixed(config))
-    try:
-        serving = serving_of(loader_of(spec, folders, factory=config.factory), config)
+    load = loader_of(spec, folders, factory=config.factory)
+    if config.preload:
+        with _told():
+            load = Given(preloaded(load))
+        check_greenlets()
+    with _told():
+        serving = serving_of(load, config)
         if serving.loops is not None:
             serving.loops.close()
+    stdio.show(f"app = {spec}\nserved as = {serving.words}\n{config.describe()}\n")
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Whatever fails is a LoadError, and the application's traceback is printed."""
+    try:
+        yield
     except (Exception, SystemExit) as error:
         failed = failure_of(error)
         if failed.trace:
             print(plain(failed.trace.rstrip()), file=sys.stderr)
         raise LoadError(failed.reason) from error
-    print(f"app = {spec}\nserved as = {serving.words}\n{config.describe()}")
 
 
 def _flags(option: Option) -> list[str]:

@@ -51,6 +51,8 @@ class Runner(ABC):
     """Modules that must be installed."""
     extra: str = ""
     """The extra of pyfanout that installs them."""
+    no_tls: str = ""
+    """The error if it is to speak TLS, which it does not; empty: it does."""
     shows_requests: bool = False
     """Whether `max_requests` counts what the server calls `worker.counter("request")` for; else its connections. A
     runner that calls `worker.listener` itself says `counted=False` there."""

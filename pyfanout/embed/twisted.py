@@ -11,7 +11,6 @@ from pyfanout.embed import runner
 from pyfanout.embed.runner import LOOK_S
 from pyfanout.embed.views import view
 from pyfanout.embed.wsgi import informed
-from pyfanout.errors import ConfigError
 from pyfanout.worker.threads import Pool, Steps
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ class Runner(runner.Runner):
     """`factory` makes a protocol for each connection. TLS is its own affair, see `TLSMemoryBIOFactory`."""
 
     needs = ("twisted",)
+    no_tls = "certfile: twisted has TLS in its factory; wrap it in TLSMemoryBIOFactory"
 
     def __init__(self, factory: IProtocolFactory) -> None:
         self._factory = factory
@@ -32,8 +32,6 @@ class Runner(runner.Runner):
     def serve(self, worker: Worker) -> None:
         from twisted.internet import reactor as found  # it is made by its import, and must be ours
 
-        if worker.config.tls:
-            raise ConfigError("certfile: twisted has TLS in its factory; wrap it in TLSMemoryBIOFactory")
         reactor: Any = found
         worker.call_hook(worker.config.on_worker_start)
         listener = worker.listener(counted=not _counts_requests(worker, self._factory))

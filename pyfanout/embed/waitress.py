@@ -12,7 +12,6 @@ from pyfanout.embed.counting import counted
 from pyfanout.embed.threaded import ThreadedRunner
 from pyfanout.embed.views import views
 from pyfanout.embed.wsgi import informed
-from pyfanout.errors import ConfigError
 from pyfanout.worker.threads import Pool
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ class Runner(ThreadedRunner):
 
     needs = ("waitress",)
     extra = "wsgi"
+    no_tls = "server: waitress speaks no TLS; cheroot does: --server cheroot"
     control = False  # at `connection_limit` it stops accepting
     shows_requests = True
 
@@ -72,8 +72,6 @@ class Runner(ThreadedRunner):
                     self.del_channel()
                     threading.Thread(target=worker.outlive_master, daemon=True).start()
 
-        if worker.config.tls:
-            raise ConfigError("server: waitress speaks no TLS; cheroot does: --server cheroot")
         worker.adopt_logger("waitress")
         if worker.config.threads > 1:
             self.server_options.setdefault("threads", worker.config.threads)

@@ -397,6 +397,8 @@ def server_of(app: App, config: Config, loops: Loops | None = None) -> Serving:
         raise ConfigError("a hook may be a coroutine function only beside a coroutine handler")
     module = server_module(kind)
     runner = None if kind in _MODULES else module.runner_of(app, kind, config.server)
+    if runner is not None and runner.no_tls and config.tls:
+        raise ConfigError(runner.no_tls)
     if loops is not None:
         settle(loops, app, kind)
     if runner is None:

@@ -11,6 +11,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 from harness import NOBODY, Effort, Server, connect, read_all
 from programme import run
 
-from .kit import SUBJECTS, start
+from .kit import FOLDER, SUBJECTS, start
 
 MakeServer = Callable[[], Server]
 
@@ -181,6 +182,15 @@ def test_who_speaks_no_tls_says_so(server: MakeServer, tls: dict[str, object], n
     one.expect("could not start", "pyfanout: ")
     assert one.wait_exit() != 0
     assert "TLS" in one.log
+
+
+@pytest.mark.parametrize(("app", "words"), [("flask", "waitress speaks no TLS"), ("twisted", "twisted has TLS in its")])
+def test_a_server_without_tls_is_refused_by_a_check_too(tls: dict[str, Path], app: str, words: str) -> None:
+    command = [sys.executable, "-m", "pyfanout", "run", f"apps:{app}", "--factory", "--check-config"]
+    options = [f"--{name}={path}" for name, path in tls.items()]
+    done = subprocess.run([*command, *options], cwd=FOLDER, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert words in done.stderr.splitlines()[-1]
 
 
 @with_tls

@@ -31,6 +31,8 @@ APPS = {
     "dies": "import os\nos._exit(7)\n",
     "paints": "raise ValueError('\\x1b[2J\\n2026-01-01 00:00:00,000 [1] INFO all is well')\n",
     "slow": "import time\ntime.sleep(100)\n",
+    "loop": "import asyncio\nasyncio.get_running_loop()\ndef handler(conn, addr):\n    pass\n",
+    "patched": "from gevent import monkey\nmonkey.patch_all()\ndef handler(conn, addr):\n    pass\n",
     "full": (
         "import os, resource\n"
         "limits = (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1])\n"
@@ -173,6 +175,7 @@ def check(folder: Path, app: str, *options: str) -> subprocess.CompletedProcess[
         (folder / f"{name}.py").write_text(text)
     (folder / "web.py").write_text(
         "def wsgi(environ, start_response): ...\nasync def asgi(scope, receive, send): ...\ndef make(): return wsgi\n"
+        "async def make_async(): return asgi\n"
     )
     command = [sys.executable, "-m", "pyfanout", "run", app, "--check-config", *options]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
@@ -202,6 +205,13 @@ def test_check_config_loads_the_application(tmp_path: Path, app: str, options: s
         ("absent:handler", "", "no module named 'absent' in {folder} or on sys.path", None),
         ("not_callable:handler", "", "'not_callable:handler' is not a function", None),
         ("web:asgi", "--server waitress", "server: waitress does not serve asgi applications", None),
+        (
+            "web:make_async",
+            "--factory --preload",
+            "the factory is async, and needs a running loop; --preload loads",
+            None,
+        ),
+        ("loop:handler", "--preload", "no running event loop; --preload loads it in the master", "loop.py"),
     ],
 )
 def test_check_config_tells_why_an_application_cannot_be_loaded(
@@ -216,6 +226,33 @@ def test_check_config_tells_why_an_application_cannot_be_loaded(
     assert bool(lines) == bool(trace)
     assert "/pyfanout/" not in done.stderr.replace(str(tmp_path), "")
     assert (trace or "") in done.stderr
+
+
+def test_check_config_refuses_what_a_master_cannot_load(tmp_path: Path) -> None:
+    done = check(tmp_path, "patched:handler", "--preload")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "gevent has patched the master's process" in done.stderr
+
+
+@pytest.mark.parametrize("words", ["run fine:handler --check-config", "run --help", "--version"])
+def test_output_that_cannot_be_written(tmp_path: Path, words: str) -> None:
+    """`head` has read enough; a disk is full."""
+    (tmp_path / "fine.py").write_text(APPS["fine"])
+
+    def run_to(stdout: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pyfanout", *words.split()]
+        return subprocess.run(
+            command, cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=100, check=False
+        )
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run_to(writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+    with open("/dev/full", "w") as full:
+        done = run_to(full.fileno())
+    assert (done.returncode, done.stderr) == (1, "pyfanout: [Errno 28] print on stdout: No space left on device\n")
 
 
 def test_a_check_that_is_interrupted_has_not_succeeded(tmp_path: Path) -> None:
