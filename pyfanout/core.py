@@ -16,9 +16,19 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from pyfanout._core import ffi, lib
 from pyfanout.config import Policy
 from pyfanout.errors import check
+
+try:
+    from pyfanout._core import ffi, lib
+except ModuleNotFoundError as error:
+    if error.name != "pyfanout._core":
+        raise
+    raise ModuleNotFoundError(
+        f"{os.path.dirname(__file__)} is a source tree whose C core is not built here: an installed pyfanout is found"
+        " from any other folder, or build it by `pip install --editable .`",
+        name=error.name,
+    ) from None
 
 BATCH: int = lib.FAN_BATCH
 """Most connections that the master holds, and that one `Taker.take_ready` returns."""

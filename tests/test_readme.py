@@ -88,7 +88,7 @@ def serve_and_ask(
     server.send_signal(signal.SIGTERM)
     _, log = server.communicate(timeout=40)
     assert server.returncode == 0, log
-    assert "listening on" in log
+    assert re.search("listening on|Listening at", log)
     return asked.stdout
 
 
@@ -120,6 +120,10 @@ def test_echo(session, clone, environment):
     [
         ("pip install '.[wsgi]' flask", "pyfanout run flaskapp:app --app-dir examples --workers 4"),
         ("pip install '.[asgi]' fastapi", "pyfanout run fastapiapp:app --app-dir examples --workers 4"),
+        (
+            "pip install gunicorn flask",
+            "(cd examples && gunicorn --worker-class pyfanout.embed.gunicorn.GThread flaskapp:app)",
+        ),
     ],
 )
 def test_applications(session, clone, environment, install, command):
@@ -128,6 +132,14 @@ def test_applications(session, clone, environment, install, command):
     subprocess.run(["bash", "-c", f"{install} --quiet"], cwd=clone, env=environment, check=True)
     answer = serve_and_ask(session, clone, environment, command, "curl --silent --fail http://127.0.0.1:8000")
     assert answer.startswith('{"process":')
+
+
+def test_the_folder_of_the_source_is_told_from_the_installed_package(clone, environment):
+    """There Python finds the source first, whose core has not been built."""
+    command = ["python", "-c", "import pyfanout"]
+    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ModuleNotFoundError: {clone}/pyfanout is a source tree whose C core is not built")
 
 
 def test_check_config_and_help(clone, environment):
@@ -173,6 +185,8 @@ def test_no_command_is_forgotten():
         "pyfanout run flaskapp:app --app-dir examples --workers 4",
         "pip install '.[asgi]' fastapi",
         "pyfanout run fastapiapp:app --app-dir examples --workers 4",
+        "pip install gunicorn flask",
+        "(cd examples && gunicorn --worker-class pyfanout.embed.gunicorn.GThread flaskapp:app)",
     }
     assert set(SHELL) == known
     assert set(re.findall(r"`(make \w+)`", README)) == {"make run", "make test", "make bench", "make pythons"}
