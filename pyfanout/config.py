@@ -575,6 +575,10 @@ class Config:
             raise ConfigError("ssl: certfile is given, too; say it in one of the two")
         if self.keyfile is not None and self.certfile is None:
             raise ConfigError("keyfile: a key is of no use without its certificate; give certfile, too")
+        if self.preload and self.server == "gevent":
+            raise ConfigError(
+                "preload: --server gevent patches each worker before that imports the application; leave preload out"
+            )
 
     @classmethod
     def resolve(

@@ -10,6 +10,7 @@ import functools
 import logging
 import math
 import os
+import sys
 import threading
 from collections.abc import Iterable
 from typing import Any, Unpack
@@ -47,6 +48,16 @@ def check_greenlets() -> None:
         )
 
 
+def _check_is_imported_later(app: App | str) -> None:
+    """gevent patches a worker before that imports the application: names that an earlier import has taken out of the
+    standard library (`from time import sleep`) would stay as they are. Raises ConfigError."""
+    if not isinstance(app, str) or app.partition(":")[0] in sys.modules:
+        raise ConfigError(
+            "server: gevent patches each worker before that imports the application, which the master has done already;"
+            ' give its name, such as "app:wsgi", and do not import it here'
+        )
+
+
 def _called(app: App) -> str:
     """What the log calls an application that is an object."""
     named = app if hasattr(app, "__qualname__") else type(app)
@@ -78,6 +89,8 @@ class Master:
         self._load = loader_of(app, self._folders, factory=config.factory)
         known = not isinstance(app, str) and not config.factory
         self._kinds: Iterable[Kind] = [kind_of(app, config.interface, config.server)] if known else Kind
+        if config.server == "gevent":
+            _check_is_imported_later(app)
         self._app = app if isinstance(app, str) else _called(app)
         self._signals = signals
         self._callbacks = Callbacks()

@@ -107,6 +107,55 @@ def test_a_start_hook_that_patches(tmp_path: Path) -> None:
         assert said.splitlines()[-1].endswith(GEVENTS)
 
 
+NOT_PATCHED = {
+    "function": "pyfanout.serve(app.handler, **options)",
+    "master": "pyfanout.Master(app.handler, **options)",
+    "factory": "pyfanout.serve(lambda: app.handler, factory=True, **options)",
+    "runner": "from pyfanout.embed import gevent; pyfanout.serve(gevent.Runner(app.handler, handler=True), **options)",
+    "imported": "pyfanout.serve('app:handler', **options)",
+    "preload": "pyfanout.serve('other:handler', preload=True, **options)",
+}
+
+
+@pytest.mark.parametrize("line", NOT_PATCHED.values(), ids=NOT_PATCHED.keys())
+def test_what_gevent_would_patch_too_late_is_refused(tmp_path: Path, line: str) -> None:
+    """Its `from time import sleep` is what it was, and stops the hub: its clients waited in a row."""
+    said = run(
+        tmp_path,
+        f"""
+        import app
+        release("from time import sleep\\n" + APP)
+        options.update(server="gevent", workers=1, log_level="info")
+        {line}
+        """,
+        code=1,
+    )
+    assert "listening" not in said
+    assert "gevent patches each worker before that imports the application" in said.splitlines()[-1]
+
+
+def test_what_gevent_patches_in_time_is_served(tmp_path: Path) -> None:
+    said = run(
+        tmp_path,
+        """
+        release("from time import sleep\\n" + APP.replace("os.getpid()", "sleep.__module__.startswith('gevent')"))
+        with pyfanout.Master("app:handler", server="gevent", workers=1, **options) as master:
+            print(ask(master))
+        """,
+    )
+    assert said.splitlines()[-1] == "1"
+
+
+def test_gevent_and_preload(server: MakeServer) -> None:
+    one = server()
+    one.expect("^pyfanout: ")
+    start(one, SUBJECTS["gevent"], wait=False, preload=True)
+    assert one.wait_exit(SOON_S) == 1
+    assert one.log.splitlines() == [
+        "pyfanout: preload: --server gevent patches each worker before that imports the application; leave preload out"
+    ]
+
+
 def test_uvloop_does_not_run_greenlets(server: MakeServer) -> None:
     one = server()
     one.expect("MonkeyPatchWarning", "monkey.patch_all", "ERROR worker=0 .* could not start")
