@@ -359,7 +359,7 @@ def _with_farewell(shutdown_request: Callable[[Any], None], worker: Worker) -> C
     def shutdown(request: Any) -> None:
         if farewell := getattr(request, "bid_farewell", None):
             farewell()
-        if worker.forked and not worker.signals.quit:
+        if worker.forked and not worker.signals.quit and isinstance(request, socket.socket):
             linger(request)
         shutdown_request(request)
 
@@ -402,10 +402,11 @@ def _hearing(server: Any, worker: Worker, listener: Listener) -> Callable[..., N
 
 def _for_good(close_request: Callable[[Any], None], *, ours: bool) -> Callable[[Any], None]:
     """Closes a connection also if its handler has kept a `makefile` object of it. `ours`: the connection is over then;
-    else a child goes on with it."""
+    else a child goes on with it. A server may have made another socket of it, which reports no end."""
 
     def close(request: Any) -> None:
-        on_done = None if ours else request.hand_over()
+        hand_over = None if ours else getattr(request, "hand_over", None)
+        on_done = hand_over and hand_over()
         close_request(request)
         if drop := getattr(request, "drop", None):
             drop()

@@ -21,9 +21,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
-    from pyfanout.worker.connection import Connection
-    from pyfanout.worker.tls import SecureConnection
-
 IDLE_S = 1.0
 """Seconds without a byte, after an answer. A client that has its next request ready sends it sooner, and one that only
 keeps the connection has learned to find it closed (RFC 9112, 9.3.1)."""
@@ -116,12 +113,13 @@ def answering(conn: socket.socket) -> Iterator[None]:
         _answering.discard(fd)
 
 
-def end_if_idle(conn: Connection | SecureConnection) -> None:
-    """If a connection is silent, and the worker sent last, its reader reads the end. It can still be written to."""
+def end_if_idle(conn: socket.socket) -> None:
+    """If a connection is silent, and the worker sent last, its reader reads the end. It can still be written to. Of
+    what a server has made of one it is not known how many bytes were its greeting."""
     if is_answered(conn.fileno()) or has_unread(conn.fileno()):
         return
     with contextlib.suppress(OSError):  # closed meanwhile
-        sent_ms_ago, received_ms_ago = _silences_ms(conn, conn.greeting_bytes)
+        sent_ms_ago, received_ms_ago = _silences_ms(conn, getattr(conn, "greeting_bytes", 0))
         if IDLE_S * 1000 <= sent_ms_ago <= received_ms_ago < math.inf:
             socket.socket.shutdown(conn, socket.SHUT_RD)  # of an ssl.SSLSocket, too, which would forget its keys
 

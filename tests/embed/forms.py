@@ -164,6 +164,31 @@ class LooksThreading(socketserver.ThreadingMixIn, Looks):
 # ---- servers that do TLS themselves ----------------------------------------------------------------------------------
 
 
+class Kept(Ok):
+    protocol_version = "HTTP/1.1"
+
+
+class WrapsEach(http.server.HTTPServer):
+    RequestHandlerClass = functools.partial(Kept, answer=b"ok")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain("server.pem", "server.key")
+
+    def get_request(self) -> Any:
+        conn, address = super().get_request()
+        return self.context.wrap_socket(conn, server_side=True), address
+
+
+class WrapsEachThreading(socketserver.ThreadingMixIn, WrapsEach):
+    pass
+
+
+class WrapsEachForking(socketserver.ForkingMixIn, WrapsEach):
+    pass
+
+
 class Wraps(http.server.HTTPServer):
     RequestHandlerClass = handlers
 

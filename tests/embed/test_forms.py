@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import signal
+import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import Server, connect, read_all
 
 from .kit import FOLDER
+from .test_tls_and_proxy import certificate, secure
 
 MakeServer = Callable[[], Server]
 
@@ -78,6 +83,30 @@ def test_a_server_that_does_tls_with_its_listening_socket(server: MakeServer, wh
         "for TLS use certfile and keyfile, or ssl; or wrap each connection in get_request$"
     )
     assert "Traceback" not in one.log
+
+
+@pytest.mark.parametrize("kind", ["", "Threading", "Forking"])
+def test_a_server_that_does_tls_for_each_connection(server: MakeServer, tmp_path: Path, kind: str) -> None:
+    """Also while it drains, when a client keeps its connection."""
+    certificate(tmp_path, "localhost")
+    options = {"cwd": tmp_path, "environ": {"PYTHONPATH": str(FOLDER)}}
+    one = server().start(f"forms:WrapsEach{kind}", workers=1, drain_timeout=30, **options)
+    for _ in range(3):
+        with secure(one.address, tmp_path) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert read_all(client).endswith(b"\r\n\r\nok")
+    if kind == "Forking":
+        with secure(one.address, tmp_path) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"\r\n\r\nok"):
+                answer += client.recv(4096)
+            one.send(signal.SIGTERM)
+            with contextlib.suppress(ssl.SSLError):  # its TLS says no more when it reads the end
+                assert read_all(client) == b""
+    else:
+        one.send(signal.SIGTERM)
+    assert one.wait_exit() == 0
 
 
 def test_a_wsgi_application_that_passes_for_a_handler(server: MakeServer) -> None:
