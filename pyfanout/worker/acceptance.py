@@ -79,9 +79,13 @@ def _reason() -> str:
 
 
 def listening() -> list[str]:
-    """The addresses on which sockets of this process listen."""
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
+    """The addresses on which sockets of this process listen; none is known without /proc."""
+    found: set[str] = set()
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError:
+        return []
+    for name in names:
         with contextlib.suppress(OSError):  # it is no socket; or was closed meanwhile, as that of the listing itself
             family = _option(int(name), socket.SO_DOMAIN)
             if _option(int(name), socket.SO_ACCEPTCONN):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import time
@@ -53,6 +54,17 @@ class Nowhere(Runner):
         worker.on_drain = bool
         worker.ready()
         time.sleep(1000)
+
+
+class WithoutProc(Elsewhere):
+    """Where the container has none."""
+
+    def run(self, worker: Any, listener: Any, started: Callable[[], None]) -> None:
+        def no_proc(path: str) -> list[str]:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+        os.listdir = no_proc  # type: ignore[assignment]  # of the types that it takes this is one
+        super().run(worker, listener, started)
 
 
 # ---- servers that do -------------------------------------------------------------------------------------------------
@@ -168,6 +180,7 @@ class SockAccept(AsyncioRunner):
 
 
 elsewhere, on_a_unix_socket, nowhere, late = Elsewhere(), OnAUnixSocket(), Nowhere(), Late()
+without_proc = WithoutProc()
 one_after_the_other, sock_accept = OneAfterTheOther(), SockAccept()
 
 

@@ -19,6 +19,7 @@ BAD = {
     "elsewhere": r"; this process itself listens on 127\.0\.0\.1:\d+",
     "on_a_unix_socket": r"; this process itself listens on unix:@\d+-elsewhere",
     "nowhere": "",
+    "without_proc": "",
 }
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 
