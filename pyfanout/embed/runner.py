@@ -80,7 +80,7 @@ class Runner(ABC):
     def serve(self, worker: Worker) -> None:
         """The whole life of the server in this worker. It
 
-        - calls the hooks `on_worker_start` and `on_worker_exit` by `worker.call_hook`;
+        - calls the hooks `on_worker_start` and `on_worker_exit` by `worker.call_hook`, which runs no coroutine;
         - accepts from `worker.listener()`, whose connections tell their end by themselves;
         - sets `worker.on_drain`, a function that must not block and may run in a signal handler: the server shall stop
           gracefully (`Listener.quiet` comes first);

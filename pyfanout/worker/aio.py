@@ -425,6 +425,6 @@ def signals_through(worker: Worker, stop: Callable[[], None]) -> None:
 
 async def call_hook(worker: Worker, hook: Callable[[Worker], object] | None) -> None:
     """On the loop, if it is a coroutine function."""
-    result = worker.call_hook(hook)
+    result = None if hook is None or worker.forked else hook(worker)
     if inspect.isawaitable(result):
         await result

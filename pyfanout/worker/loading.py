@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import sys
 import traceback
 import warnings
 from collections.abc import Callable
@@ -82,10 +83,13 @@ def _clear(error: BaseException | None) -> None:
 
 def settle(loops: Loops, app: App, kind: Kind) -> None:
     """Has its server run on the loop that the application has used. Raises LoadError if it cannot."""
-    on_asyncio = kind in _ON_ASYNCIO
-    if kind is Kind.RUNNER:
-        on_asyncio = isinstance(app, importlib.import_module("pyfanout.embed.aio").AsyncioRunner)
-    loops.settle(on_asyncio=on_asyncio)
+    loops.settle(on_asyncio=is_on_asyncio(app, kind))
+
+
+def is_on_asyncio(app: App, kind: Kind) -> bool:
+    """Whether its server is."""
+    module = sys.modules.get("pyfanout.embed.aio")  # who has such a runner has imported it
+    return kind in _ON_ASYNCIO or (module is not None and isinstance(app, module.AsyncioRunner))
 
 
 def preloaded(load: Callable[[], App]) -> App:

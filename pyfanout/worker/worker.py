@@ -54,7 +54,7 @@ from pyfanout.worker.acceptance import await_acceptance
 from pyfanout.worker.background import Background
 from pyfanout.worker.farewell import Farewell
 from pyfanout.worker.listener import Listener, Public
-from pyfanout.worker.loading import load_for, settle
+from pyfanout.worker.loading import is_on_asyncio, load_for, settle
 from pyfanout.worker.signals import Signals
 from pyfanout.worker.threads import Watch
 
@@ -70,6 +70,8 @@ TRIES = 20
 
 SHORTEST_END_S = 2.0
 """The least time for exit functions, however short `drain_timeout` is: as long as the master waits after a SIGQUIT."""
+
+NOT_AWAITED = "a hook may be a coroutine function only beside a server on asyncio"
 
 _current: Worker | None = None
 
@@ -357,8 +359,14 @@ class Worker:
         with contextlib.suppress(OSError):  # no descriptor is free for that
             child.silence(fd for fd in (self.station.pool_fd, self.station.slot_fd) if fd >= 0)
 
-    def call_hook(self, hook: Callable[[Worker], object] | None) -> Any:
-        return None if hook is None or self.forked else hook(self)
+    def call_hook(self, hook: Callable[[Worker], object] | None) -> None:
+        """Raises ConfigError for a coroutine: `aio.call_hook` is for servers on asyncio."""
+        if hook is None or self.forked:
+            return
+        result = hook(self)
+        if inspect.iscoroutine(result):
+            result.close()
+            raise ConfigError(NOT_AWAITED)
 
     def fail(self, stage: Stage, error: BaseException) -> int:
         """Tell the master why there will be no READY; the exit code."""
@@ -392,13 +400,13 @@ def server_of(app: App, config: Config, loops: Loops | None = None) -> Serving:
         app, kind = importlib.import_module("pyfanout.embed.gevent").Runner(app, handler=True), Kind.RUNNER
     if kind is Kind.HANDLER:
         greenlets.refuse("a blocking handler", greenlets.THREADS, "use --server gevent")
-    hooks = (config.on_worker_start, config.on_worker_exit)
-    if kind is Kind.HANDLER and any(map(inspect.iscoroutinefunction, hooks)):
-        raise ConfigError("a hook may be a coroutine function only beside a coroutine handler")
     module = server_module(kind)
     runner = None if kind in _MODULES else module.runner_of(app, kind, config.server)
     if runner is not None and runner.no_tls and config.tls:
         raise ConfigError(runner.no_tls)
+    hooks = (config.on_worker_start, config.on_worker_exit)
+    if any(map(inspect.iscoroutinefunction, hooks)) and not is_on_asyncio(app, kind):
+        raise ConfigError(NOT_AWAITED)
     if loops is not None:
         settle(loops, app, kind)
     if runner is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from harness import Server, close_all, connect, fds_of, read_all, wait_until
+from programme import run
 from websockets.sync.client import connect as open_websocket
 
 from pyfanout.worker.idle import is_silent
@@ -76,6 +77,61 @@ def test_missing_server(tmp_path: Path) -> None:
     )
     assert done.returncode == 4
     assert "waitress is not installed: pip install 'pyfanout[wsgi]'" in done.stderr
+
+
+HOOKS = """
+async def hook(worker=None):
+    print("the hook has run", flush=True)
+def handler(conn, addr): ...
+def wsgi(environ, start_response): ...
+async def asgi(scope, receive, send): ...
+async def stream(one): ...
+import functools, http.server
+from pyfanout.embed import anyio, cheroot, gevent, trio, twisted, waitress, wsgiref
+options["workers"] = 1
+"""
+NOT_ON_ASYNCIO = {
+    "waitress": "wsgi",
+    "cheroot": "cheroot.Runner(wsgi)",
+    "wsgiref": "wsgiref.Runner(wsgi)",
+    "gevent": "gevent.Runner(wsgi)",
+    "http.server": "http.server.SimpleHTTPRequestHandler",
+    "trio": "trio.Runner(stream)",
+    "twisted": "twisted.Runner(None)",
+}
+
+
+def refuse_hook(folder: Path, app: str, hook: str, code: int) -> None:
+    said = run(folder, f"{HOOKS}\npyfanout.serve({app}, on_worker_start={hook}, **options)", code=code)
+    assert "the hook has run" not in said
+    assert "never awaited" not in said
+    assert said.splitlines()[-1].endswith("a hook may be a coroutine function only beside a server on asyncio")
+
+
+@pytest.mark.parametrize("name", NOT_ON_ASYNCIO)
+def test_a_coroutine_hook_without_a_loop(tmp_path: Path, name: str) -> None:
+    """The coroutine was dropped: the server was ready, and the hook had not run."""
+    refuse_hook(tmp_path, NOT_ON_ASYNCIO[name], "hook", 4)
+
+
+def test_a_coroutine_of_another_hook_without_a_loop(tmp_path: Path) -> None:
+    refuse_hook(tmp_path, "wsgi", "functools.partial(hook)", 4)
+    for app in ("wsgi", "handler"):  # what the hook returns is found when it is called
+        refuse_hook(tmp_path, app, "lambda worker: hook()", 3)
+
+
+def test_a_coroutine_hook_on_asyncio(tmp_path: Path) -> None:
+    said = run(
+        tmp_path,
+        f"""{HOOKS}
+for app in (asgi, anyio.Runner(stream)):
+    with pyfanout.Master(app, on_worker_start=hook, on_worker_exit=lambda worker: hook(), **options) as master:
+        until_ready(master)
+        master.stop()
+        until_over(master)
+""",
+    )
+    assert said.count("the hook has run") == 4
 
 
 PATCHED = {

@@ -119,7 +119,7 @@ def test_a_coroutine_hook_beside_a_plain_handler(server: MakeServer) -> None:
     one.expect("ERROR", "^pyfanout: ")
     one.start("act", script={"on_worker_start": "started_async"}, workers=1, wait=False)
     assert one.wait_exit() in (3, 4)
-    assert "a hook may be a coroutine function only beside a coroutine handler" in last_line(one)
+    assert "a hook may be a coroutine function only beside a server on asyncio" in last_line(one)
 
 
 @pytest.mark.parametrize(
