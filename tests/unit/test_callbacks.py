@@ -1,0 +1,52 @@
+"""callbacks: which function is called for which event; one that fails changes nothing."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from pyfanout.errors import ConfigError
+from pyfanout.master import callbacks as module
+from pyfanout.master.callbacks import EVENTS, Callbacks, Notice
+
+
+def test_they_are_called_in_the_order_in_which_they_were_added() -> None:
+    callbacks, called = Callbacks(), []
+    for number in (1, 2, 3):
+        callbacks.add("ready", lambda notice, number=number: called.append((number, notice.detail)))  # type: ignore[misc]  # mypy infers no type of a lambda with a default
+    callbacks.call(Notice("ready", None, "x"))
+    callbacks.call(Notice("exit", None, "nobody asked for it"))
+    assert called == [(1, "x"), (2, "x"), (3, "x")]
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_an_event_is_wanted_when_it_has_a_function(event: str) -> None:
+    callbacks = Callbacks()
+    assert not callbacks.wanted(event)
+    callbacks.add(event, print)
+    assert [name for name in EVENTS if callbacks.wanted(name)] == [event]
+
+
+def test_one_that_fails_is_logged_and_the_others_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    callbacks, called, logged = Callbacks(), [], []
+
+    def fail(notice: Notice) -> None:
+        raise ValueError("as asked")
+
+    monkeypatch.setattr(module.log, "exception", lambda line, *args: logged.append((line % args, sys.exception())))
+    callbacks.add("hang", fail)
+    callbacks.add("hang", called.append)
+    callbacks.call(Notice("hang", None, ""))
+    assert len(called) == 1
+    ((line, error),) = logged
+    assert (line, repr(error)) == ("a callback for 'hang' failed", "ValueError('as asked')")
+
+
+@pytest.mark.parametrize(
+    ("event", "callback", "words"),
+    [("exits", print, "no event is named 'exits': fork, ready,"), ("exit", 3, "on 'exit': 3 is not a function")],
+)
+def test_what_cannot_be_called_is_refused(event: str, callback: object, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Callbacks().add(event, callback)  # type: ignore[arg-type]  # what a program without types may pass

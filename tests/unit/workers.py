@@ -1,0 +1,19 @@
+"""Workers without processes, for tests of what the master does with them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from pyfanout.master.lifecycle import State
+from pyfanout.master.roster import Member, Slot
+
+
+def member(
+    slot: Slot, control: Any = None, state: State = State.READY, *, place: int | None = None, generation: int = 1
+) -> Member:
+    """By default its place in the core has the number of its slot, as the first worker's has."""
+    process: Any = SimpleNamespace(pid=1000 * slot.number + generation)
+    made = Member(slot, generation, slot.number if place is None else place, process, control, -1, None)
+    made.state = state
+    return made
