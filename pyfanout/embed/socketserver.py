@@ -20,6 +20,7 @@ import socketserver
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIServer
@@ -102,6 +103,8 @@ class Runner(ThreadedRunner):
         _activate(server, listener, worker)
         server.shutdown_request = _with_farewell(server.shutdown_request, worker)
         server.close_request = _for_good(server.close_request, ours=not isinstance(server, socketserver.ForkingMixIn))
+        if not isinstance(server, socketserver.ForkingMixIn):
+            _keep_live(server, listener)
         if isinstance(server, socketserver.ForkingMixIn):
             # Of the one server, not of its class: mypy knows methods of classes only.
             server.finish_request = self._minded(server.finish_request, worker)  # type: ignore[attr-defined]
@@ -414,6 +417,55 @@ def _for_good(close_request: Callable[[Any], None], *, ours: bool) -> Callable[[
             on_done()
 
     return close
+
+
+def _keep_live(server: Any, listener: Listener) -> None:
+    """A server that makes another socket of a connection, as for TLS, detaches the connection, which is not its end.
+    That comes when the server closes the other socket, or forgets it."""
+    accepted: list[tuple[Any, Any]] = []
+    ends: dict[int, weakref.finalize[Any, Any]] = {}
+    get_request, close_request = server.get_request, server.close_request
+    kind: Any = type(listener)
+
+    class Lending(kind):
+        __slots__ = ()
+
+        def accept(self) -> tuple[Any, Any]:
+            conn, address = super().accept()
+            accepted.append((conn, conn.hand_over()))
+            return conn, address
+
+    def settle(made: Any = None) -> None:
+        while accepted:
+            conn, on_done = accepted.pop()
+            if conn.fileno() >= 0:
+                conn.take_back(on_done)
+            elif made is None:
+                on_done()
+            else:
+                try:
+                    ends[id(made)] = end = weakref.finalize(made, on_done)
+                    end.atexit = False
+                except TypeError:  # there can be no weak reference to it
+                    on_done()
+                made = None  # what was accepted before is over
+
+    def get() -> Any:
+        try:
+            request, address = get_request()
+        except BaseException:
+            settle()
+            raise
+        settle(request)
+        return request, address
+
+    def close(request: Any) -> None:
+        if end := ends.pop(id(request), None):
+            end()
+        close_request(request)
+
+    listener.__class__ = Lending
+    server.get_request, server.close_request = get, close
 
 
 def _minding(handler: Any, drains: Callable[[], bool], count: Callable[[], None] | None) -> Any:

@@ -125,6 +125,10 @@ class Connection(socket.socket):
         on_done, self._on_done = self._on_done, None
         return on_done
 
+    def take_back(self, on_done: Callable[[], object] | None) -> None:
+        """What `hand_over` has returned: it reports its end itself again."""
+        self._on_done = on_done
+
     def finish(self) -> bool:
         """Close it if it still is open, also if a `makefile` object was left. Returns whether that has freed a
         descriptor."""

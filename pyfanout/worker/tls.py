@@ -105,6 +105,10 @@ class SecureConnection(Counting, ssl.SSLSocket):
         on_done, self._on_done = self._on_done, None
         return on_done
 
+    def take_back(self, on_done: Callable[[], object] | None) -> None:
+        """As in a `Connection`."""
+        self._on_done = on_done
+
     def _report(self) -> None:
         on_done = self.hand_over()
         if on_done is not None:

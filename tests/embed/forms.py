@@ -9,6 +9,7 @@ import http.server
 import socket
 import socketserver
 import ssl
+import time
 from collections.abc import Awaitable, Iterator
 from typing import Any
 
@@ -167,6 +168,12 @@ class LooksThreading(socketserver.ThreadingMixIn, Looks):
 class Kept(Ok):
     protocol_version = "HTTP/1.1"
 
+    def do_GET(self) -> None:
+        if self.path == "/slow":
+            print("app: slow", flush=True)
+            time.sleep(1.5)
+        super().do_GET()
+
 
 class WrapsEach(http.server.HTTPServer):
     RequestHandlerClass = functools.partial(Kept, answer=b"ok")
@@ -182,7 +189,7 @@ class WrapsEach(http.server.HTTPServer):
 
 
 class WrapsEachThreading(socketserver.ThreadingMixIn, WrapsEach):
-    pass
+    daemon_threads = True
 
 
 class WrapsEachForking(socketserver.ForkingMixIn, WrapsEach):

@@ -87,7 +87,7 @@ def test_a_server_that_does_tls_with_its_listening_socket(server: MakeServer, wh
 
 @pytest.mark.parametrize("kind", ["", "Threading", "Forking"])
 def test_a_server_that_does_tls_for_each_connection(server: MakeServer, tmp_path: Path, kind: str) -> None:
-    """Also while it drains, when a client keeps its connection."""
+    """Also while it drains: a client in the middle of a request, and one that keeps its connection."""
     certificate(tmp_path, "localhost")
     options = {"cwd": tmp_path, "environ": {"PYTHONPATH": str(FOLDER)}}
     one = server().start(f"forms:WrapsEach{kind}", workers=1, drain_timeout=30, **options)
@@ -105,7 +105,11 @@ def test_a_server_that_does_tls_for_each_connection(server: MakeServer, tmp_path
             with contextlib.suppress(ssl.SSLError):  # its TLS says no more when it reads the end
                 assert read_all(client) == b""
     else:
-        one.send(signal.SIGTERM)
+        with secure(one.address, tmp_path) as client:
+            client.sendall(b"GET /slow HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            one.wait_until(lambda: "app: slow" in one.out, "the request is being answered")
+            one.send(signal.SIGTERM)
+            assert read_all(client).endswith(b"\r\n\r\nok")
     assert one.wait_exit() == 0
 
 
