@@ -283,7 +283,9 @@ def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, opti
     if context is not None:
         from gevent.ssl import SSLContext, SSLSocket
 
-        class Secure(SSLSocket):
+        from pyfanout.worker.tls import Sending
+
+        class Secure(Sending, SSLSocket):
             def __init__(self, *arguments: Any, **keywords: Any) -> None:
                 """gevent's own leaves it open if the client has reset the connection."""
                 try:

@@ -6,9 +6,11 @@ An asyncio worker leaves the handshake to its loop.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import os
 import ssl
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +75,28 @@ def _no_password() -> str:
     raise ValueError("the key has a password; write it without, or give `ssl` a context")
 
 
-class SecureConnection(Counting, ssl.SSLSocket):
+class Sending:
+    """For classes of TLS sockets: that the client has gone is the same error as without TLS, one that servers know.
+    Python 3.11 raises SSLEOFError, whatever the kernel says; newer ones do not (cpython#115627)."""
+
+    def send(self, *arguments: Any, **keywords: Any) -> Any:
+        with _plain_error():
+            return super().send(*arguments, **keywords)  # type: ignore[misc]  # that of the socket
+
+    def write(self, *arguments: Any) -> Any:
+        with _plain_error():
+            return super().write(*arguments)  # type: ignore[misc]  # the same
+
+
+@contextlib.contextmanager
+def _plain_error() -> Iterator[None]:
+    try:
+        yield
+    except ssl.SSLEOFError as error:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from error
+
+
+class SecureConnection(Sending, Counting, ssl.SSLSocket):
     """A TLS connection that tells its worker, once, when it is closed or detached; see `connection.Connection`."""
 
     _on_done: Callable[[], object] | None = None

@@ -42,6 +42,14 @@ def break_off(address: str, data: bytes) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
+def read_ten(sock: socket.socket) -> None:
+    """Of a long answer, and break it off with a reset."""
+    with sock:
+        sock.sendall(REQUEST)
+        assert sock.recv(10)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 def told(one: Server) -> list[str]:
     """waitress tells of each request that waits."""
     return [line for line in one.log.splitlines() if " DEBUG " not in line and "Task queue depth" not in line]
@@ -61,6 +69,23 @@ def test_clients_that_break_off(server: MakeServer, name: str) -> None:
         for _ in range(CLIENTS):
             break_off(one.address, data)
     with connect(one.address) as sock:
+        sock.sendall(REQUEST)
+        assert body(read_all(sock))
+    assert told(one) == before
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("name", [*PLAIN, *SUBJECTS])
+def test_clients_that_break_off_a_download(server: MakeServer, tmp_path: Path, name: str, tls: bool) -> None:
+    if tls and name not in (*PLAIN, *WITH_TLS):
+        pytest.skip("it speaks none, or in another way")
+    certificate(tmp_path, "localhost")
+    files = {"certfile": tmp_path / "server.pem", "keyfile": tmp_path / "server.key"} if tls else {}
+    one = launch(server, name, environ={"PADDING": "4000000"}, **files)
+    before = told(one)
+    for _ in range(5):  # one is enough for a line
+        read_ten(secure(one.address, tmp_path) if tls else connect(one.address))
+    with secure(one.address, tmp_path) if tls else connect(one.address) as sock:
         sock.sendall(REQUEST)
         assert body(read_all(sock))
     assert told(one) == before
