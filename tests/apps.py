@@ -112,6 +112,24 @@ def do_interrupt(how: str) -> None:
     raise {"KeyboardInterrupt": KeyboardInterrupt, "GeneratorExit": GeneratorExit}[how]
 
 
+def do_cancel() -> None:
+    """What a loop raises that a handler runs, or waits for. It is no `Exception`, either."""
+
+    async def cancel() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    loop = asyncio.new_event_loop()  # `asyncio.run` refuses to in a thread that has one running
+    thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.wait([task])))
+    task = loop.create_task(cancel())
+    thread.start()
+    thread.join()
+    loop.close()
+    task.result()
+
+
 def do_spin(millions: str = "20") -> dict[str, Any]:
     """Keeps the GIL: one long call into C."""
     sum(range(int(millions) * 1_000_000))

@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from select import POLLIN
@@ -167,7 +168,7 @@ class Server:
         taker.conn = conn
         try:
             self._handler(conn, address)
-        except Exception as error:
+        except (Exception, _cancelled()) as error:
             if clients.has_gone(error, conn):
                 clients.log.debug("worker=%d: %s has gone: %s", worker.slot, address, error)
             else:
@@ -315,6 +316,13 @@ def serve(worker: Worker, handler: BlockingHandler, *, counted: bool = True) -> 
         server.run()
     finally:
         worker.call_hook(worker.config.on_worker_exit)
+
+
+def _cancelled() -> type[BaseException]:
+    """asyncio's CancelledError, which is no Exception: of a loop that the handler has run, or of one in another
+    thread. If nothing has imported asyncio, nothing raises it."""
+    asyncio: Any = sys.modules.get("asyncio.exceptions")
+    return Exception if asyncio is None else asyncio.CancelledError
 
 
 def _intake(worker: Worker, channel_fd: int) -> Intake | None:

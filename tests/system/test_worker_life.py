@@ -148,6 +148,17 @@ def test_a_handler_that_raises(server: MakeServer, handler: str, options: dict) 
     assert ask(one.address)["generation"] == 1
 
 
+def test_a_handler_that_lets_a_cancellation_out(server: MakeServer, kind: str, handler: str, options: dict) -> None:
+    """It ended its worker. A task that ends so is cancelled, for asyncio, which says nothing."""
+    one = server()
+    one.expect("the handler failed", "^ *Traceback ")
+    one.start(f"apps:{handler}", workers=1, **options)
+    for _ in range(3):
+        assert ask(one.address, "cancel") is None
+    assert ask(one.address)["generation"] == 1
+    assert one.log.count("ERROR worker=0: the handler failed") == (0 if kind == "asyncio" else 3)
+
+
 @pytest.mark.parametrize("app", ["act_in_task", "act_in_future"])
 def test_a_plain_function_that_returns_an_awaitable(server: MakeServer, app: str) -> None:
     one = server()
