@@ -394,6 +394,8 @@ async def hooks(worker: Worker) -> AsyncIterator[None]:
     """Start hook; exit hook."""
     with waking(worker):
         await call_hook(worker, worker.config.on_worker_start)
+        for name in ("asyncio", "concurrent.futures"):  # its executor's
+            worker.adopt_logger(name)
         try:
             yield
         finally:

@@ -332,10 +332,10 @@ class Worker:
             self.say(Cut(connections))
 
     def adopt_logger(self, name: str) -> None:
-        """The lines of a server go where ours go, unless the application has said where."""
+        """The lines of a server go where ours go, unless the application says where, now or later."""
         logger, ours = logging.getLogger(name), logging.getLogger("pyfanout")
         if not logger.hasHandlers():
-            logger.handlers, logger.propagate = list(ours.handlers), False
+            logger.handlers = list(ours.handlers)
             logger.setLevel(max(ours.level, logging.WARNING))
 
     def end(self, code: int) -> None:

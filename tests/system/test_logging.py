@@ -50,3 +50,48 @@ def test_each_failure_is_logged_once(server: MakeServer, tmp_path: Path, setup: 
     assert one.log.count("ZeroDivisionError") == 1
     assert one.log.count("was killed by SIGKILL") == 1
     assert one.log.count("stopped: ") == 1
+
+
+LOSES_A_TASK = """
+import asyncio, gc, logging
+
+async def fail():
+    1 / 0
+
+async def lose(setup):
+    if setup:
+        logging.basicConfig(format="app: %(message)s")
+    task = asyncio.create_task(fail())
+    await asyncio.wait([task])
+    del task
+    gc.collect()
+
+async def handler(reader, writer):
+    await lose((await reader.read(4096)).strip() == b"setup")
+
+async def asgi(scope, receive, send):
+    if scope["type"] == "http":
+        await lose(scope["path"] == "/setup")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+"""
+
+
+@pytest.mark.parametrize(
+    ("app", "line", "setup"), [("handler", "", "setup"), ("asgi", "GET / HTTP/1.0\r\n\r", "GET /setup HTTP/1.0\r\n\r")]
+)
+def test_asyncio_logs_as_we_do(server: MakeServer, tmp_path: Path, app: str, line: str, setup: str) -> None:
+    """It has no handler: its lines had neither time nor pid, and began at the margin. If the application sets one up,
+    also later, they go there, once."""
+    (tmp_path / "app.py").write_text(LOSES_A_TASK)
+    one = server().start(f"app:{app}", cwd=tmp_path, workers=1)
+    one.expect("Task exception was never retrieved", "Traceback", "ZeroDivisionError")
+    for each in (line, setup):
+        assert collect(crowd(one.address, 1, each)) != [None]
+    one.wait_log(rf"^[-0-9]+ [:,0-9]+ \[{one.workers[0]}\] ERROR Task exception was never retrieved")
+    one.wait_log("^app: Task exception was never retrieved")
+    one.stop()
+    ours, _, theirs = one.log.partition("\napp: ")
+    assert "\nTraceback" not in ours
+    assert "ERROR Task exception was never retrieved" not in theirs
+    assert one.log.count("ZeroDivisionError: ") == 2
