@@ -336,7 +336,8 @@ class Worker:
         logger, ours = logging.getLogger(name), logging.getLogger("pyfanout")
         if not logger.hasHandlers():
             logger.handlers = list(ours.handlers)
-            logger.setLevel(max(ours.level, logging.WARNING))
+            if logger.level == logging.NOTSET:
+                logger.setLevel(max(ours.level, logging.WARNING))
 
     def end(self, code: int) -> None:
         """Does what an interpreter does at its end. After a drain it waits for all that was begun, for what

@@ -95,3 +95,11 @@ def test_asyncio_logs_as_we_do(server: MakeServer, tmp_path: Path, app: str, lin
     assert "\nTraceback" not in ours
     assert "ERROR Task exception was never retrieved" not in theirs
     assert one.log.count("ZeroDivisionError: ") == 2
+
+
+def test_a_level_that_the_application_sets_is_kept(server: MakeServer, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(LOSES_A_TASK + 'logging.getLogger("asyncio").setLevel("CRITICAL")\n')
+    one = server().start("app:handler", cwd=tmp_path, workers=1)
+    assert collect(crowd(one.address, 1, "")) == [b""]
+    one.stop()
+    assert "never retrieved" not in one.log
