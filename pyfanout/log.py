@@ -11,6 +11,8 @@ import os
 import re
 import socket
 import stat
+import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -88,13 +90,17 @@ class Handler(logging.StreamHandler[TextIO]):
         """Of a line of which only the beginning fitted: it comes before the next one."""
         self._lost = 0
         """Lines, since it was last said how many."""
+        self._unread: list[logging.Handler] = []
+        """Those that fill a queue which a thread of the parent has read: no thread does in this process."""
         os.register_at_fork(after_in_child=self._forget)
 
     def handle(self, record: logging.LogRecord) -> Any:
         """A line that a handler of the application takes is left to that, also if that came later: each line is written
         once."""
         taken = any(
-            record.levelno >= other.level and not isinstance(other, Handler | logging.NullHandler)
+            record.levelno >= other.level
+            and not isinstance(other, Handler | logging.NullHandler)
+            and not (other in self._unread and not _is_read(other))
             for other in handlers_of(record.name)
         )
         return False if taken else super().handle(record)
@@ -145,6 +151,7 @@ class Handler(logging.StreamHandler[TextIO]):
     def _forget(self) -> None:
         """In a child: that is for the parent to say."""
         self._rest, self._lost = b"", 0
+        self._unread = [other for other in handlers_of("pyfanout.worker.clients") if _fills_queue(other)]
 
     # ---- a line --------------------------------------------------------------------------------------------------
 
@@ -196,11 +203,31 @@ def handlers_of(name: str) -> list[logging.Handler]:
     return found
 
 
+def has_no_way(name: str) -> bool:
+    """Whether the lines of this logger have no handler, or such that only fill a queue of this process: those of its
+    children would stay there."""
+    return all(map(_fills_queue, handlers_of(name)))
+
+
+def _fills_queue(handler: logging.Handler) -> bool:
+    """One of multiprocessing's is another: what children put into it reaches its reader."""
+    handlers: Any = sys.modules.get("logging.handlers")  # who has one has imported it
+    if handlers is None or not isinstance(handler, handlers.QueueHandler):
+        return False
+    return isinstance(handler.queue, handlers.queue.Queue | handlers.queue.SimpleQueue)
+
+
+def _is_read(handler: Any) -> bool:
+    """Whether a QueueListener of this process reads its queue: an application may start one after the fork."""
+    targets = [getattr(thread, "_target", None) for thread in threading.enumerate()]
+    return any(getattr(getattr(target, "__self__", None), "queue", None) is handler.queue for target in targets)
+
+
 def set_up_logging(level: str) -> None:
     """From now on lines of `level` and above are logged. May be called again."""
     log = logging.getLogger("pyfanout")
     log.setLevel(level.upper())
-    if not log.hasHandlers():
+    if has_no_way(log.name):
         handler = Handler()
         handler.setFormatter(Lines(FORMAT))
         log.addHandler(handler)

@@ -47,7 +47,7 @@ from pyfanout.core import SHORTAGE_S, Station, keep_heap
 from pyfanout.errors import ConfigError, LoadError
 from pyfanout.kind import App, Kind
 from pyfanout.limits import OpenFiles, of_connections
-from pyfanout.log import counted
+from pyfanout.log import counted, has_no_way
 from pyfanout.recognition import doubt, kind_of
 from pyfanout.worker import child, connection
 from pyfanout.worker.acceptance import await_acceptance
@@ -334,8 +334,8 @@ class Worker:
     def adopt_logger(self, name: str) -> None:
         """The lines of a server go where ours go, unless the application says where, now or later."""
         logger, ours = logging.getLogger(name), logging.getLogger("pyfanout")
-        if not logger.hasHandlers():
-            logger.handlers = list(ours.handlers)
+        if has_no_way(name):
+            logger.handlers += [each for each in ours.handlers if each not in logger.handlers]
             if logger.level == logging.NOTSET:
                 logger.setLevel(max(ours.level, logging.WARNING))
 

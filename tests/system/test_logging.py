@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness import Server, collect, crowd, kill
+from programme import run
 
 MakeServer = Callable[[], Server]
 
@@ -31,10 +32,25 @@ OTHER = DICT.replace("HANDLERS", '"loggers": {"shop": {"handlers": ["own"]}}')
 ERRORS = DICT.replace("HANDLERS", '"root": {"handlers": ["own"]}').replace(
     '"formatter": "own"', '"formatter": "own", "level": "ERROR"'
 )
+QUEUE = """
+import atexit, contextlib, logging.handlers, queue
+lines, own, root = queue.SimpleQueue(), logging.StreamHandler(), logging.getLogger()
+own.setFormatter(logging.Formatter("app: %(message)s"))
+root.addHandler(logging.handlers.QueueHandler(lines))
+root.setLevel("DEBUG")
+
+def listen(worker=None):
+    listener = logging.handlers.QueueListener(lines, own)
+    listener.start()
+    atexit.register(listener.stop)
+
+listen()
+"""
+SETUPS = {"basicConfig": BASIC, "root": ROOT, "another": OTHER, "errors": ERRORS, "queue": QUEUE}
 
 
 @pytest.mark.parametrize("preload", [False, True])
-@pytest.mark.parametrize("setup", [BASIC, ROOT, OTHER, ERRORS], ids=["basicConfig", "root", "another", "errors"])
+@pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS.keys())
 def test_each_failure_is_logged_once(server: MakeServer, tmp_path: Path, setup: str, preload: bool) -> None:
     """A handler's traceback, by the worker, and a death, by the master."""
     (tmp_path / "app.py").write_text(APP.format(setup=setup))
@@ -42,6 +58,7 @@ def test_each_failure_is_logged_once(server: MakeServer, tmp_path: Path, setup: 
     one.expect("the handler failed", "Traceback", "ZeroDivisionError", "was killed by")
     (old,) = one.workers
     assert collect(crowd(one.address, 1)) == [b""]
+    one.wait_log("ZeroDivisionError")
     kill(old)
     one.wait_workers(1, gone=[old])
     one.wait_log("was killed by SIGKILL")
@@ -50,6 +67,30 @@ def test_each_failure_is_logged_once(server: MakeServer, tmp_path: Path, setup: 
     assert one.log.count("ZeroDivisionError") == 1
     assert one.log.count("was killed by SIGKILL") == 1
     assert one.log.count("stopped: ") == 1
+
+
+@pytest.mark.parametrize("hook", [None, "listen"])
+def test_a_queue_that_only_the_program_reads(tmp_path: Path, hook: str | None) -> None:
+    """Its thread is not there in a worker, whose lines stayed in the queue."""
+    said = run(
+        tmp_path,
+        f"""{QUEUE}
+def handler(conn, addr):
+    conn.recv(99)
+    1 / 0
+
+options["log_level"] = "info"
+with pyfanout.Master(handler, on_worker_start={hook}, workers=1, **options) as master:
+    until_ready(master)
+    with contextlib.suppress(ValueError):  # there is no answer
+        ask(master)
+    master.stop()
+    until_over(master)
+""",
+    )
+    assert said.count("ZeroDivisionError") == 1
+    assert said.count("app: worker=0: the handler failed") == (hook is not None)
+    assert said.count("app: stopped: ") == said.count("stopped: ") == 1
 
 
 LOSES_A_TASK = """
