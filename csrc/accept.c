@@ -15,27 +15,8 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-#define PAUSE_NS (100 * FAN_MS) /* after EMFILE and its like: long enough to cost nothing, short for a client */
 #define FLURRY_NS (FAN_MS / 10) /* two wake-ups that are nearer than this are a flurry: 10,000 a second */
 #define FEW 2                   /* clients that were not worth waking up for in a flurry */
-
-void fan_accept_pause(fan_core *core, int error)
-{
-    if (error == EMFILE || error == ENFILE)
-        core->counters.fd_shortages++;
-    else if (error == ENOBUFS || error == ENOMEM)
-        core->counters.memory_shortages++;
-    if (!core->paused)
-        fan_core_notice(core, FAN_EVENT_PAUSED, error, 0);
-    core->paused = true;
-    core->pause_until_ns = fan_now_ns() + PAUSE_NS;
-}
-
-/* Whether accepting rests. After the pause one try decides whether it is over; see fan_accept_batch. */
-bool fan_accept_rests(const fan_core *core)
-{
-    return core->pause_until_ns != 0;
-}
 
 void fan_listener_close(fan_core *core, int number)
 {

@@ -12,17 +12,20 @@ from cffi import FFI
 HERE = Path(__file__).parent
 SOURCES = (
     "core.c",
-    "slot.c",
+    "loop.c",
+    "dispatch.c",
     "accept.c",
     "route.c",
+    "slot.c",
     "channel.c",
+    "news.c",
     "take.c",
     "turns.c",
     "linger.c",
     "board.c",
     "process.c",
 )
-HEADERS = ("fanout.h", "core.h", "os.h")
+HEADERS = ("fanout.h", "core.h", "state.h", "os.h")
 
 
 def cdef_of(header: str) -> str:

@@ -4,9 +4,9 @@
  *
  * POOL: blocking workers that read one channel; else event loops, a channel each. A step is one system call of the code,
  * or one look at shared memory: what happens between two of those nobody else can see. Three steps are several calls: a
- * look at a channel and its arming [total_space], what is left of a dead worker and the nudge [fan_slot_leave], and the
- * last look at all channels, their end, and what Python makes of that [finish_if_done]. Names in brackets say where the
- * code does it.
+ * look at a channel and its arming [total_space], what is left of a dead worker and the nudge
+ * [fan_slot_leave], and the last look at all channels, their end, and what Python makes of that
+ * [fan_core_finish_if_done]. Names in brackets say where the code does it.
  *
  * A reader of the pool may leave a message for a while to readers that wait longer (turns.c): in the model as often as it
  * likes. It never sleeps while there is one.
@@ -245,7 +245,7 @@ inline nudge() {                                                                
 }
 
 /* What the kernel says of a channel that is thought to be full. */
-inline ask(n) {                                                                               /* [total_space] */
+inline ask(n) {                                                                     /* [total_space] */
     if
     :: READERS(n) > 0 && space[n] == 0 && !armed[n] && len(channel[n]) <= QUARTER ->
         untaken[n] = len(channel[n]); space[n] = SIZE - untaken[n]
@@ -314,7 +314,7 @@ active proctype Master()
     byte nudges, seen, who, got = NOBODY;
     atomic { fork(0); fork(1) };
 
-    /* [dispatch]: in each atomic step one system call, and the decisions after it. */
+    /* [fan_core_dispatch]: in each atomic step one system call, and the decisions after it. */
 dispatch:
     atomic {
         if
@@ -392,7 +392,7 @@ close:
 waits:
     atomic {
         if
-        :: finishing && !finished && HANDS == 0 && !listening && NONE_RECALLED ->             /* [finish_if_done] */
+        :: finishing && !finished && HANDS == 0 && !listening && NONE_RECALLED ->    /* [fan_core_finish_if_done] */
             ended = true; finished = true; wake(who); wake(who); who = 0;
             finish_life(0);
             finish_life(1);

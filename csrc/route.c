@@ -21,26 +21,6 @@
 #define BOUND_NUMERATOR 5
 #define BOUND_DENOMINATOR 4
 
-/* Connections that were passed to this slot's worker and are not done. The worker says what is done: clamped. */
-uint64_t fan_slot_live(const fan_core *core, int slot)
-{
-    uint64_t done = fan_board_finished(fan_boards_at(&core->boards, slot)), passed = core->slots[slot].passed;
-    return done < passed ? passed - done : 0;
-}
-
-/* Called when a worker enters: what it pretends to hold at first, besides what it does hold. As much as the emptiest of
- * the others; the mean would starve it beside one hog. */
-void fan_slot_warm_up(fan_core *core, int slot)
-{
-    uint64_t least = UINT64_MAX;
-    for (int i = 0; i < core->rotation_count; i++) {
-        int other = core->rotation[i];
-        if (other < core->slot_count && other != slot && fan_slot_live(core, other) < least)
-            least = fan_slot_live(core, other);
-    }
-    core->slots[slot].handicap = least == UINT64_MAX ? 0 : least;
-}
-
 static uint64_t load_of(const fan_core *core, int channel, int64_t now_ns)
 {
     if (channel == core->slot_count) /* the pool, beside slot channels while the kind of the workers changes */

@@ -11,6 +11,26 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
+/* Connections that were passed to this slot's worker and are not done. The worker says what is done: clamped. */
+uint64_t fan_slot_live(const fan_core *core, int slot)
+{
+    uint64_t done = fan_board_finished(fan_boards_at(&core->boards, slot)), passed = core->slots[slot].passed;
+    return done < passed ? passed - done : 0;
+}
+
+/* Called when a worker enters: what it pretends to hold at first, besides what it does hold. As much as the emptiest of
+ * the others; the mean would starve it beside one hog. */
+void fan_slot_warm_up(fan_core *core, int slot)
+{
+    uint64_t least = UINT64_MAX;
+    for (int i = 0; i < core->rotation_count; i++) {
+        int other = core->rotation[i];
+        if (other < core->slot_count && other != slot && fan_slot_live(core, other) < least)
+            least = fan_slot_live(core, other);
+    }
+    core->slots[slot].handicap = least == UINT64_MAX ? 0 : least;
+}
+
 /* The number of the next channel that may exist, from `number` on; the pool's is the last. All of them:
  * for (i = fan_channel_next(core, 0); i <= core->slot_count; i = fan_channel_next(core, i + 1)) */
 int fan_channel_next(const fan_core *core, int number)

@@ -106,11 +106,11 @@ def test_its_numbers_are_the_codes() -> None:
 
 
 ORDERS = [
-    ("fan_core_run", ["keep_time", "dispatch", "finish_if_done", "wait_for"]),
-    ("dispatch", ["total_space", "fan_accept_finish_empty", "refill", "pass_held"]),
+    ("fan_core_run", ["keep_time", "fan_core_dispatch", "fan_core_finish_if_done", "wait_for"]),
+    ("fan_core_dispatch", ["total_space", "fan_accept_finish_empty", "refill", "pass_held"]),
     ("refill", ["recall_batch", "fan_accept_batch"]),
     ("pass_held", ["fan_route", "pass_to"]),
-    ("finish_if_done", ["core->held_count > 0", "listeners", "recalling", "shutdown"]),
+    ("fan_core_finish_if_done", ["core->held_count > 0", "listeners", "recalling", "shutdown"]),
     ("fan_slot_enter", ["entered = true", "recalling = false", "space = 0"]),
     ("fan_slot_leave", ["entered = false", "recalling", "fan_channel_nudge"]),
     ("channel_writable", ["armed = false", "space =", "listeners_may_have_more"]),
