@@ -10,7 +10,7 @@
 
 int fan_core_new(int slots, int policy, fan_core **out)
 {
-    if (slots < 1 || slots > FAN_MAX_SLOTS || policy < FAN_ROUND_ROBIN || policy > FAN_SOURCE_HASH)
+    if (slots < 1 || slots > FAN_MAX_SLOTS || !fan_policy_of(policy))
         return -EINVAL;
     int rc = -ENOMEM;
     fan_core *core = calloc(1, sizeof *core);
@@ -18,7 +18,7 @@ int fan_core_new(int slots, int policy, fan_core **out)
         return rc;
     core->inner = core->outer = core->front = core->timer = core->board_fd = -1;
     core->slot_count = slots;
-    core->policy = policy;
+    core->policy = fan_policy_of(policy);
     core->accept_flags = SOCK_CLOEXEC;
     core->channels = calloc((size_t)slots + 1, sizeof *core->channels);
     core->slots = calloc((size_t)slots, sizeof *core->slots);

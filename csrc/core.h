@@ -21,7 +21,6 @@ void fan_listener_close(fan_core *core, int number);
 
 /* slot.c */
 uint64_t fan_slot_live(const fan_core *core, int slot);
-void fan_slot_warm_up(fan_core *core, int slot);
 int fan_slot_channel(const fan_core *core, int slot);
 int fan_channel_next(const fan_core *core, int number);
 int fan_channel_birth(fan_core *core, int number, fan_channel *out);
@@ -30,6 +29,7 @@ void fan_channel_end_if_empty(fan_core *core, int number);
 void fan_channel_replace(fan_core *core, int number);
 
 /* route.c */
+const fan_policy *fan_policy_of(int number);
 int fan_route(fan_core *core, const fan_record *record, int64_t now_ns);
 
 /* channel.c */

@@ -95,6 +95,9 @@ typedef struct {
  * nothing stays open. */
 int fan_core_new(int slots, int policy, fan_core **out);
 
+/* Whether blocking workers share one channel, the pool's, under a policy that fan_core_new takes. */
+int fan_policy_pooled(int policy);
+
 /* After fan_core_new has failed: the name of a system call that the system refuses, as a sandbox does. NULL: of none. */
 const char *fan_core_refused(void);
 

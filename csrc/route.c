@@ -1,4 +1,4 @@
-/* route.c: chooses the channel for the next connection. Arithmetic only: no system call, no descriptor.
+/* route.c: the policies, which choose the channel for the next connection. Arithmetic only: no system call, no descriptor.
  *
  * Only channels in rotation (a ready worker reads them) that are hungry (space > 0) are chosen. Blocking workers share
  * the pool channel, which is then the only one in rotation: there the kernel chooses, in turn among the idle ones.
@@ -21,6 +21,19 @@
 #define BOUND_NUMERATOR 5
 #define BOUND_DENOMINATOR 4
 
+/* least-connections, when a worker enters: what it pretends to hold at first, besides what it does hold. As much as the emptiest of
+ * the others; the mean would starve it beside one hog. */
+static void warm_up(fan_core *core, int slot)
+{
+    uint64_t least = UINT64_MAX;
+    for (int i = 0; i < core->rotation_count; i++) {
+        int other = core->rotation[i];
+        if (other < core->slot_count && other != slot && fan_slot_live(core, other) < least)
+            least = fan_slot_live(core, other);
+    }
+    core->slots[slot].handicap = least == UINT64_MAX ? 0 : least;
+}
+
 static uint64_t load_of(const fan_core *core, int channel, int64_t now_ns)
 {
     if (channel == core->slot_count) /* the pool, beside slot channels while the kind of the workers changes */
@@ -33,8 +46,10 @@ static uint64_t load_of(const fan_core *core, int channel, int64_t now_ns)
     return fan_slot_live(core, channel) + fading;
 }
 
-static int round_robin(fan_core *core)
+static int round_robin(fan_core *core, const fan_record *record, int64_t now_ns)
 {
+    (void)record;
+    (void)now_ns;
     for (int i = 0; i < core->rotation_count; i++) {
         int turn = (core->cursor + i) % core->rotation_count;
         if (core->channels[core->rotation[turn]].space > 0) {
@@ -47,8 +62,9 @@ static int round_robin(fan_core *core)
 
 /* The emptiest hungry worker, unless it is too far ahead of an emptier one that will be hungry in a moment. Equals take
  * turns. Sets lag_until_ns when it is better to wait. */
-static int least_connections(fan_core *core, int64_t now_ns)
+static int least_connections(fan_core *core, const fan_record *record, int64_t now_ns)
 {
+    (void)record;
     uint64_t least = UINT64_MAX, least_hungry = UINT64_MAX;
     int best = -1, best_turn = 0;
     int64_t lag_until_ns = 0;
@@ -118,8 +134,9 @@ static bool is_newer(const fan_core *core, int number, int other)
 
 /* Rendezvous hashing: every client ranks all slots; it gets the first one that is hungry and under the bound. When a
  * slot comes or goes only its own clients move. */
-static int source_hash(fan_core *core, const fan_record *record)
+static int source_hash(fan_core *core, const fan_record *record, int64_t now_ns)
 {
+    (void)now_ns;
     uint64_t key = source_key(record), total = 1;
     for (int i = 0; i < core->rotation_count; i++)
         if (core->rotation[i] < core->slot_count)
@@ -152,15 +169,26 @@ static int source_hash(fan_core *core, const fan_record *record)
     return best >= 0 ? best : spare;
 }
 
+static const fan_policy POLICIES[] = {
+    [FAN_ROUND_ROBIN] = {.pooled = true, .choose = round_robin},
+    [FAN_LEAST_CONNECTIONS] = {.pooled = true, .choose = least_connections, .enter = warm_up},
+    [FAN_SOURCE_HASH] = {.choose = source_hash},
+};
+
+const fan_policy *fan_policy_of(int number)
+{
+    bool known = number >= 0 && number < (int)(sizeof POLICIES / sizeof *POLICIES) && POLICIES[number].choose;
+    return known ? &POLICIES[number] : NULL;
+}
+
+int fan_policy_pooled(int number)
+{
+    return fan_policy_of(number)->pooled;
+}
+
 /* The number of the channel that shall have this connection, or -1: none may have it now. */
 int fan_route(fan_core *core, const fan_record *record, int64_t now_ns)
 {
     core->lag_until_ns = 0;
-    if (core->rotation_count == 0)
-        return -1;
-    if (core->policy == FAN_LEAST_CONNECTIONS)
-        return least_connections(core, now_ns);
-    if (core->policy == FAN_SOURCE_HASH)
-        return source_hash(core, record);
-    return round_robin(core);
+    return core->rotation_count == 0 ? -1 : core->policy->choose(core, record, now_ns);
 }

@@ -18,19 +18,6 @@ uint64_t fan_slot_live(const fan_core *core, int slot)
     return done < passed ? passed - done : 0;
 }
 
-/* Called when a worker enters: what it pretends to hold at first, besides what it does hold. As much as the emptiest of
- * the others; the mean would starve it beside one hog. */
-void fan_slot_warm_up(fan_core *core, int slot)
-{
-    uint64_t least = UINT64_MAX;
-    for (int i = 0; i < core->rotation_count; i++) {
-        int other = core->rotation[i];
-        if (other < core->slot_count && other != slot && fan_slot_live(core, other) < least)
-            least = fan_slot_live(core, other);
-    }
-    core->slots[slot].handicap = least == UINT64_MAX ? 0 : least;
-}
-
 /* The number of the next channel that may exist, from `number` on; the pool's is the last. All of them:
  * for (i = fan_channel_next(core, 0); i <= core->slot_count; i = fan_channel_next(core, i + 1)) */
 int fan_channel_next(const fan_core *core, int number)
@@ -132,8 +119,8 @@ int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size, in
         return size;
     }
     place->entered_ns = fan_now_ns();
-    if (core->policy == FAN_LEAST_CONNECTIONS)
-        fan_slot_warm_up(core, slot);
+    if (core->policy->enter)
+        core->policy->enter(core, slot);
     fan_turns_read(core->turns, slot, pool);
     place->entered = true;
     place->pool = pool;

@@ -60,6 +60,11 @@ _POLICIES = {
 }
 
 
+def is_pooled(policy: Policy) -> bool:
+    """Whether blocking workers share one channel, the pool's."""
+    return bool(lib.fan_policy_pooled(_POLICIES[policy]))
+
+
 class News(IntEnum):
     """What an `Event` is about; each is explained beside its constant in fanout.h."""
 

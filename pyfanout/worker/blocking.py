@@ -20,9 +20,8 @@ from select import POLLIN
 from typing import TYPE_CHECKING, Any
 
 from pyfanout import greenlets
-from pyfanout.config import Policy
 from pyfanout.control import WAKE
-from pyfanout.core import SHORTAGE_S, Taker, interrupt_with
+from pyfanout.core import SHORTAGE_S, Taker, interrupt_with, is_pooled
 from pyfanout.kind import BlockingHandler
 from pyfanout.worker import clients
 from pyfanout.worker.connection import Connection, address_of
@@ -54,7 +53,7 @@ class Server:
     def __init__(self, worker: Worker, handler: BlockingHandler, *, counted: bool) -> None:
         self._worker = worker
         self._handler = handler
-        self._pool = worker.config.policy is not Policy.SOURCE_HASH
+        self._pool = is_pooled(worker.config.policy)
         self._fd = worker.channel(pool=self._pool)
         self._threads = worker.config.threads
         self._alone = self._threads == 1
