@@ -33,32 +33,40 @@ static bool want_room(fan_core *core)
     return room;
 }
 
-/* Ask the kernel about the channels that are thought to be full; have those that are tell when they no longer are.
- * Returns how many connections may be passed now. */
+/* Ask the kernel about a channel that is thought to be full. One that is tells when it no longer is. */
+static void ask_kernel(fan_core *core, int number, int room, int64_t now_ns)
+{
+    fan_channel *channel = &core->channels[number];
+    channel->untaken = fan_channel_untaken(channel);
+    if (channel->untaken >= 0 && channel->untaken <= channel->quarter) {
+        int space = channel->size - channel->untaken;
+        channel->space = space < room ? space : room;
+        return;
+    }
+    channel->full_since_ns = now_ns;
+    channel->armed = fan_epoll(core->inner, EPOLL_CTL_MOD, channel->write_fd, EPOLLOUT | EPOLLONESHOT,
+                               FAN_ABOUT(FAN_CHANNEL, number)) == 0;
+    if (!channel->armed)
+        core->stall_until_ns = now_ns + STALL_NS; /* ENOMEM: nothing else would have it asked again */
+}
+
+/* How many connections may be passed to a channel now. */
+static int space_of(fan_core *core, int number, int64_t now_ns)
+{
+    fan_channel *channel = &core->channels[number];
+    int room = room_of(core, number);
+    if (room < channel->space || room == 0)
+        channel->space = room;
+    else if (channel->space <= 0 && !channel->armed)
+        ask_kernel(core, number, room, now_ns);
+    return channel->space;
+}
+
 static int total_space(fan_core *core, int64_t now_ns)
 {
     int total = 0;
-    for (int i = 0; i < core->rotation_count; i++) {
-        fan_channel *channel = &core->channels[core->rotation[i]];
-        int room = room_of(core, core->rotation[i]);
-        if (room < channel->space || room == 0)
-            channel->space = room;
-        else if (channel->space <= 0 && !channel->armed) {
-            channel->untaken = fan_channel_untaken(channel);
-            if (channel->untaken >= 0 && channel->untaken <= channel->quarter) {
-                channel->space = channel->size - channel->untaken;
-                if (channel->space > room)
-                    channel->space = room;
-            } else {
-                channel->full_since_ns = now_ns;
-                channel->armed = fan_epoll(core->inner, EPOLL_CTL_MOD, channel->write_fd, EPOLLOUT | EPOLLONESHOT,
-                                           FAN_ABOUT(FAN_CHANNEL, core->rotation[i])) == 0;
-                if (!channel->armed)
-                    core->stall_until_ns = now_ns + STALL_NS; /* ENOMEM: nothing else would have it asked again */
-            }
-        }
-        total += channel->space;
-    }
+    for (int i = 0; i < core->rotation_count; i++)
+        total += space_of(core, core->rotation[i], now_ns);
     return total;
 }
 

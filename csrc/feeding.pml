@@ -4,7 +4,7 @@
  *
  * POOL: blocking workers that read one channel; else event loops, a channel each. A step is one system call of the code,
  * or one look at shared memory: what happens between two of those nobody else can see. Three steps are several calls: a
- * look at a channel and its arming [total_space], what is left of a dead worker and the nudge
+ * look at a channel and its arming [space_of, ask_kernel], what is left of a dead worker and the nudge
  * [fan_slot_leave], and the last look at all channels, their end, and what Python makes of that
  * [fan_core_finish_if_done]. Names in brackets say where the code does it.
  *
@@ -245,7 +245,7 @@ inline nudge() {                                                                
 }
 
 /* What the kernel says of a channel that is thought to be full. */
-inline ask(n) {                                                                     /* [total_space] */
+inline ask(n) {                                                                     /* [space_of, ask_kernel] */
     if
     :: READERS(n) > 0 && space[n] == 0 && !armed[n] && len(channel[n]) <= QUARTER ->
         untaken[n] = len(channel[n]); space[n] = SIZE - untaken[n]

@@ -100,7 +100,7 @@ def test_its_numbers_are_the_codes() -> None:
     assert number["FAN_BATCH"] >= 2
     assert number["FAN_NUDGE"] < 0
     assert "channel->quarter = (granted / 4 - 1) / message_bytes;" in body_of("fan_channel_resize")
-    assert "channel->untaken <= channel->quarter" in body_of("total_space")
+    assert "channel->untaken <= channel->quarter" in body_of("ask_kernel")
     assert re.search(r"channel->untaken > channel->quarter\)\s+channel->space = 0;", body_of("pass_to"))
     assert "channel->nudges < idle" in body_of("look_at")
 
