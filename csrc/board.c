@@ -107,24 +107,24 @@ fan_turns *fan_boards_turns(const fan_boards *boards)
 
 /* ---- one page ------------------------------------------------------------------------------------------------------ */
 
-int fan_board_open(int fd, int slot, fan_board **board, fan_turns **turns)
+int fan_ends_map(fan_ends *ends, int slot)
 {
     size_t board_bytes = whole_pages(sizeof(fan_board)), turns_bytes = whole_pages(FAN_TURNS_BYTES);
     struct stat file;
-    if (fstat(fd, &file) < 0)
+    if (fstat(ends->board_fd, &file) < 0)
         return -errno;
     off_t at = (off_t)((size_t)slot * board_bytes), turns_at = file.st_size - (off_t)turns_bytes;
-    void *page = mmap(NULL, board_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, at);
+    void *page = mmap(NULL, board_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, ends->board_fd, at);
     if (page == MAP_FAILED)
         return -errno;
-    void *shared = mmap(NULL, turns_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, turns_at);
+    void *shared = mmap(NULL, turns_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, ends->board_fd, turns_at);
     if (shared == MAP_FAILED) {
         int rc = -errno;
         munmap(page, board_bytes);
         return rc;
     }
-    *board = page;
-    *turns = shared;
+    ends->board = page;
+    ends->turns = shared;
     return 0;
 }
 

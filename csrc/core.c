@@ -92,17 +92,20 @@ void fan_core_free(fan_core *core)
     free_memory(core);
 }
 
-void fan_core_abandon(fan_core *core, int slot, int *pool_fd, int *slot_fd, fan_board **board, fan_turns **turns)
+void fan_core_abandon(fan_core *core, int slot, fan_ends *ends)
 {
     assert(slot >= 0 && slot < core->slot_count);
     close_most(core);
-    *pool_fd = core->channels[core->slot_count].read_fd;
-    *slot_fd = core->channels[slot].read_fd;
     for (int i = 0; i < core->slot_count; i++)
         if (i != slot)
             fan_close(&core->channels[i].read_fd);
-    *board = fan_boards_keep(&core->boards, slot);
-    *turns = core->turns;
+    *ends = (fan_ends){
+        .pool_fd = core->channels[core->slot_count].read_fd,
+        .slot_fd = core->channels[slot].read_fd,
+        .board_fd = -1,
+        .board = fan_boards_keep(&core->boards, slot),
+        .turns = core->turns,
+    };
     free_memory(core);
 }
 

@@ -89,6 +89,15 @@ typedef struct {
     char host[FAN_HOST_BYTES];
 } fan_connection;
 
+/* What a worker has of the core: two reading ends, of which it will use one, and what it has in shared memory. */
+typedef struct {
+    int32_t pool_fd;
+    int32_t slot_fd;
+    int32_t board_fd;  /* the board's file, for one that is no child of the master's; else -1 */
+    fan_board *board;  /* its page; NULL until it is mapped */
+    fan_turns *turns;  /* of the workers that read the pool */
+} fan_ends;
+
 /* ---- the master: birth, death, loop ------------------------------------------------------------------------- */
 
 /* A core with room for `slots` workers at once, those that are about to leave included. On failure *out is untouched and
@@ -151,9 +160,9 @@ int fan_slot_begin(fan_core *core, int slot, uint64_t generation, int identity);
  * before. Its worker has left and is dead. */
 void fan_slot_end(fan_core *core, int slot);
 
-/* What a worker needs that is no child of the master's, to be sent to it: the reading ends, and the board's file. They stay
- * the core's, which was shared. */
-void fan_slot_ends(const fan_core *core, int slot, int *pool_fd, int *slot_fd, int *board_fd);
+/* What a worker needs that is no child of the master's, to be sent to it: three descriptors. They stay the core's, which was
+ * shared. */
+void fan_slot_ends(const fan_core *core, int slot, fan_ends *ends);
 
 /* A worker is ready. `pool`: it reads the pool channel, else the slot's own. `threads`: how many block in
  * fan_take at once, 0 for an event loop. `size`: messages the channel shall take; returns what the kernel grants.
@@ -176,11 +185,11 @@ void fan_slot_look(const fan_core *core, int slot, fan_board_view *out);
 
 /* In the child, first thing: close all of the core but the two reading ends of `slot` and unmap the other pages;
  * then free it. The fds, the page and the turns are the caller's. Never touches the epoll sets: they are the master's too. */
-void fan_core_abandon(fan_core *core, int slot, int *pool_fd, int *slot_fd, fan_board **board, fan_turns **turns);
+void fan_core_abandon(fan_core *core, int slot, fan_ends *ends);
 
-/* In a worker that was sent them: its page of the board, and the turns. The caller closes `fd`: its file has the pages of
- * other workers, too. */
-int fan_board_open(int fd, int slot, fan_board **board, fan_turns **turns);
+/* In a worker that was sent them: map its page of the board, and the turns. The caller closes `board_fd`: its file has the
+ * pages of other workers, too. On failure nothing is mapped. */
+int fan_ends_map(fan_ends *ends, int slot);
 
 /* A taker reads from `fd` (which stays the caller's) and reports as thread number `thread` of the page. `turns`: it reads the
  * pool, for the worker in `slot`; NULL: a slot's own channel. NULL: ENOMEM. */

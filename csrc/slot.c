@@ -175,12 +175,14 @@ void fan_slot_leave(fan_core *core, int slot)
     rebuild_rotation(core);
 }
 
-void fan_slot_ends(const fan_core *core, int slot, int *pool_fd, int *slot_fd, int *board_fd)
+void fan_slot_ends(const fan_core *core, int slot, fan_ends *ends)
 {
     assert(slot >= 0 && slot < core->slot_count && core->board_fd >= 0);
-    *pool_fd = core->channels[core->slot_count].read_fd;
-    *slot_fd = core->channels[slot].read_fd;
-    *board_fd = core->board_fd;
+    *ends = (fan_ends){
+        .pool_fd = core->channels[core->slot_count].read_fd,
+        .slot_fd = core->channels[slot].read_fd,
+        .board_fd = core->board_fd,
+    };
 }
 
 int fan_slot_untaken(const fan_core *core, int slot)

@@ -209,12 +209,11 @@ class Core:
         """Take a worker out of rotation, alive or not. No-op if it is not in."""
         lib.fan_slot_leave(self._core, slot)
 
-    def ends(self, slot: int) -> tuple[int, int, int]:
-        """For a worker that is no child of ours, what makes its `Station`: the pool's reading end, its slot's, and the
-        board's file. They stay the core's."""
-        pool_fd, slot_fd, board_fd = ffi.new("int *"), ffi.new("int *"), ffi.new("int *")
-        lib.fan_slot_ends(self._core, slot, pool_fd, slot_fd, board_fd)
-        return pool_fd[0], slot_fd[0], board_fd[0]
+    def ends(self, slot: int) -> Ends:
+        """For a worker that is no child of the master's. They stay the core's."""
+        ends = ffi.new("fan_ends *")
+        lib.fan_slot_ends(self._core, slot, ends)
+        return Ends(ends.pool_fd, ends.slot_fd, ends.board_fd)
 
     def untaken(self, slot: int) -> int:
         """Messages that wait in the slot's own channel, or in the POOL's. 1 if the kernel does not say: then somebody
@@ -230,9 +229,17 @@ class Core:
     def abandon(self, slot: int) -> Station:
         """In the child, at once: close all that is not this slot's worker's. The core is gone afterwards."""
         core, self._core = self._core, None
-        pool_fd, slot_fd, board, turns = map(ffi.new, ("int *", "int *", "fan_board **", "fan_turns **"))
-        lib.fan_core_abandon(core, slot, pool_fd, slot_fd, board, turns)
-        return Station(pool_fd[0], slot_fd[0], board[0], turns[0], slot)
+        ends = ffi.new("fan_ends *")
+        lib.fan_core_abandon(core, slot, ends)
+        return Station(ends, slot)
+
+
+class Ends(NamedTuple):
+    """The descriptors of which a worker that is no child of the master's makes its `Station`."""
+
+    pool_fd: int
+    slot_fd: int
+    board_fd: int
 
 
 class Station:
@@ -241,29 +248,30 @@ class Station:
 
     __slots__ = ("board", "done", "pool_fd", "slot", "slot_fd", "turns")
 
-    def __init__(self, pool_fd: int, slot_fd: int, board: Any, turns: Any, slot: int) -> None:
+    def __init__(self, ends: Any, slot: int) -> None:
+        """`ends`: a fan_ends of fanout.h."""
         self.slot = slot
-        self.turns = turns
-        self.pool_fd = pool_fd
-        self.slot_fd = slot_fd
-        self.board = board
-        self.done: Callable[[], int] = functools.partial(lib.fan_board_done, board)
+        self.turns = ends.turns
+        self.pool_fd: int = ends.pool_fd
+        self.slot_fd: int = ends.slot_fd
+        self.board = ends.board
+        self.done: Callable[[], int] = functools.partial(lib.fan_board_done, ends.board)
         """A taken connection was closed or detached; true if the master waits for that, and has to be told. A C
         function without a Python frame, because it is called for each connection."""
 
     @classmethod
-    def of(cls, pool_fd: int, slot_fd: int, board_fd: int, slot: int) -> Station:
+    def of(cls, sent: Ends, slot: int) -> Station:
         """From what `Core.ends` of another process has sent. Takes over all three. Raises CoreError."""
-        board, turns = ffi.new("fan_board **"), ffi.new("fan_turns **")
+        ends = ffi.new("fan_ends *", sent._asdict())
         try:
-            check(lib.fan_board_open(board_fd, slot, board, turns), f"map page {slot} of the board")
+            check(lib.fan_ends_map(ends, slot), f"map page {slot} of the board")
         except BaseException:
-            os.close(pool_fd)
-            os.close(slot_fd)
+            os.close(sent.pool_fd)
+            os.close(sent.slot_fd)
             raise
         finally:
-            os.close(board_fd)
-        return cls(pool_fd, slot_fd, board[0], turns[0], slot)
+            os.close(sent.board_fd)
+        return cls(ends, slot)
 
     def done_cell(self) -> Any:
         """The counter behind `done`, for a caller of `cell[0] += 1` that has a lock of its own, and never calls `done`,

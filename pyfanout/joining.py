@@ -16,7 +16,7 @@ import struct
 from enum import Enum, auto
 from typing import NamedTuple
 
-from pyfanout.core import Station
+from pyfanout.core import Ends, Station
 from pyfanout.errors import WorkerError
 
 ANSWER_S = 10.0
@@ -83,18 +83,17 @@ def join(door: socket.socket) -> Welcome:
         try:
             with theirs:
                 socket.send_fds(door, [b"J"], [theirs.fileno()], socket.MSG_NOSIGNAL)
-            packet, fds = _receive(control, _WELCOME.size, 3)
+            packet, fds = _receive(control, _WELCOME.size, len(Ends._fields))
         except TimeoutError:
             raise WorkerError(f"the dispatcher does not answer within {ANSWER_S:g} s") from None
         except (BrokenPipeError, ConnectionResetError):
             raise WorkerError("the dispatcher is gone") from None
-        if len(fds) < 3:  # the end of file, or no room for them
+        if len(fds) < len(Ends._fields):  # the end of file, or no room for them
             for fd in fds:
                 os.close(fd)
             raise WorkerError("the dispatcher stops, or has no place left" if not packet else "no descriptor is free")
         place, generation = _WELCOME.unpack(packet)
-        pool_fd, slot_fd, board_fd = fds
-        station = Station.of(pool_fd, slot_fd, board_fd, place)
+        station = Station.of(Ends(*fds), place)
         control.settimeout(None)
         undo.pop_all()
     return Welcome(place, generation, station, control)
@@ -131,7 +130,7 @@ def pid_of(control: socket.socket) -> int:
     return int(pid)
 
 
-def welcome(control: socket.socket, place: int, generation: int, ends: tuple[int, int, int]) -> None:
+def welcome(control: socket.socket, place: int, generation: int, ends: Ends) -> None:
     """`ends` as `Core.ends` gives them. Raises OSError if the guest has gone."""
     socket.send_fds(control, [_WELCOME.pack(place, generation)], ends, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 

@@ -280,10 +280,11 @@ class House:
                 os._exit(0)
         os.waitpid(pid, 0)
         pool_fd, slot_fd, board, turns = struct.unpack("iiQQ", os.read(reading, 24))
+        places = {"board": ffi.cast("fan_board *", board), "turns": ffi.cast("fan_turns *", turns)}
+        ends = ffi.new("fan_ends *", {"pool_fd": os.dup(pool_fd), "slot_fd": os.dup(slot_fd), "board_fd": -1, **places})
         os.close(reading)
         os.close(writing)
-        places = ffi.cast("fan_board *", board), ffi.cast("fan_turns *", turns)
-        station = Station(os.dup(pool_fd), os.dup(slot_fd), *places, slot)
+        station = Station(ends, slot)
         self._stations.append(station)
         return station
 

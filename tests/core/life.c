@@ -144,15 +144,15 @@ int main(int argc, char **argv)
     struct reader readers[SLOTS][THREADS];
     pthread_t threads[SLOTS][THREADS], askers[CLIENT_THREADS];
     for (int slot = 0; slot < SLOTS; slot++) {
-        int pool_fd, slot_fd, board_fd, count = slot == LOOP ? 1 : THREADS;
-        fan_board *board;
-        fan_turns *turns;
+        int count = slot == LOOP ? 1 : THREADS;
+        fan_ends ends;
         CHECK(fan_slot_begin(core, slot, 1, slot) == 0);
-        fan_slot_ends(core, slot, &pool_fd, &slot_fd, &board_fd);
-        CHECK(fan_board_open(board_fd, slot, &board, &turns) == 0);
+        fan_slot_ends(core, slot, &ends);
+        CHECK(fan_ends_map(&ends, slot) == 0);
         for (int i = 0; i < count; i++) {
-            int fd = slot == LOOP ? slot_fd : pool_fd;
-            readers[slot][i] = (struct reader){fan_taker_new(fd, board, i, slot == LOOP ? NULL : turns, slot), board, fd};
+            int fd = slot == LOOP ? ends.slot_fd : ends.pool_fd;
+            fan_turns *turns = slot == LOOP ? NULL : ends.turns;
+            readers[slot][i] = (struct reader){fan_taker_new(fd, ends.board, i, turns, slot), ends.board, fd};
             CHECK(readers[slot][i].taker != NULL);
             CHECK(pthread_create(&threads[slot][i], NULL, slot == LOOP ? event_loop : thread_of_the_pool,
                                  &readers[slot][i]) == 0);

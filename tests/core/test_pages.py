@@ -14,7 +14,7 @@ import pytest
 from pages import SIZES, larger
 
 from pyfanout.config import Policy
-from pyfanout.core import Core, Station
+from pyfanout.core import Core, Ends, Station
 
 from .kit import House, Worker, in_child
 
@@ -30,15 +30,15 @@ FILES = ("test_pages.py", "test_take.py", "test_route.py")
 
 def be_born(house: House, slot: int, *, shared: bool) -> Station:
     """In the child: as the master's own, or as a guest, which is sent what it needs."""
-    ends = [os.dup(fd) for fd in house.core.ends(slot)] if shared else []
+    ends = Ends(*map(os.dup, house.core.ends(slot))) if shared else None
     mine = house.core.abandon(slot)
-    if not shared:
+    if ends is None:
         return mine
     os.close(mine.pool_fd)
     os.close(mine.slot_fd)
     mine.disown()  # what it writes there is not seen
     mine.done()
-    return Station.of(*ends, slot)
+    return Station.of(ends, slot)
 
 
 def live(house: House, slot: int, *, pool: bool, shared: bool) -> None:

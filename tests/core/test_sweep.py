@@ -20,7 +20,7 @@ from typing import TypeVar
 import pytest
 
 from pyfanout.config import Policy
-from pyfanout.core import POOL, Event, News, Station
+from pyfanout.core import POOL, Ends, Event, News, Station
 from pyfanout.errors import CoreError
 
 from .kit import DEADLINE_S, Faults, House, Worker, descriptors
@@ -119,8 +119,7 @@ class Life:
 
     def be_a_guest(self) -> None:
         """For a moment: what it was sent is mapped, and unmapped as in a child that it forks."""
-        pool_fd, slot_fd, board_fd = self.house.core.ends(0)
-        station = Station.of(os.dup(pool_fd), os.dup(slot_fd), os.dup(board_fd), 0)
+        station = Station.of(Ends(*map(os.dup, self.house.core.ends(0))), 0)
         station.disown()
         os.close(station.pool_fd)
         os.close(station.slot_fd)

@@ -18,7 +18,7 @@ import pytest
 from pyfanout._core import ffi
 
 from pyfanout.config import Policy
-from pyfanout.core import POOL, Core, Station, Taker, interrupt_with
+from pyfanout.core import POOL, Core, Ends, Station, Taker, interrupt_with
 
 from .kit import House, Worker, clients_of, descriptors, free_descriptors, in_child, state_of, wait_until
 
@@ -503,14 +503,14 @@ def test_a_worker_that_is_sent_what_it_needs() -> None:
         core.share()
         for slot in range(3):
             core.begin(slot, 7, slot)
-        pool_fd, slot_fd, board_fd = core.ends(1)
+        ends = core.ends(1)
         held = descriptors() - before
-        assert {pool_fd, slot_fd, board_fd} <= held
-        station = Station.of(os.dup(pool_fd), os.dup(slot_fd), os.dup(board_fd), 1)
+        assert set(ends) <= held
+        station = Station.of(Ends(*map(os.dup, ends)), 1)
         assert descriptors() - before - held == {station.pool_fd, station.slot_fd}, "the board's file is closed"
         for size in (0, 1 << 30):
             with pytest.raises(PermissionError):  # the master would read beyond its end
-                os.ftruncate(board_fd, size)
+                os.ftruncate(ends.board_fd, size)
         core.enter(1, pool=False, threads=0, size=8)
         Taker(station.slot_fd, station, 0, 8).take_ready(8)
         station.done()
@@ -523,9 +523,9 @@ def test_a_worker_that_is_sent_what_it_needs() -> None:
 
 def test_a_board_that_cannot_be_mapped_leaves_nothing_open(tmp_path: Path) -> None:
     before = descriptors()
-    fds = [os.open(tmp_path, os.O_RDONLY) for _ in range(3)]
+    ends = Ends(*(os.open(tmp_path, os.O_RDONLY) for _ in Ends._fields))
     with pytest.raises(OSError, match="map page 0 of the board"):
-        Station.of(fds[0], fds[1], fds[2], 0)
+        Station.of(ends, 0)
     assert descriptors() == before
 
 

@@ -127,7 +127,9 @@ if __name__ == "__main__":
         for place in range(2):
             _master.begin(place, 1, place)
             _master.enter(place, pool=place == 1, threads=place, size=8, most=4)
-        _pages = [mmap.mmap(_master.ends(0)[2], mmap.PAGESIZE, offset=place * mmap.PAGESIZE) for place in range(2)]
+        _pages = [
+            mmap.mmap(_master.ends(0).board_fd, mmap.PAGESIZE, offset=place * mmap.PAGESIZE) for place in range(2)
+        ]
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
             listener.bind("")
             listener.listen(CLIENTS)
