@@ -334,10 +334,10 @@ class Worker:
     def adopt_logger(self, name: str) -> None:
         """The lines of a server go where ours go, unless the application says where, now or later."""
         logger, ours = logging.getLogger(name), logging.getLogger("pyfanout")
+        if not logger.hasHandlers() and logger.level == logging.NOTSET:
+            logger.setLevel(max(ours.level, logging.WARNING))
         if has_no_way(name):
             logger.handlers += [each for each in ours.handlers if each not in logger.handlers]
-            if logger.level == logging.NOTSET:
-                logger.setLevel(max(ours.level, logging.WARNING))
 
     def end(self, code: int) -> None:
         """Does what an interpreter does at its end. After a drain it waits for all that was begun, for what

@@ -144,3 +144,14 @@ def test_a_level_that_the_application_sets_is_kept(server: MakeServer, tmp_path:
     assert collect(crowd(one.address, 1, "")) == [b""]
     one.stop()
     assert "never retrieved" not in one.log
+
+
+def test_a_queue_of_the_worker_has_all_lines(server: MakeServer, tmp_path: Path) -> None:
+    """Also those of loggers that are adopted where there is no handler, from warning on."""
+    handler = "async def handler(reader, writer): logging.getLogger('asyncio').info('news')"
+    (tmp_path / "app.py").write_text(QUEUE + handler)
+    one = server().start("app:handler", cwd=tmp_path, workers=1)
+    assert collect(crowd(one.address, 1)) == [b""]
+    one.wait_log("^app: news")
+    one.stop()
+    assert one.log.count("news") == 1
