@@ -14,12 +14,8 @@ import os
 import sys
 import threading
 import weakref
-from _thread import start_new_thread  # by name, as `sleep`: gevent replaces them
 from collections.abc import Callable
-from time import sleep
 from typing import Any, NoReturn
-
-from pyfanout import sigmask
 
 log = logging.getLogger("pyfanout.worker")
 
@@ -87,12 +83,9 @@ def forget() -> None:
             atexit.register(hook)
 
 
-def run(code: int, *, at_once: bool, timeout_s: float) -> None:
+def run(*, at_once: bool) -> None:
     """Wait for non-daemon threads and for the jobs of pools; then call the registered functions. `at_once`: do not
-    wait, and end processes that would have to be waited for. After `timeout_s` the process exits all the same, with
-    `code`."""
-    with contextlib.suppress(RuntimeError):  # no thread can be had; then the master ends it in the end
-        start_new_thread(_end_after, (timeout_s, code))
+    wait, and end processes that would have to be waited for."""
     if at_once:
         _end_children()
     else:
@@ -107,13 +100,6 @@ def leave(code: int) -> NoReturn:
     """Exit now, and leave no process of multiprocessing or of a forking server behind, which no other would end."""
     _end_children()
     os._exit(code)
-
-
-def _end_after(timeout_s: float, code: int) -> None:
-    sigmask.block_all()  # signals are for the main thread
-    sleep(timeout_s)
-    log.error("pid=%d: its threads or exit functions have not ended after %g s; it exits now", os.getpid(), timeout_s)
-    leave(code)
 
 
 def _end_children() -> None:

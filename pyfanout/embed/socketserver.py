@@ -7,7 +7,6 @@ own loop and a listener.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import errno
 import functools
@@ -25,7 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIServer
 
-from pyfanout import exits, sigmask
+from pyfanout import exits
 from pyfanout.embed.forking import Children
 from pyfanout.embed.runner import LOOK_S
 from pyfanout.embed.threaded import ThreadedRunner
@@ -138,19 +137,19 @@ class Runner(ThreadedRunner):
         self._drains = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
         def mind(request: Any) -> None:
-            sigmask.block_all()
-            news = select.poll()
+            news = worker.background.poll()
             news.register(self._drains, select.POLLIN)
-            news.poll()
+            worker.background.wait(news, None)
             self._child_drains = True
             while True:
                 end_if_idle(request)
-                time.sleep(IDLE_LOOK_S)
+                worker.background.sleep(IDLE_LOOK_S)
 
         def finish(request: socket.socket, address: Any) -> None:
             worker.signals.serves()
-            with contextlib.suppress(RuntimeError):  # no thread can be started
-                _thread.start_new_thread(mind, (request,))
+            with contextlib.suppress(OSError, RuntimeError):  # no descriptor, or no thread, can be had
+                worker.background.open()
+                worker.background.start(functools.partial(mind, request))
             finish_request(request, address)
 
         return finish
@@ -162,12 +161,9 @@ class Runner(ThreadedRunner):
         if self._drains >= 0:
             os.eventfd_write(self._drains, 1)
 
-    def _settle(self, worker: Worker, listener: Listener) -> None:
+    def waits(self, listener: Listener, end_s: float) -> bool:
         """Its handlers go on without its loop, which is only for accepting."""
-        while listener.greeting:  # for a second at most
-            time.sleep(LOOK_S)
-        self.stop()
-        listener.wake()
+        return listener.greeting > 0  # for a second at most
 
     def stop(self) -> None:
         """A `shutdown` that is not overridden waits for BaseServer's own loop, also if another one runs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from abc import abstractmethod
@@ -59,14 +60,16 @@ class ThreadedRunner(Runner):
         self.refuse_greenlets()
         listener = worker.listener(control=self.control, tls=True, counted=not self.shows_requests)
 
-        settling: list[threading.Thread] = []
+        settled = threading.Event()
+        settled.set()
 
         def drain() -> None:
             if not worker.forked:
                 listener.quiet()
                 self.drains()
-                settling.append(threading.Thread(target=self._settle, args=(worker, listener), daemon=True))
-                settling[0].start()
+                settled.clear()
+                end_s = time.monotonic() + max(worker.config.drain_timeout - GRACE_S, 0)
+                worker.background.start(functools.partial(self._settle, worker, listener, end_s, settled))
 
         def close() -> None:
             self.drains()
@@ -78,8 +81,7 @@ class ThreadedRunner(Runner):
 
         try:
             self.run(worker, listener, started)
-            for thread in settling:  # `stop` may have more to do than to have `run` return
-                thread.join()
+            settled.wait()  # `stop` may have more to do than to have `run` return
         except Stopped:
             worker.stopped_with(listener.live)
             raise
@@ -88,10 +90,14 @@ class ThreadedRunner(Runner):
                 listener.close()
             worker.call_hook(worker.config.on_worker_exit)
 
-    def _settle(self, worker: Worker, listener: Listener) -> None:
-        """See `aio.AsyncioRunner`."""
-        patience_s = time.monotonic() + max(worker.config.drain_timeout - GRACE_S, 0)
-        while (self.busy() or not listener.settled) and time.monotonic() < patience_s:
-            time.sleep(LOOK_S)
+    def _settle(self, worker: Worker, listener: Listener, end_s: float, settled: threading.Event) -> None:
+        """See `aio.AsyncioRunner`. A task of the worker's `background`: it may begin anew."""
+        while self.waits(listener, end_s):
+            worker.background.sleep(LOOK_S)
         self.stop()
         listener.wake()  # a loop that looks between two connections whether it is to end
+        settled.set()
+
+    def waits(self, listener: Listener, end_s: float) -> bool:
+        """While it drains: whether its loop goes on; from another thread. `end_s`: when the time is nearly up."""
+        return (self.busy() or not listener.settled) and time.monotonic() < end_s

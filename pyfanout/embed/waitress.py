@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -70,7 +69,7 @@ class Runner(ThreadedRunner):
             def handle_read(self) -> None:
                 if not worker.hear():
                     self.del_channel()
-                    threading.Thread(target=worker.outlive_master, daemon=True).start()
+                    worker.outlive_master()
 
         worker.adopt_logger("waitress")
         if worker.config.threads > 1:

@@ -3,9 +3,6 @@ done its TLS handshake unless the server does that itself."""
 
 from __future__ import annotations
 
-# Under gevent, which has patched them before this is imported, it is a greenlet that sleeps.
-from _thread import start_new_thread
-from time import sleep
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.worker.connection import Address
@@ -52,7 +49,7 @@ class GreetedListener(Listener):
     def _time_them(self) -> None:
         """One thread for all, as long as any wait."""
         try:
-            start_new_thread(self._expire, ())
+            self._worker.background.start(self._expire)
         except RuntimeError:  # no thread can be had now: until the next call
             self._greeter.expire()
         else:
@@ -67,7 +64,7 @@ class GreetedListener(Listener):
                 if due_s is None:
                     self._timed = False
                     return
-            sleep(min(due_s, DRAIN_S))
+            self._worker.background.sleep(min(due_s, DRAIN_S))
 
     def _real_close(self) -> None:
         with self._accepting:

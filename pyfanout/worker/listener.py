@@ -17,13 +17,12 @@ import logging
 import math
 import os
 import socket
-import threading
 
 # By name: gevent takes these out of their modules, or puts in others. Its greenlets are one thread, with one lock.
-from _thread import RLock, start_new_thread
+from _thread import RLock
 from collections.abc import Callable, Iterable, Iterator
 from select import EPOLLET, EPOLLIN, EPOLLOUT, POLLIN, poll
-from time import monotonic, sleep
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyfanout.control import MOST_CONNECTIONS, Roomy
@@ -454,14 +453,14 @@ class Listener(socket.socket):
         idle connections are ended as long as the worker holds all that it may."""
         if self._worker.most and not self._worker.forked:
             with contextlib.suppress(RuntimeError):  # no thread can be had
-                start_new_thread(self._make_room, ())
+                self._worker.background.start(self._make_room)
 
     def _make_room(self) -> None:
         """Until the worker drains: then its server does that."""
         while not self._worker.draining:
             if self.live >= self._worker.most:
                 self.end_silent()
-            sleep(LOOK_S)
+            self._worker.background.sleep(LOOK_S)
 
     def end_unserved(self) -> None:
         """The same, but only for connections without a request, see `idle_while`."""
@@ -531,11 +530,11 @@ class Listener(socket.socket):
             self._worker.is_short(True)
             with contextlib.suppress(OSError, ValueError):  # a signal has made it quiet
                 self._epoll.unregister(fd)
-            start_new_thread(self._wait_for_descriptor, (fd, not memory))
+            self._worker.background.start(functools.partial(self._wait_for_descriptor, fd, not memory))
 
     def _wait_for_descriptor(self, fd: int, told: bool) -> None:
         while self._channel_fd == fd:
-            sleep(SHORTAGE_S)
+            self._worker.background.sleep(SHORTAGE_S)
             try:
                 os.close(os.dup(fd))
             except OSError:
@@ -556,7 +555,7 @@ class Listener(socket.socket):
             with contextlib.suppress(OSError, ValueError):
                 self._epoll.unregister(self._control_fd)
             self._control_fd = None
-            threading.Thread(target=self._worker.outlive_master, daemon=True).start()
+            self._worker.outlive_master()
 
     def _begun(self, arrival: Any) -> Callable[[], None]:
         """What reports its end."""

@@ -189,7 +189,7 @@ class Signals:
         spared = self._spares_child and get_ident() == self._thread  # another thread may fork, too
         self._spares_child = self._late = self.quit = False
         self._unbroken = spared
-        term, stop, wake = (_do_nothing, self._quit, _do_nothing) if spared else (signal.SIG_DFL,) * 3
+        term, stop, wake = (_do_nothing, self._quit, self.look) if spared else (signal.SIG_DFL,) * 3
         for signum, ours, default in (
             (signal.SIGTERM, self._terminate, term),
             (signal.SIGQUIT, self._quit, stop),

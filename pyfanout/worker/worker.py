@@ -297,9 +297,14 @@ class Worker:
         return context_of(self.config)
 
     def outlive_master(self) -> None:
-        """It is gone: what was begun may take `drain_timeout`. Sleeps, then gives up."""
-        time.sleep(self.config.drain_timeout)
-        self.give_up()
+        """It is gone: what was begun may take `drain_timeout`. For a server whose loop cannot do that later."""
+        end_s = time.monotonic() + self.config.drain_timeout
+
+        def wait() -> None:
+            self.background.sleep(end_s - time.monotonic())
+            self.give_up()
+
+        self.background.start(wait)
 
     def give_up(self) -> None:
         """The time of one without a master is over: the process ends, unless that is its parent's affair."""
@@ -352,7 +357,17 @@ class Worker:
             left_s = self._drain_end_s - time.monotonic()
         if self.signals.quit:
             left_s = SHORTEST_END_S
-        exits.run(code, at_once=at_once, timeout_s=max(left_s, SHORTEST_END_S))
+        with contextlib.suppress(RuntimeError):  # no thread can be had: then the master ends it
+            self.background.start(
+                functools.partial(self._end_late, code, time.monotonic(), max(left_s, SHORTEST_END_S))
+            )
+        exits.run(at_once=at_once)
+
+    def _end_late(self, code: int, since_s: float, timeout_s: float) -> None:
+        """The process exits after that time, whatever it is doing."""
+        self.background.sleep(since_s + timeout_s - time.monotonic())
+        log.error("pid=%d: its threads or exit functions have not ended after %g s; it exits now", self.pid, timeout_s)
+        exits.leave(code)
 
     def leave_to_parent(self) -> None:
         """In a child that the worker forked: its copies of channels are replaced by /dev/null. Connections that wait

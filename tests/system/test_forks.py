@@ -5,6 +5,7 @@ From Python 3.12 on os.fork warns in a process with several threads, and `Server
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -124,3 +125,81 @@ def test_it_leaves_without_a_master_after_a_fork(server: MakeServer, tmp_path: P
         one.send(signal.SIGKILL)
         assert one.wait_exit() == -signal.SIGKILL
         one.wait_until(lambda: is_over(worker), "it has given up")
+
+
+# ---- servers ---------------------------------------------------------------------------------------------------------
+
+SERVERS = """
+import asyncio, os, socketserver, time
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+counted = []
+os.register_at_fork(before=lambda: counted.append(threads()))
+
+def fork():
+    if (pid := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        word = self.rfile.readline().strip()
+        if word == b"fork":
+            before = threads()
+            fork()
+            while threads() < before:
+                time.sleep(0.001)
+            assert before == 2
+        self.wfile.write(b"%d" % counted[-1])
+
+class Forking(socketserver.ForkingTCPServer):
+    RequestHandlerClass = Handler
+
+async def alone(scope, receive, send):
+    if scope["type"] == "http":
+        os.write(2, b"app: begun\\n")
+        while threads() == 1:
+            await asyncio.sleep(0.001)
+        fork()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
+        await send({"type": "http.response.body", "body": b"%d" % counted[-1]})
+"""
+"""An answer has the number of threads at the last fork."""
+
+
+@pytest.fixture
+def begin(server: MakeServer, tmp_path: Path) -> Callable[..., Server]:
+    (tmp_path / "servers.py").write_text(SERVERS)
+    return lambda app, **options: server().start(f"servers:{app}", cwd=tmp_path, workers=1, preload=True, **options)
+
+
+def threads_of(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def test_a_server_forks_while_a_client_sends_no_header(begin: Callable[..., Server]) -> None:
+    one = begin("Forking", proxy_protocol=True)
+    (worker,) = one.workers
+    with connect(one.address):
+        one.wait_until(lambda: threads_of(worker) == 2, "the thread that ends its greeting")
+        assert read_all(connect(one.address, f"{HEADER}count")) == b"1"
+        one.wait_until(lambda: threads_of(worker) == 2, "it is there again")
+
+
+def test_its_child_forks(begin: Callable[..., Server]) -> None:
+    """It has a thread that waits for its worker's drain."""
+    one = begin("Forking")
+    assert read_all(connect(one.address, "fork")) == b"1"
+
+
+def test_a_request_forks_when_the_master_is_gone(begin: Callable[..., Server]) -> None:
+    one = begin("alone", drain_timeout=60)
+    (worker,) = one.workers
+    with connect(one.address, "GET / HTTP/1.0\r\n\r") as client:
+        one.wait_log("app: begun")
+        one.send(signal.SIGKILL)
+        assert one.wait_exit() == -signal.SIGKILL
+        assert read_all(client).endswith(b"\r\n\r\n1")
+    one.wait_until(lambda: is_over(worker), "it has drained")

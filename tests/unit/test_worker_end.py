@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,15 +27,19 @@ def test_a_drain_has_its_time_once(
     monkeypatch: pytest.MonkeyPatch, gone_s: float | None, quit: bool, least_s: float, most_s: float
 ) -> None:
     """Its exit functions have what the requests have left, also where no master looks at the clock."""
-    asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(exits, "run", lambda code, **how: asked.append(how))
+    started: list[Callable[[], None]] = []
+    limits_s: list[float] = []
+    monkeypatch.setattr(exits, "run", lambda **how: None)
     one: Any = SimpleNamespace(
         config=SimpleNamespace(drain_timeout=25.0),
         draining=gone_s is not None,
         finished=True,
         on_drain=None,
         signals=SimpleNamespace(quit=quit, end=lambda code: None),
+        background=SimpleNamespace(start=started.append),
+        _end_late=lambda code, since_s, limit_s: limits_s.append(limit_s),
         _drain_end_s=None if gone_s is None else time.monotonic() + 25 - gone_s,
     )
     Worker.end(one, 0)
-    assert least_s <= asked[0]["timeout_s"] <= most_s
+    started[0]()
+    assert least_s <= limits_s[0] <= most_s
