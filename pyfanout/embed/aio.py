@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.loop import loop_factory
 from pyfanout.embed.runner import GRACE_S, LOOK_S, Runner
-from pyfanout.worker import child
+from pyfanout.worker import loop_child
 from pyfanout.worker.aio import CANCEL_S, close, hooks, runner_of, signals_through
 from pyfanout.worker.loop_threads import watch_threads
 
@@ -97,7 +97,7 @@ class AsyncioRunner(Runner):
 
         def drain() -> None:
             if worker.forked:
-                child.leave_loop(loop)
+                loop_child.leave_loop(loop)
             else:
                 listener.quiet()
                 self.drains()

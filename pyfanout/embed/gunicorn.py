@@ -37,7 +37,7 @@ from pyfanout.embed.loop import loop_factory
 from pyfanout.embed.runner import GRACE_S, LOOK_S
 from pyfanout.errors import FanoutError, LoadError, WorkerError
 from pyfanout.master.process import own_pidfd
-from pyfanout.worker import idle
+from pyfanout.worker import idle, loop_child
 from pyfanout.worker.connection import Connection, address_of
 from pyfanout.worker.loop_threads import watch_threads
 from pyfanout.worker.threads import Pool
@@ -402,6 +402,7 @@ class ASGI(Joined, gasgi.ASGIWorker):
         """gunicorn's own stop closes each connection after the answer that is being made, and announces that only in
         those whose head has not gone out: so it comes when each has been silent for a while."""
         if self._worker.forked:
+            loop_child.leave_loop(self.loop)
             return
         self._listening.quiet()
         self._app.draining = True

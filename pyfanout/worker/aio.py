@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pyfanout.control import WAKE, Roomy
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
 from pyfanout.kind import AsyncHandler
-from pyfanout.worker import child, clients
+from pyfanout.worker import child, clients, loop_child
 from pyfanout.worker.connection import Address, Connection, address_of
 from pyfanout.worker.idle import IDLE_S, LOOK_S, IdleWatch, end_input, is_silent
 from pyfanout.worker.loop_threads import watch_threads
@@ -249,7 +249,7 @@ class Server:
     def _drain(self) -> None:
         """Take no more; what was begun goes on."""
         if self._worker.forked:
-            child.leave_loop(self._loop)
+            loop_child.leave_loop(self._loop)
             return
         self._pause()
         self._leave_if_done()

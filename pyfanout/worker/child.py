@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import selectors
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -41,22 +40,6 @@ def silence(fds: Iterable[int]) -> None:
     with open(os.devnull, "r+b", buffering=0) as nothing:
         for fd in fds:
             os.dup2(nothing.fileno(), fd, inheritable=False)
-
-
-def leave_loop(loop: Any) -> None:
-    """The child may go on with the task that has forked it, and exits when that task is over. All other callbacks of
-    the loop are its parent's, and are cancelled."""
-    import asyncio  # noqa: PLC0415 - a worker without a loop does without it: 50 of 200 ms of its imports
-
-    selector = getattr(loop, "_selector", None)
-    if selector is not None:  # asyncio's own, which knows what was in its set
-        loop._selector = selectors.DefaultSelector()
-        selector.close()
-        for handle in (*loop._ready, *loop._scheduled):
-            handle.cancel()
-    task = asyncio.current_task(loop)
-    if task is not None:
-        task.add_done_callback(leave)
 
 
 def leave(task: asyncio.Future[Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -203,3 +204,108 @@ def test_a_request_forks_when_the_master_is_gone(begin: Callable[..., Server]) -
         assert one.wait_exit() == -signal.SIGKILL
         assert read_all(client).endswith(b"\r\n\r\n1")
     one.wait_until(lambda: is_over(worker), "it has drained")
+
+
+# ---- coroutines ------------------------------------------------------------------------------------------------------
+
+COROUTINES = """
+import asyncio, os, sys
+
+async def child(how, loop):
+    if how in ("runs", "runs on"):
+        asyncio.run(asyncio.sleep(0.001))
+        if how == "runs":
+            os._exit(5)
+    if how != "returns":
+        waits = loop.create_future()
+        loop.call_later(0.001, waits.set_result, None)
+        await waits
+    if how == "exits":
+        sys.exit(3)
+    if how == "raises":
+        raise RuntimeError("as asked")
+
+async def code_of(how):
+    loop = asyncio.get_running_loop()  # which asyncio does not find in a child
+    pid = os.fork()
+    if pid == 0:
+        await child(how, loop)
+        return b""
+    while not (found := os.waitpid(pid, os.WNOHANG))[0]:
+        await asyncio.sleep(0.001)
+    return b"%d" % os.waitstatus_to_exitcode(found[1])
+
+async def coroutine(reader, writer):
+    writer.write(await code_of((await reader.readline()).decode().strip()))
+
+async def asgi(scope, receive, send):
+    if scope["type"] == "http":
+        body = await code_of(scope["path"][1:])
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
+
+def on_asyncio():
+    from pyfanout.embed import uvicorn
+    return uvicorn.Runner(asgi, loop="asyncio")
+
+def on_uvloop():
+    from pyfanout.embed import uvicorn
+    return uvicorn.Runner(asgi, loop="uvloop")
+
+def on_aiohttp():
+    from aiohttp import web
+
+    async def answer(request):
+        return web.Response(body=await code_of(request.path[1:]))
+
+    app = web.Application()
+    app.add_routes([web.get("/{how}", answer)])
+    return app
+
+def on_tornado():
+    from tornado import web
+
+    class Answer(web.RequestHandler):
+        async def get(self, how):
+            self.write(await code_of(how))
+
+    return web.Application([("/(.*)", Answer)])
+"""
+"""The child of a coroutine: what it does, and what it answers with; its parent's answer is the child's exit code."""
+
+ENDS = {"returns": 0, "waits": 0, "runs": 5, "runs on": 0}
+
+
+@pytest.fixture(params=[{}, {"preload": True}], ids=["loaded", "preloaded"])
+def coroutines(server: MakeServer, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Server]:
+    """`preload`: asyncio's own hooks for a fork are there before the worker's."""
+    (tmp_path / "app.py").write_text(COROUTINES)
+
+    def start(app: str, *, one: Server | None = None, **options: object) -> Server:
+        return (one or server()).start(f"app:{app}", cwd=tmp_path, workers=1, **request.param, **options)
+
+    return start
+
+
+@pytest.mark.parametrize(("how", "code"), [*ENDS.items(), ("exits", 3), ("raises", 1)])
+def test_a_child_of_a_coroutine(server: MakeServer, coroutines: Callable[..., Server], how: str, code: int) -> None:
+    """It ends with its copy of the handler, and says nothing. It may run a loop of its own before that."""
+    one = server()
+    if how == "raises":
+        one.expect("the handler failed, in a child that it forked", "Traceback", "RuntimeError: as asked")
+    coroutines("coroutine", one=one)
+    for _ in range(2):
+        assert read_all(connect(one.address, how)) == b"%d" % code
+    assert one.stop() == 0
+
+
+@pytest.mark.parametrize("name", ["asyncio", "uvloop", "aiohttp", "tornado"])
+def test_a_child_of_a_request(coroutines: Callable[..., Server], name: str) -> None:
+    """The same in servers on an asyncio loop."""
+    if name in ("aiohttp", "tornado") and sys.version_info >= (3, 14):
+        pytest.skip("it starts its task eagerly, or makes futures, in a step of the child, which has no running loop")
+    one = coroutines(f"on_{name}", factory=True)
+    for how in ("returns", "waits", "runs"):
+        answer = read_all(connect(one.address, f"GET /{how} HTTP/1.0\r\n\r"))
+        assert answer.endswith(b"\r\n\r\n%d" % ENDS[how]), (how, answer)
+    assert one.stop() == 0
