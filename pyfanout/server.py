@@ -89,7 +89,7 @@ class Master:
         self._load = loader_of(app, self._folders, factory=config.factory)
         known = not isinstance(app, str) and not config.factory
         self._kinds: Iterable[Kind] = [kind_of(app, config.interface, config.server)] if known else Kind
-        if config.server == "gevent":
+        if config.server == "gevent" and self._kinds != [Kind.ASGI]:  # which it does not serve at all
             _check_is_imported_later(app)
         self._app = app if isinstance(app, str) else _called(app)
         self._signals = signals

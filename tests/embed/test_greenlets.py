@@ -146,6 +146,18 @@ def test_what_gevent_patches_in_time_is_served(tmp_path: Path) -> None:
     assert said.splitlines()[-1] == "1"
 
 
+def test_what_gevent_does_not_serve_is_told_so_first(tmp_path: Path) -> None:
+    said = run(
+        tmp_path,
+        """
+        async def asgi(scope, receive, send): ...
+        pyfanout.serve(asgi, server="gevent", workers=1, **options)
+        """,
+        code=4,
+    )
+    assert "server: gevent does not serve asgi applications; uvicorn and hypercorn do" in said.splitlines()[-1]
+
+
 def test_gevent_and_preload(server: MakeServer) -> None:
     one = server()
     one.expect("^pyfanout: ")
