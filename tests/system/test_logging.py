@@ -34,13 +34,14 @@ ERRORS = DICT.replace("HANDLERS", '"root": {"handlers": ["own"]}').replace(
 )
 QUEUE = """
 import atexit, contextlib, logging.handlers, queue
-lines, own, root = queue.SimpleQueue(), logging.StreamHandler(), logging.getLogger()
+own, sending, root = logging.StreamHandler(), logging.handlers.QueueHandler(None), logging.getLogger()
 own.setFormatter(logging.Formatter("app: %(message)s"))
-root.addHandler(logging.handlers.QueueHandler(lines))
+root.addHandler(sending)
 root.setLevel("DEBUG")
 
 def listen(worker=None):
-    listener = logging.handlers.QueueListener(lines, own)
+    sending.queue = queue.SimpleQueue()  # a copy of one that a thread has read at the fork may never wake its reader
+    listener = logging.handlers.QueueListener(sending.queue, own)
     listener.start()
     atexit.register(listener.stop)
 
