@@ -27,7 +27,8 @@ from bench import (
     selfcheck,
     standings,
 )
-from bench.server import ROOT, ServerError
+from bench.installed import ROOT
+from bench.server import ServerError
 
 RESULTS = ROOT / "bench" / "results"
 README = ROOT / "bench" / "README.md"

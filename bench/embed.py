@@ -19,9 +19,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench import loadgen, procfs
+from bench import installed, loadgen, procfs
 from bench.run import choose_cores
-from bench.server import ROOT, ServerError, free_port
+from bench.server import ServerError, free_port
 
 WORKERS = 2
 SLICES = 8
@@ -91,10 +91,15 @@ PAIRS = (
 def running(command: str, cpu: int) -> Iterator[int]:
     """The port of a server that answers."""
     port = free_port()
-    words = [sys.executable, *command.format(port=port, workers=WORKERS).split()]
+    words = [str(installed.python()), *command.format(port=port, workers=WORKERS).split()]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            ["taskset", "--cpu-list", str(cpu), *words], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            ["taskset", "--cpu-list", str(cpu), *words],
+            cwd=installed.SITE,
+            env=installed.environment(),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         try:
             end_s = time.monotonic() + LIMIT_S

@@ -21,8 +21,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import loadgen, procfs
-from bench.server import ROOT, ServerError, free_port
+from bench import installed, loadgen, procfs
+from bench.server import ServerError, free_port
 
 APP = "from bench.workloads import HANDLERS\nhandler = HANDLERS[{kind!r}]\n"
 BROKEN = {
@@ -72,9 +72,9 @@ class Life:
             words += [f"--{name.replace('_', '-')}={value}" for name, value in self._options.items()]
             with self._log_path.open("wb") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "pyfanout", "run", "release:handler", *words],
+                    [str(installed.python()), "-m", "pyfanout", "run", "release:handler", *words],
                     cwd=folder,
-                    env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+                    env=installed.environment(),
                     stderr=log,
                     pass_fds=[ready_write],
                     start_new_session=True,

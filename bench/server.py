@@ -9,16 +9,14 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
 
-from bench import clients, procfs
+from bench import clients, installed, procfs
 from bench.peers import PEERS
 
-ROOT = Path(__file__).parents[1]
 READY_LIMIT_S = 20.0
 READY_LIMIT_EACH_S = 1.0
 """And so much for each worker, of the slowest who start them one after the other."""
@@ -57,14 +55,6 @@ def words(name: str, handler: str, threads: int, policy: str) -> list[str]:
     return ["-m", "bench.subjects", name, "--handler", handler, "--threads", str(threads), "--policy", policy]
 
 
-def _environment() -> dict[str, str]:
-    """Ours, but with compiled modules kept, as where a package is installed: else each start compiles them."""
-    environment = dict(os.environ)
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    environment["PYTHONPYCACHEPREFIX"] = str(ROOT / "bench" / "results" / "pycache")
-    return environment
-
-
 class Server:
     """`with Server("shared", handler="asyncio", workers=4) as server:` - every worker is ready inside."""
 
@@ -84,11 +74,11 @@ class Server:
     ) -> None:
         self.name = name
         self.port = free_port()
-        self._command = [sys.executable, *words(name, handler, threads, policy)]
+        self._command = [str(installed.python()), *words(name, handler, threads, policy)]
         self._command += ["--port", str(self.port), "--workers", str(workers)]
         if cpu is not None:
             self._command += ["--cpu", str(cpu)]
-        self._environment = _environment() | {"BENCH_BALLAST_MB": str(ballast_mb)}
+        self._environment = installed.environment() | {"BENCH_BALLAST_MB": str(ballast_mb)}
         self._process: subprocess.Popen[bytes] | None = None
         self._stop_signal = signal.SIGTERM
         self._told = False
@@ -146,7 +136,7 @@ class Server:
         try:
             self._process = subprocess.Popen(
                 [*self._command, "--ready-fd", str(ready_write)],
-                cwd=ROOT,
+                cwd=installed.SITE,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
@@ -234,7 +224,7 @@ class PeerServer(Server):
                 *(["taskset", "--cpu-list", str(self._cpu)] if pinned else []),
                 *self._peer.words(self.port, self._workers, folder, preload=self._preload),
             ],
-            cwd=ROOT,
+            cwd=installed.SITE,
             env=self._environment_there(),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -253,7 +243,7 @@ class PeerServer(Server):
             os.kill(self.pid, self._peer.reload)
         elif self._peer.reload:
             command = self._peer.reload.split()
-            subprocess.run(command, cwd=ROOT, env=self._environment_there(), check=True, capture_output=True)
+            subprocess.run(command, cwd=installed.SITE, env=self._environment_there(), check=True, capture_output=True)
 
     def _wait_for(self, workers: int) -> None:
         end_s = time.monotonic() + READY_LIMIT_S + READY_LIMIT_EACH_S * self._workers

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.field import BY_NAME, SUBJECTS, Subject
+from bench.installed import ROOT
 from bench.questions import QUESTIONS, VARIANT, Column, Question
 from bench.report import ROUNDS_TO_RANK
 from bench.run import Sample, Values
-from bench.server import ROOT, ServerError
+from bench.server import ServerError
 
 LOAD_LIMIT = 0.9
 """Of its core: a load generator that is busier than that was what limited the number."""

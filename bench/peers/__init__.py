@@ -15,6 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import installed
+
 HERE = Path(__file__).parent
 PM2 = HERE / "node_modules" / ".bin" / "pm2-runtime"
 PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
@@ -52,7 +54,7 @@ class Peer:
         return text.replace(str(HERE), "{here}").replace("{here}", "bench/peers").replace("{python}", "python")
 
     def words(self, port: int, workers: int, folder: Path, *, preload: bool = False) -> list[str]:
-        values = {"port": port, "workers": workers, "folder": folder, "here": HERE, "python": sys.executable}
+        values = {"port": port, "workers": workers, "folder": folder, "here": HERE, "python": installed.python()}
         for name, text in self.files:
             (folder / name).write_text(text % values)
         command = f"{self.command} {self.preload}" if preload else self.command

@@ -20,10 +20,11 @@ from typing import Any
 import pytest
 
 from bench import clients, field, netns, page, procfs, questions, run, selfcheck, standings
+from bench.installed import ROOT
 from bench.peers import PEERS, Peer
 from bench.questions import QUESTIONS
 from bench.run import Context, Experiment, Sample, choose_cores
-from bench.server import ROOT, PeerServer, Server, ServerError
+from bench.server import PeerServer, Server, ServerError
 
 BY_NAME = {question.name: question for question in QUESTIONS}
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -10,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as main
-from bench import embed, loadgen, procfs, report, run
+from bench import embed, installed, loadgen, procfs, report, run
 from bench.report import Asked, Row
 from bench.run import Sample
 from bench.server import Server, ServerError, free_port
@@ -163,3 +166,20 @@ def test_a_free_port_is_none_that_the_kernel_gives_to_others(
     monkeypatch.setattr("bench.server.PORT_RANGE", tmp_path / "range")
     (tmp_path / "range").write_text(f"{given}\n")
     assert not set(avoided) & {free_port() for _ in range(8)}
+
+
+def test_subjects_are_installed_as_users_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel of the tree, with its bytecode, which is read: where modules are compiled in the process, asyncio is 11 %
+    faster."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    command = [installed.python(), "-v", "-c", "import pyfanout, gunicorn, bench.workloads"]
+    environment = installed.environment()
+    said = subprocess.run(
+        command, cwd=installed.SITE, env=environment, capture_output=True, text=True, check=True
+    ).stderr
+    for path in ("pyfanout/__init__.py", "bench/workloads.py"):
+        assert f"code object from '{importlib.util.cache_from_source(str(installed.SITE / path))}'" in said
+    with Server("pyfanout", handler="asyncio", workers=1) as server:
+        (worker,) = server.workers()
+        maps = Path(f"/proc/{worker}/maps").read_text()
+    assert re.findall(r"\S*/pyfanout/_core\S*", maps)[0].startswith(str(installed.SITE))
