@@ -54,7 +54,7 @@ peers: .venv/ready
 	    command -v nginx >/dev/null || { apt-get update -qq && apt-get install -y -qq nginx-light >/dev/null; }; fi
 	npm install --prefix bench/peers --silent --no-audit --no-fund
 
-# bench/results/DATE: every sample, report.md and report.html. REPORT_ARGS=--quick: 5 minutes instead of 60.
+# A folder below bench/results: every sample, report.md, overview.svg and report.html. REPORT_ARGS=--quick: 5 minutes, not 65.
 bench-report: .venv/ready
 	$(BIN)/python -m bench peers $(REPORT_ARGS)
 

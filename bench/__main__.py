@@ -1,4 +1,4 @@
-"""`python -m bench dispatch`, `life` and `embed`: measure every row of a table and print it; `peers`: a report."""
+"""`python -m bench dispatch`, `peers`, `life` or `embed` measures and makes a report; `page` makes it once more."""
 
 from __future__ import annotations
 
@@ -9,76 +9,49 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from bench import (
-    embed,
-    field,
-    life,
-    loadgen,
-    page,
-    pictures,
-    procfs,
-    questions,
-    report,
-    run,
-    selfcheck,
-    standings,
-)
+from bench import field, page, pictures, procfs, runner, samples, selfcheck, table
+from bench.field import BY_NAME
 from bench.installed import ROOT
+from bench.model import Question, Sample, Values
+from bench.questions import ALL, RUNS, selected
 from bench.server import ServerError
 
 RESULTS = ROOT / "bench" / "results"
-README = ROOT / "bench" / "README.md"
+LAST = RESULTS / "2026-11-28"
+"""The last full run beside everybody, which is kept in git."""
+MEASURES = ("bench", "pyfanout", "csrc", ":!bench/results", ":!*.md")
+"""A change in these may have changed the samples, or what is said of them."""
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    dispatch = verbs.add_parser("dispatch", help="pyfanout against the same handlers on what it replaces")
-    dispatch.add_argument("--quick", action="store_true", help="one short round: about 2 minutes instead of 15")
-    dispatch.add_argument("--rounds", type=int, help="default 5, with --quick 1")
-    dispatch.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="experiments whose name begins so (repeatable)",
-    )
-    dispatch.add_argument("--subjects", help="only these, separated by commas; rows need all of theirs")
-    dispatch.add_argument(
-        "--write-readme", action="store_true", help="put the table into bench/README.md (full runs only)"
-    )
-    dispatch.add_argument("--list", action="store_true", help="print the names of the experiments and leave")
-    lives = verbs.add_parser("life", help="what clients see while workers die, hang, are replaced and scaled")
-    lives.add_argument("--quick", action="store_true", help="one short round: about 2 minutes instead of 25")
-    lives.add_argument("--rounds", type=int, help="default 3, with --quick 1")
-    lives.add_argument("--only", action="append", default=[], metavar="NAME", help="rows whose name begins so")
-    embeds = verbs.add_parser("embed", help="servers under pyfanout against their own way to use several processes")
-    embeds.add_argument("--rounds", type=int, help="default 3")
-    embeds.add_argument("--only", action="append", default=[], metavar="NAME", help="servers whose name begins so")
-    fields = verbs.add_parser("peers", help="pyfanout beside who else serves with several processes: a report")
-    fields.add_argument("--quick", action="store_true", help="one short round: about 5 minutes instead of 60")
-    fields.add_argument("--rounds", type=int, help="default 3, with --quick 1")
-    fields.add_argument("--only", action="append", default=[], metavar="NAME", help="questions whose name begins so")
-    fields.add_argument("--who", action="append", default=[], metavar="NAME", help="subjects whose name begins so")
-    fields.add_argument("--to", metavar="FOLDER", help="where to write, or to go on; default bench/results/<date>")
-    fields.add_argument("--again", metavar="JSONL", help="do not measure: make the report of these samples")
-    fields.add_argument("--note", metavar="TEXT", help="what readers shall know of this run")
+    for name, run in RUNS.items():
+        verb = verbs.add_parser(name, help=run.about)
+        verb.add_argument("--quick", action="store_true", help="one short round")
+        verb.add_argument("--rounds", type=int, help=f"default {run.full.rounds}, with --quick 1")
+        verb.add_argument("--only", action="append", default=[], metavar="NAME", help="questions whose name begins so")
+        verb.add_argument("--who", action="append", default=[], metavar="NAME", help="subjects whose name begins so")
+        verb.add_argument("--to", metavar="FOLDER", help="where to write, or to go on; default: below bench/results")
+        verb.add_argument("--note", metavar="TEXT", help="what readers shall know of this run")
+        verb.add_argument("--list", action="store_true", help="print the names of the questions and leave")
+    pages = verbs.add_parser("page", help="a report once more, from its samples, and report.html")
+    pages.add_argument("folder", nargs="?", type=Path, default=LAST, help="default: the last full run")
+    pages.add_argument("--anyway", action="store_true", help="although what measures has changed since")
     options = parser.parse_args(arguments)
-    if options.rounds is not None and options.rounds < 1:
+    if options.verb != "page" and options.rounds is not None and options.rounds < 1:
         parser.error("--rounds wants 1 or more")
-    if options.verb != "dispatch":
-        return options
-    if options.write_readme and (options.quick or options.only or options.subjects or options.rounds):
-        parser.error("--write-readme is for a full run: not with --quick, --only, --subjects, --rounds")
     return options
 
 
-def header(arguments: list[str]) -> dict[str, Any]:
+def header(arguments: Sequence[str], questions: Sequence[Question]) -> Values:
     """What a number is worth nothing without."""
+    asked = [BY_NAME[name] for name in dict.fromkeys(name for each in questions for name in each.subjects)]
+    missing = {each.name: each.missing() for each in asked}
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python -m bench", *arguments]),
@@ -86,105 +59,89 @@ def header(arguments: list[str]) -> dict[str, Any]:
         "machine": f"{procfs.cpu_model()}, {len(os.sched_getaffinity(0))} cores",
         "kernel": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "load generator": selfcheck.check(),
+        "versions": field.versions(),
+        "absent": [f"{name}: not run, {what} is not installed" for name, what in missing.items() if what],
+        "commands": {each.name: each.text() for each in asked if not missing[each.name]},
     }
 
 
 def commit() -> str:
-    """The commit that was measured, marked when the tree is not what was committed."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() or "unknown"
+    """The commit that is measured, marked when the tree is not what was committed."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
-def dispatch(options: argparse.Namespace, arguments: list[str]) -> int:
+def doubt(commit: str, *, refuse: bool) -> str:
+    """What is to be said of samples that this commit has measured. Raises ServerError, to `refuse` them, if it measured
+    otherwise than the work tree does."""
+    known = commit.removesuffix("-dirty")
+    command = ["git", "diff", "--quiet", known, "--", *MEASURES]
+    code = subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode
+    if known != commit:
+        return ", and what was not committed: nobody can tell whether it measures the same now"
+    if code > 1:
+        return ", which is not known here: nobody can tell whether it measured the same as it does now"
+    if code and refuse:
+        raise ServerError(
+            f"measured by {commit}, which measures otherwise than what is here: check that out, or --anyway"
+        )
+    return ", and what measures has changed since" if code else ""
+
+
+def measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    run = RUNS[options.verb]
+    scale = run.quick if options.quick else run.full
+    questions = selected(run, options.only, options.who, quick=options.quick)
     if options.list:
-        print("\n".join(one.name for one in run.EXPERIMENTS))
+        print("\n".join(each.name for each in questions))
         return 0
-    scale = run.QUICK if options.quick else run.FULL
-    if options.rounds is not None:
-        scale = replace(scale, rounds=options.rounds)
-    experiments = run.selected(options.only)
-    if options.subjects:
-        wanted = options.subjects.split(",")
-        experiments = [
-            replace(one, subjects=tuple(name for name in one.subjects if name in wanted)) for one in experiments
-        ]
-        experiments = [one for one in experiments if one.subjects]
-    about = header(arguments)
-    keep = RESULTS / f"dispatch-{about['date'].replace(':', '').replace('+0000', 'Z')}.jsonl"
-    samples = run.run(experiments, scale, keep, about)
-    parts = [
-        "\n".join(f"- {name}: {value}" for name, value in about.items()),
-        report.noise(samples),
-        report.table(samples),
-        "Behind the ratios:",
-        report.absolutes(samples),
-    ]
-    block = "\n\n".join(part for part in parts if part)
-    print(block)
-    print(f"all samples: {keep.relative_to(ROOT)}", file=sys.stderr)
-    if options.write_readme:
-        report.write_block(README, block)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    about = header(arguments, questions) | ({"note": options.note} if options.note else {})
+    folder = Path(options.to or RESULTS / f"{options.verb}-{about['date'].replace(':', '').replace('+0000', 'Z')}")
+    scale = replace(scale, rounds=options.rounds or scale.rounds)
+    found = runner.run(questions, scale, folder / "samples.jsonl", about)
+    report = write(folder, refuse=False)
+    print(report.partition("\n## ")[0])
+    if options.verb == "peers":
+        draw(folder, report)
+    print(f"all of it: {folder.resolve()}", file=sys.stderr)
+    return int(any("failed" in each.values and BY_NAME[each.subject].exits for each in found))
+
+
+def write(folder: Path, *, refuse: bool) -> str:
+    """The report of the samples in a folder."""
+    about, found = samples.read(folder / "samples.jsonl")
+    about["commit"] += doubt(about["commit"], refuse=refuse)
+    report = table.report(about, measured(found), found)
+    (folder / "report.md").write_text(report)
+    return report
+
+
+def measured(found: Sequence[Sample]) -> list[Question]:
+    """What these samples answer."""
+    names = {each.experiment for each in found}
+    return [each for each in ALL if each.experiment in names]
+
+
+def draw(folder: Path, report: str) -> None:
+    """Its picture, and the page with both."""
+    _, found = samples.read(folder / "samples.jsonl")
+    overview = pictures.overview(measured(found), found)
+    (folder / "overview.svg").write_text(overview)
+    (folder / "report.html").write_text(page.page(report, overview))
+
+
+def show(options: argparse.Namespace) -> int:
+    draw(options.folder, write(options.folder, refuse=not options.anyway))
+    print(options.folder / "report.html")
     return 0
-
-
-def lives(options: argparse.Namespace, arguments: list[str]) -> int:
-    scale = life.QUICK if options.quick else life.FULL
-    if options.rounds is not None:
-        scale = replace(scale, rounds=options.rounds)
-    lines = life.run(scale, options.only)
-    about = "\n".join(f"- {name}: {value}" for name, value in header(arguments).items())
-    print("\n".join([about, "", *lines]))
-    return 0
-
-
-def embeds(options: argparse.Namespace, arguments: list[str]) -> int:
-    lines = embed.run(options.rounds or 3, options.only)
-    about = "\n".join(f"- {name}: {value}" for name, value in header(arguments).items())
-    print("\n".join([about, "", *lines]))
-    return 0
-
-
-def peers(options: argparse.Namespace, arguments: list[str]) -> int:
-    note = {"note": options.note} if options.note else {}
-    if options.again:
-        keep = Path(options.again)
-    else:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-        scale = questions.QUICK if options.quick else questions.FULL
-        if options.rounds is not None:
-            scale = replace(scale, rounds=options.rounds)
-        loadgen.build()
-        experiments = questions.experiments(options.only, options.who, quick=options.quick)
-        runs = dict.fromkeys(name for one in experiments for name in one.subjects)
-        about = header(arguments) | {"versions": field.versions(), "absent": standings.absent()}
-        about["commands"] = {name: field.BY_NAME[name].command() for name in runs}
-        about["load generator"] = selfcheck.check(run.choose_cores()[1])
-        folder = Path(options.to) if options.to else RESULTS / about["date"].replace(":", "").replace("+0000", "Z")
-        keep = folder / "samples.jsonl"
-        run.run(experiments, scale, keep, about | note)
-    about, samples = run.read(keep)
-    about |= note
-    about["commit"] += standings.doubt(about["commit"], refuse=bool(options.again))
-    (keep.parent / "report.md").write_text(page.markdown(about, samples))
-    (keep.parent / "report.html").write_text(page.page(about, samples))
-    (keep.parent / "overview.svg").write_text(pictures.overview(samples))
-    print(keep.parent.resolve())
-    return 0
-
-
-VERBS = {"dispatch": dispatch, "life": lives, "embed": embeds, "peers": peers}
 
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     try:
-        return VERBS[options.verb](options, arguments)
+        return show(options) if options.verb == "page" else measure(options, arguments)
     except ServerError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

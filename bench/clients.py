@@ -1,13 +1,19 @@
-"""The few connections that the suite makes itself, to know who answers, or to hold them. The load is load.c's."""
+"""The few connections that the bench makes itself, to know who answers, or to hold them. The load is load.c's.
+
+`python -m bench.clients PORT COUNT` holds so many until its stdin ends; it fails if one was closed meanwhile.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import selectors
 import socket
+import sys
 import time
 from collections.abc import Iterator
+from subprocess import PIPE, Popen
+
+from bench.installed import ROOT
 
 ANSWER_LIMIT_S = 20.0
 REQUEST = b"GET /hold HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -43,44 +49,16 @@ def _hold(stack: contextlib.ExitStack, port: int, count: int, limit_s: float) ->
 def held_by_others(port: int, count: int, processes: int) -> Iterator[None]:
     """`held`, in so many processes at once, so that `count` may be more than the descriptors that one may have. Raises
     OSError, in the end, if one was closed meanwhile."""
-    leave, leave_write = os.pipe()
-    ready, ready_write = os.pipe()
-    pids: list[int] = []
-    try:
-        for _ in range(processes):
-            pids.append(_fork_holder(port, count // processes, (leave, leave_write), (ready, ready_write)))
-        os.close(ready_write)
-        for held_count in range(processes):
-            if not os.read(ready, 1):
-                raise OSError(
-                    f"{processes - held_count} of {processes} could not hold {count // processes:,} connections"
-                )
+    command = [sys.executable, "-m", "bench.clients", f"{port}", f"{count // processes}"]
+    with contextlib.ExitStack() as stack:
+        holders = [stack.enter_context(Popen(command, cwd=ROOT, stdin=PIPE, stdout=PIPE)) for _ in range(processes)]
+        if not all(holder.stdout.readline() for holder in holders):  # type: ignore[union-attr] # it is a pipe
+            raise OSError(f"{count:,} connections could not be held")
         yield
-    finally:
-        os.close(leave)
-        os.close(leave_write)
-        os.close(ready)
-        failed = [pid for pid in pids if os.waitpid(pid, 0)[1]]
-    if failed:
-        raise OSError("some of those that were held were closed meanwhile")
-
-
-def _fork_holder(port: int, count: int, leave: tuple[int, int], ready: tuple[int, int]) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        os.close(leave[1])
-        os.close(ready[0])
-        with contextlib.ExitStack() as stack:
-            conns = _hold(stack, port, count, ANSWER_LIMIT_S)
-            os.write(ready[1], b".")
-            os.close(ready[1])
-            os.read(leave[0], 1)  # its end
-            code = int(not all(_is_open(conn) for conn, _ in conns))
-    finally:
-        os._exit(code)
+        for holder in holders:
+            holder.communicate()
+        if any(holder.returncode for holder in holders):
+            raise OSError("some of those that were held were closed meanwhile")
 
 
 def _is_open(conn: socket.socket) -> bool:
@@ -151,3 +129,11 @@ def _asks(stack: contextlib.ExitStack, selector: selectors.BaseSelector, port: i
         return False
     selector.register(stack.enter_context(conn), selectors.EVENT_READ)
     return True
+
+
+if __name__ == "__main__":
+    with contextlib.ExitStack() as stack:
+        conns = _hold(stack, int(sys.argv[1]), int(sys.argv[2]), ANSWER_LIMIT_S)
+        print("held", flush=True)
+        sys.stdin.read()
+        sys.exit(not all(_is_open(conn) for conn, _ in conns))

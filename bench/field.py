@@ -1,34 +1,27 @@
-"""The field: everybody that `python -m bench peers` compares, and how each is started."""
+"""The field: whoever serves one address with several processes, how each is started, and what it is compared with.
+
+Each is a command that serves on 127.0.0.1:{port} with {workers} processes, in the foreground, and answers with the pid
+of the process that has the connection. `{folder}` is a fresh one for it, `{here}` is bench/peers. `make peers` installs
+those that others have made.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import importlib.util
-import json
 import os
+import shlex
 import shutil
 import subprocess
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from signal import SIGHUP, SIGQUIT, SIGTERM, Signals
 from typing import Any
 
-from bench import netns
-from bench.peers import HERE, PATH, PEERS
-from bench.server import PeerServer, Server, words
-
-QUICK = (
-    "pyfanout gunicorn gthread",
-    "pyfanout uvicorn",
-    *("gunicorn gthread", "uvicorn", "granian", "Node cluster, SCHED_RR", "nginx"),
-)
-KINDS = {
-    "gunicorn": "WSGI",
-    "uWSGI": "WSGI",
-    "waitress": "WSGI",
-    "uvicorn": "ASGI",
-    "hypercorn": "ASGI",
-    "granian": "ASGI",
-}
+PEERS = Path(__file__).parent / "peers"
+PM2 = PEERS / "node_modules" / ".bin" / "pm2-runtime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +29,32 @@ class Subject:
     name: str
     kind: str
     """What it speaks: who differs in that is not compared where the speed of that decides."""
-    server: str
-    """One of `bench.subjects`, or of `bench.peers`."""
-    handler: str = ""
-    """Of `bench.workloads`; a peer has its own."""
-    policy: str = "round-robin"
-    threads: int = 1
-    """Of a worker, that serve at once: who has more is not compared with who has fewer."""
-    quick: bool = False
-    """It is in the short run, too."""
-    keeps: bool = True
-    """A worker can hold many connections."""
-    replaces: bool = True
-    """It forks another worker when one dies."""
-    waits: bool = True
-    """It can be asked for work that takes a while."""
+    command: str
+    traits: str
+    """Of `keeps`: a worker can hold many connections. `replaces`: it forks another when one dies. `works`: it can be
+    asked for what takes a while. `sleeps`: a worker serves so many at once as it has threads, and sleeps when its
+    handler does. `loops`: it works, and serves any number at once."""
     beside: str = ""
     """Which of ours it is compared with: the one that does the same work. Empty: it is ours, and has no verdict."""
     asked: tuple[str, ...] = ()
     """A variant, that is asked only the questions whose names begin so."""
-    sleeps: bool = False
-    """A worker serves so many at once as it has threads, and sleeps when the handler does."""
+    threads: int = 1
+    """Of a worker, that serve at once: who has more is not compared with who has fewer."""
+    quick: bool = False
+    """It is in the short run, too."""
+    needs: str = ""
+    """`python:` and a module, or a program, without which it is not run."""
+    variables: tuple[tuple[str, str], ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
+    """Written into its folder before it starts."""
+    reload: Signals | str | None = None
+    """What it is told to replace its workers by, a signal or a command; None: it cannot."""
+    stop: Signals = SIGTERM
+    """What it is told by to finish what it has begun, and leave."""
+    preload: str = ""
+    """Option to load the application before the fork; empty: it does so by itself, or cannot."""
+    exits: bool = False
+    """It must stop with 0, and leave nothing: ours and those that the bench has made."""
     sysctls: tuple[tuple[str, str], ...] = ()
     """Of the network, which it is measured with: in a namespace of its own."""
 
@@ -64,126 +62,241 @@ class Subject:
     def ours(self) -> bool:
         return self.name.startswith("pyfanout")
 
-    def is_asked(self, question: str) -> bool:
-        return not self.asked or question.startswith(self.asked)
-
-    def command(self) -> str:
-        """Its command line, but for the port and the number of workers."""
-        if self.server in PEERS:
-            return PEERS[self.server].text()
-        python = " ".join(["python", *words(self.server, self.handler, self.threads, self.policy)])
-        return "".join(f"{name}={value} " for name, value in self.sysctls) + python
+    def has(self, *traits: str) -> bool:
+        """Also of `reloads`."""
+        return {*traits} <= {*self.traits.split(), *(["reloads"] if self.reload else [])}
 
     def missing(self) -> str | None:
         """What is not here; None: it can run."""
         if self.sysctls and os.geteuid() != 0:
             return "root, who may set sysctls in a network namespace,"
-        return PEERS[self.server].missing() if self.server in PEERS else None
+        if self.needs.startswith("python:"):
+            module = self.needs.removeprefix("python:")
+            return None if importlib.util.find_spec(module) else module
+        return None if not self.needs or program(self.needs) else Path(self.needs).name
 
-    def place(self) -> contextlib.AbstractContextManager[None]:
-        """Where it is measured, and all that takes part."""
-        return netns.namespace(dict(self.sysctls)) if self.sysctls else contextlib.nullcontext()
-
-    def start(self, *, workers: int, cpu: int | None = None, ballast_mb: int = 0, preload: bool = False) -> Server:
-        """A context manager; everyone answers inside. `preload`: with the application loaded before the fork, if it
-        can; those of `bench.subjects` always do."""
-        if self.server in PEERS:
-            return PeerServer(self.server, workers=workers, cpu=cpu, ballast_mb=ballast_mb, preload=preload)
-        return Server(
-            self.server,
-            handler=self.handler,
-            workers=workers,
-            policy=self.policy,
-            cpu=cpu,
-            threads=self.threads,
-            ballast_mb=ballast_mb,
-        )
+    def text(self) -> str:
+        """Its command line, as a report has it: but for the port and the number of workers."""
+        named = [*self.sysctls, *self.variables]
+        variables = [f"{name}={shlex.quote(value) if ' ' in value else value}" for name, value in named]
+        text = " ".join([*variables, *self.command.split()])
+        text = text.replace(str(PEERS), "{here}").replace("{here}", "bench/peers").replace("{python}", "python")
+        return text.replace(" --port {port} --workers {workers}", "")
 
 
-BLOCKS: dict[str, Any] = {"kind": "handler", "handler": "blocking", "keeps": False, "sleeps": True}
-STREAMS: dict[str, Any] = {"kind": "streams", "handler": "asyncio"}
-BLOCKING_RIVAL: dict[str, Any] = {**BLOCKS, "beside": "pyfanout blocking"}
-STREAMS_RIVAL: dict[str, Any] = {**STREAMS, "beside": "pyfanout asyncio"}
-SLEEPERS = ("sync", "gthread", "uWSGI", "waitress")
-BESIDE = {
-    **dict.fromkeys(("gunicorn sync", "gunicorn sync, reuse_port", "uWSGI"), "pyfanout gunicorn sync"),
-    "gunicorn gthread": "pyfanout gunicorn gthread",
-    **dict.fromkeys(("uvicorn", "granian"), "pyfanout uvicorn"),
-    "hypercorn": "pyfanout hypercorn",
-    **dict.fromkeys(("Node cluster, SCHED_RR", "Node cluster, SCHED_NONE", "PM2 cluster", "nginx"), "pyfanout asyncio"),
+def program(name: str) -> str | None:
+    """Where it is, also in the environment of the bench."""
+    return shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
+
+
+# ---- ours, and those that the bench has made -----------------------------------------------------------------------
+
+OWN = "{python} -m bench.subjects"
+BLOCKS: dict[str, Any] = {"kind": "handler", "traits": "replaces works sleeps", "exits": True}
+STREAMS: dict[str, Any] = {"kind": "streams", "traits": "keeps replaces works loops", "exits": True}
+HANDLERS = {"blocking": BLOCKS, "asyncio": STREAMS}
+
+
+def _ours(name: str, handler: str, words: str = "", **more: Any) -> Subject:
+    command = f"{OWN} pyfanout --handler {handler} {words} --port {{port}} --workers {{workers}}"
+    return Subject(f"pyfanout {name}", command=command, **{**HANDLERS[handler], "reload": SIGHUP, **more})
+
+
+def _rivals(name: str, server: str, *, replaces: bool = True, **more: Any) -> Iterator[Subject]:
+    """One that blocks, and one that loops."""
+    for handler, kind in HANDLERS.items():
+        command = f"{OWN} {server} --handler {handler} --port {{port}} --workers {{workers}}"
+        traits = kind["traits"] if replaces else kind["traits"].replace("replaces ", "")
+        own = {**kind, "traits": traits, "beside": f"pyfanout {handler}", **more}
+        yield Subject(f"{name}{handler}", command=command, **own)
+
+
+def _released(handler: str) -> Subject:
+    """Its application is a file, that can be replaced."""
+    command = "{python} -m pyfanout run release:handler --app-dir {folder} --bind 127.0.0.1:{port} --workers {workers}"
+    release = f"from bench.workloads import HANDLERS\nhandler = HANDLERS[{handler!r}]\n"
+    more = HANDLERS[handler] | {"asked": ("life",), "reload": SIGHUP, "files": (("release.py", release),)}
+    return Subject(f"pyfanout run, {handler}", command=f"{command} --backlog 4096", **more)
+
+
+LEAST, HASH = "--policy least-connections", "--policy source-hash"
+SPREAD = ("throughput", "tail", "balance")
+KILLED = ("kill", "stop", "restart", "recovery")
+MIGRATES: dict[str, Any] = {"quick": False, "asked": KILLED, "sysctls": (("net.ipv4.tcp_migrate_req", "1"),)}
+REUSEPORT = [*_rivals("SO_REUSEPORT ", "reuseport", quick=True)]
+MADE = (
+    _ours("blocking", "blocking", quick=True),
+    _ours("blocking, source-hash", "blocking", HASH, asked=SPREAD),
+    _ours("blocking, least-connections", "blocking", LEAST, asked=("dispatch",)),
+    _ours("threads", "blocking", "--threads 4", threads=4, asked=("throughput",)),
+    _ours("asyncio", "asyncio", quick=True),
+    _ours("asyncio, least-connections", "asyncio", LEAST, asked=SPREAD),
+    _ours("asyncio, source-hash", "asyncio", HASH, asked=SPREAD),
+    *REUSEPORT,
+    replace(REUSEPORT[0], name="SO_REUSEPORT blocking, tcp_migrate_req", **MIGRATES),
+    *_rivals("shared listener ", "shared"),
+    *_rivals("dispatcher in Python, ", "by-hand", replaces=False),
+    *_rivals("multiprocessing.reduction, ", "reduction", replaces=False, asked=("throughput",)),
+    *map(_released, HANDLERS),
+)
+
+# ---- what others have made, and their servers under pyfanout -------------------------------------------------------
+
+WAITS_ALONE = "replaces works sleeps"
+WAITS_TOGETHER = "keeps replaces works loops"
+THREADED = "keeps replaces works sleeps"
+EMBED = ("embed",)
+NGINX = """
+daemon off; master_process on; worker_processes %(workers)s; pid %(folder)s/pid; error_log stderr error;
+worker_rlimit_nofile 65536;
+events { worker_connections 32768; }
+http {
+    access_log off; keepalive_timeout 75;
+    client_body_temp_path %(folder)s/a; proxy_temp_path %(folder)s/b; fastcgi_temp_path %(folder)s/c;
+    uwsgi_temp_path %(folder)s/d; scgi_temp_path %(folder)s/e;
+    server { listen 127.0.0.1:%(port)s backlog=4096; location / { default_type text/plain; return 200 "$pid\\n"; } }
 }
-"""Of the peers; uWSGI serves one request at a time in a worker, as gunicorn's sync workers do."""
-POLICIES = ("throughput", "tail", "balance")
-SUBJECTS = (
-    Subject("pyfanout blocking", server="pyfanout", quick=True, **BLOCKS),
-    Subject("pyfanout blocking, source-hash", server="pyfanout", policy="source-hash", asked=POLICIES, **BLOCKS),
-    Subject("pyfanout threads", server="pyfanout", threads=4, asked=("throughput",), **BLOCKS),
-    Subject("pyfanout asyncio", server="pyfanout", quick=True, **STREAMS),
+"""
+PORT = (("PORT", "{port}"),)
+
+
+def _gunicorn(name: str, worker: str, traits: str, more: str = "", *, app: str = "wsgi", **rest: Any) -> Subject:
+    command = (
+        f"{{python}} -m gunicorn bench.peers.app:{app} --bind 127.0.0.1:{{port}} --workers {{workers}} --backlog 4096"
+        f" --worker-class {worker} --keep-alive 75 --no-control-socket --log-level error {more}"
+    )
+    rest = {"kind": app.upper(), "needs": "python:gunicorn", "reload": SIGHUP, "preload": "--preload"} | rest
+    return Subject(name, command=command, traits=traits, **rest)
+
+
+def _embedded(name: str, kind: str, app: str, traits: str, **more: Any) -> Subject:
+    command = (
+        f"{{python}} -m pyfanout run bench.peers.app:{app} --factory --bind 127.0.0.1:{{port}} --workers {{workers}}"
+        " --backlog 4096 --log-level error"
+    )
+    needs = f"python:{app.split('_')[1]}"
+    return Subject(name, kind, command, traits, needs=needs, reload=SIGHUP, preload="--preload", **more)
+
+
+def _uvicorn(name: str, loop: str, **more: Any) -> Subject:
+    command = (
+        "{python} -m uvicorn bench.peers.app:asgi --port {port} --workers {workers} --backlog 4096 --no-access-log"
+        f" --log-level error --loop {loop} --timeout-keep-alive 75"
+    )
+    return Subject(name, "ASGI", command, WAITS_TOGETHER, needs="python:uvicorn", reload=SIGHUP, **more)
+
+
+def _node(name: str, policy: str, *, quick: bool = False) -> Subject:
+    command = f"node {{here}}/cluster.js {policy} {{workers}}"
+    more: dict[str, Any] = {"beside": "pyfanout asyncio", "quick": quick, "needs": "node", "variables": PORT}
+    return Subject(name, "another language", command, WAITS_TOGETHER, **more)
+
+
+FOUR = "--threads 4 --worker-connections 20000"
+MANY = "--worker-connections 5000 --asgi-loop asyncio"
+OTHERS = (
+    _gunicorn("pyfanout gunicorn sync", "pyfanout.embed.gunicorn.Sync", WAITS_ALONE),
+    _gunicorn("pyfanout gunicorn gthread", "pyfanout.embed.gunicorn.GThread", THREADED, FOUR, threads=4, quick=True),
+    _gunicorn("pyfanout gunicorn asgi", "pyfanout.embed.gunicorn.ASGI", WAITS_TOGETHER, MANY, app="asgi", asked=EMBED),
+    _embedded("pyfanout waitress", "WSGI", "pyfanout_waitress", THREADED, threads=4),
+    _embedded("pyfanout uvicorn", "ASGI", "pyfanout_uvicorn", WAITS_TOGETHER, quick=True),
+    _embedded("pyfanout uvicorn, asyncio", "ASGI", "pyfanout_uvicorn_asyncio", WAITS_TOGETHER, asked=EMBED),
+    _embedded("pyfanout hypercorn", "ASGI", "pyfanout_hypercorn", WAITS_TOGETHER),
+    _embedded("pyfanout aiohttp", "aiohttp", "pyfanout_aiohttp", WAITS_TOGETHER, asked=EMBED),
+    _embedded("pyfanout tornado", "tornado", "pyfanout_tornado", WAITS_TOGETHER, asked=EMBED),
+    _gunicorn("gunicorn sync", "sync", WAITS_ALONE, beside="pyfanout gunicorn sync"),
+    _gunicorn("gunicorn sync, reuse_port", "sync", WAITS_ALONE, "--reuse-port", beside="pyfanout gunicorn sync"),
+    _gunicorn("gunicorn gthread", "gthread", THREADED, FOUR, threads=4, quick=True, beside="pyfanout gunicorn gthread"),
+    _gunicorn("gunicorn asgi", "asgi", WAITS_TOGETHER, MANY, app="asgi", asked=EMBED, beside="pyfanout gunicorn asgi"),
     Subject(
-        "pyfanout asyncio, least-connections",
-        server="pyfanout",
-        policy="least-connections",
-        asked=POLICIES,
-        **STREAMS,
+        "uWSGI",
+        "WSGI",
+        "uwsgi --http-socket 127.0.0.1:{port} --processes {workers} --master --disable-logging --listen 4096 --need-app"
+        " --module bench.peers.app:wsgi",
+        WAITS_ALONE,
+        beside="pyfanout gunicorn sync",  # it serves one request at a time in a worker, too
+        needs="uwsgi",
+        variables=(("UWSGI_HOOK_MASTER_START", "unix_signal:15 gracefully_kill_them_all"),),  # else SIGTERM reloads it
+        reload=SIGHUP,
     ),
-    Subject("pyfanout asyncio, source-hash", server="pyfanout", policy="source-hash", asked=POLICIES, **STREAMS),
-    Subject("SO_REUSEPORT blocking", server="reuseport", quick=True, **BLOCKING_RIVAL),
+    _uvicorn("uvicorn", "uvloop", quick=True, beside="pyfanout uvicorn"),
+    _uvicorn("uvicorn, asyncio", "asyncio", asked=EMBED, beside="pyfanout uvicorn, asyncio"),
     Subject(
-        "SO_REUSEPORT blocking, tcp_migrate_req",
-        server="reuseport",
-        sysctls=(("net.ipv4.tcp_migrate_req", "1"),),
-        asked=("kill", "stop", "restart", "recovery"),
-        **BLOCKING_RIVAL,
+        "hypercorn",
+        "ASGI",
+        "{python} -m hypercorn bench.peers.app:asgi --bind 127.0.0.1:{port} --workers {workers} --backlog 4096"
+        " --log-level error --keep-alive 75 --worker-class uvloop",
+        WAITS_TOGETHER,
+        beside="pyfanout hypercorn",
+        needs="python:hypercorn",
     ),
-    Subject("SO_REUSEPORT asyncio", server="reuseport", quick=True, **STREAMS_RIVAL),
-    Subject("shared listener blocking", server="shared", **BLOCKING_RIVAL),
-    Subject("shared listener asyncio", server="shared", **STREAMS_RIVAL),
-    Subject("dispatcher in Python, blocking", server="by-hand", replaces=False, **BLOCKING_RIVAL),
-    Subject("dispatcher in Python, asyncio", server="by-hand", replaces=False, **STREAMS_RIVAL),
-    *(
-        Subject(
-            f"multiprocessing.reduction, {handler}",
-            server="reduction",
-            replaces=False,
-            asked=("throughput",),
-            **rival,
-        )
-        for handler, rival in (("blocking", BLOCKING_RIVAL), ("asyncio", STREAMS_RIVAL))
+    Subject(
+        "granian",
+        "ASGI",
+        "{python} -m granian --interface asginl bench.peers.app:asgi --port {port} --workers {workers} --backlog 4096"
+        " --respawn-failed-workers --respawn-interval 0.2 --backpressure 20000 --log-level error",
+        WAITS_TOGETHER,
+        beside="pyfanout uvicorn",
+        quick=True,
+        needs="python:granian",
+        reload=SIGHUP,
     ),
-    *(
-        Subject(
-            name,
-            next((kind for word, kind in KINDS.items() if word in name), "another language"),
-            name,
-            quick=name in QUICK,
-            threads=4 if "gthread" in name or "waitress" in name else 1,
-            keeps=not any(word in name for word in ("sync", "uWSGI")),
-            waits=name != "nginx",
-            beside=BESIDE.get(name, ""),
-            sleeps=any(word in name for word in SLEEPERS),
-        )
-        for name in PEERS
+    _gunicorn(
+        *("aiohttp", "aiohttp.GunicornWebWorker", WAITS_TOGETHER),
+        app="aiohttp_for_gunicorn",
+        kind="aiohttp",
+        asked=EMBED,
+        beside="pyfanout aiohttp",
+    ),
+    Subject(
+        "tornado",
+        "tornado",
+        "{python} -m bench.peers.app {port} {workers}",
+        WAITS_TOGETHER,
+        beside="pyfanout tornado",
+        asked=EMBED,
+        needs="python:tornado",
+    ),
+    _node("Node cluster, SCHED_RR", "rr", quick=True),
+    _node("Node cluster, SCHED_NONE", "none"),
+    Subject(
+        "PM2 cluster",
+        "another language",
+        f"{PM2} start {{here}}/app.js -i {{workers}}",
+        WAITS_TOGETHER,
+        beside="pyfanout asyncio",
+        needs=str(PM2),
+        variables=(*PORT, ("PM2_HOME", "{folder}")),
+        reload=f"{PM2.with_name('pm2')} reload all",
+    ),
+    Subject(
+        "nginx",
+        "another language",
+        "nginx -c {folder}/nginx.conf",
+        "keeps replaces",
+        beside="pyfanout asyncio",
+        quick=True,
+        needs="nginx",
+        files=(("nginx.conf", NGINX),),
+        reload=SIGHUP,
+        stop=SIGQUIT,
     ),
 )
-BY_NAME = {subject.name: subject for subject in SUBJECTS}
+FIELD = (*MADE, *OTHERS)
+BY_NAME = {subject.name: subject for subject in FIELD}
 
+# ---- what is here --------------------------------------------------------------------------------------------------
 
-USED = ("uvloop", "httptools", "h11")
-"""By uvicorn, hypercorn and granian, where they are installed."""
+VERSIONS = {"node": "--version", "nginx": "-v", "uwsgi": "--version", str(PM2): "--version"}
 
 
 def versions() -> dict[str, str]:
-    """Of the peers that are here, and of what they use."""
-    found = {name: importlib.metadata.version(name) for name in USED if importlib.util.find_spec(name)}
-    for peer in PEERS.values():
-        if peer.needs.startswith("python:") and peer.missing() is None:
-            module = peer.needs.removeprefix("python:")
-            found[module] = importlib.metadata.version(module)
-    for program, option in {"node": "--version", "nginx": "-v", "uwsgi": "--version"}.items():
-        if path := shutil.which(program, path=PATH):
+    """Of those that others have made and are here, and of what they use."""
+    modules = [each.needs.removeprefix("python:") for each in OTHERS if each.needs.startswith("python:")]
+    names = [name for name in dict.fromkeys(["uvloop", "httptools", "h11", *modules]) if importlib.util.find_spec(name)]
+    found = {name: importlib.metadata.version(name) for name in names}
+    for name, option in VERSIONS.items():
+        if path := program(name):
             said = subprocess.run([path, option], capture_output=True, text=True, check=False)
-            found[program] = (said.stdout + said.stderr).split()[-1].removeprefix("nginx/").removeprefix("v")
-    manifest = HERE / "node_modules" / "pm2" / "package.json"
-    if manifest.exists():
-        found["pm2"] = json.loads(manifest.read_text())["version"]
+            found[Path(name).name] = (said.stdout + said.stderr).split()[-1].removeprefix("nginx/").removeprefix("v")
     return found

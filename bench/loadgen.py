@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import statistics
 import subprocess
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +56,7 @@ def load(port: int, *, cpu: int | None = None, run_s: float = 60.0, **knobs: Kno
     return answers(start(port, cpu=cpu, **knobs), run_s)
 
 
-def start(port: int, *, cpu: int | None = None, **knobs: Knob) -> subprocess.Popen[bytes]:
+def start(port: int, *, cpu: Knob = None, **knobs: Knob) -> subprocess.Popen[bytes]:
     """The same, while something else is done; then `answers`."""
     command = [str(BINARY)]
     if cpu is not None:
@@ -77,3 +81,28 @@ def answers(process: subprocess.Popen[bytes], run_s: float = 60.0) -> Answers:
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, process.args)
     return Answers(json.loads(printed))
+
+
+@contextlib.contextmanager
+def beside(port: int, **knobs: Knob) -> Iterator[subprocess.Popen[bytes]]:
+    """A run beside what is done inside, after which its answers are there; if that fails it is ended."""
+    process = start(port, **knobs)
+    try:
+        yield process
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+
+
+def common(*runs: Answers) -> dict[str, Any]:
+    """What every sample keeps besides its numbers: errors by kind, how the load generator was, all it said."""
+    errors: Counter[str] = Counter()
+    for one in runs:
+        errors.update(one.errors)
+    return {
+        "errors": dict(errors),
+        "load_busy": statistics.median(one["self"]["busy_fraction"] for one in runs),
+        "late_start_p99_us": statistics.median(one["late_start_ns"]["p99"] for one in runs) / 1e3,
+        "load": [dict(one) for one in runs],
+    }

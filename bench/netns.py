@@ -17,7 +17,11 @@ OURS = Path("/proc/self/ns/net")
 @contextlib.contextmanager
 def namespace(sysctls: Mapping[str, str]) -> Iterator[None]:
     """This thread, and the processes that it starts, have a loopback of their own, with these `sysctls`
-    ("net.ipv4.name": value). Needs root; raises OSError, also for a sysctl that this kernel does not have."""
+    ("net.ipv4.name": value), if there are any. Needs root; raises OSError, also for a sysctl that this kernel does not
+    have."""
+    if not sysctls:
+        yield
+        return
     before = os.open(OURS, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _check(_libc.unshare(CLONE_NEWNET), "unshare")

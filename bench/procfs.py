@@ -6,33 +6,9 @@ import contextlib
 import os
 import select
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What the threads of one process have used since they began."""
-
-    cpu_ns: int
-    voluntary_switches: int  # it went to sleep, and something woke it
-    involuntary_switches: int
-
-    def __add__(self, more: Usage) -> Usage:
-        return Usage(
-            self.cpu_ns + more.cpu_ns,
-            self.voluntary_switches + more.voluntary_switches,
-            self.involuntary_switches + more.involuntary_switches,
-        )
-
-    def __sub__(self, earlier: Usage) -> Usage:
-        return Usage(
-            self.cpu_ns - earlier.cpu_ns,
-            self.voluntary_switches - earlier.voluntary_switches,
-            self.involuntary_switches - earlier.involuntary_switches,
-        )
 
 
 def cpu_ns(pid: int) -> int:
@@ -52,16 +28,20 @@ def session_cpu_ns(sid: int) -> int:
     return sum(map(cpu_ns_if_alive, session(sid)))
 
 
-def usage(pid: int) -> Usage:
-    voluntary = involuntary = 0
-    for task in _tasks(pid):
-        for line in (task / "status").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == "voluntary_ctxt_switches":
-                voluntary += int(value)
-            elif name == "nonvoluntary_ctxt_switches":
-                involuntary += int(value)
-    return Usage(cpu_ns(pid), voluntary, involuntary)
+def switches(pid: int) -> int:
+    """How often its threads were put to sleep, or had to wait for another to run, since they began."""
+    return sum(
+        int(field(task / "status", f"{kind}voluntary_ctxt_switches")) for task in _tasks(pid) for kind in ("", "non")
+    )
+
+
+def field(path: Path, wanted: str) -> str:
+    """The first word of a line "name: words" in a file of /proc; "0": it has none."""
+    for line in path.read_text().splitlines():
+        name, _, words = line.partition(":")
+        if name == wanted:
+            return words.split()[0]
+    return "0"
 
 
 def exits(pid: int, limit_s: float) -> bool:
@@ -78,34 +58,19 @@ def exits(pid: int, limit_s: float) -> bool:
 
 def pin(sid: int, cpu: int) -> None:
     """All the processes of a session, and what they will start, to one core."""
-    while loose := [task for task in _tasks_of_session(sid) if _cpus(task) - {cpu}]:
-        for task in loose:
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(task, {cpu})
-
-
-def _tasks_of_session(sid: int) -> list[int]:
-    found = []
-    for pid in session(sid):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found += [int(task.name) for task in _tasks(pid)]
-    return found
-
-
-def _cpus(task: int) -> set[int]:
-    try:
-        return os.sched_getaffinity(task)
-    except ProcessLookupError:
-        return set()
+    loose = True
+    while loose:
+        loose = False
+        for pid in session(sid):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for task in [int(path.name) for path in _tasks(pid)]:
+                    loose = loose or os.sched_getaffinity(task) != {cpu}
+                    os.sched_setaffinity(task, {cpu})
 
 
 def pss_bytes(pid: int) -> int:
     """What a process has in memory: its own pages, and of those that it shares its part."""
-    for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "Pss":
-            return int(value.split()[0]) * 1024
-    return 0
+    return int(field(PROC / str(pid) / "smaps_rollup", "Pss")) * 1024
 
 
 def session(sid: int) -> list[int]:

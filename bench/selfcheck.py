@@ -7,7 +7,8 @@ import signal
 import time
 
 from bench import loadgen
-from bench.run import Layout
+from bench.field import BY_NAME
+from bench.runner import choose_cores
 from bench.server import Server, ServerError
 
 RATE = 500.0
@@ -17,12 +18,13 @@ STALL_S = 0.2
 """A fifth of the run: so a tenth of all wait for half of it or more."""
 
 
-def check(layout: Layout) -> str:
+def check() -> str:
     """Stop the only worker for a while; what the load generator saw, in words. Raises ServerError if it did not: one
     that waits for an answer before it asks again would count one slow request instead of everybody's wait."""
-    with Server("shared", handler="asyncio", workers=1, cpu=layout.server) as server:
+    serves, asks = choose_cores()
+    with Server(BY_NAME["shared listener asyncio"], workers=1, cpu=serves) as server:
         (worker,) = server.workers()
-        run = loadgen.start(server.port, cpu=layout.load, rate=RATE, duration=DURATION_S, seed=1)
+        run = loadgen.start(server.port, cpu=asks, rate=RATE, duration=DURATION_S, seed=1)
         time.sleep(BEFORE_S)
         os.kill(worker, signal.SIGSTOP)
         time.sleep(STALL_S)

@@ -1,31 +1,29 @@
 """Who stands where: each subject's answer to a question, and how the one of ours that does the same work compares.
 
-Ratios are taken within a round. Nobody is called better unless all rounds agree, by LEAST in the median, and the worst
-round of the one is better than the best of the other.
+Of the starts of a round the median counts. Ratios are taken within a round. Nobody is called better unless all rounds
+agree, by LEAST in the median, and the worst round of the one is better than the best of the other.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.field import BY_NAME, SUBJECTS, Subject
-from bench.installed import ROOT
-from bench.questions import QUESTIONS, VARIANT, Column, Question
-from bench.report import ROUNDS_TO_RANK
-from bench.run import Sample, Values
-from bench.server import ServerError
+from bench.field import BY_NAME
+from bench.model import Question, Sample, Values
 
 LOAD_LIMIT = 0.9
 """Of its core: a load generator that is busier than that was what limited the number."""
 LEAST = 0.02
 """By so much at least somebody must be better, in the median, to be called so."""
+ROUNDS_TO_RANK = 3
+VARIANT = "asked only where what they differ in may matter"
 
-Rounds = dict[int, Values]
+Rounds = dict[int, list[Values]]
+"""What one subject said: a list of starts for each round."""
 
 
 def chance(rounds: int) -> int:
@@ -40,58 +38,64 @@ class Line:
     subject: str
     values: list[float]
     """One a round."""
-    ratios: list[float]
-    """Of the one of ours beside it, in the same round, to it; more than 1: we are better. Empty for ours, and where
-    none is beside it."""
-    curve: list[float]
-    """Medians, at the points of the question."""
-    errors: dict[str, int]
+    beside: str
+    """The one of ours that it is compared with, if there is one."""
+    pairs: list[tuple[float, float]]
+    """Of a round, what that one has, and what it has itself."""
+    less_is_better: bool
     limited: bool
     """By the load generator: it, or the one of ours that it is compared with, might have been faster."""
-    load_late: float
+    late: float
     """How late the load generator was itself, to how long requests took."""
-    beside: str = ""
-    """The one of ours that it is compared with."""
-    apart: bool = False
-    """The spreads of the two do not overlap."""
-    columns: tuple[float | None, ...] = ()
-    """Medians, of the columns of the question."""
+    errors: dict[str, int]
+    points: list[float]
+    """Medians, of the points of the question."""
+    added: float | None
+    said: list[Values]
+    """All its answers."""
 
     @property
     def median(self) -> float:
         return statistics.median(self.values)
 
     @property
+    def ratios(self) -> list[float]:
+        """More than 1: ours is better."""
+        pairs = [(theirs, ours) if self.less_is_better else (ours, theirs) for ours, theirs in self.pairs]
+        return [more / less if less else (1.0 if more == less else math.inf) for more, less in pairs]
+
+    @property
     def verdict(self) -> str:
         """How the one of ours beside it stands to it."""
-        if not self.ratios:
+        if not self.pairs:
             return ""
         if self.limited:
             return "not ranked"
-        if len(self.ratios) < ROUNDS_TO_RANK:
+        if len(self.pairs) < ROUNDS_TO_RANK:
             return "too few rounds to rank"
-        if self.better_than_ours:
-            return "**better than we are**"
-        if not self.apart:
+        ours, theirs = zip(*self.pairs, strict=True)
+        middle = statistics.median(self.ratios)
+        if max(ours) >= min(theirs) and max(theirs) >= min(ours):
             return "overlap"
-        better = min(self.ratios) > 1 and statistics.median(self.ratios) >= 1 + LEAST
-        return "we are better" if better else "equal within 2 %"
+        if max(self.ratios) < 1 and middle <= 1 - LEAST:
+            return "**better than we are**"
+        return "we are better" if min(self.ratios) > 1 and middle >= 1 + LEAST else "equal within 2 %"
 
     @property
     def better_than_ours(self) -> bool:
-        enough = len(self.ratios) >= ROUNDS_TO_RANK and not self.limited and self.apart
-        return enough and max(self.ratios) < 1 and statistics.median(self.ratios) <= 1 - LEAST
+        return self.verdict.startswith("**")
 
 
-def lines(question: Question, samples: Sequence[Sample]) -> list[Line]:
+def lines(question: Question, samples: Iterable[Sample]) -> list[Line]:
     """Best first."""
-    asked = [each for each in samples if each.experiment == question.source and question.asks(BY_NAME[each.subject])]
-    by_name: dict[str, Rounds] = {}
-    for each in asked:
-        if "failed" not in each.values:
-            by_name.setdefault(each.subject, {})[each.round] = own(question, each.values)
-    lines = [_line(question, name, by_name) for name in by_name]
-    return sorted(lines, key=lambda line: line.median, reverse=not question.less_is_better)
+    said: dict[str, Rounds] = {}
+    for each in samples:
+        mine = each.experiment == question.experiment and each.subject in question.subjects
+        if mine and "failed" not in each.values:
+            rounds = said.setdefault(each.subject, {})
+            rounds.setdefault(each.round, []).append(own(question, each.values))
+    found = [_line(question, name, said) for name in said]
+    return sorted(found, key=lambda line: line.median, reverse=not question.less_is_better)
 
 
 def own(question: Question, values: Values) -> Values:
@@ -100,60 +104,55 @@ def own(question: Question, values: Values) -> Values:
     if question.runs is None or "load" not in values:
         return values
     runs = values["load"][slice(*question.runs)]
-    errors: Counter[str] = Counter()
-    for run in runs:
-        errors.update({kind: count for kind, count in run.get("errors", {}).items() if count})
-    return {**values, "load": runs, "errors": dict(errors)}
+    return {**values, "load": runs, "errors": _errors(run.get("errors", {}) for run in runs)}
 
 
-def _line(question: Question, name: str, by_name: dict[str, Rounds]) -> Line:
-    rounds = by_name[name]
-    beside = _beside(question, BY_NAME[name], by_name)
-    theirs = {at: values[question.key] for at, values in rounds.items()}
-    ours = {at: values[question.key] for at, values in by_name[beside].items()} if beside else {}
-    errors: Counter[str] = Counter()
-    for values in rounds.values():
-        errors.update(values["errors"])
+def _errors(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """All of them, by kind."""
+    found: Counter[str] = Counter()
+    for each in counts:
+        found.update({kind: count for kind, count in each.items() if count})
+    return dict(found)
+
+
+def _line(question: Question, name: str, said: dict[str, Rounds]) -> Line:
+    beside = _beside(question, name, said)
+    theirs = _numbers(said[name], question.key)
+    ours = _numbers(said[beside], question.key) if beside else {}
+    all_said = [values for starts in said[name].values() for values in starts]
     return Line(
         subject=name,
-        values=list(theirs.values()),
-        ratios=[_ratio(question, ours[at], number) for at, number in theirs.items() if at in ours],
-        curve=[statistics.median(values[key] for values in rounds.values()) for _, key in question.points],
-        errors=dict(errors),
-        limited=question.key == "per_s" and any(_is_limit(by_name[each]) for each in (name, beside) if each),
-        load_late=statistics.median(_lateness(values, question.percentile) for values in rounds.values()),
+        values=[*theirs.values()],
         beside=beside,
-        apart=bool(ours) and (max(ours.values()) < min(theirs.values()) or max(theirs.values()) < min(ours.values())),
-        columns=tuple(_column(column, rounds, by_name) for column in question.columns),
+        pairs=[(ours[at], number) for at, number in theirs.items() if at in ours],
+        less_is_better=question.less_is_better,
+        limited=question.key == "per_s" and any(_is_limit(said[each]) for each in (name, beside) if each),
+        late=statistics.median(_lateness(values, question.percentile) for values in all_said),
+        errors=_errors(values["errors"] for values in all_said),
+        points=[statistics.median(_numbers(said[name], key).values()) for _, key in question.points],
+        added=_added(question, name, said),
+        said=all_said,
     )
 
 
-def _column(column: Column, rounds: Rounds, by_name: dict[str, Rounds]) -> float | None:
-    """None: there is nothing to subtract."""
-    if not column.added_to:
-        return statistics.median(values[column.key] for values in rounds.values())
-    base = by_name.get(column.added_to, {})
-    added = [values[column.key] - base[at][column.key] for at, values in rounds.items() if at in base]
-    return statistics.median(added) if added else None
+def _numbers(rounds: Rounds, key: str) -> dict[int, float]:
+    return {at: statistics.median(values[key] for values in starts) for at, starts in rounds.items()}
 
 
-def _beside(question: Question, subject: Subject, by_name: dict[str, Rounds]) -> str:
-    """Which one of ours it is compared with; empty: none. Servers in another language are only compared where their
-    speed is not what is asked."""
-    if subject.kind == "another language" and not question.across:
+def _beside(question: Question, name: str, said: dict[str, Rounds]) -> str:
+    """Servers in another language are only compared where their speed is not what is asked."""
+    subject = BY_NAME[name]
+    if subject.ours or (subject.kind == "another language" and not question.across):
         return ""
-    return subject.beside if subject.beside in by_name else ""
+    beside = subject.beside if subject.beside in question.subjects else question.subjects[0]
+    return beside if beside in said else ""
 
 
-def _is_limit(rounds: dict[int, Values]) -> bool:
+def _is_limit(rounds: Rounds) -> bool:
     """Whether the load generator was what limited them."""
-    return statistics.median(values.get("load_busy", 0.0) for values in rounds.values()) > LOAD_LIMIT
-
-
-def _ratio(question: Question, ours: float, theirs: float) -> float:
-    """More than 1: ours is better."""
-    more, less = (theirs, ours) if question.less_is_better else (ours, theirs)
-    return more / less if less else (1.0 if more == less else float("inf"))
+    return (
+        statistics.median(values.get("load_busy", 0.0) for starts in rounds.values() for values in starts) > LOAD_LIMIT
+    )
 
 
 def _lateness(values: Values, percentile: str) -> float:
@@ -163,51 +162,30 @@ def _lateness(values: Values, percentile: str) -> float:
     return max(late, default=0.0)
 
 
-def failed(question: Question, samples: Sequence[Sample]) -> list[str]:
+def _added(question: Question, name: str, said: dict[str, Rounds]) -> float | None:
+    """By how much it has more than the one that is the base; None: there is nothing to subtract."""
+    base = _numbers(said.get(question.added_to, {}), question.key)
+    added = [number - base[at] for at, number in _numbers(said[name], question.key).items() if at in base]
+    return statistics.median(added) if added else None
+
+
+def failed(question: Question, samples: Iterable[Sample]) -> list[str]:
     """Who could not be measured, and why."""
-    mine = [each for each in samples if each.experiment == question.source and "failed" in each.values]
+    mine = [each for each in samples if each.experiment == question.experiment and "failed" in each.values]
     return [f"- {each.subject}, round {each.round + 1}: {each.values['failed']}" for each in mine]
 
 
-def absent() -> list[str]:
-    """Who could not run, and what it needs."""
-    return [f"{each.name}: not run, {missing} is not installed" for each in SUBJECTS if (missing := each.missing())]
-
-
-def unasked(question: Question) -> list[str]:
-    """Who is not asked it, and why."""
-    able = {each.name: question.of(each) for each in SUBJECTS}
+def unasked(question: Question, questions: Iterable[Question]) -> list[str]:
+    """Who is asked others of these questions, but not this one, and why."""
+    rest = dict.fromkeys(name for each in questions for name in each.subjects if name not in question.subjects)
     groups = {
-        question.unasked: [name for name in able if not able[name]],
-        VARIANT: [name for name in able if able[name] and not question.asks(BY_NAME[name])],
+        question.unasked: [name for name in rest if not BY_NAME[name].asked],
+        VARIANT: [name for name in rest if BY_NAME[name].asked],
     }
     return [f"Not asked: {'; '.join(names)}: {why}." for why, names in groups.items() if names]
 
 
-def losses(samples: Sequence[Sample]) -> list[tuple[Question, Line]]:
+def losses(questions: Iterable[Question], samples: Sequence[Sample]) -> list[tuple[Question, Line]]:
     """Who was better than the one of ours beside it, and in what; the worst for us first."""
-    found = [(question, line) for question in QUESTIONS for line in lines(question, samples) if line.better_than_ours]
+    found = [(question, line) for question in questions for line in lines(question, samples) if line.better_than_ours]
     return sorted(found, key=lambda each: statistics.median(each[1].ratios))
-
-
-MEASURES = (
-    *("bench/field.py", "bench/questions.py", "bench/clients.py", "bench/server.py", "bench/loadgen.py"),
-    *("bench/load.c", "bench/histogram.h", "bench/netns.py", "bench/procfs.py", "bench/run.py", "bench/workloads.py"),
-    *("bench/subjects.py", "bench/peers", "bench/rivals", "pyfanout", "csrc"),
-)
-"""A change in these may have changed the samples, or what is said of them."""
-
-
-def doubt(commit: str, *, refuse: bool) -> str:
-    """What is to be said of samples that this commit has measured. Raises ServerError, to `refuse` them, if it measured
-    otherwise than the work tree does."""
-    known = commit.removesuffix("-dirty")
-    command = ["git", "diff", "--quiet", known, "--", *MEASURES]
-    code = subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode
-    if known != commit:
-        return ", and what was not committed: nobody can tell whether it measures the same now"
-    if code > 1:
-        return ", which is not known here: nobody can tell whether it measured the same as it does now"
-    if code and refuse:
-        raise ServerError(f"measured by {commit}, which measures otherwise than what is here: check that out")
-    return ", and the work tree was changed while it ran" if code else ""

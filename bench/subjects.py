@@ -1,24 +1,22 @@
-"""Runs one server under test: `python -m bench.subjects NAME --handler blocking --port 8000 ...`.
+"""Runs pyfanout, or a rival that the bench has made: `python -m bench.subjects NAME --port 8000 --workers 2 ...`.
 
-Every subject gets the same handlers, the same backlog and TCP_NODELAY, says that it is ready by a newline on
-`--ready-fd`, and stops on TERM. The suite starts them through bench/server.py.
+Each gets the same handlers, the same backlog and TCP_NODELAY, and stops on TERM.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
-from functools import partial
 
 from bench.workloads import HANDLERS
 
 HOST = "127.0.0.1"
 # 4,000 connections that arrive at once must fit into one accept queue; net.core.somaxconn is 4096.
 BACKLOG = 4096
+Options = argparse.Namespace
 
 
-def _pyfanout(options: argparse.Namespace) -> None:
+def _pyfanout(options: Options) -> None:
     import pyfanout  # noqa: PLC0415 - the rivals must not carry its modules
 
     pyfanout.serve(
@@ -30,51 +28,29 @@ def _pyfanout(options: argparse.Namespace) -> None:
         backlog=BACKLOG,
         nodelay=True,
         log_level="warning",
-        ready_fd=options.ready_fd,
     )
 
 
-def _reuseport(options: argparse.Namespace) -> None:
-    from bench.rivals import reuseport  # noqa: PLC0415 - one subject, one server's modules
+def _prefork(options: Options) -> None:
+    from bench.rivals import prefork  # noqa: PLC0415 - one subject, one server's modules
 
-    _rival(reuseport.serve, options)
-
-
-def _shared(options: argparse.Namespace) -> None:
-    from bench.rivals import shared  # noqa: PLC0415 - one subject, one server's modules
-
-    _rival(shared.serve, options)
+    reuse_port = options.name == "reuseport"
+    prefork.serve(HANDLERS[options.handler], (HOST, options.port), options.workers, BACKLOG, reuse_port=reuse_port)
 
 
-def _by_hand(options: argparse.Namespace) -> None:
+def _dispatcher(options: Options) -> None:
     from bench.rivals import byhand  # noqa: PLC0415 - one subject, one server's modules
 
-    _rival(partial(byhand.serve, channel=byhand.FdsOfSocket), options)
+    channel = byhand.Reduction if options.name == "reduction" else byhand.FdsOfSocket
+    byhand.serve(HANDLERS[options.handler], (HOST, options.port), options.workers, BACKLOG, channel)
 
 
-def _reduction(options: argparse.Namespace) -> None:
-    from bench.rivals import byhand  # noqa: PLC0415 - one subject, one server's modules
-
-    _rival(partial(byhand.serve, channel=byhand.Reduction), options)
-
-
-def _rival(serve: Callable[..., None], options: argparse.Namespace) -> None:
-    serve(
-        HANDLERS[options.handler],
-        host=HOST,
-        port=options.port,
-        workers=options.workers,
-        backlog=BACKLOG,
-        ready_fd=options.ready_fd,
-    )
-
-
-SUBJECTS: dict[str, Callable[[argparse.Namespace], None]] = {
+SUBJECTS: dict[str, Callable[[Options], None]] = {
     "pyfanout": _pyfanout,
-    "reuseport": _reuseport,
-    "shared": _shared,
-    "by-hand": _by_hand,
-    "reduction": _reduction,
+    "reuseport": _prefork,
+    "shared": _prefork,
+    "by-hand": _dispatcher,
+    "reduction": _dispatcher,
 }
 
 
@@ -85,12 +61,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="pyfanout only")
-    parser.add_argument("--policy", default="least-connections", help="pyfanout only")
-    parser.add_argument("--cpu", type=int, help="the one core that the whole server tree may use")
-    parser.add_argument("--ready-fd", type=int, default=1)
+    parser.add_argument("--policy", default="round-robin", help="pyfanout only")
     options = parser.parse_args()
-    if options.cpu is not None:
-        os.sched_setaffinity(0, {options.cpu})
     SUBJECTS[options.name](options)
 
 

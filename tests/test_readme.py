@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import page, questions, run, standings
+from bench import page, questions, samples, standings, table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -235,12 +235,14 @@ def test_the_tests_that_are_named_exist() -> None:
 def test_the_worst_number_and_the_picture_are_of_the_committed_report() -> None:
     """Which is of a full run, with everybody in it, and made of the samples beside it."""
     (folder,) = {ROOT / "bench" / "results" / name for name in re.findall(r"bench/results/([\d-]+)/", README)}
-    about, samples = run.read(folder / "samples.jsonl")
-    assert about["scale"] == asdict(questions.FULL)
+    about, found = samples.read(folder / "samples.jsonl")
+    full = asdict(questions.RUNS["peers"].full)
+    assert {name: full[name] for name in ("rounds", "kills", "each_s", "tail_s")}.items() <= about["scale"].items()
     assert about["absent"] == []
-    assert {sample.experiment for sample in samples} == {question.source for question in questions.QUESTIONS}
-    assert (folder / "report.md").read_text() == page.markdown(about, samples)
-    worst, line = standings.losses(samples)[0]
-    assert f"**The worst number**: {page.loss(worst, line)}" in " ".join(README.split())
-    assert (folder / "overview.svg").read_text().startswith("<svg")
-    assert "<svg" in (folder / "report.html").read_text()
+    assert {sample.experiment for sample in found} == {question.experiment for question in questions.PEERS}
+    report, overview = (folder / "report.md").read_text(), (folder / "overview.svg").read_text()
+    assert report == table.report(about, questions.PEERS, found)
+    worst, line = standings.losses(questions.PEERS, found)[0]
+    assert f"**The worst number**: {table.loss(worst, line)}" in " ".join(README.split())
+    assert overview.startswith("<svg")
+    assert f"{overview}\n" in page.page(report, overview)

@@ -1,9 +1,13 @@
-"""What the Python peers serve: the answer of bench/workloads.py, as a WSGI and as an ASGI application."""
+"""What the Python servers serve: the answer of bench/workloads.py, as an application for each of them.
+
+`python -m bench.peers.app PORT WORKERS` runs tornado its own way, which is a programme and not a command.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from typing import Any
 
@@ -25,11 +29,28 @@ def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     return [body]
 
 
+async def asgi(scope: Any, _receive: Any, send: Any) -> None:
+    if scope["type"] != "http":
+        raise RuntimeError("no lifespan here")
+    if wait_s := waits_s(scope["path"]):
+        await asyncio.sleep(wait_s)
+    body = b"%d\n" % os.getpid()
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
 def pyfanout_uvicorn() -> Any:
     """With the time for idle connections that all have here."""
     from pyfanout.embed import uvicorn
 
     return uvicorn.Runner(asgi, timeout_keep_alive=75)
+
+
+def pyfanout_uvicorn_asyncio() -> Any:
+    from pyfanout.embed import uvicorn
+
+    return uvicorn.Runner(asgi, timeout_keep_alive=75, loop="asyncio")
 
 
 def pyfanout_hypercorn() -> Any:
@@ -46,12 +67,43 @@ def pyfanout_waitress() -> Any:
     return waitress.Runner(wsgi, connection_limit=20_000, asyncore_use_poll=True)
 
 
-async def asgi(scope: Any, _receive: Any, send: Any) -> None:
-    if scope["type"] != "http":
-        raise RuntimeError("no lifespan here")
-    if wait_s := waits_s(scope["path"]):
-        await asyncio.sleep(wait_s)
-    body = b"%d\n" % os.getpid()
-    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def pyfanout_aiohttp() -> Any:
+    from aiohttp import web
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(body=b"%d\n" % os.getpid())
+
+    app = web.Application()
+    app.add_routes([web.get("/{path}", answer)])
+    return app
+
+
+async def aiohttp_for_gunicorn() -> Any:
+    return pyfanout_aiohttp()
+
+
+def pyfanout_tornado() -> Any:
+    from tornado import web
+
+    class Answer(web.RequestHandler):
+        def get(self) -> None:
+            self.write(b"%d\n" % os.getpid())
+
+    return web.Application([("/.*", Answer)], log_function=lambda _handler: None)
+
+
+def tornado(port: int, workers: int) -> None:
+    from tornado import httpserver, netutil, process
+
+    sockets = netutil.bind_sockets(port, "127.0.0.1", backlog=4096)
+    process.fork_processes(workers)
+
+    async def serve() -> None:
+        httpserver.HTTPServer(pyfanout_tornado()).add_sockets(sockets)
+        await asyncio.Event().wait()
+
+    asyncio.run(serve())
+
+
+if __name__ == "__main__":
+    tornado(int(sys.argv[1]), int(sys.argv[2]))

@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import gc
 import inspect
+import itertools
 import os
 import signal
 import socket
-import traceback
+from functools import partial
 from multiprocessing import Pipe, reduction
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from bench.rivals import prefork
 from bench.workloads import BlockingHandler, Handler, StreamsHandler
@@ -56,51 +57,6 @@ class Reduction:
 Channel = FdsOfSocket | Reduction
 
 
-def serve(
-    handler: Handler,
-    *,
-    channel: type[Channel],
-    host: str,
-    port: int,
-    workers: int,
-    backlog: int,
-    ready_fd: int,
-) -> None:
-    """Until SIGTERM: then each worker serves what it was passed, and finds the end."""
-    listener = prefork.listen(host, port, backlog, reuse_port=False)
-    gc.collect()
-    gc.freeze()
-    channels: list[Channel] = []
-    pids: list[int] = []
-    for _ in range(workers):
-        one = channel()
-        pid = os.fork()
-        if pid == 0:
-            listener.close()
-            os.close(ready_fd)
-            for each in (*channels, one):
-                each.ours.close()
-            _work(handler, one)
-        one.theirs.close()
-        channels.append(one)
-        pids.append(pid)
-    signal.signal(signal.SIGTERM, _leave)
-    os.write(ready_fd, b"\n")
-    os.close(ready_fd)
-    turn = 0
-    with contextlib.suppress(_Leave):
-        while True:
-            conn, _ = listener.accept()
-            channels[turn].send(conn.fileno(), pids[turn])
-            conn.close()
-            turn = (turn + 1) % workers
-    listener.close()
-    for each in channels:
-        each.ours.close()
-    for pid in pids:
-        os.waitpid(pid, 0)
-
-
 class _Leave(Exception):
     """The dispatcher was told to."""
 
@@ -109,20 +65,41 @@ def _leave(*_: object) -> None:
     raise _Leave
 
 
-def _work(handler: Handler, channel: Channel) -> NoReturn:
-    code = 1
-    try:
-        if inspect.iscoroutinefunction(handler):
-            asyncio.run(_serve_asyncio(cast(StreamsHandler, handler), channel))
-        else:
-            with contextlib.suppress(EOFError):
-                while True:
-                    _serve_one(cast(BlockingHandler, handler), channel)
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+def serve(handler: Handler, address: tuple[str, int], workers: int, backlog: int, kind: type[Channel]) -> None:
+    """Until SIGTERM: then each worker serves what it was passed, and finds the end."""
+    listener = prefork.listen(address, backlog)
+    gc.collect()
+    gc.freeze()
+    channels: list[Channel] = []
+    pids: list[int] = []
+    for _ in range(workers):
+        channels.append(kind())
+        pids.append(prefork.fork(partial(_work, handler, listener, channels)))
+        channels[-1].theirs.close()
+    signal.signal(signal.SIGTERM, _leave)
+    with contextlib.suppress(_Leave):
+        for channel, pid in itertools.cycle(zip(channels, pids, strict=True)):
+            conn, _ = listener.accept()
+            channel.send(conn.fileno(), pid)
+            conn.close()
+    listener.close()
+    for each in channels:
+        each.ours.close()
+    for pid in pids:
+        os.waitpid(pid, 0)
+
+
+def _work(handler: Handler, listener: socket.socket, channels: list[Channel]) -> None:
+    """The last channel is this worker's."""
+    listener.close()
+    for each in channels:
+        each.ours.close()
+    if inspect.iscoroutinefunction(handler):
+        asyncio.run(_serve_asyncio(cast(StreamsHandler, handler), channels[-1]))
+        return
+    with contextlib.suppress(EOFError):
+        while True:
+            _serve_one(cast(BlockingHandler, handler), channels[-1])
 
 
 def _serve_one(handler: BlockingHandler, channel: Channel) -> None:

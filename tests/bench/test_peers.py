@@ -19,23 +19,22 @@ from typing import Any
 
 import pytest
 
-from bench import clients, field, netns, page, procfs, questions, run, selfcheck, standings
+from bench import __main__ as main
+from bench import clients, field, netns, procfs, questions, runner, samples, selfcheck, standings, table
+from bench.field import BY_NAME as SUBJECTS
+from bench.field import FIELD
 from bench.installed import ROOT
-from bench.peers import PEERS, Peer
-from bench.questions import QUESTIONS
-from bench.run import Context, Experiment, Sample, choose_cores
-from bench.server import PeerServer, Server, ServerError
+from bench.model import Context, Question, Sample, Values
+from bench.questions import PEERS, RUNS, selected
+from bench.runner import choose_cores
+from bench.server import Server, ServerError
 
-BY_NAME = {question.name: question for question in QUESTIONS}
+BY_NAME = {question.name: question for question in PEERS}
 
 
-def samples(question: str, numbers: dict[str, list[float]]) -> list[Sample]:
-    mine = [each for each in QUESTIONS if each.source == question]
-    keys = {
-        key
-        for each in mine
-        for key in (each.key, *(column.key for column in each.columns), *dict(each.points).values())
-    }
+def answers(question: str, numbers: dict[str, list[float]]) -> list[Sample]:
+    mine = [each for each in PEERS if each.experiment == question]
+    keys = {key for each in mine for key in (each.key, *dict(each.points).values())}
     return [
         Sample(question, name, round_, {**dict.fromkeys(keys, value), "errors": {}})
         for name, values in numbers.items()
@@ -43,8 +42,12 @@ def samples(question: str, numbers: dict[str, list[float]]) -> list[Sample]:
     ]
 
 
+def markdown(found: list[Sample]) -> str:
+    return table.report(ABOUT, PEERS, found)
+
+
 def verdicts(question: str, numbers: dict[str, list[float]]) -> dict[str, str]:
-    return {line.subject: line.verdict for line in standings.lines(BY_NAME[question], samples(question, numbers))}
+    return {line.subject: line.verdict for line in standings.lines(BY_NAME[question], answers(question, numbers))}
 
 
 OURS, THEIRS = "pyfanout blocking", "SO_REUSEPORT blocking"
@@ -67,15 +70,15 @@ def test_a_verdict_needs_spreads_that_do_not_overlap(ours: list[float], theirs: 
 
 def test_less_is_better_where_it_is_and_none_is_best() -> None:
     numbers = {OURS: [0.0] * 3, STREAMS: [0.0] * 3, THEIRS: [64.0] * 3, "nginx": [0.0] * 3}
-    found = {line.subject: line.verdict for line in standings.lines(BY_NAME["stop"], samples("stop", numbers))}
+    found = {line.subject: line.verdict for line in standings.lines(BY_NAME["stop"], answers("stop", numbers))}
     assert list(found)[-1] == THEIRS
     assert found == {OURS: "", STREAMS: "", THEIRS: "we are better", "nginx": "overlap"}
-    assert "∞" in page.markdown(ABOUT, samples("stop", {OURS: [0.0] * 3, THEIRS: [64.0] * 3}))
+    assert "∞" in markdown(answers("stop", {OURS: [0.0] * 3, THEIRS: [64.0] * 3}))
 
 
 def test_speed_is_compared_among_those_who_speak_the_same() -> None:
     numbers = {OURS: [9.0] * 3, "pyfanout uvicorn": [5.0] * 3, "uvicorn": [4.0] * 3, "nginx": [8.0] * 3}
-    found = {line.subject: line for line in standings.lines(BY_NAME["throughput"], samples("throughput", numbers))}
+    found = {line.subject: line for line in standings.lines(BY_NAME["throughput"], answers("throughput", numbers))}
     assert found["uvicorn"].ratios == [1.25] * 3
     assert found["nginx"].ratios == []
 
@@ -83,21 +86,20 @@ def test_speed_is_compared_among_those_who_speak_the_same() -> None:
 def test_who_is_compared_with_whom_was_decided_before_and_is_said() -> None:
     """The best of ours, chosen when all is measured, would owe much to luck."""
     numbers = {OURS: [9.0] * 3, "pyfanout threads": [10.0] * 3, THEIRS: [8.0] * 3, "gunicorn gthread": [1.0] * 3}
-    found = {line.subject: line for line in standings.lines(BY_NAME["throughput"], samples("throughput", numbers))}
+    found = {line.subject: line for line in standings.lines(BY_NAME["throughput"], answers("throughput", numbers))}
     assert (found[THEIRS].beside, found[THEIRS].ratios) == (OURS, [9 / 8] * 3)
     assert (found["gunicorn gthread"].beside, found["gunicorn gthread"].ratios) == ("", [])
-    assert f"{OURS}: 1.12" in page.markdown(ABOUT, samples("throughput", numbers))
+    assert f"{OURS}: 1.12" in markdown(answers("throughput", numbers))
 
 
 def test_every_rival_has_one_of_ours_with_as_many_threads_beside_it_which_is_asked_all_that_it_is() -> None:
-    names = {each.name: each for each in field.SUBJECTS}
-    for each in field.SUBJECTS:
+    for each in FIELD:
         assert each.ours == (not each.beside), each.name
         if each.beside:
-            beside = names[each.beside]
+            beside = SUBJECTS[each.beside]
             assert (beside.ours, beside.threads) == (True, each.threads), each.name
             assert each.kind in (beside.kind, "another language"), each.name
-            assert not beside.asked
+            assert set(beside.asked) <= set(each.asked), each.name
 
 
 def test_one_sample_answers_several_questions() -> None:
@@ -111,40 +113,44 @@ def test_one_sample_answers_several_questions() -> None:
 
 
 def test_latency_is_also_said_as_what_is_added() -> None:
-    found = samples("latency-low", {OURS: [110.0, 120.0, 95.0], THEIRS: [100.0] * 3})
-    lines = {line.subject: line.columns for line in standings.lines(BY_NAME["latency-low"], found)}
-    assert lines == {OURS: (10.0,), THEIRS: (0.0,)}
-    assert f"added to {THEIRS}, us" in page.markdown(ABOUT, found)
-    assert "| +10 |" in page.markdown(ABOUT, found)
+    found = answers("latency-low", {OURS: [110.0, 120.0, 95.0], THEIRS: [100.0] * 3})
+    lines = {line.subject: line.added for line in standings.lines(BY_NAME["latency-low"], found)}
+    assert lines == {OURS: 10.0, THEIRS: 0.0}
+    assert f"added to {THEIRS}" in markdown(found)
+    assert "| +10 |" in markdown(found)
 
 
 def test_who_is_not_asked_is_said_and_why() -> None:
-    for question in QUESTIONS:
-        assert question.unasked or all(map(question.of, field.SUBJECTS)), question.name
-    text = page.markdown(ABOUT, samples("reload", {OURS: [0.0] * 3}))
+    for question in PEERS:
+        rest = [each for each in FIELD if not each.asked and each.name not in question.subjects]
+        assert question.unasked or not rest, question.name
+    text = markdown(answers("reload", {OURS: [0.0] * 3}))
     assert re.search(r"Not asked: SO_REUSEPORT blocking;.* hypercorn;.*: has no signal or command for it\.", text)
     assert "Not asked: pyfanout blocking, source-hash; pyfanout threads;" in text
 
 
 def test_samples_that_other_code_has_measured_are_refused(tmp_path: Path) -> None:
     """And of a commit that is not here, or what was not committed, it is said."""
-    keep = tmp_path / "samples.jsonl"
-    first = subprocess.run(["git", "rev-list", "--max-parents=0", "HEAD"], cwd=ROOT, check=True, capture_output=True)
+    found = answers("stop", {OURS: [0.0]})
     for commit, said in (
         ("0" * 40, "which is not known here"),
         ("unknown", "not known"),
         ("ab-dirty", "not committed"),
     ):
-        (sample,) = samples("stop", {OURS: [0.0]})
-        keep.write_text("".join(json.dumps(each) + "\n" for each in ({**ABOUT, "commit": commit}, asdict(sample))))
-        report("--again", str(keep))
+        keep(tmp_path, ABOUT | {"commit": commit}, found)
+        bench("page", str(tmp_path))
         assert said in (tmp_path / "report.md").read_text().partition("## ")[0]
+    command = ["git", "rev-list", "--max-parents=0", "HEAD"]
+    first = subprocess.check_output(command, cwd=ROOT, text=True).split()[0]
     with pytest.raises(ServerError, match=r"measured by .*, which measures otherwise"):
-        standings.doubt(first.stdout.decode().split()[0], refuse=True)
+        main.doubt(first, refuse=True)
+    keep(tmp_path, ABOUT | {"commit": first}, found)
+    bench("page", str(tmp_path), "--anyway")
+    assert "what measures has changed since" in (tmp_path / "report.md").read_text().partition("## ")[0]
 
 
 def test_who_was_limited_by_the_load_generator_is_not_ranked() -> None:
-    found = samples("throughput", {OURS: [9.0] * 3, THEIRS: [8.0] * 3})
+    found = answers("throughput", {OURS: [9.0] * 3, THEIRS: [8.0] * 3})
     for each in found:
         each.values["load_busy"] = 0.95 if each.subject == OURS else 0.5
     (line,) = [line for line in standings.lines(BY_NAME["throughput"], found) if line.ratios]
@@ -187,11 +193,13 @@ def test_one_that_is_held_and_is_closed_meanwhile_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("handler", ["blocking", "asyncio"])
-@pytest.mark.parametrize("name", ["reuseport", "shared", "by-hand", "reduction"])
+@pytest.mark.parametrize(
+    "name", ["SO_REUSEPORT ", "shared listener ", "dispatcher in Python, ", "multiprocessing.reduction, "]
+)
 def test_what_a_rival_has_begun_when_it_is_told_to_stop_it_finishes(name: str, handler: str) -> None:
     """No handicaps."""
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(Server(name, handler=handler, workers=2))
+        server = stack.enter_context(Server(SUBJECTS[name + handler], workers=2))
         conn = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 10))
         conn.sendall(b"GET /wait/500000 HTTP/1.0\r\n\r\n")
         time.sleep(0.2)  # it has begun: nothing tells
@@ -204,29 +212,29 @@ def test_what_a_rival_has_begun_when_it_is_told_to_stop_it_finishes(name: str, h
 
 def test_other_languages_are_compared_where_speed_is_not_what_is_asked() -> None:
     numbers = {OURS: [0.0] * 3, STREAMS: [2.0] * 3, THEIRS: [4.0] * 3, "nginx": [1.0] * 3}
-    found = {line.subject: line for line in standings.lines(BY_NAME["kill"], samples("kill", numbers))}
+    found = {line.subject: line for line in standings.lines(BY_NAME["kill"], answers("kill", numbers))}
     assert found[THEIRS].ratios == [float("inf")] * 3
     assert found["nginx"].verdict == "**better than we are**"
 
 
 def test_a_curve_has_a_number_for_each_point() -> None:
     question = BY_NAME["tail-bimodal"]
-    found = samples(question.source, {OURS: [0.0]})
-    found[0].values.update({key: float(point.split()[0]) for point, key in question.points})
+    found = answers(question.experiment, {OURS: [0.0]})
+    found[0].values.update({key: float(point.split()[1]) for point, key in question.points})
     (line,) = standings.lines(question, found)
-    assert line.curve == [50.0, 70.0, 85.0, 95.0]
-    assert "load 95 %" in page.markdown(ABOUT, found)
+    assert line.points == [50.0, 70.0, 85.0, 95.0]
+    assert "load 95 %" in markdown(found)
 
 
 def test_a_load_generator_that_was_late_is_named() -> None:
     def sample(late_ns: int) -> list[Sample]:
         load = [{"late_start_ns": {"p50": late_ns}, "latency_ns": {"fast": {"p50": 1000}}}]
-        found = samples("latency-low", {OURS: [1.0]})
+        found = answers("latency-low", {OURS: [1.0]})
         found[0].values["load"] = load * len(questions.RATES)
         return found
 
-    assert "the load generator was late, 20% of the p50" in page.markdown(ABOUT, sample(200))
-    assert "late" not in page.markdown(ABOUT, sample(50)).partition("## ")[2]
+    assert "the load generator was late, 20% of the p50" in markdown(sample(200))
+    assert "late" not in markdown(sample(50)).partition("## ")[2]
 
 
 ABOUT: dict[str, Any] = {
@@ -238,7 +246,7 @@ ABOUT: dict[str, Any] = {
 
 
 def test_what_we_lose_is_said_first_and_who_was_not_run() -> None:
-    text = page.markdown(ABOUT, samples("throughput", {OURS: [1.0] * 3, THEIRS: [2.0] * 3}))
+    text = markdown(answers("throughput", {OURS: [1.0] * 3, THEIRS: [2.0] * 3}))
     before, _, after = text.partition("## ")
     assert "throughput: SO_REUSEPORT blocking, 2 times as good as pyfanout blocking" in before
     assert "once in 10 where two are equal" in before
@@ -248,21 +256,25 @@ def test_what_we_lose_is_said_first_and_who_was_not_run() -> None:
 
 def test_one_that_failed_is_named() -> None:
     failed = Sample("stop", THEIRS, 1, {"failed": "ServerError: not now\nits log", "errors": {}})
-    text = page.markdown(ABOUT, [*samples("stop", {OURS: [0.0] * 3}), failed])
+    text = markdown([*answers("stop", {OURS: [0.0] * 3}), failed])
     assert "- SO_REUSEPORT blocking, round 2: ServerError: not now" in text
 
 
 def test_every_question_has_one_of_ours_to_compare_and_every_peer_a_kind() -> None:
-    for question in QUESTIONS:
-        assert any(question.asks(subject) and subject.ours for subject in field.SUBJECTS), question.name
-    assert {subject.kind for subject in field.SUBJECTS} == {"handler", "streams", "WSGI", "ASGI", "another language"}
-    assert {subject.server for subject in field.SUBJECTS} >= set(PEERS)
+    for run in RUNS.values():
+        for question in run.questions:
+            assert any(SUBJECTS[name].ours for name in question.subjects), question.name
+    kinds = {"handler", "streams", "WSGI", "ASGI", "aiohttp", "tornado", "another language"}
+    assert {subject.kind for subject in FIELD} == kinds
+    asked = {name for run in RUNS.values() for question in run.questions for name in question.subjects}
+    assert asked == set(SUBJECTS), "nobody is in the field for nothing"
 
 
 def test_a_missing_one_is_named_and_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PEERS, "nginx", Peer("no-such-program", "no-such-program"))
-    assert "nginx: not run, no-such-program is not installed" in standings.absent()
-    assert "nginx" not in BY_NAME["throughput"].experiment().subjects
+    monkeypatch.setitem(SUBJECTS, "nginx", replace(SUBJECTS["nginx"], needs="no-such-program"))
+    absent = main.header([], [BY_NAME["throughput"]])["absent"]
+    assert "nginx: not run, no-such-program is not installed" in absent
+    assert "nginx" not in [each.name for each in BY_NAME["throughput"].here]
 
 
 def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
@@ -270,32 +282,31 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     keep = tmp_path / "samples.jsonl"
     asked = []
 
-    def experiment(name: str) -> Experiment:
-        def measure(_context: Any, subjects: tuple[str, ...], round_: int) -> dict[str, Any]:
-            asked.append((name, round_))
-            return {subject: {"number": round_, "errors": {}} for subject in subjects}
+    def question(name: str) -> Question:
+        def measure(_context: Context, subject: field.Subject, _seed: int) -> Values:
+            asked.append((name, subject.name))
+            return {"number": len(asked), "errors": {}}
 
-        return Experiment(name, ("one", "other"), measure, lambda _: 1)
+        return Question(name, name, "", "number", measure, (OURS, THEIRS))
 
-    scale = replace(questions.QUICK, rounds=2)
-    both = [experiment("a"), experiment("b")]
-    first = run.run(both[:1], scale, keep, {"commit": "x"})
+    scale = replace(RUNS["peers"].quick, rounds=2)
+    both = [question("a"), question("b")]
+    first = runner.run(both[:1], scale, keep, {"commit": "x"})
     with keep.open("a") as out:
         out.write('{"experiment": "b", "subj')
-    again = run.run(both, scale, keep, {"commit": "x", "date": "later"})
-    assert asked == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    again = runner.run(both, scale, keep, {"commit": "x", "date": "later"})
+    assert asked == [(name, subject) for name in "ab" for subject in (OURS, THEIRS, THEIRS, OURS)]
     assert again[:4] == first
-    assert run.read(keep) == ({"commit": "x", "scale": asdict(scale)}, again)
+    assert samples.read(keep) == ({"commit": "x", "scale": asdict(scale)}, again)
     with pytest.raises(ServerError, match="is of another commit: x, now y"):
-        run.run(both, scale, keep, {"commit": "y"})
+        runner.run(both, scale, keep, {"commit": "y"})
 
 
 def test_a_stall_that_is_not_seen_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    layout = choose_cores()[1]
-    assert "a stall of 200 ms was seen" in selfcheck.check(layout)
+    assert "a stall of 200 ms was seen" in selfcheck.check()
     monkeypatch.setattr(selfcheck, "signal", SimpleNamespace(SIGSTOP=0, SIGCONT=0))  # nobody is stopped
     with pytest.raises(ServerError, match="not to be trusted"):
-        selfcheck.check(layout)
+        selfcheck.check()
 
 
 def test_a_namespace_has_its_own_sysctls() -> None:
@@ -310,16 +321,16 @@ def test_a_namespace_has_its_own_sysctls() -> None:
     assert os.readlink("/proc/self/ns/net") == ours
 
 
-@pytest.mark.parametrize("server", ["by-hand", "reduction"])
+@pytest.mark.parametrize("name", ["dispatcher in Python", "multiprocessing.reduction"])
 @pytest.mark.parametrize("handler", ["blocking", "asyncio"])
-def test_what_people_write_by_hand_serves_in_turn(server: str, handler: str) -> None:
-    with Server(server, handler=handler, workers=2) as one, clients.held(one.port, 4) as pids:
+def test_what_people_write_by_hand_serves_in_turn(name: str, handler: str) -> None:
+    with Server(SUBJECTS[f"{name}, {handler}"], workers=2) as one, clients.held(one.port, 4) as pids:
         assert pids[:2] == pids[2:]
         assert len(set(pids)) == 2
 
 
 def test_a_restart_serves_again() -> None:
-    with Server("pyfanout", handler="blocking", workers=1) as one:
+    with Server(SUBJECTS[OURS], workers=1) as one:
         pid = one.pid
         one.restart()
         assert one.pid != pid
@@ -327,15 +338,15 @@ def test_a_restart_serves_again() -> None:
 
 
 def test_one_that_cannot_start_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PEERS, "uvicorn", Peer("{python} -c exit('not_today')", "python:uvicorn"))
-    with (
-        pytest.raises(ServerError, match=r"(?s)0 workers of uvicorn answer.*not_today"),
-        PeerServer("uvicorn", workers=1),
-    ):
+    broken = replace(SUBJECTS["uvicorn"], command="{python} -c exit('not_today')")
+    monkeypatch.setitem(SUBJECTS, "uvicorn", broken)
+    with pytest.raises(ServerError, match=r"(?s)0 workers of uvicorn answer.*not_today"), Server(broken, workers=1):
         pass
-    (one,) = questions.experiments(["recovery"], ["uvicorn"], quick=True)
-    found = one.measure(Context(questions.QUICK, *choose_cores()), one.subjects, 0)
-    assert found["uvicorn"]["failed"].startswith("ServerError: 0 workers of uvicorn answer")
+    run = RUNS["peers"]
+    (one,) = selected(run, ["recovery"], ["uvicorn"], quick=True)
+    (step,) = [step for step in runner.steps([one], run.quick) if step.subject.name == "uvicorn"]
+    sample = runner.measure(Context(run.quick, *choose_cores()), step)
+    assert sample.values["failed"].startswith("ServerError: 0 workers of uvicorn answer")
 
 
 INSTALLED = [
@@ -352,73 +363,55 @@ INSTALLED = [
 @pytest.mark.parametrize("name", INSTALLED)
 def test_a_peer_answers_from_all_its_workers_and_leaves_nothing(name: str) -> None:
     """What its workers used is known, though they are killed beside their parent: nobody shall think it was others."""
-    before_s = run.used_s()
-    with PeerServer(name, workers=2) as server:
+    before_s = runner.used_s()
+    with Server(SUBJECTS[name], workers=2) as server:
         pid, used_ns = server.pid, procfs.session_cpu_ns(server.pid)
     assert procfs.session(pid) == []
-    assert run.used_s() - before_s >= used_ns / 1e9 - 2 / os.sysconf("SC_CLK_TCK"), "times() counts in ticks"
+    assert runner.used_s() - before_s >= used_ns / 1e9 - 2 / os.sysconf("SC_CLK_TCK"), "times() counts in ticks"
 
 
-def report(*words: str) -> None:
-    command = [sys.executable, "-m", "bench", "peers", *words]
+def bench(*words: str) -> None:
+    command = [sys.executable, "-m", "bench", *words]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
 
 
-def test_pictures_name_the_worst_for_us_show_who_lost_none_and_draw_no_percentile_of_luck(tmp_path: Path) -> None:
-    found = samples("kill", {STREAMS: [2.0] * 3, "nginx": [0.0] * 3, "uvicorn": [1.0] * 3, THEIRS: [1e3] * 3})
-    times = dict.fromkeys(("p50", "p90", "p99", "p999"), 1000)
-    counts = {"low": 999, "middle": 999, "high": 1000}
-    load = [{"latency_ns": {"fast": {"count": n, **times}}, "late_start_ns": {"p50": 0}} for n in counts.values()]
-    values = {f"p50_{rate}_us": 1.0 for rate in counts}
-    found.append(Sample("latency-low", OURS, 0, {**values, "errors": {}, "load": load}))
-    (tmp_path / "samples.jsonl").write_text("\n".join(map(json.dumps, [ABOUT, *map(asdict, found)])) + "\n")
-    report("--again", str(tmp_path / "samples.jsonl"))
+def keep(folder: Path, about: Values, found: list[Sample]) -> None:
+    (folder / "samples.jsonl").write_text("".join(json.dumps(each) + "\n" for each in [about, *map(asdict, found)]))
+
+
+def test_the_picture_names_the_worst_for_us_and_shows_who_lost_none(tmp_path: Path) -> None:
+    keep(tmp_path, ABOUT, answers("kill", {STREAMS: [2] * 3, "nginx": [0] * 3, "uvicorn": [1] * 3, THEIRS: [1e3] * 3}))
+    bench("page", str(tmp_path))
     overview = (tmp_path / "overview.svg").read_text()
-    assert [name for name in field.BY_NAME if f">{name}<" in overview] == ["nginx"]
-    _, low, _, high, kill, _ = (
-        part.split("<table>")[0] for part in (tmp_path / "report.html").read_text().split("<h2>")
-    )
-    assert re.findall(r">(p\d[\d.]*)<", low) == ["p50", "p90"]
-    assert re.findall(r">(p\d[\d.]*)<", high) == ["p50", "p90", "p99"]
-    assert {"0", "1", "10", "100", "1,000"} <= set(re.findall(r">([\d,]+)</text>", kill))
+    assert [name for name in SUBJECTS if f">{name}<" in overview] == ["nginx"]
+    assert overview in (tmp_path / "report.html").read_text()
 
 
-def test_a_short_run_makes_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
-    report(
-        "--quick",
-        "--only",
-        "latency-low",
-        "--only",
-        "stop",
-        "--who",
-        OURS,
-        "--who",
-        THEIRS,
-        "--to",
-        str(tmp_path),
-        "--note",
-        "a short one",
-    )
-    about, found = run.read(tmp_path / "samples.jsonl")
+def test_a_short_run_makes_a_report_and_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
+    only = ["--only", "latency-low", "--only", "stop", "--who", OURS, "--who", THEIRS]
+    bench("peers", "--quick", *only, "--to", str(tmp_path), "--note", "a short one")
+    about, found = samples.read(tmp_path / "samples.jsonl")
     assert {(each.experiment, each.subject) for each in found} == {
         *((question, name) for question in ("latency-low", "stop") for name in (OURS, THEIRS)),
         ("stop", f"{THEIRS}, tcp_migrate_req"),
     }
-    assert about["commands"][OURS].startswith("python -m bench.subjects pyfanout --handler blocking")
+    assert about["commands"][OURS] == "python -m bench.subjects pyfanout --handler blocking"
     assert about["note"] == "a short one"
     assert [each.values["lost"] for each in found if (each.experiment, each.subject) == ("stop", OURS)] == [0]
     assert about["command"].startswith("python -m bench peers --quick")
-    text = (tmp_path / "report.html").read_text()
-    assert text.count("<svg") == 8
-    assert not re.search(r"<(?:script|link|img|iframe)\b|@import|url\((?!#)", text)
     first = (tmp_path / "report.md").read_text()
     (tmp_path / "report.md").unlink()
-    report("--again", str(tmp_path / "samples.jsonl"))
+    bench("page", str(tmp_path))
     assert (tmp_path / "report.md").read_text() == first
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<svg") == 1
+    assert text.count("<h2>") == first.count("\n## ") == 5
+    assert text.count("<table>") == 4
+    assert not re.search(r"<(?:script|link|img|iframe)\b|@import|url\((?!#)", text)
 
 
 def test_one_that_does_not_stop_has_failed() -> None:
-    with Server("pyfanout", handler="blocking", workers=1) as one:
+    with Server(SUBJECTS[OURS], workers=1) as one:
         with socket.create_connection(("127.0.0.1", one.port), 10) as conn:
             conn.sendall(b"GET /wait/1000000 HTTP/1.0\r\n\r\n")
             time.sleep(0.2)  # it has begun: nothing tells
@@ -428,14 +421,8 @@ def test_one_that_does_not_stop_has_failed() -> None:
         assert one.stopped_s(10) < 10
 
 
-def test_a_run_takes_as_long_as_is_said() -> None:
-    for quick, scale, minutes in ((False, questions.FULL, 75), (True, questions.QUICK, 6)):
-        plan = questions.experiments([], [], quick=quick)
-        assert sum(one.expected_s(scale) * len(one.subjects) for one in plan) * scale.rounds < 60 * minutes
-
-
 def test_a_peer_is_all_on_its_core_also_what_it_starts_later() -> None:
-    cpu = choose_cores()[1].server
-    with PeerServer("gunicorn sync", workers=2, cpu=cpu) as one:
+    cpu, _ = choose_cores()
+    with Server(SUBJECTS["gunicorn sync"], workers=2, cpu=cpu) as one:
         one.reload()
         assert all(os.sched_getaffinity(pid) == {cpu} for pid in procfs.session(one.pid))

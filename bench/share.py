@@ -1,0 +1,96 @@
+"""Who gets the connections: how evenly they are spread over the workers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+from bench import loadgen
+from bench.clients import held
+from bench.field import Subject
+from bench.loadgen import common
+from bench.model import Context, Measure, Values
+from bench.server import POLL_S, Server, ServerError
+
+REPLACED_LIMIT_S = 5.0
+SETTLE_S = 0.5
+"""For what a server does when those that were there before have gone."""
+ASKED_AGAIN_S = 0.25
+"""Some servers lose those who come just after a kill, and let them wait."""
+
+
+def balance(count: int, rate: float | None, workers: int = 4) -> Measure:
+    """Connections that come so many a second, or at once, and stay: what the fullest worker has, to its share."""
+
+    def measure(context: Context, subject: Subject, seed: int) -> Values:
+        with _settled(context, subject, workers) as server:
+            answers = loadgen.load(server.port, cpu=context.load, hold=count, rate=rate, seed=1 + seed, timeout=30)
+        if answers.errors:
+            return {"failed": f"not all could be held: {answers.errors}", "errors": answers.errors}
+        return _unevenness(answers.by_worker, workers) | common(answers)
+
+    return measure
+
+
+@contextlib.contextmanager
+def _settled(context: Context, subject: Subject, workers: int) -> Iterator[Server]:
+    """Where those who asked whether it has started have gone, and it knows that."""
+    with Server(subject, workers=workers, cpu=context.server) as server:
+        time.sleep(SETTLE_S)
+        yield server
+
+
+def _unevenness(by_worker: list[int], workers: int) -> Values:
+    shares = [0] * (workers - len(by_worker)) + sorted(by_worker)
+    return {"max_to_mean": max(shares) * workers / sum(shares), "shares": shares}
+
+
+def one_by_one(count: int, workers: int) -> Measure:
+    """Connections that come one after the other, and stay."""
+
+    def measure(context: Context, subject: Subject, _seed: int) -> Values:
+        with _settled(context, subject, workers) as server, held(server.port, count) as pids:
+            return _unevenness([*Counter(pids).values()], workers) | {"errors": {}}
+
+    return measure
+
+
+def sequence(count: int, workers: int = 4) -> Measure:
+    """One connection after the other to idle workers: how far from exactly its share one is."""
+
+    def measure(context: Context, subject: Subject, _seed: int) -> Values:
+        with _settled(context, subject, workers) as server:
+            answers = loadgen.load(server.port, cpu=context.load, closed=1, count=count, duration=20)
+        shares = answers.by_worker + [0] * (workers - len(answers.by_worker))
+        return {"off_by": max(abs(share - count // workers) for share in shares), **common(answers)}
+
+    return measure
+
+
+def balance_after_restart(count: int, workers: int = 4) -> Measure:
+    """Half of them, then a worker is killed; who was with it comes again, then the other half."""
+
+    def measure(_context: Context, subject: Subject, _seed: int) -> Values:
+        with Server(subject, workers=workers) as server, held(server.port, count // 2) as before:
+            killed = before[0]
+            os.kill(killed, signal.SIGKILL)
+            _until_replaced(server.port, set(before))
+            kept = Counter(pid for pid in before if pid != killed)
+            with held(server.port, count - kept.total()) as after:
+                return _unevenness([*(kept + Counter(after)).values()], workers) | {"errors": {}}
+
+    return measure
+
+
+def _until_replaced(port: int, known: set[int]) -> None:
+    end_s = time.monotonic() + REPLACED_LIMIT_S
+    while time.monotonic() < end_s:
+        with contextlib.suppress(OSError), held(port, 8, ASKED_AGAIN_S) as answers:
+            if set(answers) - known:
+                return
+        time.sleep(POLL_S)
+    raise ServerError(f"no other worker answers within {REPLACED_LIMIT_S:g} s of a kill")

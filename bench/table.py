@@ -1,0 +1,144 @@
+"""What a run found, in Markdown: where we are slower first, then what was asked for, then a table a question."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+
+from bench.field import BY_NAME
+from bench.model import Asked, Question, Sample, Values
+from bench.standings import LEAST, ROUNDS_TO_RANK, Line, chance, failed, lines, losses, unasked
+
+LATE_LIMIT = 0.1
+"""Of the time that requests took: a load generator that itself started them later than that has added to it."""
+QUIET_SHARE = 0.10
+"""Of one core; an idle machine's own housekeeping is 1 to 3 %."""
+
+
+def report(header: Values, questions: Sequence[Question], samples: Sequence[Sample]) -> str:
+    parts = ["# pyfanout beside its peers", _about(header), noise(samples), _worse_first(questions, samples)]
+    parts.append(_table(["what", "asked", "median (min..max)", "n", "verdict"], bounds(questions, samples)))
+    for question in questions:
+        if found := lines(question, samples):
+            parts += [f"## {question.text}", _answers(question, found)]
+            parts += ["\n".join(failed(question, samples)), question.notes, *unasked(question, questions)]
+    commands = [f"- {name}: `{command}`" for name, command in header.get("commands", {}).items()]
+    return "\n\n".join(part for part in (*parts, "## How each was started", "\n".join(commands)) if part) + "\n"
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Empty, if there are none."""
+    head, *body = [f"| {' | '.join(row)} |" for row in (titles, *rows)]
+    return "\n".join([head, "|" + "---|" * len(titles), *body]) if body else ""
+
+
+def _about(header: Values) -> str:
+    known = [f"- {name}: {value}" for name, value in header.items() if not isinstance(value, dict | list)]
+    versions = ", ".join(f"{name} {version}" for name, version in header.get("versions", {}).items())
+    return "\n".join([*known, f"- versions: {versions}", *(f"- **{each}**" for each in header["absent"])])
+
+
+def noise(samples: Iterable[Sample]) -> str:
+    """A warning when others had so much of the machine that the numbers mean little; else nothing."""
+    loud: dict[str, set[str]] = {}
+    most = 0.0
+    for each in samples:
+        most = max(most, others := each.values.get("others_cpu", 0.0))
+        if others > QUIET_SHARE:
+            loud.setdefault(each.experiment, set()).add(each.subject)
+    hit = ", ".join(f"{experiment} ({'; '.join(sorted(subjects))})" for experiment, subjects in sorted(loud.items()))
+    warning = f"**The machine was not quiet**: others used up to {most:.0%} of a core, during {hit}. Measure again."
+    return warning if loud else ""
+
+
+def _worse_first(questions: Sequence[Question], samples: Sequence[Sample]) -> str:
+    """What we lose, before what we win."""
+    rounds = len({each.round for each in samples})
+    if rounds < ROUNDS_TO_RANK:
+        return "Too few rounds to rank anybody."
+    rule = (
+        f"by {LEAST:.0%} or more in the median, and in the worst of {rounds} rounds than the other in its best, which"
+        f" comes by chance once in {chance(rounds)} where two are equal"
+    )
+    found = [f"- {loss(question, line)}" for question, line in losses(questions, samples)]
+    if found:
+        return "\n".join([f"Better than the one of ours beside it ({rule}), the worst for us first:", "", *found])
+    return f"Nobody was better than the one of ours beside it ({rule})."
+
+
+def loss(question: Question, line: Line) -> str:
+    """Who is better than ours, in what, and by how much."""
+    ratio = statistics.median(line.ratios)
+    return f"{question.name}: {line.subject}, {number(1 / ratio if ratio else math.inf)} times as good as {line.beside}"
+
+
+# ---- what was asked for --------------------------------------------------------------------------------------------
+
+
+def bounds(questions: Iterable[Question], samples: Sequence[Sample]) -> list[list[str]]:
+    """A row for each question with bounds, or for each of the rivals in it."""
+    rows = []
+    for question in questions:
+        asked = question.asked
+        found = {line.subject: line for line in lines(question, samples)} if asked else {}
+        for line in found.values():
+            values = [asked.of(*pair) for pair in line.pairs] if asked.of else line.values
+            name = f"{question.text}: {line.subject}" if len(question.subjects) > 2 else question.text
+            both = [line, found[line.beside]] if line.pairs else [line]
+            cells = [name, asked.text(), spread(values, asked.number.format), f"{len(values)}"] if values else []
+            rows += [[*cells, _verdict(asked, both, values)]] if cells else []
+    return rows
+
+
+def _verdict(asked: Asked, both: Sequence[Line], values: Sequence[float]) -> str:
+    """Reached or missed, how we stand to the rival, what failed of the two, and what happened in the last round."""
+    said = both[0].said
+    missed = {each["missed"]: None for each in said if each.get("missed")}
+    words = ["reached" if asked.met_by(values) and not missed else "**missed**", *missed, both[0].verdict]
+    words += [f"failed of {line.subject}: {_kinds(line)}" for line in both if line.errors]
+    return "; ".join(word for word in (*words, said[-1].get("detail", "")) if word)
+
+
+# ---- who answered what ---------------------------------------------------------------------------------------------
+
+
+def _answers(question: Question, found: Iterable[Line]) -> str:
+    titles = [f"added to {question.added_to}"] if question.added_to else []
+    titles += [title for title, _ in question.points]
+    rows = []
+    for line in found:
+        name = f"**{line.subject}**" if BY_NAME[line.subject].ours else line.subject
+        compared = f"{line.beside}: {number(statistics.median(line.ratios))}" if line.pairs else ""
+        added = ["" if line.added is None else f"{line.added:+,.0f}"] if question.added_to else []
+        rows.append([name, BY_NAME[line.subject].kind, spread(line.values, number), compared, *added])
+        rows[-1] += [*map(number, line.points), "; ".join(_remarks(question, line))]
+    measured = f"{question.unit}: median (min..max)"
+    return _table(["who", "speaks", measured, "ours beside it, to it", *titles, ""], rows)
+
+
+def _remarks(question: Question, line: Line) -> list[str]:
+    late = f"the load generator was late, {line.late:.0%} of the {question.percentile}"
+    remarks = {
+        line.verdict: True,
+        f"failed: {_kinds(line)}": line.errors and "lost" not in question.key,
+        "the load generator was the limit, of its number or of ours": line.limited,
+        late: line.late > LATE_LIMIT,
+    }
+    return [words for words, said in remarks.items() if words and said]
+
+
+def _kinds(line: Line) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in line.errors.items())
+
+
+def spread(values: Sequence[float], text: Callable[[float], str]) -> str:
+    return f"{text(statistics.median(values))} ({text(min(values))}..{text(max(values))})"
+
+
+def number(value: float) -> str:
+    if value == math.inf:
+        return "∞"
+    if value == int(value) and abs(value) < 1e6:
+        return f"{value:,.0f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
