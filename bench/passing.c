@@ -5,6 +5,7 @@
  * is passed is an eventfd, which costs the kernel's fd passing the same as a TCP socket.
  */
 #define _GNU_SOURCE
+#include <err.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,72 +14,53 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MOST 32
-#define RECORD_BYTES 136 /* as the core's fan_record */
-#define CONNECTIONS 40000
-#define ROUNDS 9
+enum { MOST = 16, RECORD_BYTES = 136, CONNECTIONS = 40000, ROUNDS = 9 }; /* a record is as the core's fan_record */
 
-static double cpu_us(void)
+/* What stands in the control buffers is closed: the copies of this end, or those that have arrived. */
+static void close_all(struct mmsghdr *messages, int count, int each)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-    return (double)now.tv_sec * 1e6 + (double)now.tv_nsec / 1e3;
-}
-
-static void check(int good, const char *what)
-{
-    if (!good) {
-        perror(what);
-        exit(1);
+    int fds[MOST];
+    for (int i = 0; i < count; i++) {
+        memcpy(fds, CMSG_DATA(CMSG_FIRSTHDR(&messages[i].msg_hdr)), (size_t)each * sizeof(int));
+        for (int j = 0; j < each; j++)
+            close(fds[j]);
     }
 }
 
-/* `messages` messages with `each` descriptors. */
-static void pass(const int *ends, int messages, int each)
+/* `count` messages with `each` descriptors. */
+static void pass(const int *ends, int count, int each)
 {
     static char records[MOST][MOST * RECORD_BYTES];
-    static union {
-        struct cmsghdr align;
-        char bytes[CMSG_SPACE(MOST * sizeof(int))];
-    } controls[MOST];
-    struct mmsghdr out[MOST];
+    static _Alignas(struct cmsghdr) char controls[MOST][CMSG_SPACE(MOST * sizeof(int))];
+    struct mmsghdr messages[MOST];
     struct iovec data[MOST];
-    int fds[MOST];
-    for (int i = 0; i < messages; i++) {
-        for (int j = 0; j < each; j++)
-            check((fds[j] = eventfd(0, EFD_CLOEXEC)) >= 0, "eventfd");
+    for (int i = 0; i < count; i++) {
         data[i] = (struct iovec){records[i], (size_t)each * RECORD_BYTES};
-        out[i] = (struct mmsghdr){.msg_hdr = {.msg_iov = &data[i],
-                                              .msg_iovlen = 1,
-                                              .msg_control = controls[i].bytes,
-                                              .msg_controllen = CMSG_SPACE((size_t)each * sizeof(int))}};
-        struct cmsghdr *header = CMSG_FIRSTHDR(&out[i].msg_hdr);
-        header->cmsg_level = SOL_SOCKET;
-        header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN((size_t)each * sizeof(int));
-        memcpy(CMSG_DATA(header), fds, (size_t)each * sizeof(int));
+        messages[i].msg_hdr = (struct msghdr){.msg_iov = &data[i], .msg_iovlen = 1, .msg_control = controls[i]};
+        messages[i].msg_hdr.msg_controllen = CMSG_SPACE((size_t)each * sizeof(int));
+        struct cmsghdr *header = CMSG_FIRSTHDR(&messages[i].msg_hdr);
+        *header = (struct cmsghdr){CMSG_LEN((size_t)each * sizeof(int)), SOL_SOCKET, SCM_RIGHTS};
+        for (int j = 0; j < each; j++) {
+            int fd = eventfd(0, EFD_CLOEXEC);
+            memcpy(CMSG_DATA(header) + (size_t)j * sizeof fd, &fd, sizeof fd);
+        }
     }
-    check(sendmmsg(ends[0], out, (unsigned)messages, 0) == messages, "sendmmsg");
-    for (int i = 0; i < messages; i++) {
-        memcpy(fds, CMSG_DATA(CMSG_FIRSTHDR(&out[i].msg_hdr)), (size_t)each * sizeof(int));
-        for (int j = 0; j < each; j++)
-            close(fds[j]);
-        out[i].msg_hdr.msg_controllen = sizeof controls[i].bytes;
-    }
-    check(recvmmsg(ends[1], out, (unsigned)messages, MSG_CMSG_CLOEXEC | MSG_DONTWAIT, NULL) == messages, "recvmmsg");
-    for (int i = 0; i < messages; i++) {
-        memcpy(fds, CMSG_DATA(CMSG_FIRSTHDR(&out[i].msg_hdr)), (size_t)each * sizeof(int));
-        for (int j = 0; j < each; j++)
-            close(fds[j]);
-    }
+    if (sendmmsg(ends[0], messages, (unsigned)count, 0) != count)
+        err(1, "sendmmsg");
+    close_all(messages, count, each);
+    if (recvmmsg(ends[1], messages, (unsigned)count, MSG_CMSG_CLOEXEC | MSG_DONTWAIT, NULL) != count)
+        err(1, "recvmmsg");
+    close_all(messages, count, each);
 }
 
-static double cost_us(const int *ends, int messages, int each)
+static double cost_us(const int *ends, int count, int each)
 {
-    double begin_us = cpu_us();
-    for (int done = 0; done < CONNECTIONS; done += messages * each)
-        pass(ends, messages, each);
-    return (cpu_us() - begin_us) / CONNECTIONS;
+    struct timespec begin, end;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &begin);
+    for (int done = 0; done < CONNECTIONS; done += count * each)
+        pass(ends, count, each);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &end);
+    return ((double)(end.tv_sec - begin.tv_sec) * 1e6 + (double)(end.tv_nsec - begin.tv_nsec) / 1e3) / CONNECTIONS;
 }
 
 static int by_size(const void *a, const void *b)
@@ -88,20 +70,19 @@ static int by_size(const void *a, const void *b)
 
 int main(void)
 {
-    static const int batches[] = {1, 2, 4, 8, 16};
     int ends[2];
-    check(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0, "socketpair");
-    printf("batch  one each  several  difference (us per connection)\n");
-    for (size_t i = 0; i < sizeof batches / sizeof *batches; i++) {
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) < 0)
+        err(1, "socketpair");
+    printf("batch  one each  several (us per connection)\n");
+    for (int batch = 1; batch <= MOST; batch *= 2) {
         double one[ROUNDS], several[ROUNDS];
         for (int round = 0; round < ROUNDS; round++) {
-            one[round] = cost_us(ends, batches[i], 1);
-            several[round] = cost_us(ends, 1, batches[i]);
+            one[round] = cost_us(ends, batch, 1);
+            several[round] = cost_us(ends, 1, batch);
         }
         qsort(one, ROUNDS, sizeof *one, by_size);
         qsort(several, ROUNDS, sizeof *several, by_size);
-        printf("%5d  %8.2f  %7.2f  %10.2f\n", batches[i], one[ROUNDS / 2], several[ROUNDS / 2],
-               one[ROUNDS / 2] - several[ROUNDS / 2]);
+        printf("%5d  %8.2f  %7.2f\n", batch, one[ROUNDS / 2], several[ROUNDS / 2]);
     }
     return 0;
 }
