@@ -16,7 +16,7 @@ from pathlib import Path
 from bench import field, page, pictures, procfs, runner, samples, selfcheck, table
 from bench.field import BY_NAME
 from bench.installed import ROOT
-from bench.model import Question, Sample, Values
+from bench.model import Question, Values
 from bench.questions import ALL, RUNS, selected
 from bench.server import ServerError
 
@@ -101,39 +101,29 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     folder = Path(options.to or RESULTS / f"{options.verb}-{about['date'].replace(':', '').replace('+0000', 'Z')}")
     scale = replace(scale, rounds=options.rounds or scale.rounds)
     found = runner.run(questions, scale, folder / "samples.jsonl", about)
-    report = write(folder, refuse=False)
+    report = write(folder, page_too=options.verb == "peers")
     print(report.partition("\n## ")[0])
-    if options.verb == "peers":
-        draw(folder, report)
     print(f"all of it: {folder.resolve()}", file=sys.stderr)
     return int(any("failed" in each.values and BY_NAME[each.subject].exits for each in found))
 
 
-def write(folder: Path, *, refuse: bool) -> str:
+def write(folder: Path, *, page_too: bool, refuse: bool = False) -> str:
     """The report of the samples in a folder."""
     about, found = samples.read(folder / "samples.jsonl")
     about["commit"] += doubt(about["commit"], refuse=refuse)
-    report = table.report(about, measured(found), found)
+    names = {each.experiment for each in found}
+    questions = [each for each in ALL if each.experiment in names]
+    report = table.report(about, questions, found)
     (folder / "report.md").write_text(report)
+    if page_too:
+        overview = pictures.overview(questions, found)
+        (folder / "overview.svg").write_text(overview)
+        (folder / "report.html").write_text(page.page(report, overview))
     return report
 
 
-def measured(found: Sequence[Sample]) -> list[Question]:
-    """What these samples answer."""
-    names = {each.experiment for each in found}
-    return [each for each in ALL if each.experiment in names]
-
-
-def draw(folder: Path, report: str) -> None:
-    """Its picture, and the page with both."""
-    _, found = samples.read(folder / "samples.jsonl")
-    overview = pictures.overview(measured(found), found)
-    (folder / "overview.svg").write_text(overview)
-    (folder / "report.html").write_text(page.page(report, overview))
-
-
 def show(options: argparse.Namespace) -> int:
-    draw(options.folder, write(options.folder, refuse=not options.anyway))
+    write(options.folder, page_too=True, refuse=not options.anyway)
     print(options.folder / "report.html")
     return 0
 

@@ -142,9 +142,6 @@ MADE = (
 
 # ---- what others have made, and their servers under pyfanout -------------------------------------------------------
 
-WAITS_ALONE = "replaces works sleeps"
-WAITS_TOGETHER = "keeps replaces works loops"
-THREADED = "keeps replaces works sleeps"
 EMBED = ("embed",)
 NGINX = """
 daemon off; master_process on; worker_processes %(workers)s; pid %(folder)s/pid; error_log stderr error;
@@ -157,129 +154,105 @@ http {
     server { listen 127.0.0.1:%(port)s backlog=4096; location / { default_type text/plain; return 200 "$pid\\n"; } }
 }
 """
+BIND = "--bind 127.0.0.1:{port} --workers {workers} --backlog 4096 --log-level error"
+GUNICORN = (
+    "{{python}} -m gunicorn bench.peers.app:{app} {bind} --worker-class {worker} --keep-alive 75 --no-control-socket"
+)
+PYFANOUT = "{{python}} -m pyfanout run bench.peers.app:{app} --factory {bind}"
+UVICORN = (
+    "{python} -m uvicorn bench.peers.app:asgi --port {port} --workers {workers} --backlog 4096 --no-access-log"
+    " --log-level error --timeout-keep-alive 75 --loop "
+)
+HYPERCORN = f"{{python}} -m hypercorn bench.peers.app:asgi {BIND} --keep-alive 75 --worker-class uvloop"
+UWSGI = (
+    "uwsgi --http-socket 127.0.0.1:{port} --processes {workers} --master --disable-logging --listen 4096 --need-app"
+    " --module bench.peers.app:wsgi"
+)
+GRANIAN = (
+    "{python} -m granian --interface asginl bench.peers.app:asgi --port {port} --workers {workers} --backlog 4096"
+    " --respawn-failed-workers --respawn-interval 0.2 --backpressure 20000 --log-level error"
+)
+FOUR = "--threads 4 --worker-connections 20000"
+MANY = "--worker-connections 5000 --asgi-loop asyncio"
+SYNC = "replaces works sleeps"
+THREADED = "keeps replaces works sleeps"
+LOOPS = "keeps replaces works loops"
+RELOADS: dict[str, Any] = {"reload": SIGHUP, "preload": "--preload"}
+ANOTHER: dict[str, Any] = {"kind": "another language", "beside": "pyfanout asyncio"}
+AIOHTTP: dict[str, Any] = {"kind": "aiohttp", "asked": EMBED, "beside": "pyfanout aiohttp"}
 PORT = (("PORT", "{port}"),)
+DRAINS = (("UWSGI_HOOK_MASTER_START", "unix_signal:15 gracefully_kill_them_all"),)
+"""Else SIGTERM reloads it."""
 
 
 def _gunicorn(name: str, worker: str, traits: str, more: str = "", *, app: str = "wsgi", **rest: Any) -> Subject:
-    command = (
-        f"{{python}} -m gunicorn bench.peers.app:{app} --bind 127.0.0.1:{{port}} --workers {{workers}} --backlog 4096"
-        f" --worker-class {worker} --keep-alive 75 --no-control-socket --log-level error {more}"
-    )
-    rest = {"kind": app.upper(), "needs": "python:gunicorn", "reload": SIGHUP, "preload": "--preload"} | rest
+    command = f"{GUNICORN.format(app=app, bind=BIND, worker=worker)} {more}"
+    rest = {"kind": app.upper(), "needs": "python:gunicorn", **RELOADS, **rest}
     return Subject(name, command=command, traits=traits, **rest)
 
 
-def _embedded(name: str, kind: str, app: str, traits: str, **more: Any) -> Subject:
-    command = (
-        f"{{python}} -m pyfanout run bench.peers.app:{app} --factory --bind 127.0.0.1:{{port}} --workers {{workers}}"
-        " --backlog 4096 --log-level error"
-    )
-    needs = f"python:{app.split('_')[1]}"
-    return Subject(name, kind, command, traits, needs=needs, reload=SIGHUP, preload="--preload", **more)
+def _pyfanout(server: str, kind: str, traits: str = LOOPS, **more: Any) -> Subject:
+    """With the factory of its name."""
+    app = f"pyfanout_{server.replace(', ', '_')}"
+    command, needs = PYFANOUT.format(app=app, bind=BIND), f"python:{server.partition(',')[0]}"
+    return Subject(f"pyfanout {server}", kind, command, traits, needs=needs, **RELOADS, **more)
 
 
-def _uvicorn(name: str, loop: str, **more: Any) -> Subject:
-    command = (
-        "{python} -m uvicorn bench.peers.app:asgi --port {port} --workers {workers} --backlog 4096 --no-access-log"
-        f" --log-level error --loop {loop} --timeout-keep-alive 75"
-    )
-    return Subject(name, "ASGI", command, WAITS_TOGETHER, needs="python:uvicorn", reload=SIGHUP, **more)
+def _asgi(name: str, command: str, **more: Any) -> Subject:
+    needs = f"python:{name.partition(',')[0]}"
+    more = {"kind": "ASGI", "needs": needs, "beside": f"pyfanout {name}", **more}
+    return Subject(name, command=command, traits=LOOPS, **more)
 
 
 def _node(name: str, policy: str, *, quick: bool = False) -> Subject:
     command = f"node {{here}}/cluster.js {policy} {{workers}}"
-    more: dict[str, Any] = {"beside": "pyfanout asyncio", "quick": quick, "needs": "node", "variables": PORT}
-    return Subject(name, "another language", command, WAITS_TOGETHER, **more)
+    return Subject(name, command=command, traits=LOOPS, quick=quick, needs="node", variables=PORT, **ANOTHER)
 
 
-FOUR = "--threads 4 --worker-connections 20000"
-MANY = "--worker-connections 5000 --asgi-loop asyncio"
 OTHERS = (
-    _gunicorn("pyfanout gunicorn sync", "pyfanout.embed.gunicorn.Sync", WAITS_ALONE),
+    _gunicorn("pyfanout gunicorn sync", "pyfanout.embed.gunicorn.Sync", SYNC),
     _gunicorn("pyfanout gunicorn gthread", "pyfanout.embed.gunicorn.GThread", THREADED, FOUR, threads=4, quick=True),
-    _gunicorn("pyfanout gunicorn asgi", "pyfanout.embed.gunicorn.ASGI", WAITS_TOGETHER, MANY, app="asgi", asked=EMBED),
-    _embedded("pyfanout waitress", "WSGI", "pyfanout_waitress", THREADED, threads=4),
-    _embedded("pyfanout uvicorn", "ASGI", "pyfanout_uvicorn", WAITS_TOGETHER, quick=True),
-    _embedded("pyfanout uvicorn, asyncio", "ASGI", "pyfanout_uvicorn_asyncio", WAITS_TOGETHER, asked=EMBED),
-    _embedded("pyfanout hypercorn", "ASGI", "pyfanout_hypercorn", WAITS_TOGETHER),
-    _embedded("pyfanout aiohttp", "aiohttp", "pyfanout_aiohttp", WAITS_TOGETHER, asked=EMBED),
-    _embedded("pyfanout tornado", "tornado", "pyfanout_tornado", WAITS_TOGETHER, asked=EMBED),
-    _gunicorn("gunicorn sync", "sync", WAITS_ALONE, beside="pyfanout gunicorn sync"),
-    _gunicorn("gunicorn sync, reuse_port", "sync", WAITS_ALONE, "--reuse-port", beside="pyfanout gunicorn sync"),
+    _gunicorn("pyfanout gunicorn asgi", "pyfanout.embed.gunicorn.ASGI", LOOPS, MANY, app="asgi", asked=EMBED),
+    _pyfanout("waitress", "WSGI", THREADED, threads=4),
+    _pyfanout("uvicorn", "ASGI", quick=True),
+    _pyfanout("uvicorn, asyncio", "ASGI", asked=EMBED),
+    _pyfanout("hypercorn", "ASGI"),
+    _pyfanout("aiohttp", "aiohttp", asked=EMBED),
+    _pyfanout("tornado", "tornado", asked=EMBED),
+    _gunicorn("gunicorn sync", "sync", SYNC, beside="pyfanout gunicorn sync"),
+    _gunicorn("gunicorn sync, reuse_port", "sync", SYNC, "--reuse-port", beside="pyfanout gunicorn sync"),
     _gunicorn("gunicorn gthread", "gthread", THREADED, FOUR, threads=4, quick=True, beside="pyfanout gunicorn gthread"),
-    _gunicorn("gunicorn asgi", "asgi", WAITS_TOGETHER, MANY, app="asgi", asked=EMBED, beside="pyfanout gunicorn asgi"),
+    _gunicorn("gunicorn asgi", "asgi", LOOPS, MANY, app="asgi", asked=EMBED, beside="pyfanout gunicorn asgi"),
     Subject(
-        "uWSGI",
-        "WSGI",
-        "uwsgi --http-socket 127.0.0.1:{port} --processes {workers} --master --disable-logging --listen 4096 --need-app"
-        " --module bench.peers.app:wsgi",
-        WAITS_ALONE,
-        beside="pyfanout gunicorn sync",  # it serves one request at a time in a worker, too
-        needs="uwsgi",
-        variables=(("UWSGI_HOOK_MASTER_START", "unix_signal:15 gracefully_kill_them_all"),),  # else SIGTERM reloads it
-        reload=SIGHUP,
+        "uWSGI", "WSGI", UWSGI, SYNC, needs="uwsgi", variables=DRAINS, reload=SIGHUP, beside="pyfanout gunicorn sync"
     ),
-    _uvicorn("uvicorn", "uvloop", quick=True, beside="pyfanout uvicorn"),
-    _uvicorn("uvicorn, asyncio", "asyncio", asked=EMBED, beside="pyfanout uvicorn, asyncio"),
-    Subject(
-        "hypercorn",
-        "ASGI",
-        "{python} -m hypercorn bench.peers.app:asgi --bind 127.0.0.1:{port} --workers {workers} --backlog 4096"
-        " --log-level error --keep-alive 75 --worker-class uvloop",
-        WAITS_TOGETHER,
-        beside="pyfanout hypercorn",
-        needs="python:hypercorn",
-    ),
-    Subject(
-        "granian",
-        "ASGI",
-        "{python} -m granian --interface asginl bench.peers.app:asgi --port {port} --workers {workers} --backlog 4096"
-        " --respawn-failed-workers --respawn-interval 0.2 --backpressure 20000 --log-level error",
-        WAITS_TOGETHER,
-        beside="pyfanout uvicorn",
-        quick=True,
-        needs="python:granian",
-        reload=SIGHUP,
-    ),
-    _gunicorn(
-        *("aiohttp", "aiohttp.GunicornWebWorker", WAITS_TOGETHER),
-        app="aiohttp_for_gunicorn",
-        kind="aiohttp",
-        asked=EMBED,
-        beside="pyfanout aiohttp",
-    ),
-    Subject(
-        "tornado",
-        "tornado",
-        "{python} -m bench.peers.app {port} {workers}",
-        WAITS_TOGETHER,
-        beside="pyfanout tornado",
-        asked=EMBED,
-        needs="python:tornado",
-    ),
+    _asgi("uvicorn", f"{UVICORN} uvloop", quick=True, reload=SIGHUP),
+    _asgi("uvicorn, asyncio", f"{UVICORN} asyncio", asked=EMBED, reload=SIGHUP),
+    _asgi("hypercorn", HYPERCORN),
+    _asgi("granian", GRANIAN, quick=True, beside="pyfanout uvicorn", reload=SIGHUP),
+    _gunicorn("aiohttp", "aiohttp.GunicornWebWorker", LOOPS, app="aiohttp_for_gunicorn", **AIOHTTP),
+    _asgi("tornado", "{python} -m bench.peers.app {port} {workers}", asked=EMBED, kind="tornado"),
     _node("Node cluster, SCHED_RR", "rr", quick=True),
     _node("Node cluster, SCHED_NONE", "none"),
     Subject(
         "PM2 cluster",
-        "another language",
-        f"{PM2} start {{here}}/app.js -i {{workers}}",
-        WAITS_TOGETHER,
-        beside="pyfanout asyncio",
+        command=f"{PM2} start {{here}}/app.js -i {{workers}}",
+        traits=LOOPS,
         needs=str(PM2),
         variables=(*PORT, ("PM2_HOME", "{folder}")),
         reload=f"{PM2.with_name('pm2')} reload all",
+        **ANOTHER,
     ),
     Subject(
         "nginx",
-        "another language",
-        "nginx -c {folder}/nginx.conf",
-        "keeps replaces",
-        beside="pyfanout asyncio",
+        command="nginx -c {folder}/nginx.conf",
+        traits="keeps replaces",
         quick=True,
         needs="nginx",
         files=(("nginx.conf", NGINX),),
         reload=SIGHUP,
         stop=SIGQUIT,
+        **ANOTHER,
     ),
 )
 FIELD = (*MADE, *OTHERS)

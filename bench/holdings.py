@@ -9,12 +9,14 @@ from bench import loadgen, procfs
 from bench.clients import held_by_others
 from bench.field import Subject
 from bench.loadgen import common
-from bench.model import Context, Measure, Values
+from bench.model import Context, Values
 from bench.server import Server
 from bench.share import SETTLE_S
 from bench.speed import WORKERS, warm_up
 
 ASKED_WHILE_HELD = 1000
+HOLDS = (100, 1000, 20_000)
+"""Connections that stay open."""
 HOLDERS = 4
 """Processes that hold connections, each within its own limit of descriptors."""
 
@@ -23,38 +25,30 @@ def _pss_bytes(server: Server) -> int:
     return sum(procfs.pss_bytes(pid) for pid in procfs.session(server.pid))
 
 
-def memory(ballast_mb: int) -> Measure:
+def memory(_context: Context, subject: Subject, _seed: int, *, ballast_mb: int = 250) -> Values:
     """Of all its processes, what is theirs alone and their shares of what they share (Pss), after 1,000 connections,
     over an application of that size, loaded before the fork if it can."""
-
-    def measure(_context: Context, subject: Subject, _seed: int) -> Values:
-        with Server(subject, workers=WORKERS, ballast_mb=ballast_mb, options=subject.preload) as server:
-            answers = loadgen.load(server.port, closed=8, count=1000, duration=20)
-            time.sleep(SETTLE_S)
-            found = _pss_bytes(server)
-        return {"pss_mb": found / 1e6, **common(answers)}
-
-    return measure
+    with Server(subject, workers=WORKERS, ballast_mb=ballast_mb, options=subject.preload) as server:
+        answers = loadgen.load(server.port, closed=8, count=1000, duration=20)
+        time.sleep(SETTLE_S)
+        found = _pss_bytes(server)
+    return {"pss_mb": found / 1e6, **common(answers)}
 
 
-def grow_held(counts: Sequence[int]) -> Measure:
+def grow_held(context: Context, subject: Subject, _seed: int, *, counts: Sequence[int] = HOLDS) -> Values:
     """Connections opened one after the other that stay, with a server of their own for each number of them: what each
     takes of memory (Pss), and what answers cost then."""
-
-    def measure(context: Context, subject: Subject, _seed: int) -> Values:
-        found, runs = {}, []
-        for count in counts:
-            with Server(subject, workers=WORKERS, cpu=context.server) as server:
-                warm_up(context, server)
-                time.sleep(SETTLE_S)
-                before = _pss_bytes(server)
-                with held_by_others(server.port, count, HOLDERS):
-                    found[f"kb_{count}"] = (_pss_bytes(server) - before) / 1e3 / count
-                    found[f"cpu_{count}_us"], answers = _cost_us(context, server)
-            runs.append(answers)
-        return {**found, **common(*runs)}
-
-    return measure
+    found, runs = {}, []
+    for count in counts:
+        with Server(subject, workers=WORKERS, cpu=context.server) as server:
+            warm_up(context, server)
+            time.sleep(SETTLE_S)
+            before = _pss_bytes(server)
+            with held_by_others(server.port, count, HOLDERS):
+                found[f"kb_{count}"] = (_pss_bytes(server) - before) / 1e3 / count
+                found[f"cpu_{count}_us"], answers = _cost_us(context, server)
+        runs.append(answers)
+    return {**found, **common(*runs)}
 
 
 def _cost_us(context: Context, server: Server) -> tuple[float, loadgen.Answers]:

@@ -17,7 +17,7 @@ from bench import loadgen, procfs
 from bench.field import Subject
 from bench.loadgen import Answers, common
 from bench.losses import LOSS_RATE, loading
-from bench.model import Context, Measure, Values
+from bench.model import Context, Values
 from bench.server import Server, ServerError
 from bench.speed import WORKERS
 
@@ -65,24 +65,20 @@ def each_in_a_handler(server: Server, killed: int, answers: Answers) -> Values:
     return _answer(answers["errors_total"], f"{killed} kills; the log names {named} in handlers", missed, answers)
 
 
-def broken(how: str) -> Measure:
+def broken(context: Context, subject: Subject, seed: int, *, how: str) -> Values:
     """What is lost in two reloads onto a release that does not start; the old workers must stay."""
-
-    def measure(context: Context, subject: Subject, seed: int) -> Values:
-        with Server(subject, workers=WORKERS, options="--boot-timeout 1.0") as server:
-            old = server.workers()
-            with loading(context, server, rate=RATE, seed=seed) as run:
-                fresh = server.folder / "fresh"
-                fresh.write_text(BROKEN[how])
-                fresh.rename(server.folder / "release.py")
-                for count in (1, 2):
-                    server.reload()
-                    _wait_log(server, "the reload has stopped, 0 of 4 workers are new", count)
-            answers = loadgen.answers(run)
-            missed = "" if server.workers() == old else "old workers have left"
-        return _answer(answers["errors_total"], "two reloads", missed, answers)
-
-    return measure
+    with Server(subject, workers=WORKERS, options="--boot-timeout 1.0") as server:
+        old = server.workers()
+        with loading(context, server, rate=RATE, seed=seed) as run:
+            fresh = server.folder / "fresh"
+            fresh.write_text(BROKEN[how])
+            fresh.rename(server.folder / "release.py")
+            for count in (1, 2):
+                server.reload()
+                _wait_log(server, "the reload has stopped, 0 of 4 workers are new", count)
+        answers = loadgen.answers(run)
+        missed = "" if server.workers() == old else "old workers have left"
+    return _answer(answers["errors_total"], "two reloads", missed, answers)
 
 
 def stopped(context: Context, subject: Subject, seed: int) -> Values:

@@ -51,16 +51,14 @@ class Answers(dict[str, Any]):
 Knob = float | str | bool | None
 
 
-def load(port: int, *, cpu: int | None = None, run_s: float = 60.0, **knobs: Knob) -> Answers:
+def load(port: int, *, run_s: float = 60.0, **knobs: Knob) -> Answers:
     """One run against 127.0.0.1:`port`. `knobs` are the options of load; `run_s` is how long it may take."""
-    return answers(start(port, cpu=cpu, **knobs), run_s)
+    return answers(start(port, **knobs), run_s)
 
 
-def start(port: int, *, cpu: Knob = None, **knobs: Knob) -> subprocess.Popen[bytes]:
+def start(port: int, **knobs: Knob) -> subprocess.Popen[bytes]:
     """The same, while something else is done; then `answers`."""
     command = [str(BINARY)]
-    if cpu is not None:
-        command += ["--cpu", str(cpu)]
     for name, value in knobs.items():
         flag = "--" + name.replace("_", "-")
         if value is True:

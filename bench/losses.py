@@ -13,7 +13,7 @@ from bench import loadgen, procfs
 from bench.clients import at_once, first_answer_s, held
 from bench.field import Subject
 from bench.loadgen import Answers, common
-from bench.model import Context, Measure, Values
+from bench.model import Context, Values
 from bench.server import Server, ServerError
 from bench.share import REPLACED_LIMIT_S
 from bench.speed import IN_FLIGHT, WORKERS
@@ -47,23 +47,27 @@ def _path(subject: Subject) -> str:
     return "work" if subject.has("works") else "fast"
 
 
-def kills(rate: float = LOSS_RATE, path: str = "", check: Check = lambda *_: {}) -> Measure:
+def kills(
+    context: Context,
+    subject: Subject,
+    seed: int,
+    *,
+    rate: float = LOSS_RATE,
+    path: str = "",
+    check: Check = lambda *_: {},
+) -> Values:
     """Connections that got no whole answer, for each SIGKILL under load, of the worker whose turn it is."""
-
-    def measure(context: Context, subject: Subject, seed: int) -> Values:
-        with Server(subject, workers=WORKERS, cpu=context.server) as server:
-            with loading(context, server, rate=rate, path=path or _path(subject), seed=seed + 1) as run:
-                killed = sum(_kill_one(server.port) for _ in range(context.scale.kills))
-            answers = loadgen.answers(run)
-            try:
-                at_once(server.port, 1, REPLACED_LIMIT_S)
-            except OSError as error:
-                raise ServerError(f"nobody serves any more after {killed} kills ({answers.errors})") from error
-            more = check(server, killed, answers)
-        lost = sum(answers.errors.values())
-        return {"lost_per_kill": lost / max(killed, 1), "lost": lost, "kills": killed, **common(answers), **more}
-
-    return measure
+    with Server(subject, workers=WORKERS, cpu=context.server) as server:
+        with loading(context, server, rate=rate, path=path or _path(subject), seed=seed + 1) as run:
+            killed = sum(_kill_one(server.port) for _ in range(context.scale.kills))
+        answers = loadgen.answers(run)
+        try:
+            at_once(server.port, 1, REPLACED_LIMIT_S)
+        except OSError as error:
+            raise ServerError(f"nobody serves any more after {killed} kills ({answers.errors})") from error
+        more = check(server, killed, answers)
+    lost = sum(answers.errors.values())
+    return {"lost_per_kill": lost / max(killed, 1), "lost": lost, "kills": killed, **common(answers), **more}
 
 
 def _kill_one(port: int) -> bool:
@@ -75,17 +79,13 @@ def _kill_one(port: int) -> bool:
     return False
 
 
-def reload(rate: float = LOSS_RATE, **knobs: loadgen.Knob) -> Measure:
+def reload(context: Context, subject: Subject, seed: int, *, rate: float = LOSS_RATE, **knobs: loadgen.Knob) -> Values:
     """Connections that got no whole answer while all workers were replaced, as it is told to do that."""
-
-    def measure(context: Context, subject: Subject, seed: int) -> Values:
-        with Server(subject, workers=WORKERS, cpu=context.server) as server:
-            with loading(context, server, rate=rate, seed=seed + 1, **knobs) as run:
-                took_s = [_reload_s(server) for _ in range(context.scale.reloads)]
-            answers = loadgen.answers(run)
-        return {"lost": sum(answers.errors.values()), "took_s": max(took_s), **common(answers)}
-
-    return measure
+    with Server(subject, workers=WORKERS, cpu=context.server) as server:
+        with loading(context, server, rate=rate, seed=seed + 1, **knobs) as run:
+            took_s = [_reload_s(server) for _ in range(context.scale.reloads)]
+        answers = loadgen.answers(run)
+    return {"lost": sum(answers.errors.values()), "took_s": max(took_s), **common(answers)}
 
 
 def _reload_s(server: Server) -> float:

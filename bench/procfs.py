@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,18 +31,14 @@ def session_cpu_ns(sid: int) -> int:
 
 def switches(pid: int) -> int:
     """How often its threads were put to sleep, or had to wait for another to run, since they began."""
-    return sum(
-        int(field(task / "status", f"{kind}voluntary_ctxt_switches")) for task in _tasks(pid) for kind in ("", "non")
-    )
+    names = ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
+    return sum(int(field(task / "status", name)) for task in _tasks(pid) for name in names)
 
 
 def field(path: Path, wanted: str) -> str:
     """The first word of a line "name: words" in a file of /proc; "0": it has none."""
-    for line in path.read_text().splitlines():
-        name, _, words = line.partition(":")
-        if name == wanted:
-            return words.split()[0]
-    return "0"
+    found = re.search(rf"^{wanted}:\s*(\S+)", path.read_text(), re.MULTILINE)
+    return found[1] if found else "0"
 
 
 def exits(pid: int, limit_s: float) -> bool:
@@ -58,14 +55,17 @@ def exits(pid: int, limit_s: float) -> bool:
 
 def pin(sid: int, cpu: int) -> None:
     """All the processes of a session, and what they will start, to one core."""
-    loose = True
-    while loose:
-        loose = False
-        for pid in session(sid):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                for task in [int(path.name) for path in _tasks(pid)]:
-                    loose = loose or os.sched_getaffinity(task) != {cpu}
-                    os.sched_setaffinity(task, {cpu})
+    while sum(_move(int(task.name), cpu) for pid in session(sid) for task in _tasks(pid)):
+        pass  # one that was elsewhere may have started others meanwhile
+
+
+def _move(task: int, cpu: int) -> bool:
+    """To a core; whether it could run elsewhere before."""
+    with contextlib.suppress(ProcessLookupError):
+        elsewhere = os.sched_getaffinity(task) != {cpu}
+        os.sched_setaffinity(task, {cpu})
+        return elsewhere
+    return False
 
 
 def pss_bytes(pid: int) -> int:
@@ -100,12 +100,10 @@ def machine_busy_s() -> float:
 
 
 def cpu_model() -> str:
-    for line in (PROC / "cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return "unknown cpu"
+    found = re.search(r"^model name\s*: (.*)$", (PROC / "cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else "unknown cpu"
 
 
 def _tasks(pid: int) -> Iterator[Path]:
-    return (PROC / str(pid) / "task").iterdir()
+    """None, if it is gone."""
+    return PROC.glob(f"{pid}/task/*")

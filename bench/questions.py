@@ -1,314 +1,254 @@
-"""What is asked, of whom, and in which run: `python -m bench dispatch`, `peers`, `life` or `embed`."""
+"""What is asked, of whom, and in which run: `python -m bench dispatch`, `peers`, `life` or `embed`.
+
+First the words of the questions, then a line for each with its unit, its number, its measure, and whom it is asked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import sub, truediv
 from typing import Any
 
 from bench import holdings, life, losses, share, speed
 from bench.field import BY_NAME, FIELD
+from bench.holdings import HOLDS
 from bench.model import Asked, Measure, Question, Scale
 from bench.server import ServerError
-from bench.speed import Work
+from bench.speed import ONE_IN_100, RATES, SHAPES, SHARES, SIZES
 
 HANDLERS = ("blocking", "asyncio")
-ONE_IN_100 = Work(0.99 * 1 + 0.01 * 100, {"path": "work", "slow_fraction": 0.01})
-EXPONENTIAL = Work(2, {"exponential": 2000})
-BIMODAL = Work(0.9 * 1 + 0.1 * 11, {"path": "wait/1000", "slow_path": "wait/11000", "slow_fraction": 0.1})
-Bounds = dict[str, float]
+FASTER: dict[str, Any] = {"less_is_better": False, "starts": True}
 
 
-def _bounded(
-    name: str, text: str, key: str, measure: Measure, who: tuple[str, ...], asked: Asked, **more: Any
-) -> Question:
-    return Question(
-        name, text, asked.number.partition("}")[2].strip() or "number", key, measure, who, asked=asked, **more
-    )
+def _bounds(number: str, of: Callable[[float, float], float] | None = None, **bounds: float) -> Asked:
+    return Asked(number, {word.replace("_", " "): bound for word, bound in bounds.items()}, of)
 
 
-# ---- dispatch: against SO_REUSEPORT and a shared listener ----------------------------------------------------------
+def _ratio(**bounds: float) -> Asked:
+    return _bounds("{:.3f}", truediv, **bounds)
 
-OURS = {handler: (f"pyfanout {handler}, least-connections",) for handler in HANDLERS}
-REUSEPORT = {handler: (*OURS[handler], f"SO_REUSEPORT {handler}") for handler in HANDLERS}
+
+# ---- dispatch: beside what it replaces -----------------------------------------------------------------------------
+
+ROWS = {
+    "throughput-blocking-one-core": "conn/s, blocking, 2 workers, one core, to SO_REUSEPORT",
+    "throughput-asyncio-one-core": "conn/s, asyncio streams, 2 workers, one core, to SO_REUSEPORT",
+    "throughput-asyncio-core-each": "conn/s, asyncio streams, 2 workers, core each, to SO_REUSEPORT",
+    "hold-round-robin-2000": "4,000 held, 4 asyncio workers, round-robin at 2,000/s, max/mean",
+    "hold-least-connections-2000": "4,000 held, 4 asyncio workers, least-connections at 2,000/s, max/mean",
+    "hold-least-connections-at-once": "4,000 held, 4 asyncio workers, least-connections all at once, max/mean",
+    "respawn": "from SIGKILL of the only worker to the first answer of its replacement",
+    **{f"master-{each}": f"master CPU per 100,000 connections, {each}, one core" for each in HANDLERS},
+    **{
+        f"tail-{load}": "p99 of 1 ms requests, 1 % take 100 ms, 4 blocking workers,"
+        f" {load} % load, to the shared listener"
+        for load in (50, 70, 85)
+    },
+    **{
+        f"sequence-{each}": f"400 one after the other, 4 idle {each} workers: the furthest from 100"
+        for each in HANDLERS
+    },
+    **{
+        f"added-{each}-{rate}": f"p50 added to SO_REUSEPORT's, {each}, 4 workers, {rate:,}/s"
+        for each in HANDLERS
+        for rate in (500, 5000)
+    },
+    **{f"idle-{each}": f"idle, 2 {each} workers and master: CPU" for each in HANDLERS},
+    **{f"idle-{each}-switches": f"idle, 2 {each} workers and master: context switches" for each in HANDLERS},
+}
+OURS = {each: (f"pyfanout {each}, least-connections",) for each in HANDLERS}
+REUSEPORT = {each: (*OURS[each], f"SO_REUSEPORT {each}") for each in HANDLERS}
 SHARED = (*OURS["blocking"], "shared listener blocking")
-EVEN = Asked("{:.4f}", {"at most": 1.01})
-NEVER = Asked("{:.0f}", {"no round over": 0})
-SPEED: dict[str, Any] = {"less_is_better": False, "starts": True}
+EVEN = _bounds("{:.4f}", at_most=1.01)
+NEVER = _bounds("{:.0f}", no_round_over=0)
 
 
-def _speed(bounds: Bounds) -> Asked:
-    return Asked("{:.3f}", bounds, of=truediv)
+def _row(name: str, unit: str, key: str, measure: Measure, who: tuple[str, ...], asked: Asked, **more: Any) -> Question:
+    return Question(name, ROWS[name], unit, key, measure, who, asked=asked, **more)
+
+
+def _speed(name: str, handler: str, asked: Asked) -> Question:
+    measure = partial(speed.throughput, one_core=name.endswith("one-core"))
+    return _row(name, "conn/s", "per_s", measure, REUSEPORT[handler], asked, **FASTER)
 
 
 def _master(handler: str) -> Question:
-    name, text = f"master-{handler}", f"master CPU per 100,000 connections, {handler}, one core"
-    measure, asked = speed.throughput(one_core=True), Asked("{:.3f} s", {"at most": 0.30})
-    source = f"throughput-{handler}-one-core"
-    return _bounded(name, text, "master_s_per_100k", measure, OURS[handler], asked, measured_by=source)
+    source, asked = f"throughput-{handler}-one-core", _bounds("{:.3f} s", at_most=0.30)
+    measure = partial(speed.throughput, one_core=True)
+    return _row(f"master-{handler}", "s", "master_s_per_100k", measure, OURS[handler], asked, measured_by=source)
 
 
-def _hold(policy: str, how: str, rate: float | None, who: tuple[str, ...]) -> Question:
-    name = f"hold-{policy}-{'at-once' if rate is None else f'{rate:.0f}'}"
-    text = f"4,000 held, 4 asyncio workers, {policy} {how}, max/mean"
-    return _bounded(name, text, "max_to_mean", share.balance(4000, rate), who, EVEN)
+def _tail(load: int) -> Question:
+    measure = partial(speed.tail, shapes={"1ms": ONE_IN_100}, shares=(load,))
+    return _row(f"tail-{load}", "ms, p99", f"p99_1ms_{load}_ms", measure, SHARED, _ratio(at_most=1.03))
+
+
+def _hold(policy: str, rate: float | None, who: tuple[str, ...]) -> Question:
+    name = f"hold-{policy}-{f'{rate:.0f}' if rate else 'at-once'}"
+    return _row(name, "x its share", "max_to_mean", partial(share.balance, count=4000, rate=rate), who, EVEN)
+
+
+def _added(handler: str, rate: int, most: float) -> Question:
+    name, measure = f"added-{handler}-{rate}", partial(speed.latency, rates={f"{rate}": (rate, 1)})
+    asked = _bounds("{:.1f} us", sub, at_most=most)
+    return _row(name, "us, median", f"p50_{rate}_us", measure, REUSEPORT[handler], asked, starts=True)
 
 
 def _idle(handler: str) -> list[Question]:
-    name, text, who = f"idle-{handler}", f"idle, 2 {handler} workers and master", OURS[handler]
-    cpu = _bounded(name, f"{text}: CPU", "idle_cpu_ns", holdings.idle, who, replace(NEVER, number="{:.0f} ns"))
-    switches = {"name": f"{name}-switches", "text": f"{text}: context switches", "key": "idle_wakeups", "asked": NEVER}
-    return [cpu, replace(cpu, measured_by=name, **switches)]
+    name, who, cpu = f"idle-{handler}", OURS[handler], replace(NEVER, number="{:.0f} ns")
+    return [
+        _row(name, "ns", "idle_cpu_ns", holdings.idle, who, cpu),
+        _row(f"{name}-switches", "switches", "idle_wakeups", holdings.idle, who, NEVER, measured_by=name),
+    ]
 
 
 DISPATCH = (
-    _bounded(
-        "throughput-blocking-one-core",
-        "conn/s, blocking, 2 workers, one core, to SO_REUSEPORT",
-        *("per_s", speed.throughput(one_core=True), REUSEPORT["blocking"]),
-        _speed({"at least": 1.05, "no round under": 0.95}),
-        **SPEED,
-    ),
-    _bounded(
-        "throughput-asyncio-one-core",
-        "conn/s, asyncio streams, 2 workers, one core, to SO_REUSEPORT",
-        *("per_s", speed.throughput(one_core=True), REUSEPORT["asyncio"], _speed({"at least": 1})),
-        **SPEED,
-    ),
-    _bounded(
-        "throughput-asyncio-core-each",
-        "conn/s, asyncio streams, 2 workers, core each, to SO_REUSEPORT",
-        *("per_s", speed.throughput(), REUSEPORT["asyncio"], _speed({"at least": 1})),
-        **SPEED,
-    ),
+    _speed("throughput-blocking-one-core", "blocking", _ratio(at_least=1.05, no_round_under=0.95)),
+    _speed("throughput-asyncio-one-core", "asyncio", _ratio(at_least=1)),
+    _speed("throughput-asyncio-core-each", "asyncio", _ratio(at_least=1)),
     *map(_master, HANDLERS),
+    *map(_tail, (50, 70, 85)),
+    _hold("round-robin", 2000, ("pyfanout asyncio",)),
+    _hold("least-connections", 2000, OURS["asyncio"]),
+    _hold("least-connections", None, OURS["asyncio"]),
     *(
-        _bounded(
-            f"tail-{load}",
-            f"p99 of 1 ms requests, 1 % take 100 ms, 4 blocking workers, {load} % load, to the shared listener",
-            *(f"p99_1ms_{load}_ms", speed.tail({"1ms": ONE_IN_100}, (load,)), SHARED, _speed({"at most": 1.03})),
-        )
-        for load in (50, 70, 85)
+        _row(f"sequence-{each}", "off", "off_by", partial(share.sequence, count=400), OURS[each], NEVER)
+        for each in HANDLERS
     ),
-    _hold("round-robin", "at 2,000/s", 2000, ("pyfanout asyncio",)),
-    _hold("least-connections", "at 2,000/s", 2000, OURS["asyncio"]),
-    _hold("least-connections", "all at once", None, OURS["asyncio"]),
-    *(
-        _bounded(
-            f"sequence-{handler}",
-            f"400 one after the other, 4 idle {handler} workers: the furthest from 100",
-            *("off_by", share.sequence(400), OURS[handler], NEVER),
-        )
-        for handler in HANDLERS
-    ),
-    *(
-        _bounded(
-            f"added-{handler}-{rate}",
-            f"p50 added to SO_REUSEPORT's, {handler}, 4 workers, {rate:,}/s",
-            *(f"p50_{rate}_us", speed.latency({f"{rate}": (rate, 1)}), REUSEPORT[handler]),
-            Asked("{:.1f} us", {"at most": most}, of=sub),
-            starts=True,
-        )
-        for handler in HANDLERS
-        for rate, most in ((500, 75), (5000, 30))
-    ),
-    _bounded(
-        "respawn",
-        "from SIGKILL of the only worker to the first answer of its replacement",
-        *("respawn_ms", losses.respawn, OURS["blocking"], Asked("{:.2f} ms", {"at most": 3})),
-        starts=True,
-    ),
+    *(_added(each, rate, most) for each in HANDLERS for rate, most in ((500, 75), (5000, 30))),
+    _row("respawn", "ms", "respawn_ms", losses.respawn, OURS["blocking"], _bounds("{:.2f} ms", at_most=3), starts=True),
     *_idle("blocking"),
     *_idle("asyncio"),
 )
 
 # ---- peers: beside everybody else ----------------------------------------------------------------------------------
 
-BASE = "SO_REUSEPORT blocking"
-"""Whose latency is that of the kernel and the load generator alone."""
-HELD = 1000
-RATES = {"low": (200.0, 2.0), "middle": (1000.0, 4 / 3), "high": (3000.0, 4 / 3)}
-"""Connections a second, and for how long, to a closed loop: the fewer, the longer."""
-SHARES = (50, 70, 85, 95)
-"""Percent of what 4 blocking workers can do, in the questions about the tail."""
-SHARE = 70
-"""That which is compared."""
-SHAPES = {"one-in-100": ONE_IN_100, "exponential": EXPONENTIAL, "bimodal": BIMODAL}
-WHOSE = {
-    "one-in-100": "those that take 1 ms, when 1 % take 100 ms,",
-    "exponential": "all, when they take 2 ms in the mean, exponentially distributed,",
-    "bimodal": "those that take 1 ms, when 10 % take 11 ms,",
+TAIL = "at 70 % of what 4 blocking workers can do"
+WAITS = f"Does a short request wait behind a long one? p99 of {{}} {TAIL}, where a worker serves one or a few at once."
+TEXTS = {
+    "throughput": "How many connections a second? A new one for each request, 64 in flight, 2 workers on one core.",
+    "cpu": "What does a connection cost? CPU time of all the server's processes, in the runs of the question before.",
+    **{
+        f"latency-{name}": f"How long does an answer take at {rate:,.0f} connections a second? 4 workers on one core."
+        for name, (rate, _) in RATES.items()
+    },
+    "tail-one-in-100": WAITS.format("those that take 1 ms, when 1 % take 100 ms,"),
+    "tail-exponential": WAITS.format("all, when they take 2 ms in the mean, exponentially distributed,"),
+    "tail-bimodal": WAITS.format("those that take 1 ms, when 10 % take 11 ms,"),
+    "tail-event-loop": "And where a worker serves any number at once? p99 of those that take 1 ms, when 1 % take 100"
+    f" ms, {TAIL}.",
+    "balance-at-once": "How even are 1,000 connections that come at once, and stay? What the fullest of 4 workers has,"
+    " to its share.",
+    "balance-steady": "How even are 1,000 that come at 500 a second, and stay?",
+    "balance-restart": "How even are 1,000, when a worker was killed after half of them?",
+    "kill": "What is lost when a worker is killed, at 500 connections a second of 1 ms each?",
+    "reload": "What is lost in a reload, at 500 connections a second?",
+    "stop": "What is lost in a graceful stop? 64 clients in a closed loop until the server has exited, and 1 s beyond;"
+    " refused ones are not lost.",
+    "restart": "What is lost when the whole service is restarted, at 500 connections a second? The signal for a"
+    " graceful stop, and when it has ended, the same command again; refused ones are lost, too.",
+    "recovery": "How long is a service away, when all its workers are killed? Two of them, both at once.",
+    "memory": "What do 4 workers take over an application of 250 MB?",
+    "workers": "How does the cost of a connection grow with the workers? CPU time on one core, 64 in flight, with 64"
+    " workers.",
+    "held-memory": "What does a connection take that stays open? Of memory, with 20,000 held by 4 workers.",
+    "held-cpu": "And what does a new one cost beside them? CPU time, one after the other, with 20,000 held by 4"
+    " workers.",
 }
-BALLAST_MB = 250
-SIZES = (1, 4, 16, 64)
-"""Workers."""
-HOLDS = (100, 1000, 20_000)
-"""Connections that stay open."""
+NOTES = {
+    "kill": "A worker that is killed cannot finish what it had begun. nginx has nothing that takes a while.",
+    "stop": "A client that was refused comes again after 10 ms.",
+    "restart": "Nobody listens meanwhile. A service manager that holds the listener (systemd's socket units) lets them"
+    " wait instead; pyfanout's `--bind fd://` takes such a one.",
+    "memory": "It is loaded before the fork by all who can, and are told to if they must be. uvicorn, hypercorn,"
+    " granian, Node and PM2 load it in every worker.",
+    "held-memory": "The processes' own (Pss); what the kernel takes for the sockets is not in it, and is the same for"
+    " all.",
+}
+TOO_FEW = "a worker serves one at a time, or as many as it has threads"
+UNREPLACED = "does not replace a worker that dies"
+TOO_MANY = "a worker serves any number at once, which is asked below, or has nothing to wait for"
+TOO_LONG = (
+    f"{TOO_FEW}; or it looks through all that it holds at each turn, so that 20,000 take minutes (waitress); or"
+    " somebody of the same protocol and language is asked"
+)
+UNASKED = {
+    **dict.fromkeys(("tail-one-in-100", "tail-exponential", "tail-bimodal"), TOO_MANY),
+    "tail-event-loop": "a worker serves one or a few at once, which is asked above, or has nothing to wait for",
+    **dict.fromkeys(("balance-at-once", "balance-steady"), TOO_FEW),
+    "balance-restart": f"{TOO_FEW}, or {UNREPLACED}",
+    **dict.fromkeys(("kill", "recovery"), UNREPLACED),
+    "reload": "has no signal or command for it",
+    "memory": "has no application",
+    "workers": "one of each design is, and nobody who starts 64 programs for a minute",
+    **dict.fromkeys(("held-memory", "held-cpu"), TOO_LONG),
+}
 GROWING = (
     *("pyfanout blocking", "pyfanout asyncio", "SO_REUSEPORT blocking", "SO_REUSEPORT asyncio"),
     *("shared listener blocking", "pyfanout gunicorn gthread", "gunicorn gthread", "Node cluster, SCHED_RR", "nginx"),
 )
-"""One of each design, and nobody who starts 64 programs for a minute."""
+"""One of each design."""
 HOLDING = (
     *("pyfanout asyncio", "SO_REUSEPORT asyncio", "pyfanout gunicorn gthread", "pyfanout uvicorn", "gunicorn gthread"),
     *("uvicorn", "granian", "Node cluster, SCHED_RR", "nginx"),
 )
 """One of each protocol and language: who accepts does not matter to one that stays."""
-TOO_FEW = "a worker serves one at a time, or as many as it has threads"
-UNREPLACED = "does not replace a worker that dies"
-ABOVE = "a worker serves one or a few at once, which is asked above, or has nothing to wait for"
-BELOW = "a worker serves any number at once, which is asked below, or has nothing to wait for"
-HELD_UNASKED = (
-    f"{TOO_FEW}; or it looks through all that it holds at each turn, so that {HOLDS[-1]:,} take minutes (waitress); or"
-    " somebody of the same protocol and language is asked"
-)
+ACROSS: dict[str, Any] = {"across": True}
+STEADY = partial(share.balance, rate=500)
+LOOP = partial(speed.tail, shapes={"one-in-100": ONE_IN_100}, shares=(70,))
 
 
-def _among(name: str, *traits: str) -> tuple[str, ...]:
-    """Who of the field has these traits; variants only where what they differ in may matter."""
-    return tuple(each.name for each in FIELD if each.has(*traits) and (not each.asked or name.startswith(each.asked)))
+def _peer(name: str, unit: str, key: str, measure: Measure, *traits: str, **more: Any) -> Question:
+    """Asked of who has these traits; of variants only where what they differ in may matter."""
+    asked = more.get("measured_by") or name
+    able = [each for each in FIELD if each.has(*traits) and (not each.asked or asked.startswith(each.asked))]
+    more = {"subjects": tuple(each.name for each in able), "notes": NOTES.get(name, ""), **more}
+    return Question(name, TEXTS[name], unit, key, measure, unasked=UNASKED.get(name, ""), **more)
 
 
-def _balance(name: str, text: str, measure: Measure, *traits: str, unasked: str = TOO_FEW) -> Question:
-    who = _among("balance", "keeps", *traits)
-    return Question(name, text, "x its share", "max_to_mean", measure, who, across=True, unasked=unasked)
+def _latency(at: int, name: str) -> Question:
+    more: dict[str, Any] = {"runs": (at, at + 1), "measured_by": "latency-low" if at else "", "starts": True}
+    more |= {"added_to": "SO_REUSEPORT blocking", "points": (("p99, us", f"p99_{name}_us"),)}
+    return _peer(f"latency-{name}", "us, median", f"p50_{name}_us", speed.latency, **more)
 
 
-def _lost(name: str, text: str, unit: str, key: str, measure: Measure, *traits: str, **more: Any) -> Question:
-    return Question(name, text, unit, key, measure, _among(name, *traits), across=True, **more)
+def _shape(at: int, name: str) -> Question:
+    points = tuple((f"load {each} %", f"p99_{name}_{each}_ms") for each in SHARES)
+    more = {"runs": (len(SHARES) * at, len(SHARES) * (at + 1)), "measured_by": "tail-one-in-100" if at else ""}
+    return _peer(f"tail-{name}", "ms, p99", f"p99_{name}_70_ms", speed.tail, "sleeps", points=points, **more)
+
+
+def _grown(name: str, unit: str, key: str, measure: Measure, along: str, at: Sequence[int], **more: Any) -> Question:
+    """`key` has the place of the number that grows."""
+    points = tuple((f"{along} {each:,}", key.format(each)) for each in at)
+    return _peer(name, unit, key.format(at[-1]), measure, points=points, **more)
+
+
+def _took(what: str) -> dict[str, Any]:
+    return {"points": ((f"{what} after, s", "took_s"),), "across": True}
 
 
 PEERS = (
-    Question(
-        "throughput",
-        "How many connections a second? A new one for each request, 64 in flight, 2 workers on one core.",
-        *("conn/s", "per_s", speed.throughput(), _among("throughput")),
-        **SPEED,
-    ),
-    Question(
-        "cpu",
-        "What does a connection cost? CPU time of all the server's processes, in the runs of the question before.",
-        *("us", "cpu_us", speed.throughput(), _among("throughput")),
-        measured_by="throughput",
-    ),
-    *(
-        Question(
-            f"latency-{name}",
-            f"How long does an answer take at {rate:,.0f} connections a second? 4 workers on one core.",
-            *("us, median", f"p50_{name}_us", speed.latency(RATES), _among("latency")),
-            starts=True,
-            points=(("p99, us", f"p99_{name}_us"),),
-            added_to=BASE,
-            runs=(at, at + 1),
-            measured_by="latency-low" if at else "",
-        )
-        for at, (name, (rate, _)) in enumerate(RATES.items())
-    ),
-    *(
-        Question(
-            f"tail-{name}",
-            f"Does a short request wait behind a long one? p99 of {whose} at {SHARE} % of what 4 blocking workers can"
-            " do, where a worker serves one or a few at once.",
-            *("ms, p99", f"p99_{name}_{SHARE}_ms", speed.tail(SHAPES, SHARES), _among("tail", "sleeps")),
-            points=tuple((f"load {each} %", f"p99_{name}_{each}_ms") for each in SHARES),
-            runs=(len(SHARES) * at, len(SHARES) * (at + 1)),
-            measured_by="tail-one-in-100" if at else "",
-            unasked=BELOW,
-        )
-        for at, (name, whose) in enumerate(WHOSE.items())
-    ),
-    Question(
-        "tail-event-loop",
-        f"And where a worker serves any number at once? p99 of those that take 1 ms, when 1 % take 100 ms, at {SHARE} %"
-        " of what 4 blocking workers can do.",
-        *("ms, p99", f"p99_one-in-100_{SHARE}_ms", speed.tail({"one-in-100": ONE_IN_100}, (SHARE,))),
-        _among("tail", "loops"),
-        unasked=ABOVE,
-    ),
-    _balance(
-        "balance-at-once",
-        f"How even are {HELD:,} connections that come at once, and stay? What the fullest of 4 workers has, to its"
-        " share.",
-        share.balance(HELD, None),
-    ),
-    _balance("balance-steady", f"How even are {HELD:,} that come at 500 a second, and stay?", share.balance(HELD, 500)),
-    _balance(
-        "balance-restart",
-        f"How even are {HELD:,}, when a worker was killed after half of them?",
-        *(share.balance_after_restart(HELD), "replaces"),
-        unasked=f"{TOO_FEW}, or {UNREPLACED}",
-    ),
-    _lost(
-        "kill",
-        f"What is lost when a worker is killed, at {losses.LOSS_RATE:,.0f} connections a second of 1 ms each?",
-        *("connections a kill", "lost_per_kill", losses.kills(), "replaces"),
-        notes="A worker that is killed cannot finish what it had begun. nginx has nothing that takes a while.",
-        unasked=UNREPLACED,
-    ),
-    _lost(
-        "reload",
-        f"What is lost in a reload, at {losses.LOSS_RATE:,.0f} connections a second?",
-        *("connections", "lost", losses.reload(), "reloads"),
-        points=(("all replaced after, s", "took_s"),),
-        unasked="has no signal or command for it",
-    ),
-    _lost(
-        "stop",
-        f"What is lost in a graceful stop? {speed.IN_FLIGHT} clients in a closed loop until the server has exited, and"
-        f" {losses.BEYOND_S:g} s beyond; refused ones are not lost.",
-        *("connections", "lost", losses.stop),
-        points=(("exited after, s", "took_s"),),
-        notes="A client that was refused comes again after 10 ms.",
-    ),
-    _lost(
-        "restart",
-        f"What is lost when the whole service is restarted, at {losses.LOSS_RATE:,.0f} connections a second? The signal"
-        " for a graceful stop, and when it has ended, the same command again; refused ones are lost, too.",
-        *("connections", "lost", losses.restart),
-        points=(("serves again after, s", "took_s"),),
-        notes="Nobody listens meanwhile. A service manager that holds the listener (systemd's socket units) lets them"
-        " wait instead; pyfanout's `--bind fd://` takes such a one.",
-    ),
-    _lost(
-        "recovery",
-        "How long is a service away, when all its workers are killed? Two of them, both at once.",
-        *("ms", "recovery_ms", losses.recovery, "replaces"),
-        starts=True,
-        unasked=UNREPLACED,
-    ),
-    Question(
-        "memory",
-        f"What do 4 workers take over an application of {BALLAST_MB} MB?",
-        *("MB", "pss_mb", holdings.memory(BALLAST_MB), _among("memory", "works")),
-        notes="It is loaded before the fork by all who can, and are told to if they must be. uvicorn, hypercorn,"
-        " granian, Node and PM2 load it in every worker.",
-        unasked="has no application",
-    ),
-    Question(
-        "workers",
-        f"How does the cost of a connection grow with the workers? CPU time on one core, {speed.IN_FLIGHT} in flight,"
-        f" with {SIZES[-1]} workers.",
-        *("us", f"cpu_{SIZES[-1]}_us", speed.grow_workers(SIZES), GROWING),
-        points=tuple((f"workers {size}", f"cpu_{size}_us") for size in SIZES),
-        unasked="one of each design is, and nobody who starts 64 programs for a minute",
-    ),
-    Question(
-        "held-memory",
-        f"What does a connection take that stays open? Of memory, with {HOLDS[-1]:,} held by 4 workers.",
-        *("kB a connection", f"kb_{HOLDS[-1]}", holdings.grow_held(HOLDS), HOLDING),
-        points=tuple((f"held {count:,}", f"kb_{count}") for count in HOLDS),
-        notes="The processes' own (Pss); what the kernel takes for the sockets is not in it, and is the same for all.",
-        unasked=HELD_UNASKED,
-    ),
-    Question(
-        "held-cpu",
-        f"And what does a new one cost beside them? CPU time, one after the other, with {HOLDS[-1]:,} held by 4"
-        " workers.",
-        *("us", f"cpu_{HOLDS[-1]}_us", holdings.grow_held(HOLDS), HOLDING),
-        points=tuple((f"held {count:,}", f"cpu_{count}_us") for count in HOLDS),
-        measured_by="held-memory",
-        unasked=HELD_UNASKED,
+    _peer("throughput", "conn/s", "per_s", speed.throughput, **FASTER),
+    _peer("cpu", "us", "cpu_us", speed.throughput, measured_by="throughput"),
+    *(_latency(at, name) for at, name in enumerate(RATES)),
+    *(_shape(at, name) for at, name in enumerate(SHAPES)),
+    _peer("tail-event-loop", "ms, p99", "p99_one-in-100_70_ms", LOOP, "loops"),
+    _peer("balance-at-once", "x its share", "max_to_mean", share.balance, "keeps", **ACROSS),
+    _peer("balance-steady", "x its share", "max_to_mean", STEADY, "keeps", **ACROSS),
+    _peer("balance-restart", "x its share", "max_to_mean", share.killed_between, "keeps", "replaces", **ACROSS),
+    _peer("kill", "connections a kill", "lost_per_kill", losses.kills, "replaces", **ACROSS),
+    _peer("reload", "connections", "lost", losses.reload, "reloads", **_took("all replaced")),
+    _peer("stop", "connections", "lost", losses.stop, **_took("exited")),
+    _peer("restart", "connections", "lost", losses.restart, **_took("serves again")),
+    _peer("recovery", "ms", "recovery_ms", losses.recovery, "replaces", starts=True, **ACROSS),
+    _peer("memory", "MB", "pss_mb", holdings.memory, "works"),
+    _grown("workers", "us", "cpu_{}_us", speed.grow_workers, "workers", SIZES, subjects=GROWING),
+    _grown("held-memory", "kB a connection", "kb_{}", holdings.grow_held, "held", HOLDS, subjects=HOLDING),
+    _grown(
+        "held-cpu", "us", "cpu_{}_us", holdings.grow_held, "held", HOLDS, subjects=HOLDING, measured_by="held-memory"
     ),
 )
 LONG = ("tail-event-loop", "restart", "workers", "held-memory")
@@ -317,76 +257,51 @@ LONG = ("tail-event-loop", "restart", "workers", "held-memory")
 # ---- life: while workers of ours die, hang, are replaced and scaled ------------------------------------------------
 
 
-def _life(name: str, text: str, key: str, measure: Measure, asked: Asked, handler: str = "blocking") -> Question:
-    return _bounded(name, text, key, measure, (f"pyfanout run, {handler}",), asked)
+def _life(name: str, text: str, unit: str, key: str, measure: Measure, most: Asked = NEVER) -> Question:
+    handler = "asyncio" if "asyncio" in name else "blocking"
+    return Question(name, text, unit, key, measure, (f"pyfanout run, {handler}",), asked=most)
 
 
-BUSY, IDLE = (losses.kills(2000, path, life.each_in_a_handler) for path in ("work", "fast"))
+def _reloads(handler: str, requests: int) -> Question:
+    text = f"failures in rolling reloads at 1,000/s, {handler}, {requests} requests on each connection"
+    measure = partial(losses.reload, rate=life.RATE, requests=requests)
+    return _life(f"reload-{handler}-{requests}", text, "lost", "lost", measure)
+
+
+def _broken(how: str) -> Question:
+    text, (first, *_) = f"failures while a release that {how} is refused", how.split()
+    return _life(f"broken-{first}", text, "lost", "number", partial(life.broken, how=how))
+
+
+def _kills(name: str, text: str, path: str, number: str, most: float) -> Question:
+    measure = partial(losses.kills, rate=2000, path=path, check=life.each_in_a_handler)
+    return _life(name, text, "lost a kill", "lost_per_kill", measure, _bounds(number, no_round_over=most))
+
+
+STOPPED, GROWN = _bounds("{:.2f}", no_round_over=1.10), _bounds("{:.0f} KiB", no_round_over=256)
 LIFE = (
-    _life(
-        "kill-busy",
-        "failures per SIGKILL, 2,000/s, 1 ms of service, 4 blocking workers",
-        *("lost_per_kill", BUSY, Asked("{:.2f}", {"no round over": 1})),
-    ),
-    _life(
-        "kill-idle",
-        "the same, no service time",
-        *("lost_per_kill", IDLE, Asked("{:.3f}", {"no round over": 0.05})),
-    ),
-    *(
-        _life(
-            f"reload-{handler}-{requests}",
-            f"failures in rolling reloads at 1,000/s, {handler}, {requests} requests on each connection",
-            *("lost", losses.reload(life.RATE, requests=requests), NEVER, handler),
-        )
-        for handler in HANDLERS
-        for requests in (1, 20)
-    ),
-    *(
-        _life(
-            f"broken-{how.split()[0]}",
-            f"failures while a release that {how} is refused",
-            *("number", life.broken(how), NEVER),
-        )
-        for how in life.BROKEN
-    ),
-    _life(
-        "stopped",
-        "p99 after one of 4 was stopped and replaced, to before",
-        *("number", life.stopped, Asked("{:.2f}", {"no round over": 1.10})),
-    ),
-    _life("scaling", "failures while scaling 4, 8, 1, 4 at 1,000/s", "number", life.scaling, NEVER),
-    _life(
-        "deaths",
-        "KiB that the master has grown by after the deaths",
-        *("number", life.deaths, Asked("{:.0f}", {"no round over": 256})),
-    ),
+    _kills("kill-busy", "failures per SIGKILL, 2,000/s, 1 ms of service, 4 blocking workers", "work", "{:.2f}", 1),
+    _kills("kill-idle", "the same, no service time", "fast", "{:.3f}", 0.05),
+    *(_reloads(each, requests) for each in HANDLERS for requests in (1, 20)),
+    *map(_broken, life.BROKEN),
+    _life("stopped", "p99 after one of 4 was stopped and replaced, to before", "x", "number", life.stopped, STOPPED),
+    _life("scaling", "failures while scaling 4, 8, 1, 4 at 1,000/s", "lost", "number", life.scaling),
+    _life("deaths", "KiB that the master has grown by after the deaths", "KiB", "number", life.deaths, GROWN),
 )
 
 # ---- embed: servers under pyfanout, against their own way to use several processes ---------------------------------
 
 ITSELF = ("uvicorn", "uvicorn, asyncio", "hypercorn", "aiohttp", "gunicorn gthread", "gunicorn asgi", "tornado")
 BOTH = tuple(name for each in ITSELF for name in (BY_NAME[each].beside, each))
+CONNECTIONS = "conn/s, a new connection for each request, 64 in flight, 2 workers on one core, to itself"
+KEPT = "requests/s on 64 connections that are kept, 2 workers on one core, to itself"
+FULLER = "1,000 held, opened one after the other: what the fuller of 2 workers has, to its half"
 EMBED = (
     Question(
-        "embed-connections",
-        "conn/s, a new connection for each request, 64 in flight, 2 workers on one core, to itself",
-        *("conn/s", "per_s", speed.throughput(), BOTH),
-        asked=_speed({"at least": 0.95}),
-        **SPEED,
+        "embed-new", CONNECTIONS, "conn/s", "per_s", speed.throughput, BOTH, asked=_ratio(at_least=0.95), **FASTER
     ),
-    Question(
-        "embed-kept",
-        "requests/s on 64 connections that are kept, 2 workers on one core, to itself",
-        *("requests/s", "requests_per_s", speed.kept, BOTH),
-        **SPEED,
-    ),
-    Question(
-        "embed-held",
-        f"{HELD:,} held, opened one after the other: what the fuller of 2 workers has, to its half",
-        *("x its half", "max_to_mean", share.one_by_one(HELD, 2), BOTH),
-        across=True,
-    ),
+    Question("embed-kept", KEPT, "requests/s", "requests_per_s", speed.kept, BOTH, **FASTER),
+    Question("embed-held", FULLER, "x its half", "max_to_mean", share.one_by_one, BOTH, **ACROSS),
 )
 
 # ---- the runs ------------------------------------------------------------------------------------------------------
@@ -404,17 +319,22 @@ QUICK = Scale(rounds=1, starts=1, each_s=0.5, tail_s=1, kills=2, idle_s=1)
 RUNS = {
     "dispatch": Run(
         "pyfanout against the same handlers on what it replaces",
-        *(DISPATCH, Scale(rounds=5, starts=3, each_s=3, tail_s=20), replace(QUICK, each_s=1, tail_s=3)),
+        DISPATCH,
+        Scale(rounds=5, starts=3, each_s=3, tail_s=20),
+        replace(QUICK, each_s=1, tail_s=3),
     ),
     "peers": Run("pyfanout beside who else serves with several processes", PEERS, Scale(rounds=3, starts=2), QUICK),
     "life": Run(
         "what clients see while workers die, hang, are replaced and scaled",
-        *(LIFE, Scale(rounds=3, starts=1, kills=120, reloads=50)),
+        LIFE,
+        Scale(rounds=3, starts=1, kills=120, reloads=50),
         replace(QUICK, kills=20, reloads=10, window_s=4, cycles=3, deaths=500),
     ),
     "embed": Run(
         "servers under pyfanout against their own way to use several processes",
-        *(EMBED, Scale(rounds=3, starts=3, each_s=6), replace(QUICK, each_s=1)),
+        EMBED,
+        Scale(rounds=3, starts=3, each_s=6),
+        replace(QUICK, each_s=1),
     ),
 }
 ALL = tuple(question for run in RUNS.values() for question in run.questions)
@@ -423,20 +343,20 @@ ALL = tuple(question for run in RUNS.values() for question in run.questions)
 def selected(run: Run, only: Sequence[str], who: Sequence[str], *, quick: bool) -> list[Question]:
     """Those to measure: of the questions, and with the subjects, whose names begin with one of these; all if there are
     none. `quick`: of the long run only some, unless some are named."""
-    wanted = {
-        each.experiment
+    quick = quick and run.questions is PEERS
+
+    def is_asked(each: Question) -> bool:
+        return each.name.startswith(tuple(only)) if only else not (quick and each.name in LONG)
+
+    def is_wanted(name: str) -> bool:
+        return name.startswith(tuple(who)) if who else BY_NAME[name].quick or not quick
+
+    wanted = {each.experiment for each in run.questions if is_asked(each)}
+    found = [
+        replace(each, subjects=tuple(filter(is_wanted, each.subjects)))
         for each in run.questions
-        if (each.name.startswith(tuple(only)) if only else not (quick and each.name in LONG))
-    }
-    found = []
-    for question in run.questions:
-        named = [name for name in question.subjects if _is_wanted(name, who, quick=quick and run.questions is PEERS)]
-        if question.name in wanted and named:
-            found.append(replace(question, subjects=tuple(named)))
+        if each.name in wanted and any(map(is_wanted, each.subjects))
+    ]
     if not found:
         raise ServerError(f"no question is called so; there are {', '.join(each.name for each in run.questions)}")
     return found
-
-
-def _is_wanted(name: str, who: Sequence[str], *, quick: bool) -> bool:
-    return name.startswith(tuple(who)) if who else BY_NAME[name].quick or not quick

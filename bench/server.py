@@ -77,8 +77,6 @@ class Server:
     def workers(self) -> list[int]:
         return [pid for pid in procfs.session(self.pid) if pid != self.pid]
 
-    # ---- start -----------------------------------------------------------------------------------------------------
-
     def __enter__(self) -> Server:
         with contextlib.ExitStack() as undo:
             self.folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
@@ -132,8 +130,6 @@ class Server:
         time.sleep(REST_S)
         return procfs.session_cpu_ns(self.pid) - before < REST_CPU_NS
 
-    # ---- what it is told -------------------------------------------------------------------------------------------
-
     def reload(self) -> None:
         """To replace its workers; it may return before they are."""
         if isinstance(self.subject.reload, signal.Signals):
@@ -168,8 +164,6 @@ class Server:
         self._told = False
         self._launch([] if self._cpu is None else ["taskset", "--cpu-list", str(self._cpu)])
         self._wait_for(1)
-
-    # ---- end -------------------------------------------------------------------------------------------------------
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Of those that others have made, at once: how they stop is asked by a question of its own."""

@@ -13,9 +13,10 @@ from bench import loadgen
 from bench.clients import held
 from bench.field import Subject
 from bench.loadgen import common
-from bench.model import Context, Measure, Values
+from bench.model import Context, Values
 from bench.server import POLL_S, Server, ServerError
 
+HELD = 1000
 REPLACED_LIMIT_S = 5.0
 SETTLE_S = 0.5
 """For what a server does when those that were there before have gone."""
@@ -23,17 +24,15 @@ ASKED_AGAIN_S = 0.25
 """Some servers lose those who come just after a kill, and let them wait."""
 
 
-def balance(count: int, rate: float | None, workers: int = 4) -> Measure:
+def balance(
+    context: Context, subject: Subject, seed: int, *, count: int = HELD, rate: float | None = None, workers: int = 4
+) -> Values:
     """Connections that come so many a second, or at once, and stay: what the fullest worker has, to its share."""
-
-    def measure(context: Context, subject: Subject, seed: int) -> Values:
-        with _settled(context, subject, workers) as server:
-            answers = loadgen.load(server.port, cpu=context.load, hold=count, rate=rate, seed=1 + seed, timeout=30)
-        if answers.errors:
-            return {"failed": f"not all could be held: {answers.errors}", "errors": answers.errors}
-        return _unevenness(answers.by_worker, workers) | common(answers)
-
-    return measure
+    with _settled(context, subject, workers) as server:
+        answers = loadgen.load(server.port, cpu=context.load, hold=count, rate=rate, seed=1 + seed, timeout=30)
+    if answers.errors:
+        return {"failed": f"not all could be held: {answers.errors}", "errors": answers.errors}
+    return _unevenness(answers.by_worker, workers) | common(answers)
 
 
 @contextlib.contextmanager
@@ -49,41 +48,29 @@ def _unevenness(by_worker: list[int], workers: int) -> Values:
     return {"max_to_mean": max(shares) * workers / sum(shares), "shares": shares}
 
 
-def one_by_one(count: int, workers: int) -> Measure:
+def one_by_one(context: Context, subject: Subject, _seed: int, *, count: int = HELD, workers: int = 2) -> Values:
     """Connections that come one after the other, and stay."""
-
-    def measure(context: Context, subject: Subject, _seed: int) -> Values:
-        with _settled(context, subject, workers) as server, held(server.port, count) as pids:
-            return _unevenness([*Counter(pids).values()], workers) | {"errors": {}}
-
-    return measure
+    with _settled(context, subject, workers) as server, held(server.port, count) as pids:
+        return _unevenness([*Counter(pids).values()], workers) | {"errors": {}}
 
 
-def sequence(count: int, workers: int = 4) -> Measure:
+def sequence(context: Context, subject: Subject, _seed: int, *, count: int, workers: int = 4) -> Values:
     """One connection after the other to idle workers: how far from exactly its share one is."""
-
-    def measure(context: Context, subject: Subject, _seed: int) -> Values:
-        with _settled(context, subject, workers) as server:
-            answers = loadgen.load(server.port, cpu=context.load, closed=1, count=count, duration=20)
-        shares = answers.by_worker + [0] * (workers - len(answers.by_worker))
-        return {"off_by": max(abs(share - count // workers) for share in shares), **common(answers)}
-
-    return measure
+    with _settled(context, subject, workers) as server:
+        answers = loadgen.load(server.port, cpu=context.load, closed=1, count=count, duration=20)
+    shares = answers.by_worker + [0] * (workers - len(answers.by_worker))
+    return {"off_by": max(abs(share - count // workers) for share in shares), **common(answers)}
 
 
-def balance_after_restart(count: int, workers: int = 4) -> Measure:
+def killed_between(_context: Context, subject: Subject, _seed: int, *, count: int = HELD, workers: int = 4) -> Values:
     """Half of them, then a worker is killed; who was with it comes again, then the other half."""
-
-    def measure(_context: Context, subject: Subject, _seed: int) -> Values:
-        with Server(subject, workers=workers) as server, held(server.port, count // 2) as before:
-            killed = before[0]
-            os.kill(killed, signal.SIGKILL)
-            _until_replaced(server.port, set(before))
-            kept = Counter(pid for pid in before if pid != killed)
-            with held(server.port, count - kept.total()) as after:
-                return _unevenness([*(kept + Counter(after)).values()], workers) | {"errors": {}}
-
-    return measure
+    with Server(subject, workers=workers) as server, held(server.port, count // 2) as before:
+        killed = before[0]
+        os.kill(killed, signal.SIGKILL)
+        _until_replaced(server.port, set(before))
+        kept = Counter(pid for pid in before if pid != killed)
+        with held(server.port, count - kept.total()) as after:
+            return _unevenness([*(kept + Counter(after)).values()], workers) | {"errors": {}}
 
 
 def _until_replaced(port: int, known: set[int]) -> None:

@@ -23,7 +23,7 @@ ROUNDS_TO_RANK = 3
 VARIANT = "asked only where what they differ in may matter"
 
 Rounds = dict[int, list[Values]]
-"""What one subject said: a list of starts for each round."""
+"""What one subject said: its starts in each round."""
 
 
 def chance(rounds: int) -> int:
@@ -31,38 +31,89 @@ def chance(rounds: int) -> int:
     return math.comb(2 * rounds, rounds) // 2
 
 
+def _numbers(rounds: Rounds, key: str) -> dict[int, float]:
+    return {at: statistics.median(values[key] for values in starts) for at, starts in rounds.items()}
+
+
+def _is_limit(rounds: Rounds) -> bool:
+    """Whether the load generator was what limited it."""
+    busy = [values.get("load_busy", 0.0) for starts in rounds.values() for values in starts]
+    return statistics.median(busy or [0.0]) > LOAD_LIMIT
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """One subject's answer to a question."""
 
+    question: Question
     subject: str
-    values: list[float]
-    """One a round."""
+    rounds: Rounds
     beside: str
     """The one of ours that it is compared with, if there is one."""
-    pairs: list[tuple[float, float]]
-    """Of a round, what that one has, and what it has itself."""
-    less_is_better: bool
-    limited: bool
-    """By the load generator: it, or the one of ours that it is compared with, might have been faster."""
-    late: float
-    """How late the load generator was itself, to how long requests took."""
-    errors: dict[str, int]
-    points: list[float]
-    """Medians, of the points of the question."""
-    added: float | None
-    said: list[Values]
-    """All its answers."""
+    ours: Rounds
+    """What that one said."""
+    base: Rounds
+    """What that one said which the question counts from."""
+
+    @property
+    def values(self) -> list[float]:
+        """One a round."""
+        return [*_numbers(self.rounds, self.question.key).values()]
 
     @property
     def median(self) -> float:
         return statistics.median(self.values)
 
     @property
+    def points(self) -> list[float]:
+        """Medians."""
+        return [statistics.median(_numbers(self.rounds, key).values()) for _, key in self.question.points]
+
+    def _beside(self, other: Rounds) -> list[tuple[float, float]]:
+        """Of each round that both have, the number of the other, and its own."""
+        theirs, own = _numbers(other, self.question.key), _numbers(self.rounds, self.question.key)
+        return [(theirs[at], number) for at, number in own.items() if at in theirs]
+
+    @property
+    def pairs(self) -> list[tuple[float, float]]:
+        """What the one of ours has, and what it has itself."""
+        return self._beside(self.ours)
+
+    @property
     def ratios(self) -> list[float]:
         """More than 1: ours is better."""
-        pairs = [(theirs, ours) if self.less_is_better else (ours, theirs) for ours, theirs in self.pairs]
+        pairs = [(theirs, ours) if self.question.less_is_better else (ours, theirs) for ours, theirs in self.pairs]
         return [more / less if less else (1.0 if more == less else math.inf) for more, less in pairs]
+
+    @property
+    def added(self) -> float | None:
+        """By how much it has more than the base; None: there is nothing to subtract."""
+        added = [own - base for base, own in self._beside(self.base)]
+        return statistics.median(added) if added else None
+
+    @property
+    def said(self) -> list[Values]:
+        return [values for starts in self.rounds.values() for values in starts]
+
+    @property
+    def errors(self) -> dict[str, int]:
+        return _errors(values["errors"] for values in self.said)
+
+    @property
+    def limited(self) -> bool:
+        """By the load generator: it, or the one of ours that it is compared with, might have been faster."""
+        return self.question.key == "per_s" and (_is_limit(self.rounds) or _is_limit(self.ours))
+
+    @property
+    def late(self) -> float:
+        """How late the load generator was, to how long requests took. 0: requests did not come by a schedule."""
+        percentile = self.question.percentile
+        runs = [values.get("load", []) if percentile else [] for values in self.said]
+        late = [
+            [run["late_start_ns"][percentile] / max(run["latency_ns"]["fast"][percentile], 1) for run in each]
+            for each in runs
+        ]
+        return statistics.median(max(each, default=0.0) for each in late)
 
     @property
     def verdict(self) -> str:
@@ -74,9 +125,9 @@ class Line:
         if len(self.pairs) < ROUNDS_TO_RANK:
             return "too few rounds to rank"
         ours, theirs = zip(*self.pairs, strict=True)
-        middle = statistics.median(self.ratios)
         if max(ours) >= min(theirs) and max(theirs) >= min(ours):
             return "overlap"
+        middle = statistics.median(self.ratios)
         if max(self.ratios) < 1 and middle <= 1 - LEAST:
             return "**better than we are**"
         return "we are better" if min(self.ratios) > 1 and middle >= 1 + LEAST else "equal within 2 %"
@@ -94,7 +145,11 @@ def lines(question: Question, samples: Iterable[Sample]) -> list[Line]:
         if mine and "failed" not in each.values:
             rounds = said.setdefault(each.subject, {})
             rounds.setdefault(each.round, []).append(own(question, each.values))
-    found = [_line(question, name, said) for name in said]
+    found = []
+    for name, rounds in said.items():
+        beside = _beside(question, name)
+        ours, base = said.get(beside, {}), said.get(question.added_to, {})
+        found.append(Line(question, name, rounds, beside if ours else "", ours, base))
     return sorted(found, key=lambda line: line.median, reverse=not question.less_is_better)
 
 
@@ -115,58 +170,12 @@ def _errors(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     return dict(found)
 
 
-def _line(question: Question, name: str, said: dict[str, Rounds]) -> Line:
-    beside = _beside(question, name, said)
-    theirs = _numbers(said[name], question.key)
-    ours = _numbers(said[beside], question.key) if beside else {}
-    all_said = [values for starts in said[name].values() for values in starts]
-    return Line(
-        subject=name,
-        values=[*theirs.values()],
-        beside=beside,
-        pairs=[(ours[at], number) for at, number in theirs.items() if at in ours],
-        less_is_better=question.less_is_better,
-        limited=question.key == "per_s" and any(_is_limit(said[each]) for each in (name, beside) if each),
-        late=statistics.median(_lateness(values, question.percentile) for values in all_said),
-        errors=_errors(values["errors"] for values in all_said),
-        points=[statistics.median(_numbers(said[name], key).values()) for _, key in question.points],
-        added=_added(question, name, said),
-        said=all_said,
-    )
-
-
-def _numbers(rounds: Rounds, key: str) -> dict[int, float]:
-    return {at: statistics.median(values[key] for values in starts) for at, starts in rounds.items()}
-
-
-def _beside(question: Question, name: str, said: dict[str, Rounds]) -> str:
+def _beside(question: Question, name: str) -> str:
     """Servers in another language are only compared where their speed is not what is asked."""
     subject = BY_NAME[name]
     if subject.ours or (subject.kind == "another language" and not question.across):
         return ""
-    beside = subject.beside if subject.beside in question.subjects else question.subjects[0]
-    return beside if beside in said else ""
-
-
-def _is_limit(rounds: Rounds) -> bool:
-    """Whether the load generator was what limited them."""
-    return (
-        statistics.median(values.get("load_busy", 0.0) for starts in rounds.values() for values in starts) > LOAD_LIMIT
-    )
-
-
-def _lateness(values: Values, percentile: str) -> float:
-    """How late the load generator was, to how long requests took. 0: requests did not come by a schedule."""
-    runs = values.get("load", []) if percentile else []
-    late = (run["late_start_ns"][percentile] / max(run["latency_ns"]["fast"][percentile], 1) for run in runs)
-    return max(late, default=0.0)
-
-
-def _added(question: Question, name: str, said: dict[str, Rounds]) -> float | None:
-    """By how much it has more than the one that is the base; None: there is nothing to subtract."""
-    base = _numbers(said.get(question.added_to, {}), question.key)
-    added = [number - base[at] for at, number in _numbers(said[name], question.key).items() if at in base]
-    return statistics.median(added) if added else None
+    return subject.beside if subject.beside in question.subjects else question.subjects[0]
 
 
 def failed(question: Question, samples: Iterable[Sample]) -> list[str]:

@@ -55,6 +55,7 @@ class Reduction:
 
 
 Channel = FdsOfSocket | Reduction
+CHANNELS: dict[str, type[Channel]] = {"send_fds": FdsOfSocket, "reduction": Reduction}
 
 
 class _Leave(Exception):
@@ -65,7 +66,7 @@ def _leave(*_: object) -> None:
     raise _Leave
 
 
-def serve(handler: Handler, address: tuple[str, int], workers: int, backlog: int, kind: type[Channel]) -> None:
+def serve(handler: Handler, address: tuple[str, int], workers: int, backlog: int, *, passing: str) -> None:
     """Until SIGTERM: then each worker serves what it was passed, and finds the end."""
     listener = prefork.listen(address, backlog)
     gc.collect()
@@ -73,7 +74,7 @@ def serve(handler: Handler, address: tuple[str, int], workers: int, backlog: int
     channels: list[Channel] = []
     pids: list[int] = []
     for _ in range(workers):
-        channels.append(kind())
+        channels.append(CHANNELS[passing]())
         pids.append(prefork.fork(partial(_work, handler, listener, channels)))
         channels[-1].theirs.close()
     signal.signal(signal.SIGTERM, _leave)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from bench import __main__ as main
-from bench import clients, field, netns, procfs, questions, runner, samples, selfcheck, standings, table
+from bench import clients, field, netns, procfs, runner, samples, selfcheck, speed, standings, table
 from bench.field import BY_NAME as SUBJECTS
 from bench.field import FIELD
 from bench.installed import ROOT
@@ -105,8 +105,8 @@ def test_every_rival_has_one_of_ours_with_as_many_threads_beside_it_which_is_ask
 def test_one_sample_answers_several_questions() -> None:
     """Each with its own runs of the load generator, and the errors of these."""
     load = [{"errors": {"reset": count}, "latency_ns": {}} for count in range(3)]
-    values = {**{f"p50_{rate}_us": 1.0 for rate in questions.RATES}, "errors": {"reset": 3}}
-    for at, rate in enumerate(questions.RATES):
+    values = {**{f"p50_{rate}_us": 1.0 for rate in speed.RATES}, "errors": {"reset": 3}}
+    for at, rate in enumerate(speed.RATES):
         own = standings.own(BY_NAME[f"latency-{rate}"], {**values, "load": load})
         assert own["load"] == [load[at]]
         assert own["errors"] == ({"reset": at} if at else {})
@@ -230,7 +230,7 @@ def test_a_load_generator_that_was_late_is_named() -> None:
     def sample(late_ns: int) -> list[Sample]:
         load = [{"late_start_ns": {"p50": late_ns}, "latency_ns": {"fast": {"p50": 1000}}}]
         found = answers("latency-low", {OURS: [1.0]})
-        found[0].values["load"] = load * len(questions.RATES)
+        found[0].values["load"] = load * len(speed.RATES)
         return found
 
     assert "the load generator was late, 20% of the p50" in markdown(sample(200))

@@ -181,7 +181,7 @@ def test_a_server_beside_its_own_way(tmp_path: Path) -> None:
         assert {line.subject for line in lines} == {"tornado", "pyfanout tornado"}
     assert all(line.median > 0 for line in speeds + kept)
     context = Context(RUNS["embed"].quick, *choose_cores())
-    few = share.one_by_one(20, 2)(context, BY_NAME["pyfanout tornado"], 0)
+    few = share.one_by_one(context, BY_NAME["pyfanout tornado"], 0, count=20)
     assert few["max_to_mean"] == 1, "20 connections in exact turn"
 
 
@@ -198,7 +198,7 @@ def test_a_life_in_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 def test_a_reload_is_asked_until_it_is_done() -> None:
     context = Context(replace(RUNS["life"].quick, reloads=2), *choose_cores())
-    values = losses.reload(50, requests=3)(context, BY_NAME["pyfanout run, asyncio"], 0)
+    values = losses.reload(context, BY_NAME["pyfanout run, asyncio"], 0, rate=50, requests=3)
     assert values["lost"] == 0
     assert 8 < len(values["load"][0]["workers"]) <= 12
 
