@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".bench"
 HOME = FOLDER / "environment"
-SITE = HOME / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+SITE = Path(sysconfig.get_path("purelib", scheme="venv", vars={"base": str(HOME)}))
 OTHERS = SITE / "others.pth"
 """Names the packages of the bench's own environment, whose .pth files, an editable install's, are not read then. It is
 written last."""

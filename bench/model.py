@@ -21,6 +21,8 @@ class Scale:
     rounds: int
     starts: int
     """Of each subject in a round, where its speed is asked: the same server in another start differs by 8 %."""
+    pinned: bool = True
+    """The server has a core, and the load generator another; else both have all."""
     each_s: float = 1.5
     """Of a closed loop, in all starts of a round."""
     tail_s: float = 2.0
@@ -37,9 +39,9 @@ class Context:
     """What the measures of one run share."""
 
     scale: Scale
-    server: int
-    """The core that serves."""
-    load: int
+    server: int | None
+    """The core that serves; None: all do."""
+    load: int | None
     """The core that asks."""
     overhead_s: dict[int, float] = field(default_factory=dict)
     """Of a request in the questions about the tail, calibrated once in each round with the shared listener."""

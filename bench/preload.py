@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import statistics
-import sys
 import time
 from pathlib import Path
 
+from bench import procfs
+
 SIZES_MB = (0, 50, 100, 200, 400)
 FORKS = 30
+ROLLUP = Path("/proc/self/smaps_rollup")
 
 
 def filled(megabytes: int) -> list[dict[str, str]]:
@@ -28,12 +29,11 @@ def filled(megabytes: int) -> list[dict[str, str]]:
 
 
 def resident_mb() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return int(procfs.field(ROLLUP, "Rss")) / 1024
 
 
 def private_mb() -> float:
-    text = Path("/proc/self/smaps_rollup").read_text()
-    return sum(int(found) for found in re.findall(r"Private_\w+: +(\d+) kB", text)) / 1024
+    return sum(int(procfs.field(ROLLUP, f"Private_{kind}")) for kind in ("Clean", "Dirty")) / 1024
 
 
 def fork_ms() -> float:
@@ -75,8 +75,7 @@ def main() -> None:
         times = [fork_ms() for _ in range(FORKS)]
         copied, taken = copied_mb(heap)
         spread = f"{statistics.median(times):.2f}, {min(times):.2f}, {max(times):.2f}"
-        print(f"{resident_mb():8.0f} {spread:>32} {copied:10.0f} {taken:7.0f}")
-        sys.stdout.flush()
+        print(f"{resident_mb():8.0f} {spread:>32} {copied:10.0f} {taken:7.0f}", flush=True)
         gc.unfreeze()
         del heap
         gc.collect()

@@ -327,13 +327,13 @@ RUNS = {
     "life": Run(
         "what clients see while workers die, hang, are replaced and scaled",
         LIFE,
-        Scale(rounds=3, starts=1, kills=120, reloads=50),
-        replace(QUICK, kills=20, reloads=10, window_s=4, cycles=3, deaths=500),
+        Scale(rounds=3, starts=1, pinned=False, kills=120, reloads=50),
+        replace(QUICK, pinned=False, kills=20, reloads=10, window_s=4, cycles=3, deaths=500),
     ),
     "embed": Run(
         "servers under pyfanout against their own way to use several processes",
         EMBED,
-        Scale(rounds=3, starts=3, each_s=6),
+        Scale(rounds=3, starts=3, each_s=3),
         replace(QUICK, each_s=1),
     ),
 }

@@ -80,7 +80,7 @@ def run(questions: Sequence[Question], scale: Scale, keep: Path, header: Values)
     """Measures everything, writing each sample to `keep` as it comes. A run that was broken off goes on: what is in
     `keep` is not measured again."""
     loadgen.build()
-    context = Context(scale, *choose_cores())
+    context = Context(scale, *(choose_cores() if scale.pinned else (None, None)))
     found = samples.resume(keep, header | {"scale": asdict(scale)})
     done = {(each.round, each.start, each.experiment, each.subject) for each in found}
     plan = [

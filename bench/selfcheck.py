@@ -21,6 +21,7 @@ STALL_S = 0.2
 def check() -> str:
     """Stop the only worker for a while; what the load generator saw, in words. Raises ServerError if it did not: one
     that waits for an answer before it asks again would count one slow request instead of everybody's wait."""
+    loadgen.build()
     serves, asks = choose_cores()
     with Server(BY_NAME["shared listener asyncio"], workers=1, cpu=serves) as server:
         (worker,) = server.workers()

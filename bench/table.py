@@ -84,10 +84,10 @@ def bounds(questions: Iterable[Question], samples: Sequence[Sample]) -> list[lis
         found = {line.subject: line for line in lines(question, samples)} if asked else {}
         for line in found.values():
             values = [asked.of(*pair) for pair in line.pairs] if asked.of else line.values
-            name = f"{question.text}: {line.subject}" if len(question.subjects) > 2 else question.text
-            both = [line, found[line.beside]] if line.pairs else [line]
-            cells = [name, asked.text(), spread(values, asked.number.format), f"{len(values)}"] if values else []
-            rows += [[*cells, _verdict(asked, both, values)]] if cells else []
+            if values:
+                name = f"{question.text}: {line.subject}" if len(question.subjects) > 2 else question.text
+                said = _verdict(asked, [line, found[line.beside]] if line.pairs else [line], values)
+                rows.append([name, asked.text(), spread(values, asked.number.format), f"{len(values)}", said])
     return rows
 
 

@@ -197,7 +197,8 @@ def test_a_life_in_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 
 def test_a_reload_is_asked_until_it_is_done() -> None:
-    context = Context(replace(RUNS["life"].quick, reloads=2), *choose_cores())
+    loadgen.build()
+    context = Context(replace(RUNS["life"].quick, reloads=2), None, None)
     values = losses.reload(context, BY_NAME["pyfanout run, asyncio"], 0, rate=50, requests=3)
     assert values["lost"] == 0
     assert 8 < len(values["load"][0]["workers"]) <= 12
