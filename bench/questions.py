@@ -1,6 +1,6 @@
 """What is asked, of whom, and in which run: `python -m bench dispatch`, `peers`, `life` or `embed`.
 
-First the words of the questions, then a line for each with its unit, its number, its measure, and whom it is asked.
+Of each its words, its unit, its number, its measure, and whom it is asked.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from bench.server import ServerError
 from bench.speed import ONE_IN_100, RATES, SHAPES, SHARES, SIZES
 
 HANDLERS = ("blocking", "asyncio")
+Names = tuple[str, ...]
 FASTER: dict[str, Any] = {"less_is_better": False, "starts": True}
 
 
@@ -32,32 +33,6 @@ def _ratio(**bounds: float) -> Asked:
 
 # ---- dispatch: beside what it replaces -----------------------------------------------------------------------------
 
-ROWS = {
-    "throughput-blocking-one-core": "conn/s, blocking, 2 workers, one core, to SO_REUSEPORT",
-    "throughput-asyncio-one-core": "conn/s, asyncio streams, 2 workers, one core, to SO_REUSEPORT",
-    "throughput-asyncio-core-each": "conn/s, asyncio streams, 2 workers, core each, to SO_REUSEPORT",
-    "hold-round-robin-2000": "4,000 held, 4 asyncio workers, round-robin at 2,000/s, max/mean",
-    "hold-least-connections-2000": "4,000 held, 4 asyncio workers, least-connections at 2,000/s, max/mean",
-    "hold-least-connections-at-once": "4,000 held, 4 asyncio workers, least-connections all at once, max/mean",
-    "respawn": "from SIGKILL of the only worker to the first answer of its replacement",
-    **{f"master-{each}": f"master CPU per 100,000 connections, {each}, one core" for each in HANDLERS},
-    **{
-        f"tail-{load}": "p99 of 1 ms requests, 1 % take 100 ms, 4 blocking workers,"
-        f" {load} % load, to the shared listener"
-        for load in (50, 70, 85)
-    },
-    **{
-        f"sequence-{each}": f"400 one after the other, 4 idle {each} workers: the furthest from 100"
-        for each in HANDLERS
-    },
-    **{
-        f"added-{each}-{rate}": f"p50 added to SO_REUSEPORT's, {each}, 4 workers, {rate:,}/s"
-        for each in HANDLERS
-        for rate in (500, 5000)
-    },
-    **{f"idle-{each}": f"idle, 2 {each} workers and master: CPU" for each in HANDLERS},
-    **{f"idle-{each}-switches": f"idle, 2 {each} workers and master: context switches" for each in HANDLERS},
-}
 OURS = {each: (f"pyfanout {each}, least-connections",) for each in HANDLERS}
 REUSEPORT = {each: (*OURS[each], f"SO_REUSEPORT {each}") for each in HANDLERS}
 SHARED = (*OURS["blocking"], "shared listener blocking")
@@ -65,60 +40,76 @@ EVEN = _bounds("{:.4f}", at_most=1.01)
 NEVER = _bounds("{:.0f}", no_round_over=0)
 
 
-def _row(name: str, unit: str, key: str, measure: Measure, who: tuple[str, ...], asked: Asked, **more: Any) -> Question:
-    return Question(name, ROWS[name], unit, key, measure, who, asked=asked, **more)
+def _row(
+    name: str, text: str, unit: str, key: str, measure: Measure, who: Names, asked: Asked, **more: Any
+) -> Question:
+    return Question(name, text, unit, key, measure, who, asked=asked, **more)
 
 
-def _speed(name: str, handler: str, asked: Asked) -> Question:
-    measure = partial(speed.throughput, one_core=name.endswith("one-core"))
-    return _row(name, "conn/s", "per_s", measure, REUSEPORT[handler], asked, **FASTER)
+def _speed(handler: str, what: str, where: str, asked: Asked) -> Question:
+    name, text = (
+        f"throughput-{handler}-{where}",
+        f"conn/s, {what}, 2 workers, {where.replace('-', ' ')}, to SO_REUSEPORT",
+    )
+    measure = partial(speed.throughput, one_core=where == "one-core")
+    return _row(name, text, "conn/s", "per_s", measure, REUSEPORT[handler], asked, **FASTER)
 
 
 def _master(handler: str) -> Question:
-    source, asked = f"throughput-{handler}-one-core", _bounds("{:.3f} s", at_most=0.30)
-    measure = partial(speed.throughput, one_core=True)
-    return _row(f"master-{handler}", "s", "master_s_per_100k", measure, OURS[handler], asked, measured_by=source)
+    text, asked = f"master CPU per 100,000 connections, {handler}, one core", _bounds("{:.3f} s", at_most=0.30)
+    measure, source = partial(speed.throughput, one_core=True), f"throughput-{handler}-one-core"
+    name, key = f"master-{handler}", "master_s_per_100k"
+    return _row(name, text, "s", key, measure, OURS[handler], asked, measured_by=source)
 
 
 def _tail(load: int) -> Question:
+    text = f"p99 of 1 ms requests, 1 % take 100 ms, 4 blocking workers, {load} % load, to the shared listener"
     measure = partial(speed.tail, shapes={"1ms": ONE_IN_100}, shares=(load,))
-    return _row(f"tail-{load}", "ms, p99", f"p99_1ms_{load}_ms", measure, SHARED, _ratio(at_most=1.03))
+    return _row(f"tail-{load}", text, "ms, p99", f"p99_1ms_{load}_ms", measure, SHARED, _ratio(at_most=1.03))
 
 
-def _hold(policy: str, rate: float | None, who: tuple[str, ...]) -> Question:
+def _hold(policy: str, how: str, rate: float | None, who: Names) -> Question:
     name = f"hold-{policy}-{f'{rate:.0f}' if rate else 'at-once'}"
-    return _row(name, "x its share", "max_to_mean", partial(share.balance, count=4000, rate=rate), who, EVEN)
+    text, measure = (
+        f"4,000 held, 4 asyncio workers, {policy} {how}, max/mean",
+        partial(share.balance, count=4000, rate=rate),
+    )
+    return _row(name, text, "x its share", "max_to_mean", measure, who, EVEN)
+
+
+def _sequence(handler: str) -> Question:
+    text = f"400 one after the other, 4 idle {handler} workers: the furthest from 100"
+    measure = partial(share.sequence, count=400)
+    return _row(f"sequence-{handler}", text, "off", "off_by", measure, OURS[handler], NEVER)
 
 
 def _added(handler: str, rate: int, most: float) -> Question:
-    name, measure = f"added-{handler}-{rate}", partial(speed.latency, rates={f"{rate}": (rate, 1)})
-    asked = _bounds("{:.1f} us", sub, at_most=most)
-    return _row(name, "us, median", f"p50_{rate}_us", measure, REUSEPORT[handler], asked, starts=True)
+    name, text = f"added-{handler}-{rate}", f"p50 added to SO_REUSEPORT's, {handler}, 4 workers, {rate:,}/s"
+    measure, asked = partial(speed.latency, rates={f"{rate}": (rate, 1)}), _bounds("{:.1f} us", sub, at_most=most)
+    return _row(name, text, "us, median", f"p50_{rate}_us", measure, REUSEPORT[handler], asked, starts=True)
 
 
 def _idle(handler: str) -> list[Question]:
-    name, who, cpu = f"idle-{handler}", OURS[handler], replace(NEVER, number="{:.0f} ns")
-    return [
-        _row(name, "ns", "idle_cpu_ns", holdings.idle, who, cpu),
-        _row(f"{name}-switches", "switches", "idle_wakeups", holdings.idle, who, NEVER, measured_by=name),
-    ]
+    name, text, who = f"idle-{handler}", f"idle, 2 {handler} workers and master", OURS[handler]
+    cpu = _row(name, f"{text}: CPU", "ns", "idle_cpu_ns", holdings.idle, who, replace(NEVER, number="{:.0f} ns"))
+    switches = {"name": f"{name}-switches", "text": f"{text}: context switches", "unit": "switches"}
+    return [cpu, replace(cpu, key="idle_wakeups", asked=NEVER, measured_by=name, **switches)]
 
 
+RESPAWN = "from SIGKILL of the only worker to the first answer of its replacement"
+SOON = _bounds("{:.2f} ms", at_most=3)
 DISPATCH = (
-    _speed("throughput-blocking-one-core", "blocking", _ratio(at_least=1.05, no_round_under=0.95)),
-    _speed("throughput-asyncio-one-core", "asyncio", _ratio(at_least=1)),
-    _speed("throughput-asyncio-core-each", "asyncio", _ratio(at_least=1)),
+    _speed("blocking", "blocking", "one-core", _ratio(at_least=1.05, no_round_under=0.95)),
+    _speed("asyncio", "asyncio streams", "one-core", _ratio(at_least=1)),
+    _speed("asyncio", "asyncio streams", "core-each", _ratio(at_least=1)),
     *map(_master, HANDLERS),
     *map(_tail, (50, 70, 85)),
-    _hold("round-robin", 2000, ("pyfanout asyncio",)),
-    _hold("least-connections", 2000, OURS["asyncio"]),
-    _hold("least-connections", None, OURS["asyncio"]),
-    *(
-        _row(f"sequence-{each}", "off", "off_by", partial(share.sequence, count=400), OURS[each], NEVER)
-        for each in HANDLERS
-    ),
+    _hold("round-robin", "at 2,000/s", 2000, ("pyfanout asyncio",)),
+    _hold("least-connections", "at 2,000/s", 2000, OURS["asyncio"]),
+    _hold("least-connections", "all at once", None, OURS["asyncio"]),
+    *map(_sequence, HANDLERS),
     *(_added(each, rate, most) for each in HANDLERS for rate, most in ((500, 75), (5000, 30))),
-    _row("respawn", "ms", "respawn_ms", losses.respawn, OURS["blocking"], _bounds("{:.2f} ms", at_most=3), starts=True),
+    _row("respawn", RESPAWN, "ms", "respawn_ms", losses.respawn, OURS["blocking"], SOON, starts=True),
     *_idle("blocking"),
     *_idle("asyncio"),
 )

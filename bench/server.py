@@ -80,9 +80,9 @@ class Server:
     def __enter__(self) -> Server:
         with contextlib.ExitStack() as undo:
             self.folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-            values = {"port": self.port, "workers": self._workers, "folder": self.folder}
+            self._values = {"port": self.port, "workers": self._workers, "folder": self.folder, "here": PEERS}
             for name, text in self.subject.files:
-                (self.folder / name).write_text(text % values)
+                (self.folder / name).write_text(text % self._values)
             self._launch([])
             undo.callback(self._end_all)
             self._wait_for(self._workers)
@@ -104,14 +104,12 @@ class Server:
             )
 
     def _words(self) -> list[str]:
-        values = {"port": self.port, "workers": self._workers, "folder": self.folder}
-        command = f"{self.subject.command} {self._options}".format(**values, here=PEERS, python=installed.python())
+        command = f"{self.subject.command} {self._options}".format(**self._values, python=installed.python())
         first, *rest = command.split()
         return [program(first) or first, *rest]
 
     def _variables(self) -> dict[str, str]:
-        values = {"port": self.port, "folder": self.folder}
-        own = {name: text.format(**values) for name, text in self.subject.variables}
+        own = {name: text.format(**self._values) for name, text in self.subject.variables}
         return {**installed.environment(), "BENCH_BALLAST_MB": str(self._ballast_mb), **own}
 
     def _wait_for(self, workers: int) -> None:
