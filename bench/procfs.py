@@ -89,6 +89,14 @@ def session(sid: int) -> list[int]:
     return sorted(found)
 
 
+def sleeps(sid: int) -> bool:
+    """Whether no thread of a session runs, or waits for a core or a disk."""
+    try:
+        return all(field(task / "status", "State") == "S" for pid in session(sid) for task in _tasks(pid))
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # one has just ended
+
+
 def machine_busy_s() -> float:
     """CPU seconds that no core was idle, or lost to the host, since boot; interrupts included.
 

@@ -6,8 +6,10 @@ import importlib.util
 import os
 import re
 import subprocess
+import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from operator import truediv
 from pathlib import Path
@@ -229,3 +231,23 @@ def test_subjects_are_installed_as_users_have_them(monkeypatch: pytest.MonkeyPat
         (worker,) = server.workers()
         maps = Path(f"/proc/{worker}/maps").read_text()
     assert re.findall(r"\S*/pyfanout/_core\S*", maps)[0].startswith(str(installed.SITE))
+
+
+def test_who_waits_for_a_core_does_not_sleep() -> None:
+    """A server whose worker has not yet got the time to start looks as if it rested."""
+    wait = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+    spin = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+    try:
+        assert eventually(lambda: procfs.sleeps(wait.pid))
+        assert not any(procfs.sleeps(spin.pid) for _ in range(20))
+    finally:
+        spin.kill()
+        spin.wait()
+        wait.communicate()
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    end_s = time.monotonic() + 20
+    while not condition() and time.monotonic() < end_s:
+        time.sleep(0.01)
+    return condition()
