@@ -19,13 +19,11 @@ READY_LIMIT_S = 20.0
 READY_LIMIT_EACH_S = 1.0
 """And so much for each worker, of the slowest who start them one after the other."""
 REST_S = 0.2
-"""Some workers may never be given a connection; all are there when a server has used no CPU for so long, and none of
-its processes waits for a core, as one may for long where others use them all."""
+"""All workers are there when a server has used no CPU for so long, and none of its processes waits for a core, as one
+may for long where others use them all. They are not asked before: a worker of pyfanout that enters where another has
+two connections is spared for 10 s (csrc/route.c)."""
 REST_CPU_NS = 4_000_000
 STOP_LIMIT_S = 20.0
-ASKED = 16
-"""Connections in which all workers should be found; if not, so many again. One after the other, and none stays: a
-worker of pyfanout that enters where another holds many would be spared for 10 s (csrc/route.c)."""
 PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 LEAST_PORT = 10_000
 """Below are those that have names."""
@@ -50,8 +48,8 @@ def free_port() -> int:
 
 
 class Server:
-    """`with Server(BY_NAME["uvicorn"], workers=4) as server:` - it has started inside: it was asked until all its
-    workers had answered, or it had nothing more to do. It starts on all cores, which is quicker; then it has `cpu`."""
+    """`with Server(BY_NAME["uvicorn"], workers=4) as server:` - it has started inside: it has answered once, and has
+    nothing more to do. It starts on all cores, which is quicker; then it has `cpu`."""
 
     orphans_s = 0.0
     """CPU of workers that were killed beside their parent: nobody waits for them, so `os.times` never counts them."""
@@ -87,7 +85,8 @@ class Server:
                 (self.folder / name).write_text(text % self._values)
             self._launch([])
             undo.callback(self._end_all)
-            self._wait_for(self._workers)
+            self._wait_for_answer()
+            self._wait_for_rest()
             if self._cpu is not None:
                 procfs.pin(self.pid, self._cpu)
             self._undo = undo.pop_all()
@@ -114,17 +113,26 @@ class Server:
         own = {name: text.format(**self._values) for name, text in self.subject.variables}
         return {**installed.environment(), "BENCH_BALLAST_MB": str(self._ballast_mb), **own}
 
-    def _wait_for(self, workers: int) -> None:
-        end_s = time.monotonic() + READY_LIMIT_S + READY_LIMIT_EACH_S * self._workers
-        found: set[int] = set()
-        while len(found) < workers and not (found and self._rests()):
-            if time.monotonic() > end_s or self._process.poll() is not None:
-                raise ServerError(f"{len(found)} workers of {self.subject.name} answer; its log:\n{self.log}")
+    def _wait_for_answer(self) -> None:
+        end_s = self._end_s()
+        while True:
             try:
-                for _ in range(ASKED):
-                    found |= clients.at_once(self.port, 1)
-            except OSError:  # it does not listen yet
+                clients.at_once(self.port, 1)
+            except OSError as error:  # it does not listen yet
+                if time.monotonic() > end_s or self._process.poll() is not None:
+                    raise ServerError(f"{self.subject.name} does not answer; its log:\n{self.log}") from error
                 time.sleep(POLL_S)
+            else:
+                return
+
+    def _wait_for_rest(self) -> None:
+        end_s = self._end_s()
+        while not self._rests():
+            if time.monotonic() > end_s:
+                raise ServerError(f"{self.subject.name} does not come to rest; its log:\n{self.log}")
+
+    def _end_s(self) -> float:
+        return time.monotonic() + READY_LIMIT_S + READY_LIMIT_EACH_S * self._workers
 
     def _rests(self) -> bool:
         before = procfs.session_cpu_ns(self.pid)
@@ -164,7 +172,7 @@ class Server:
         self._stop()
         self._told = False
         self._launch([] if self._cpu is None else ["taskset", "--cpu-list", str(self._cpu)])
-        self._wait_for(1)
+        self._wait_for_answer()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Of those that others have made, at once: how they stop is asked by a question of its own."""

@@ -145,7 +145,7 @@ def test_each_subject_answers_and_leaves_nothing(name: str, handler: str) -> Non
 
 def test_a_server_that_does_not_start_shows_its_log() -> None:
     wrong = replace(BY_NAME[THEIRS], command="{python} -m bench.subjects shared --handler nonsense --port {port}")
-    with pytest.raises(ServerError, match=r"0 workers of shared .* answer; its log:[\s\S]*invalid choice"):
+    with pytest.raises(ServerError, match=r"shared listener blocking does not answer; its log:[\s\S]*invalid choice"):
         Server(wrong, workers=1).__enter__()
 
 
