@@ -1,4 +1,4 @@
-"""`python -m bench dispatch`, `peers`, `life` or `embed` measures and makes a report; `page` makes it once more."""
+"""`python -m bench dispatch`, `peers`, `life` or `embed` measures and makes a report; `page` makes one of HTML."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         verb.add_argument("--to", metavar="FOLDER", help="where to write, or to go on; default: below bench/results")
         verb.add_argument("--note", metavar="TEXT", help="what readers shall know of this run")
         verb.add_argument("--list", action="store_true", help="print the names of the questions and leave")
-    pages = verbs.add_parser("page", help="a report once more, from its samples, and report.html")
+    pages = verbs.add_parser("page", help="report.html, from the samples of a run")
     pages.add_argument("folder", nargs="?", type=Path, default=LAST, help="default: the last full run")
     pages.add_argument("--anyway", action="store_true", help="although what measures has changed since")
     options = parser.parse_args(arguments)
@@ -101,20 +101,20 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     folder = Path(options.to or RESULTS / f"{options.verb}-{about['date'].replace(':', '').replace('+0000', 'Z')}")
     scale = replace(scale, rounds=options.rounds or scale.rounds)
     found = runner.run(questions, scale, folder / "samples.jsonl", about)
-    report = write(folder, page_too=options.verb == "peers")
+    report = reported(folder, page_too=options.verb == "peers")
+    (folder / "report.md").write_text(report)
     print(report.partition("\n## ")[0])
     print(f"all of it: {folder.resolve()}", file=sys.stderr)
     return int(any("failed" in each.values and BY_NAME[each.subject].exits for each in found))
 
 
-def write(folder: Path, *, page_too: bool, refuse: bool = False) -> str:
-    """The report of the samples in a folder."""
+def reported(folder: Path, *, page_too: bool, refuse: bool = False) -> str:
+    """The report of the samples in a folder, of which a page may be written."""
     about, found = samples.read(folder / "samples.jsonl")
     about["commit"] += doubt(about["commit"], refuse=refuse)
     names = {each.experiment for each in found}
     questions = [each for each in ALL if each.experiment in names]
     report = table.report(about, questions, found)
-    (folder / "report.md").write_text(report)
     if page_too:
         overview = pictures.overview(questions, found)
         (folder / "overview.svg").write_text(overview)
@@ -123,7 +123,7 @@ def write(folder: Path, *, page_too: bool, refuse: bool = False) -> str:
 
 
 def show(options: argparse.Namespace) -> int:
-    write(options.folder, page_too=True, refuse=not options.anyway)
+    reported(options.folder, page_too=True, refuse=not options.anyway)
     print(options.folder / "report.html")
     return 0
 

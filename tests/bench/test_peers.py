@@ -139,14 +139,14 @@ def test_samples_that_other_code_has_measured_are_refused(tmp_path: Path) -> Non
     ):
         keep(tmp_path, ABOUT | {"commit": commit}, found)
         bench("page", str(tmp_path))
-        assert said in (tmp_path / "report.md").read_text().partition("## ")[0]
+        assert said in (tmp_path / "report.html").read_text().partition("<h2>")[0]
     command = ["git", "rev-list", "--max-parents=0", "HEAD"]
     first = subprocess.check_output(command, cwd=ROOT, text=True).split()[0]
     with pytest.raises(ServerError, match=r"measured by .*, which measures otherwise"):
         main.doubt(first, refuse=True)
     keep(tmp_path, ABOUT | {"commit": first}, found)
     bench("page", str(tmp_path), "--anyway")
-    assert "what measures has changed since" in (tmp_path / "report.md").read_text().partition("## ")[0]
+    assert "what measures has changed since" in (tmp_path / "report.html").read_text().partition("<h2>")[0]
 
 
 def test_who_was_limited_by_the_load_generator_is_not_ranked() -> None:
@@ -399,11 +399,10 @@ def test_a_short_run_makes_a_report_and_a_page_that_needs_nothing_else(tmp_path:
     assert about["note"] == "a short one"
     assert [each.values["lost"] for each in found if (each.experiment, each.subject) == ("stop", OURS)] == [0]
     assert about["command"].startswith("python -m bench peers --quick")
-    first = (tmp_path / "report.md").read_text()
-    (tmp_path / "report.md").unlink()
+    first, text = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    (tmp_path / "report.html").unlink()
     bench("page", str(tmp_path))
-    assert (tmp_path / "report.md").read_text() == first
-    text = (tmp_path / "report.html").read_text()
+    assert (tmp_path / "report.html").read_text() == text
     assert text.count("<svg") == 1
     assert text.count("<h2>") == first.count("\n## ") == 5
     assert text.count("<table>") == 4
