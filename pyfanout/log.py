@@ -211,7 +211,7 @@ def has_no_way(name: str) -> bool:
 
 def _fills_queue(handler: logging.Handler) -> bool:
     """One of multiprocessing's is another: what children put into it reaches its reader."""
-    handlers: Any = sys.modules.get("logging.handlers")  # who has one has imported it
+    handlers: Any = sys.modules.get("logging.handlers")  # what has one has imported it
     if handlers is None or not isinstance(handler, handlers.QueueHandler):
         return False
     return isinstance(handler.queue, handlers.queue.Queue | handlers.queue.SimpleQueue)

@@ -88,7 +88,7 @@ def settle(loops: Loops, app: App, kind: Kind) -> None:
 
 def is_on_asyncio(app: App, kind: Kind) -> bool:
     """Whether its server is."""
-    module = sys.modules.get("pyfanout.embed.aio")  # who has such a runner has imported it
+    module = sys.modules.get("pyfanout.embed.aio")  # what has such a runner has imported it
     return kind in _ON_ASYNCIO or (module is not None and isinstance(app, module.AsyncioRunner))
 
 
