@@ -450,6 +450,24 @@ def act_in_future(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     return asyncio.gather(act_async(reader, writer))
 
 
+SHARED: list[asyncio.Future[None]] = []
+
+
+def act_in_shared(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> asyncio.Future[None]:
+    """All connections wait for one future, which the third one completes."""
+    if not SHARED or SHARED[-1].done():
+        SHARED[:] = [asyncio.get_running_loop().create_future()]
+        SHARED[0].add_done_callback(lambda _: WAITING.clear())
+    WAITING.append(writer)
+    writer.write(b"waits\n")
+    if len(WAITING) == 3:
+        SHARED[0].set_result(None)
+    return SHARED[0]
+
+
+WAITING: list[asyncio.StreamWriter] = []
+
+
 def raise_before_it_awaits(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> Awaitable[None]:
     raise RuntimeError("as asked")
 

@@ -58,7 +58,7 @@ class Server:
         self._count = worker.counter("connection")
         self._most = worker.config.max_connections or 1 << 30
         self._live = 0
-        self._tasks: dict[asyncio.Future[Any], tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
+        self._tasks: dict[asyncio.Task[Any], tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
         """The handlers, with their streams. The loop itself holds tasks by weak references."""
         self._connecting: set[asyncio.Task[Any]] = set()
         """Tasks that make a transport, by way of a TLS handshake."""
@@ -207,14 +207,16 @@ class Server:
 
     def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            running = self._handler(reader, writer)
-            task = self._loop.create_task(running) if type(running) is CoroutineType else asyncio.ensure_future(running)
+            running: Any = self._handler(reader, writer)
         except BaseException as error:  # of a plain function that was to return an awaitable
-            task = self._loop.create_task(_fail_with(error))
+            running = _fail_with(error)
+        if type(running) is not CoroutineType:
+            running = _finished(running)
+        task: asyncio.Task[Any] = self._loop.create_task(running)
         self._tasks[task] = reader, writer
         task.add_done_callback(functools.partial(self._finish, writer.transport.get_protocol()))
 
-    def _finish(self, protocol: asyncio.BaseProtocol, task: asyncio.Future[Any]) -> None:
+    def _finish(self, protocol: asyncio.BaseProtocol, task: asyncio.Task[Any]) -> None:
         """A handler is over."""
         if self._worker.forked:  # its copy in a child that it forked
             child.leave(task)
@@ -314,6 +316,11 @@ class Server:
             self._close_idle()
             self._loop.remove_reader(self._worker.control.fileno())
             self._loop.call_later(self._worker.config.drain_timeout, self._worker.give_up)
+
+
+async def _finished(running: Any) -> None:
+    """A task for each connection, also if a handler returns one future for several."""
+    await running
 
 
 async def _fail_with(error: BaseException) -> NoReturn:

@@ -42,7 +42,7 @@ def silence(fds: Iterable[int]) -> None:
             os.dup2(nothing.fileno(), fd, inheritable=False)
 
 
-def leave(task: asyncio.Future[Any]) -> None:
+def leave(task: asyncio.Task[Any]) -> None:
     """The copy of the parent's task is over."""
     leave_with(None if task.cancelled() else task.exception())
 

@@ -169,6 +169,12 @@ def test_a_plain_function_that_returns_an_awaitable(server: MakeServer, app: str
     assert len(re.findall(r"ERROR worker=0: the handler failed", one.log)) == 1
 
 
+def test_connections_may_share_an_awaitable(server: MakeServer) -> None:
+    one = server().start("apps:act_in_shared", workers=1)
+    assert collect([connect(one.address) for _ in range(3)]) == [b"waits\n"] * 3
+    one.wait_idle()
+
+
 def test_a_plain_function_that_raises_before_it_returns_an_awaitable(server: MakeServer) -> None:
     one = server()
     one.expect("the handler failed", "^ *Traceback ")
