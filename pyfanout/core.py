@@ -273,6 +273,11 @@ class Station:
             os.close(sent.board_fd)
         return cls(ends, slot)
 
+    def close(self) -> None:
+        """Both reading ends, of a worker that cannot begin."""
+        os.close(self.pool_fd)
+        os.close(self.slot_fd)
+
     def done_cell(self) -> Any:
         """The counter behind `done`, for a caller of `cell[0] += 1` that has a lock of its own, and never calls `done`,
         which releases the interpreter's lock, so that a server's threads queue for it. Not with `max_connections`."""

@@ -239,7 +239,12 @@ class Dispatcher:
         _let_go_of_all()
         stdio.occupy()
         worker = Worker(self.config, self.public, place, generation, station, control, joined=True)
-        worker.background.open()
+        try:
+            worker.background.open()
+        except OSError:
+            control.close()
+            station.close()
+            raise
         enlist(worker)
         return worker
 

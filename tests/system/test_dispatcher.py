@@ -155,6 +155,32 @@ def test_workers_join_serve_and_are_replaced(tmp_path: Path, kind: str) -> None:
     )
 
 
+def test_one_that_cannot_begin_keeps_nothing(tmp_path: Path) -> None:
+    """The last descriptor that it needs is refused."""
+    run_with_workers(
+        tmp_path,
+        """
+        with pyfanout.Dispatcher(**options) as dispatcher:
+            pid = os.fork()
+            if pid == 0:
+                before = set(os.listdir("/proc/self/fd"))
+                def refuse(*_):
+                    raise OSError(24, "Too many open files")
+                os.eventfd = refuse
+                try:
+                    dispatcher.join()
+                except OSError:
+                    os._exit(len(set(os.listdir("/proc/self/fd")) - before))
+                finally:
+                    os._exit(99)
+            assert ended(pid) == 0
+            worker = fork_blocking(dispatcher)
+            assert ask(dispatcher) == worker
+        assert ended(worker) == 0
+        """,
+    )
+
+
 def test_many_come_and_go_and_nothing_is_left(tmp_path: Path) -> None:
     """Places, descriptors and the turns of those that stay."""
     run_with_workers(
