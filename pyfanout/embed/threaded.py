@@ -69,7 +69,11 @@ class ThreadedRunner(Runner):
                 self.drains()
                 settled.clear()
                 end_s = time.monotonic() + max(worker.config.drain_timeout - GRACE_S, 0)
-                worker.background.start(functools.partial(self._settle, worker, listener, end_s, settled))
+                try:
+                    worker.background.start(functools.partial(self._settle, worker, listener, end_s, settled))
+                except RuntimeError:  # no thread can be had: nothing will set it
+                    settled.set()
+                    raise
 
         def close() -> None:
             self.drains()
