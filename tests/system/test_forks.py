@@ -17,9 +17,8 @@ from harness import Server, connect, is_over, read_all, read_line, wait_until
 
 MakeServer = Callable[[], Server]
 
-APP = """
-import multiprocessing, os, signal, subprocess, time
-import pyfanout
+COUNTED = """
+import os
 
 def threads():
     return len(os.listdir("/proc/self/task"))
@@ -27,6 +26,13 @@ def threads():
 counted = []
 # It is called after those that a worker registers, because it is there before them: the application is preloaded.
 os.register_at_fork(before=lambda: counted.append(threads()))
+"""
+
+APP = (
+    COUNTED
+    + """
+import multiprocessing, signal, subprocess, time
+import pyfanout
 
 def by_fork():
     pid = os.fork()
@@ -63,6 +69,7 @@ def handler(conn, addr):
 def hooked(worker):
     os.register_at_fork(after_in_parent=lambda: None)
 """
+)
 """A client that keeps its connection after the answer, or that sends no PROXY header, makes a thread necessary."""
 
 WAYS = ["by_fork", "by_multiprocessing", "by_subprocess"]
@@ -130,14 +137,10 @@ def test_it_leaves_without_a_master_after_a_fork(server: MakeServer, tmp_path: P
 
 # ---- servers ---------------------------------------------------------------------------------------------------------
 
-SERVERS = """
-import asyncio, os, socketserver, time
-
-def threads():
-    return len(os.listdir("/proc/self/task"))
-
-counted = []
-os.register_at_fork(before=lambda: counted.append(threads()))
+SERVERS = (
+    COUNTED
+    + """
+import asyncio, socketserver, time
 
 def fork():
     if (pid := os.fork()) == 0:
@@ -167,6 +170,7 @@ async def alone(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
         await send({"type": "http.response.body", "body": b"%d" % counted[-1]})
 """
+)
 """An answer has the number of threads at the last fork."""
 
 
