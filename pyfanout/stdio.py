@@ -25,7 +25,8 @@ def show(text: str) -> None:
     try:
         print(text, end="", flush=True)
     except OSError as error:
-        with open(os.devnull, "wb") as nothing:  # what is buffered would fail again at exit, with a traceback
+        # What is buffered would fail again at exit, with a traceback.
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nothing:
             os.dup2(nothing.fileno(), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise CoreError(error.errno or 0, f"print on stdout: {error.strerror}") from None
