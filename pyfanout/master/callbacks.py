@@ -16,7 +16,7 @@ EVENTS = {
     "ready": "it can take connections",
     "drain": "it takes no more, and finishes what it has begun",
     "exit": "it is dead; `detail` says how it ended",
-    "hang": "it is hung; `detail` says why",
+    "hang": "it is hung, or was not ready in time; `detail` says why",
     "reload": "a reload is over; `detail` says why it failed, and is empty if it did not",
     "give_up": "a slot's workers died so often that it is FAILED, or nothing could start; `detail` says why",
     "shed": "dispatching rests for a shortage, new clients wait in the kernel's queue; `detail` names it",
