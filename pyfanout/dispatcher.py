@@ -231,11 +231,15 @@ class Dispatcher:
         `Worker.ready()` when it does. `Worker.drain()` has it get nothing any more; set `Worker.on_drain` to what shall
         happen then, which is also called when the dispatcher stops or is gone.
 
-        Raises WorkerError if the dispatcher is gone, does not answer or has no place left, and OSError if no descriptor
-        is free."""
+        Raises WorkerError if the dispatcher is gone, does not answer or has no place left: then this process cannot
+        join any more. Raises OSError if no descriptor is free."""
         if os.getpid() == self._owner_pid or self._door is None:
             raise WorkerError("join is for a process that was forked after start, and has not joined")
-        place, generation, station, control = joining.join(self._door)
+        try:
+            place, generation, station, control = joining.join(self._door)
+        except WorkerError:
+            self._let_go()
+            raise
         _let_go_of_all()
         stdio.occupy()
         worker = Worker(self.config, self.public, place, generation, station, control, joined=True)

@@ -91,7 +91,9 @@ def join(door: socket.socket) -> Welcome:
         if len(fds) < len(Ends._fields):  # the end of file, or no room for them
             for fd in fds:
                 os.close(fd)
-            raise WorkerError("the dispatcher stops, or has no place left" if not packet else "no descriptor is free")
+            if packet:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            raise WorkerError("the dispatcher stops, or has no place left")
         place, generation = _WELCOME.unpack(packet)
         station = Station.of(Ends(*fds), place)
         control.settimeout(None)

@@ -580,6 +580,7 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path: Path) -> None:
                 os.kill(dispatcher.pid, signal.SIGKILL)
                 soon(lambda: not dispatcher.alive, "dead")
                 assert refused(dispatcher.join) == "the dispatcher is gone"
+                assert refused(dispatcher.join) == words, "it has let go of what it cannot join"
                 return 0
 
             def too_late(dispatcher):
