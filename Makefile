@@ -54,7 +54,8 @@ peers: .venv/ready
 	    command -v nginx >/dev/null || { apt-get update -qq && apt-get install -y -qq nginx-light >/dev/null; }; fi
 	npm install --prefix bench/peers --silent --no-audit --no-fund
 
-# A folder below bench/results: every sample, report.md, overview.svg and report.html. REPORT_ARGS=--quick: 5 minutes, not 65.
+# A folder below bench/results: every sample, and report.md. REPORT_ARGS=--quick: 5 minutes, not 65. `python -m bench page
+# FOLDER` makes overview.svg and report.html of it.
 bench-report: .venv/ready
 	$(BIN)/python -m bench peers $(REPORT_ARGS)
 

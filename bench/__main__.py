@@ -1,4 +1,4 @@
-"""`python -m bench dispatch`, `peers`, `life` or `embed` measures and makes a report; `page` makes one of HTML."""
+"""`python -m bench dispatch`, `peers`, `life` or `embed` measures and makes a table; `page` makes a page of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from bench import field, page, pictures, procfs, runner, samples, selfcheck, table
 from bench.field import BY_NAME
 from bench.installed import ROOT
-from bench.model import Question, Values
+from bench.model import Question, Sample, Values
 from bench.questions import ALL, RUNS, selected
 from bench.server import ServerError
 
@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         verb.add_argument("--to", metavar="FOLDER", help="where to write, or to go on; default: below bench/results")
         verb.add_argument("--note", metavar="TEXT", help="what readers shall know of this run")
         verb.add_argument("--list", action="store_true", help="print the names of the questions and leave")
-    pages = verbs.add_parser("page", help="report.html, from the samples of a run")
+    pages = verbs.add_parser("page", help="overview.svg and report.html, from the samples of a run")
     pages.add_argument("folder", nargs="?", type=Path, default=LAST, help="default: the last full run")
     pages.add_argument("--anyway", action="store_true", help="although what measures has changed since")
     options = parser.parse_args(arguments)
@@ -101,37 +101,36 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     folder = Path(options.to or RESULTS / f"{options.verb}-{about['date'].replace(':', '').replace('+0000', 'Z')}")
     scale = replace(scale, rounds=options.rounds or scale.rounds)
     found = runner.run(questions, scale, folder / "samples.jsonl", about)
-    report = reported(folder, page_too=options.verb == "peers")
+    report = table.report(*read(folder))
     (folder / "report.md").write_text(report)
     print(report.partition("\n## ")[0])
     print(f"all of it: {folder.resolve()}", file=sys.stderr)
     return int(any("failed" in each.values and BY_NAME[each.subject].exits for each in found))
 
 
-def reported(folder: Path, *, page_too: bool, refuse: bool = False) -> str:
-    """The report of the samples in a folder, of which a page may be written."""
+def read(folder: Path, *, refuse: bool = False) -> tuple[Values, list[Question], list[Sample]]:
+    """The header of a run, with what is to be said of its samples, its questions, and these."""
     about, found = samples.read(folder / "samples.jsonl")
     about["commit"] += doubt(about["commit"], refuse=refuse)
     names = {each.experiment for each in found}
-    questions = [each for each in ALL if each.experiment in names]
-    report = table.report(about, questions, found)
-    if page_too:
-        overview = pictures.overview(questions, found)
-        (folder / "overview.svg").write_text(overview)
-        (folder / "report.html").write_text(page.page(report, overview))
-    return report
+    return about, [each for each in ALL if each.experiment in names], found
 
 
-def show(options: argparse.Namespace) -> int:
-    reported(options.folder, page_too=True, refuse=not options.anyway)
-    print(options.folder / "report.html")
+def show(folder: Path, *, refuse: bool) -> int:
+    about, questions, found = read(folder, refuse=refuse)
+    overview = pictures.overview(questions, found)
+    (folder / "overview.svg").write_text(overview)
+    (folder / "report.html").write_text(page.page(table.report(about, questions, found), overview))
+    print(folder / "report.html")
     return 0
 
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     try:
-        return show(options) if options.verb == "page" else measure(options, arguments)
+        if options.verb == "page":
+            return show(options.folder, refuse=not options.anyway)
+        return measure(options, arguments)
     except ServerError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

@@ -7,10 +7,10 @@ agree, by LEAST in the median, and the worst round of the one is better than the
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from bench.field import BY_NAME
 from bench.model import Question, Sample, Values
@@ -32,13 +32,11 @@ def chance(rounds: int) -> int:
 
 
 def _numbers(rounds: Rounds, key: str) -> dict[int, float]:
-    return {at: statistics.median(values[key] for values in starts) for at, starts in rounds.items()}
+    return {at: median(values[key] for values in starts) for at, starts in rounds.items()}
 
 
-def _is_limit(rounds: Rounds) -> bool:
-    """Whether the load generator was what limited it."""
-    busy = [values.get("load_busy", 0.0) for starts in rounds.values() for values in starts]
-    return statistics.median(busy or [0.0]) > LOAD_LIMIT
+def _said(rounds: Rounds) -> list[Values]:
+    return [values for starts in rounds.values() for values in starts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,37 +45,19 @@ class Line:
 
     question: Question
     subject: str
-    rounds: Rounds
+    said: list[Values]
+    values: list[float]
+    """One a round."""
+    points: list[float]
+    """Medians."""
     beside: str
     """The one of ours that it is compared with, if there is one."""
-    ours: Rounds
-    """What that one said."""
-    base: Rounds
-    """What that one said which the question counts from."""
-
-    @property
-    def values(self) -> list[float]:
-        """One a round."""
-        return [*_numbers(self.rounds, self.question.key).values()]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-    @property
-    def points(self) -> list[float]:
-        """Medians."""
-        return [statistics.median(_numbers(self.rounds, key).values()) for _, key in self.question.points]
-
-    def _beside(self, other: Rounds) -> list[tuple[float, float]]:
-        """Of each round that both have, the number of the other, and its own."""
-        theirs, own = _numbers(other, self.question.key), _numbers(self.rounds, self.question.key)
-        return [(theirs[at], number) for at, number in own.items() if at in theirs]
-
-    @property
-    def pairs(self) -> list[tuple[float, float]]:
-        """What the one of ours has, and what it has itself."""
-        return self._beside(self.ours)
+    pairs: list[tuple[float, float]]
+    """What that one has, and what it has itself, in each round that both have."""
+    added: float | None
+    """By how much it has more than what the question counts from; None: there is nothing to subtract."""
+    limited: bool
+    """By the load generator: it, or the one of ours that it is compared with, might have been faster."""
 
     @property
     def ratios(self) -> list[float]:
@@ -86,34 +66,22 @@ class Line:
         return [more / less if less else (1.0 if more == less else math.inf) for more, less in pairs]
 
     @property
-    def added(self) -> float | None:
-        """By how much it has more than the base; None: there is nothing to subtract."""
-        added = [own - base for base, own in self._beside(self.base)]
-        return statistics.median(added) if added else None
-
-    @property
-    def said(self) -> list[Values]:
-        return [values for starts in self.rounds.values() for values in starts]
+    def ratio(self) -> float:
+        return median(self.ratios)
 
     @property
     def errors(self) -> dict[str, int]:
         return _errors(values["errors"] for values in self.said)
 
     @property
-    def limited(self) -> bool:
-        """By the load generator: it, or the one of ours that it is compared with, might have been faster."""
-        return self.question.key == "per_s" and (_is_limit(self.rounds) or _is_limit(self.ours))
-
-    @property
     def late(self) -> float:
         """How late the load generator was, to how long requests took. 0: requests did not come by a schedule."""
-        percentile = self.question.percentile
-        runs = [values.get("load", []) if percentile else [] for values in self.said]
-        late = [
-            [run["late_start_ns"][percentile] / max(run["latency_ns"]["fast"][percentile], 1) for run in each]
-            for each in runs
-        ]
-        return statistics.median(max(each, default=0.0) for each in late)
+        at = self.question.percentile
+        late = (
+            [run["late_start_ns"][at] / max(run["latency_ns"]["fast"][at], 1) for run in values.get("load", []) if at]
+            for values in self.said
+        )
+        return median(max(each, default=0.0) for each in late)
 
     @property
     def verdict(self) -> str:
@@ -127,10 +95,9 @@ class Line:
         ours, theirs = zip(*self.pairs, strict=True)
         if max(ours) >= min(theirs) and max(theirs) >= min(ours):
             return "overlap"
-        middle = statistics.median(self.ratios)
-        if max(self.ratios) < 1 and middle <= 1 - LEAST:
+        if max(self.ratios) < 1 and self.ratio <= 1 - LEAST:
             return "**better than we are**"
-        return "we are better" if min(self.ratios) > 1 and middle >= 1 + LEAST else "equal within 2 %"
+        return "we are better" if min(self.ratios) > 1 and self.ratio >= 1 + LEAST else "equal within 2 %"
 
     @property
     def better_than_ours(self) -> bool:
@@ -145,12 +112,25 @@ def lines(question: Question, samples: Iterable[Sample]) -> list[Line]:
         if mine and "failed" not in each.values:
             rounds = said.setdefault(each.subject, {})
             rounds.setdefault(each.round, []).append(own(question, each.values))
-    found = []
-    for name, rounds in said.items():
-        beside = _beside(question, name)
-        ours, base = said.get(beside, {}), said.get(question.added_to, {})
-        found.append(Line(question, name, rounds, beside if ours else "", ours, base))
-    return sorted(found, key=lambda line: line.median, reverse=not question.less_is_better)
+    found = [_line(question, name, said) for name in said]
+    return sorted(found, key=lambda line: median(line.values), reverse=not question.less_is_better)
+
+
+def _line(question: Question, name: str, said: dict[str, Rounds]) -> Line:
+    rounds, beside = said[name], _beside(question, name)
+    numbers, ours, base = (_numbers(said.get(each, {}), question.key) for each in (name, beside, question.added_to))
+    busy = [[values.get("load_busy", 0.0) for values in _said(said[each])] for each in (name, beside) if each in said]
+    return Line(
+        question,
+        name,
+        _said(rounds),
+        [*numbers.values()],
+        [median(_numbers(rounds, key).values()) for _, key in question.points],
+        beside if ours else "",
+        [(ours[at], number) for at, number in numbers.items() if at in ours],
+        median([number - base[at] for at, number in numbers.items() if at in base]) if base else None,
+        question.key == "per_s" and any(median(each) > LOAD_LIMIT for each in busy),
+    )
 
 
 def own(question: Question, values: Values) -> Values:
@@ -164,10 +144,7 @@ def own(question: Question, values: Values) -> Values:
 
 def _errors(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     """All of them, by kind."""
-    found: Counter[str] = Counter()
-    for each in counts:
-        found.update({kind: count for kind, count in each.items() if count})
-    return dict(found)
+    return dict(sum(map(Counter, counts), Counter[str]()))
 
 
 def _beside(question: Question, name: str) -> str:
@@ -194,7 +171,7 @@ def unasked(question: Question, questions: Iterable[Question]) -> list[str]:
     return [f"Not asked: {'; '.join(names)}: {why}." for why, names in groups.items() if names]
 
 
-def losses(questions: Iterable[Question], samples: Sequence[Sample]) -> list[tuple[Question, Line]]:
-    """Who was better than the one of ours beside it, and in what; the worst for us first."""
-    found = [(question, line) for question in questions for line in lines(question, samples) if line.better_than_ours]
-    return sorted(found, key=lambda each: statistics.median(each[1].ratios))
+def losses(questions: Iterable[Question], samples: Sequence[Sample]) -> list[Line]:
+    """Who was better than the one of ours beside it; the worst for us first."""
+    found = [line for question in questions for line in lines(question, samples) if line.better_than_ours]
+    return sorted(found, key=lambda line: line.ratio)

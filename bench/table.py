@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 
 from bench.field import BY_NAME
-from bench.model import Asked, Question, Sample, Values
+from bench.model import Question, Sample, Values
 from bench.standings import LEAST, ROUNDS_TO_RANK, Line, chance, failed, lines, losses, unasked
 
 LATE_LIMIT = 0.1
@@ -41,14 +41,13 @@ def _about(header: Values) -> str:
 
 def noise(samples: Iterable[Sample]) -> str:
     """A warning when others had so much of the machine that the numbers mean little; else nothing."""
-    loud: dict[str, set[str]] = {}
-    most = 0.0
-    for each in samples:
-        most = max(most, others := each.values.get("others_cpu", 0.0))
-        if others > QUIET_SHARE:
-            loud.setdefault(each.experiment, set()).add(each.subject)
-    hit = ", ".join(f"{experiment} ({'; '.join(sorted(subjects))})" for experiment, subjects in sorted(loud.items()))
-    warning = f"**The machine was not quiet**: others used up to {most:.0%} of a core, during {hit}. Measure again."
+    loud = [each for each in samples if each.values.get("others_cpu", 0.0) > QUIET_SHARE]
+    hit: dict[str, set[str]] = {}
+    for each in loud:
+        hit.setdefault(each.experiment, set()).add(each.subject)
+    most = max((each.values["others_cpu"] for each in loud), default=0.0)
+    during = ", ".join(f"{experiment} ({'; '.join(sorted(subjects))})" for experiment, subjects in sorted(hit.items()))
+    warning = f"**The machine was not quiet**: others used up to {most:.0%} of a core, during {during}. Measure again."
     return warning if loud else ""
 
 
@@ -61,46 +60,37 @@ def _worse_first(questions: Sequence[Question], samples: Sequence[Sample]) -> st
         f"by {LEAST:.0%} or more in the median, and in the worst of {rounds} rounds than the other in its best, which"
         f" comes by chance once in {chance(rounds)} where two are equal"
     )
-    found = [f"- {loss(question, line)}" for question, line in losses(questions, samples)]
+    found = [f"- {loss(line)}" for line in losses(questions, samples)]
     if found:
         return "\n".join([f"Better than the one of ours beside it ({rule}), the worst for us first:", "", *found])
     return f"Nobody was better than the one of ours beside it ({rule})."
 
 
-def loss(question: Question, line: Line) -> str:
+def loss(line: Line) -> str:
     """Who is better than ours, in what, and by how much."""
-    ratio = statistics.median(line.ratios)
-    return f"{question.name}: {line.subject}, {number(1 / ratio if ratio else math.inf)} times as good as {line.beside}"
-
-
-# ---- what was asked for --------------------------------------------------------------------------------------------
+    times = number(1 / line.ratio if line.ratio else math.inf)
+    return f"{line.question.name}: {line.subject}, {times} times as good as {line.beside}"
 
 
 def bounds(questions: Iterable[Question], samples: Sequence[Sample]) -> list[list[str]]:
-    """A row for each question with bounds, or for each of the rivals in it."""
+    """What was asked for: a row for each question with bounds, or for each of the rivals in it. It was reached or
+    missed; how we stand to the rival, what failed of the two, and what happened in the last round."""
     rows = []
     for question in questions:
         asked = question.asked
         found = {line.subject: line for line in lines(question, samples)} if asked else {}
         for line in found.values():
             values = [asked.of(*pair) for pair in line.pairs] if asked.of else line.values
-            if values:
-                name = f"{question.text}: {line.subject}" if len(question.subjects) > 2 else question.text
-                said = _verdict(asked, [line, found[line.beside]] if line.pairs else [line], values)
-                rows.append([name, asked.text(), spread(values, asked.number.format), f"{len(values)}", said])
+            if not values:
+                continue
+            name = f"{question.text}: {line.subject}" if len(question.subjects) > 2 else question.text
+            missed = dict.fromkeys(each["missed"] for each in line.said if each.get("missed"))
+            words = ["reached" if asked.met_by(values) and not missed else "**missed**", *missed, line.verdict]
+            both = [line, found[line.beside]] if line.pairs else [line]
+            words += [f"failed of {each.subject}: {_kinds(each)}" for each in both if each.errors]
+            said = "; ".join(word for word in (*words, line.said[-1].get("detail", "")) if word)
+            rows.append([name, asked.text(), spread(values, asked.number.format), f"{len(values)}", said])
     return rows
-
-
-def _verdict(asked: Asked, both: Sequence[Line], values: Sequence[float]) -> str:
-    """Reached or missed, how we stand to the rival, what failed of the two, and what happened in the last round."""
-    said = both[0].said
-    missed = {each["missed"]: None for each in said if each.get("missed")}
-    words = ["reached" if asked.met_by(values) and not missed else "**missed**", *missed, both[0].verdict]
-    words += [f"failed of {line.subject}: {_kinds(line)}" for line in both if line.errors]
-    return "; ".join(word for word in (*words, said[-1].get("detail", "")) if word)
-
-
-# ---- who answered what ---------------------------------------------------------------------------------------------
 
 
 def _answers(question: Question, found: Iterable[Line]) -> str:
@@ -109,7 +99,7 @@ def _answers(question: Question, found: Iterable[Line]) -> str:
     rows = []
     for line in found:
         name = f"**{line.subject}**" if BY_NAME[line.subject].ours else line.subject
-        compared = f"{line.beside}: {number(statistics.median(line.ratios))}" if line.pairs else ""
+        compared = f"{line.beside}: {number(line.ratio)}" if line.pairs else ""
         added = ["" if line.added is None else f"{line.added:+,.0f}"] if question.added_to else []
         rows.append([name, BY_NAME[line.subject].kind, spread(line.values, number), compared, *added])
         rows[-1] += [*map(number, line.points), "; ".join(_remarks(question, line))]
@@ -133,12 +123,11 @@ def _kinds(line: Line) -> str:
 
 
 def spread(values: Sequence[float], text: Callable[[float], str]) -> str:
-    return f"{text(statistics.median(values))} ({text(min(values))}..{text(max(values))})"
+    return f"{text(median(values))} ({text(min(values))}..{text(max(values))})"
 
 
 def number(value: float) -> str:
     if value == math.inf:
         return "∞"
-    if value == int(value) and abs(value) < 1e6:
-        return f"{value:,.0f}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    whole = abs(value) >= 1000 or value == int(value)
+    return f"{value:,.0f}" if whole else f"{value:.3g}"

@@ -242,7 +242,7 @@ def test_the_worst_number_and_the_picture_are_of_the_committed_report() -> None:
     assert {sample.experiment for sample in found} == {question.experiment for question in questions.PEERS}
     report, overview = (folder / "report.md").read_text(), (folder / "overview.svg").read_text()
     assert report == table.report(about, questions.PEERS, found)
-    worst, line = standings.losses(questions.PEERS, found)[0]
-    assert f"**The worst number**: {table.loss(worst, line)}" in " ".join(README.split())
+    worst = standings.losses(questions.PEERS, found)[0]
+    assert f"**The worst number**: {table.loss(worst)}" in " ".join(README.split())
     assert overview.startswith("<svg")
     assert f"{overview}\n" in page.page(report, overview)
