@@ -1,4 +1,4 @@
-/* board.c: the shared pages, one a slot. A worker writes its own; the master only looks.
+/* board.c: the shared pages, one a seat. A worker writes its own; the master only looks.
  *
  * Atomics, relaxed throughout but for `wanted` and what is done: each value stands for itself. Nothing here is needed
  * for a connection to arrive: a worker that lies harms itself. The master clamps what it reads and never uses it as an
@@ -33,7 +33,7 @@ struct fan_board {
 #define store(field, value) atomic_store_explicit(&(field), (value), memory_order_relaxed)
 #define add(field, value) atomic_fetch_add_explicit(&(field), (value), memory_order_relaxed)
 
-/* ---- the pages of all slots ---------------------------------------------------------------------------------------- */
+/* ---- the pages of all seats ---------------------------------------------------------------------------------------- */
 
 /* The kernel maps and unmaps whole pages, and rounds or refuses all else. Their size is the machine's (4 KiB, 16, 64), which
  * the processor's kind does not tell: aarch64 has all three. */
@@ -43,22 +43,22 @@ static size_t whole_pages(size_t bytes)
     return (bytes + page_bytes - 1) / page_bytes * page_bytes;
 }
 
-static size_t bytes_before(const fan_boards *boards, int slot)
+static size_t bytes_before(const fan_boards *boards, int seat)
 {
-    return (size_t)slot * boards->each_bytes;
+    return (size_t)seat * boards->each_bytes;
 }
 
-/* Of the boards of all slots, and of the turns. */
+/* Of the boards of all seats, and of the turns. */
 static size_t bytes_of(const fan_boards *boards)
 {
-    return bytes_before(boards, boards->slots) + whole_pages(FAN_TURNS_BYTES);
+    return bytes_before(boards, boards->seats) + whole_pages(FAN_TURNS_BYTES);
 }
 
-/* A page costs memory only when it is written to: with 2048 slots this takes 8 MiB of addresses, 128 MiB where a page has 64
- * KiB, but no more memory than one page for each slot that was ever used, and the turns. */
-int fan_boards_map(fan_boards *boards, int slots)
+/* A page costs memory only when it is written to: with 2048 seats this takes 8 MiB of addresses, 128 MiB where a page has 64
+ * KiB, but no more memory than one page for each seat that was ever used, and the turns. */
+int fan_boards_map(fan_boards *boards, int seats)
 {
-    fan_boards mapped = {.slots = slots, .each_bytes = whole_pages(sizeof(fan_board))};
+    fan_boards mapped = {.seats = seats, .each_bytes = whole_pages(sizeof(fan_board))};
     mapped.memory = mmap(NULL, bytes_of(&mapped), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (mapped.memory == MAP_FAILED)
         return -errno;
@@ -91,29 +91,29 @@ void fan_boards_unmap(const fan_boards *boards)
 }
 
 /* Unmap all boards but one, which is returned; the turns behind them stay. */
-fan_board *fan_boards_keep(const fan_boards *boards, int slot)
+fan_board *fan_boards_keep(const fan_boards *boards, int seat)
 {
-    if (slot > 0)
-        munmap(boards->memory, bytes_before(boards, slot));
-    if (slot + 1 < boards->slots)
-        munmap(fan_boards_at(boards, slot + 1), bytes_before(boards, boards->slots - slot - 1));
-    return fan_boards_at(boards, slot);
+    if (seat > 0)
+        munmap(boards->memory, bytes_before(boards, seat));
+    if (seat + 1 < boards->seats)
+        munmap(fan_boards_at(boards, seat + 1), bytes_before(boards, boards->seats - seat - 1));
+    return fan_boards_at(boards, seat);
 }
 
 fan_turns *fan_boards_turns(const fan_boards *boards)
 {
-    return (fan_turns *)fan_boards_at(boards, boards->slots);
+    return (fan_turns *)fan_boards_at(boards, boards->seats);
 }
 
 /* ---- one page ------------------------------------------------------------------------------------------------------ */
 
-int fan_ends_map(fan_ends *ends, int slot)
+int fan_ends_map(fan_ends *ends, int seat)
 {
     size_t board_bytes = whole_pages(sizeof(fan_board)), turns_bytes = whole_pages(FAN_TURNS_BYTES);
     struct stat file;
     if (fstat(ends->board_fd, &file) < 0)
         return -errno;
-    off_t at = (off_t)((size_t)slot * board_bytes), turns_at = file.st_size - (off_t)turns_bytes;
+    off_t at = (off_t)((size_t)seat * board_bytes), turns_at = file.st_size - (off_t)turns_bytes;
     void *page = mmap(NULL, board_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, ends->board_fd, at);
     if (page == MAP_FAILED)
         return -errno;

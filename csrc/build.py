@@ -16,7 +16,7 @@ SOURCES = (
     "dispatch.c",
     "accept.c",
     "route.c",
-    "slot.c",
+    "seat.c",
     "channel.c",
     "news.c",
     "take.c",

@@ -8,27 +8,27 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-int fan_core_new(int slots, int policy, fan_core **out)
+int fan_core_new(int seats, int policy, fan_core **out)
 {
-    if (slots < 1 || slots > FAN_MAX_SLOTS || !fan_policy_of(policy))
+    if (seats < 1 || seats > FAN_MAX_SEATS || !fan_policy_of(policy))
         return -EINVAL;
     int rc = -ENOMEM;
     fan_core *core = calloc(1, sizeof *core);
     if (!core)
         return rc;
     core->inner = core->outer = core->front = core->timer = core->board_fd = -1;
-    core->slot_count = slots;
+    core->seat_count = seats;
     core->policy = fan_policy_of(policy);
     core->accept_flags = SOCK_CLOEXEC;
-    core->channels = calloc((size_t)slots + 1, sizeof *core->channels);
-    core->slots = calloc((size_t)slots, sizeof *core->slots);
-    core->rotation = calloc((size_t)slots + 1, sizeof *core->rotation);
-    core->notices = calloc((size_t)FAN_NOTICES(slots), sizeof *core->notices);
-    for (int i = 0; core->channels && i <= slots; i++)
+    core->channels = calloc((size_t)seats + 1, sizeof *core->channels);
+    core->seats = calloc((size_t)seats, sizeof *core->seats);
+    core->rotation = calloc((size_t)seats + 1, sizeof *core->rotation);
+    core->notices = calloc((size_t)FAN_NOTICES(seats), sizeof *core->notices);
+    for (int i = 0; core->channels && i <= seats; i++)
         core->channels[i] = (fan_channel){.write_fd = -1, .read_fd = -1, .spill_fd = -1};
-    if (!core->channels || !core->slots || !core->rotation || !core->notices)
+    if (!core->channels || !core->seats || !core->rotation || !core->notices)
         goto fail;
-    rc = fan_boards_map(&core->boards, slots);
+    rc = fan_boards_map(&core->boards, seats);
     if (rc < 0)
         goto fail;
     core->turns = fan_boards_turns(&core->boards);
@@ -43,7 +43,7 @@ int fan_core_new(int slots, int policy, fan_core **out)
         goto fail;
     rc = fan_epoll(core->outer, EPOLL_CTL_ADD, core->inner, EPOLLIN, FAN_ABOUT(FAN_INNER, 0));
     if (rc == 0)
-        rc = fan_channel_birth(core, slots, &core->channels[slots]);
+        rc = fan_channel_birth(core, seats, &core->channels[seats]);
     if (rc < 0)
         goto fail;
     *out = core;
@@ -61,7 +61,7 @@ static void close_most(fan_core *core)
         fan_close(&core->held[i].fd);
     for (int i = 0; i < core->listener_count; i++)
         fan_close(&core->listeners[i].fd);
-    for (int i = 0; core->channels && i <= core->slot_count; i++) {
+    for (int i = 0; core->channels && i <= core->seat_count; i++) {
         fan_close(&core->channels[i].write_fd);
         fan_close(&core->channels[i].spill_fd);
     }
@@ -75,7 +75,7 @@ static void close_most(fan_core *core)
 static void free_memory(fan_core *core)
 {
     free(core->channels);
-    free(core->slots);
+    free(core->seats);
     free(core->rotation);
     free(core->notices);
     free(core);
@@ -86,24 +86,24 @@ void fan_core_free(fan_core *core)
     if (!core)
         return;
     close_most(core);
-    for (int i = 0; core->channels && i <= core->slot_count; i++)
+    for (int i = 0; core->channels && i <= core->seat_count; i++)
         fan_close(&core->channels[i].read_fd);
     fan_boards_unmap(&core->boards);
     free_memory(core);
 }
 
-void fan_core_abandon(fan_core *core, int slot, fan_ends *ends)
+void fan_core_abandon(fan_core *core, int seat, fan_ends *ends)
 {
-    assert(slot >= 0 && slot < core->slot_count);
+    assert(seat >= 0 && seat < core->seat_count);
     close_most(core);
-    for (int i = 0; i < core->slot_count; i++)
-        if (i != slot)
+    for (int i = 0; i < core->seat_count; i++)
+        if (i != seat)
             fan_close(&core->channels[i].read_fd);
     *ends = (fan_ends){
-        .pool_fd = core->channels[core->slot_count].read_fd,
-        .slot_fd = core->channels[slot].read_fd,
+        .pool_fd = core->channels[core->seat_count].read_fd,
+        .seat_fd = core->channels[seat].read_fd,
         .board_fd = -1,
-        .board = fan_boards_keep(&core->boards, slot),
+        .board = fan_boards_keep(&core->boards, seat),
         .turns = core->turns,
     };
     free_memory(core);

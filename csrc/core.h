@@ -19,9 +19,9 @@ int fan_accept_batch(fan_core *core, int want, int64_t now_ns);
 void fan_accept_finish_empty(fan_core *core);
 void fan_listener_close(fan_core *core, int number);
 
-/* slot.c */
-uint64_t fan_slot_live(const fan_core *core, int slot);
-int fan_slot_channel(const fan_core *core, int slot);
+/* seat.c */
+uint64_t fan_seat_live(const fan_core *core, int seat);
+int fan_seat_channel(const fan_core *core, int seat);
 int fan_channel_next(const fan_core *core, int number);
 int fan_channel_birth(fan_core *core, int number, fan_channel *out);
 void fan_channels_mend(fan_core *core);
@@ -48,14 +48,14 @@ int fan_channel_receive(int channel_fd, int flags, fan_record *record, int *fd);
 int fan_channel_receive_many(int channel_fd, int count, fan_record *records, int *fds);
 
 /* board.c */
-int fan_boards_map(fan_boards *boards, int slots);
+int fan_boards_map(fan_boards *boards, int seats);
 int fan_boards_share(const fan_boards *boards);
 void fan_boards_unmap(const fan_boards *boards);
-fan_board *fan_boards_keep(const fan_boards *boards, int slot);
+fan_board *fan_boards_keep(const fan_boards *boards, int seat);
 fan_turns *fan_boards_turns(const fan_boards *boards);
-static inline fan_board *fan_boards_at(const fan_boards *boards, int slot)
+static inline fan_board *fan_boards_at(const fan_boards *boards, int seat)
 {
-    return (fan_board *)(boards->memory + (size_t)slot * boards->each_bytes);
+    return (fan_board *)(boards->memory + (size_t)seat * boards->each_bytes);
 }
 void fan_board_begin(fan_board *page, uint64_t generation);
 uint64_t fan_board_taken(const fan_board *page);
@@ -71,11 +71,11 @@ void fan_board_beat(fan_board *page, int64_t now_ns);
 void fan_board_lost(fan_board *page, int count);
 
 /* turns.c */
-void fan_turns_begin(fan_turns *turns, int slot);
-void fan_turns_read(fan_turns *turns, int slot, bool reads);
+void fan_turns_begin(fan_turns *turns, int seat);
+void fan_turns_read(fan_turns *turns, int seat, bool reads);
 bool fan_turns_free(const fan_turns *turns, int channel_fd);
-bool fan_turns_enter(fan_turns *turns, int slot, int channel_fd, int64_t begin_ns);
+bool fan_turns_enter(fan_turns *turns, int seat, int channel_fd, int64_t begin_ns);
 bool fan_turns_wait(const fan_turns *turns, int channel_fd, int64_t begin_ns);
-void fan_turns_leave(fan_turns *turns, int slot);
+void fan_turns_leave(fan_turns *turns, int seat);
 
 #endif

@@ -12,12 +12,12 @@
 #define STALL_NS (10 * FAN_MS) /* after ETOOMANYREFS, ENOBUFS: no event tells when it is over */
 #define ROUNDS 64              /* batches in a row before Python's events get their turn: a few milliseconds */
 
-/* How many more connections a slot's worker may hold. */
+/* How many more connections a seat's worker may hold. */
 static int room_of(const fan_core *core, int number)
 {
-    if (number == core->slot_count || core->slots[number].most == 0)
+    if (number == core->seat_count || core->seats[number].most == 0)
         return INT_MAX;
-    uint64_t live = fan_slot_live(core, number), most = (uint64_t)core->slots[number].most;
+    uint64_t live = fan_seat_live(core, number), most = (uint64_t)core->seats[number].most;
     return live < most ? (int)(most - live) : 0;
 }
 
@@ -76,7 +76,7 @@ static int recall_batch(fan_core *core, int want, int64_t now_ns)
     int count = 0, number;
     if (!core->recall)
         return 0;
-    for (number = fan_channel_next(core, 0); number <= core->slot_count; number = fan_channel_next(core, number + 1)) {
+    for (number = fan_channel_next(core, 0); number <= core->seat_count; number = fan_channel_next(core, number + 1)) {
         fan_channel *channel = &core->channels[number];
         while (channel->recalling || channel->spill_fd >= 0) {
             if (count == want)
@@ -92,8 +92,8 @@ static int recall_batch(fan_core *core, int want, int64_t now_ns)
             if (rc == 1) {
                 held->channel = -1;
                 core->counters.recalled++;
-                if (number < core->slot_count)
-                    core->slots[number].passed -= core->slots[number].passed > 0;
+                if (number < core->seat_count)
+                    core->seats[number].passed -= core->seats[number].passed > 0;
                 count++;
             } else if (rc == -ENOBUFS)
                 core->counters.truncated++;
@@ -192,8 +192,8 @@ static int pass_to(fan_core *core, int number, int64_t now_ns)
     channel->untaken += passed;
     if (channel->untaken > channel->quarter)
         channel->space = 0;
-    if (number < core->slot_count)
-        core->slots[number].passed += (uint64_t)passed;
+    if (number < core->seat_count)
+        core->seats[number].passed += (uint64_t)passed;
     if (channel->threads > 0) {
         channel->nudgeable = true;
         channel->nudges = 0; /* those before were for others, who may all be gone by now */
@@ -213,16 +213,16 @@ static int pass_held(fan_core *core, int64_t now_ns)
             break;
         core->held[i].channel = number;
         core->channels[number].space--;
-        if (number < core->slot_count) /* counted while routing, so that the next one sees it */
-            core->slots[number].passed++;
+        if (number < core->seat_count) /* counted while routing, so that the next one sees it */
+            core->seats[number].passed++;
     }
     for (int i = 0; i < core->held_count; i++) {
         int number = core->held[i].channel;
         if (core->held[i].fd < 0 || number < 0)
             continue;
-        if (number < core->slot_count)
+        if (number < core->seat_count)
             for (int j = i; j < core->held_count; j++)
-                core->slots[number].passed -= core->held[j].channel == number;
+                core->seats[number].passed -= core->held[j].channel == number;
         passed += pass_to(core, number, now_ns);
     }
     int kept = 0;
@@ -240,12 +240,12 @@ void fan_core_finish_if_done(fan_core *core)
     for (int i = 0; i < core->listener_count; i++)
         if (core->listeners[i].fd >= 0)
             return;
-    for (int i = fan_channel_next(core, 0); i <= core->slot_count; i = fan_channel_next(core, i + 1)) {
+    for (int i = fan_channel_next(core, 0); i <= core->seat_count; i = fan_channel_next(core, i + 1)) {
         const fan_channel *channel = &core->channels[i];
         if (channel->spill_fd >= 0 || (channel->recalling && fan_channel_untaken(channel) > 0))
             return;
     }
-    for (int i = fan_channel_next(core, 0); i <= core->slot_count; i = fan_channel_next(core, i + 1))
+    for (int i = fan_channel_next(core, 0); i <= core->seat_count; i = fan_channel_next(core, i + 1))
         if (core->channels[i].write_fd >= 0)
             shutdown(core->channels[i].write_fd, SHUT_WR);
     core->finished = true;

@@ -13,14 +13,14 @@
 
 /* cdef: begin */
 
-#define FAN_MAX_SLOTS 2048    /* once it is used, a page of memory each; and two descriptors while it is used */
+#define FAN_MAX_SEATS 2048    /* once it is used, a page of memory each; and two descriptors while it is used */
 #define FAN_MAX_LISTENERS 64
 #define FAN_MAX_THREADS 256   /* with more a board would not fit on a page of 4 KiB */
 #define FAN_BATCH 32          /* the most connections that are in the master's hands at one time */
 #define FAN_HOST_BYTES 112    /* longest printable peer: a UNIX path, with its NUL */
 
 typedef struct fan_core fan_core;    /* the master's end */
-typedef struct fan_board fan_board;  /* a slot's shared counters and times, on a page of their own */
+typedef struct fan_board fan_board;  /* a seat's shared counters and times, on a page of their own */
 typedef struct fan_turns fan_turns;  /* which thread takes next from the pool's channel; shared by all that wait */
 typedef struct fan_linger fan_linger; /* connections that a worker has ended and whose client may still send */
 typedef struct fan_taker fan_taker;  /* a worker's (or thread's) reading end of a channel */
@@ -33,7 +33,7 @@ enum {
     FAN_EVENT_PAUSED,           /* `error`: dispatching rests: a shortage, or each client fails */
     FAN_EVENT_RESUMED,          /* accepting goes on after a pause */
     FAN_EVENT_LISTENER_FAILED,  /* `token`: listener number, `error`: why it was closed */
-    FAN_EVENT_CHANNEL_BROKEN,   /* `token`: slot, or -1 for the pool: a worker shut it down; a new one has taken its place */
+    FAN_EVENT_CHANNEL_BROKEN,   /* `token`: seat, or -1 for the pool: a worker shut it down; a new one has taken its place */
     FAN_EVENT_FINISHED          /* after fan_core_finish: all that was queued has been passed, the listeners are closed */
 };
 
@@ -61,7 +61,7 @@ typedef struct {
     uint64_t truncated;        /* recall: MSG_CTRUNC, a connection lost for want of a descriptor */
 } fan_counters;
 
-/* A copy of a slot's page. Written by the worker, so believed only as far as it harms nobody else. */
+/* A copy of a seat's page. Written by the worker, so believed only as far as it harms nobody else. */
 typedef struct {
     uint64_t generation;
     uint64_t taken;        /* connections */
@@ -92,7 +92,7 @@ typedef struct {
 /* What a worker has of the core: two reading ends, of which it will use one, and what it has in shared memory. */
 typedef struct {
     int32_t pool_fd;
-    int32_t slot_fd;
+    int32_t seat_fd;
     int32_t board_fd;  /* the board's file, for one that is no child of the master's; else -1 */
     fan_board *board;  /* its page; NULL until it is mapped */
     fan_turns *turns;  /* of the workers that read the pool */
@@ -100,9 +100,9 @@ typedef struct {
 
 /* ---- the master: birth, death, loop ------------------------------------------------------------------------- */
 
-/* A core with room for `slots` workers at once, those that are about to leave included. On failure *out is untouched and
+/* A core with room for `seats` workers at once, those that are about to leave included. On failure *out is untouched and
  * nothing stays open. */
-int fan_core_new(int slots, int policy, fan_core **out);
+int fan_core_new(int seats, int policy, fan_core **out);
 
 /* Whether blocking workers share one channel, the pool's, under a policy that fan_core_new takes. */
 int fan_policy_pooled(int policy);
@@ -116,7 +116,7 @@ void fan_core_free(fan_core *core);
 /* Take over a listening socket that is O_NONBLOCK. Returns its number; on failure the fd stays the caller's. */
 int fan_core_listen(fan_core *core, int fd);
 
-/* Before the first slot: there will be workers that are no children of the master's, see fan_slot_ends. On failure nothing
+/* Before the first seat: there will be workers that are no children of the master's, see fan_seat_ends. On failure nothing
  * has changed. */
 int fan_core_share(fan_core *core);
 
@@ -150,50 +150,50 @@ void fan_core_count(const fan_core *core, fan_counters *out);
 /* Bytes of SO_SNDBUF that one message takes on this kernel, measured in fan_core_new. */
 int fan_core_message_bytes(const fan_core *core);
 
-/* ---- the master: slots ---------------------------------------------------------------------------------------- */
+/* ---- the master: seats ---------------------------------------------------------------------------------------- */
 
 /* Before each fork: a channel, and a clean page for `generation`. `identity`: what source-hash knows the worker by; one
  * that replaces another has the same, so that its clients stay. On failure nothing has changed. */
-int fan_slot_begin(fan_core *core, int slot, uint64_t generation, int identity);
+int fan_seat_begin(fan_core *core, int seat, uint64_t generation, int identity);
 
-/* The slot is not needed: its channel is closed as soon as what waits in it was passed to others, unless the slot is begun
+/* The seat is not needed: its channel is closed as soon as what waits in it was passed to others, unless the seat is begun
  * before. Its worker has left and is dead. */
-void fan_slot_end(fan_core *core, int slot);
+void fan_seat_end(fan_core *core, int seat);
 
 /* What a worker needs that is no child of the master's, to be sent to it: three descriptors. They stay the core's, which was
  * shared. */
-void fan_slot_ends(const fan_core *core, int slot, fan_ends *ends);
+void fan_seat_ends(const fan_core *core, int seat, fan_ends *ends);
 
-/* A worker is ready. `pool`: it reads the pool channel, else the slot's own. `threads`: how many block in
+/* A worker is ready. `pool`: it reads the pool channel, else the seat's own. `threads`: how many block in
  * fan_take at once, 0 for an event loop. `size`: messages the channel shall take; returns what the kernel grants.
  * `most`: connections that one with its own channel may hold, waiting ones included; 0: any number. At `most` it gets
  * nothing until the board says that one is done, which is looked at whenever fan_core_run is woken or called; see
  * fan_board_done. */
-int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size, int most);
+int fan_seat_enter(fan_core *core, int seat, int pool, int threads, int size, int most);
 
 /* The worker takes no more, alive or not: out of rotation. What waits in its own channel is taken back and passed to
- * others as soon as they are hungry; what is left stays for the slot's next worker. In the pool another reader is
+ * others as soon as they are hungry; what is left stays for the seat's next worker. In the pool another reader is
  * woken, since this one's wake-up may have died with it. No-op if not entered. */
-void fan_slot_leave(fan_core *core, int slot);
+void fan_seat_leave(fan_core *core, int seat);
 
-/* Messages that were passed to the slot's own channel (-1: to the pool's) and not taken; or -errno. */
-int fan_slot_untaken(const fan_core *core, int slot);
+/* Messages that were passed to the seat's own channel (-1: to the pool's) and not taken; or -errno. */
+int fan_seat_untaken(const fan_core *core, int seat);
 
-void fan_slot_look(const fan_core *core, int slot, fan_board_view *out);
+void fan_seat_look(const fan_core *core, int seat, fan_board_view *out);
 
 /* ---- the worker ----------------------------------------------------------------------------------------------- */
 
-/* In the child, first thing: close all of the core but the two reading ends of `slot` and unmap the other pages;
+/* In the child, first thing: close all of the core but the two reading ends of `seat` and unmap the other pages;
  * then free it. The fds, the page and the turns are the caller's. Never touches the epoll sets: they are the master's too. */
-void fan_core_abandon(fan_core *core, int slot, fan_ends *ends);
+void fan_core_abandon(fan_core *core, int seat, fan_ends *ends);
 
 /* In a worker that was sent them: map its page of the board, and the turns. The caller closes `board_fd`: its file has the
  * pages of other workers, too. On failure nothing is mapped. */
-int fan_ends_map(fan_ends *ends, int slot);
+int fan_ends_map(fan_ends *ends, int seat);
 
 /* A taker reads from `fd` (which stays the caller's) and reports as thread number `thread` of the page. `turns`: it reads the
- * pool, for the worker in `slot`; NULL: a slot's own channel. NULL: ENOMEM. */
-fan_taker *fan_taker_new(int fd, fan_board *board, int thread, fan_turns *turns, int slot);
+ * pool, for the worker in `seat`; NULL: a seat's own channel. NULL: ENOMEM. */
+fan_taker *fan_taker_new(int fd, fan_board *board, int thread, fan_turns *turns, int seat);
 void fan_taker_free(fan_taker *taker);
 
 /* Block until a connection, or end-of-file, may be there. 1: it took a while. 0: it was there. -EINTR: a signal came.

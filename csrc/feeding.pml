@@ -5,7 +5,7 @@
  * POOL: blocking workers that read one channel; else event loops, a channel each. A step is one system call of the code,
  * or one look at shared memory: what happens between two of those nobody else can see. Three steps are several calls: a
  * look at a channel and its arming [space_of, ask_kernel], what is left of a dead worker and the nudge
- * [fan_slot_leave], and the last look at all channels, their end, and what Python makes of that
+ * [fan_seat_leave], and the last look at all channels, their end, and what Python makes of that
  * [fan_core_finish_if_done]. Names in brackets say where the code does it.
  *
  * A reader of the pool may leave a message for a while to readers that wait longer (turns.c): in the model as often as it
@@ -179,7 +179,7 @@ proctype Worker(byte w) provided (frozen == NOBODY || process[frozen] != _pid)
 #define READS(w) (life[w] == booting || (said_ready[w] && (life[w] == ready || life[w] == draining)))
 
 #define WAITING_FOR(w) (len(channel[CHANNEL_OF(w)]) > 0)
-/* Whether a slot whose worker has died gets another one. [Supervisor._wants_another] */
+/* Whether a seat whose worker has died gets another one. [Supervisor._wants_another] */
 #ifdef WITHOUT_SUCCESSOR
 #define WANTED(w) (!finishing)
 #elif defined(POOL)
@@ -188,7 +188,7 @@ proctype Worker(byte w) provided (frozen == NOBODY || process[frozen] != _pid)
 #define WANTED(w) (!finished || (len(channel[w]) > 0))
 #endif
 
-inline fork(w) {                                                                  /* [fan_slot_begin, spawn] */
+inline fork(w) {                                                                  /* [fan_seat_begin, spawn] */
     atomic {
         respawn[w] = false;
         busy[w] = false; took[w] = 0; said_ready[w] = false;
@@ -206,14 +206,14 @@ inline writable(n) {                                                            
     maybe = listening
 }
 
-inline enter(n) {                                                                         /* [fan_slot_enter] */
+inline enter(n) {                                                                         /* [fan_seat_enter] */
     life[n] = ready;
     entered[n] = true;
     recalling[CHANNEL_OF(n)] = false;
     space[CHANNEL_OF(n)] = 0
 }
 
-inline reap(n) {                                                         /* [fan_slot_leave, Supervisor._replace] */
+inline reap(n) {                                                         /* [fan_seat_leave, Supervisor._replace] */
     life[n] = gone;
     if
     :: entered[n] ->

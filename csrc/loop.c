@@ -32,10 +32,10 @@ static bool look_at(fan_core *core, int number)
         return false;
     uint64_t taken = 0;
     int idle = 0;
-    for (int slot = 0; slot < core->used_count; slot++) {
-        if (core->slots[slot].entered && fan_slot_channel(core, slot) == number) {
-            taken += fan_board_taken(fan_boards_at(&core->boards, slot));
-            idle += fan_board_idle(fan_boards_at(&core->boards, slot), core->slots[slot].threads);
+    for (int seat = 0; seat < core->used_count; seat++) {
+        if (core->seats[seat].entered && fan_seat_channel(core, seat) == number) {
+            taken += fan_board_taken(fan_boards_at(&core->boards, seat));
+            idle += fan_board_idle(fan_boards_at(&core->boards, seat), core->seats[seat].threads);
         }
     }
     if (taken != channel->taken_seen) {

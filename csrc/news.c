@@ -20,7 +20,7 @@ int fan_epoll(int set, int op, int fd, uint32_t events, uint64_t about)
 void fan_core_notice(fan_core *core, int kind, int error, int64_t token)
 {
     bool often = kind == FAN_EVENT_PAUSED || kind == FAN_EVENT_RESUMED;
-    if (core->notice_count < (often ? FAN_OFTEN : FAN_NOTICES(core->slot_count)))
+    if (core->notice_count < (often ? FAN_OFTEN : FAN_NOTICES(core->seat_count)))
         core->notices[core->notice_count++] = (fan_event){.kind = kind, .error = error, .token = token};
 }
 

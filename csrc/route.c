@@ -23,27 +23,27 @@
 
 /* least-connections, when a worker enters: what it pretends to hold at first, besides what it does hold. As much as the emptiest of
  * the others; the mean would starve it beside one hog. */
-static void warm_up(fan_core *core, int slot)
+static void warm_up(fan_core *core, int seat)
 {
     uint64_t least = UINT64_MAX;
     for (int i = 0; i < core->rotation_count; i++) {
         int other = core->rotation[i];
-        if (other < core->slot_count && other != slot && fan_slot_live(core, other) < least)
-            least = fan_slot_live(core, other);
+        if (other < core->seat_count && other != seat && fan_seat_live(core, other) < least)
+            least = fan_seat_live(core, other);
     }
-    core->slots[slot].handicap = least == UINT64_MAX ? 0 : least;
+    core->seats[seat].handicap = least == UINT64_MAX ? 0 : least;
 }
 
 static uint64_t load_of(const fan_core *core, int channel, int64_t now_ns)
 {
-    if (channel == core->slot_count) /* the pool, beside slot channels while the kind of the workers changes */
+    if (channel == core->seat_count) /* the pool, beside seat channels while the kind of the workers changes */
         return 0;
-    const fan_slot *place = &core->slots[channel];
-    int64_t warm_ns = now_ns - place->entered_ns;
+    const fan_seat *it = &core->seats[channel];
+    int64_t warm_ns = now_ns - it->entered_ns;
     uint64_t fading = warm_ns >= SLOW_START_NS
                           ? 0
-                          : (uint64_t)((double)place->handicap * (double)(SLOW_START_NS - warm_ns) / SLOW_START_NS);
-    return fan_slot_live(core, channel) + fading;
+                          : (uint64_t)((double)it->handicap * (double)(SLOW_START_NS - warm_ns) / SLOW_START_NS);
+    return fan_seat_live(core, channel) + fading;
 }
 
 static int round_robin(fan_core *core, const fan_record *record, int64_t now_ns)
@@ -126,21 +126,21 @@ static uint64_t source_key(const fan_record *record)
     return mix(record->sequence);
 }
 
-/* Two places with one identity have a worker and its successor on trial: the successor is to be tried. */
+/* Two seats with one identity have a worker and its successor on trial: the successor is to be tried. */
 static bool is_newer(const fan_core *core, int number, int other)
 {
-    return number < core->slot_count && core->slots[number].entered_ns > core->slots[other].entered_ns;
+    return number < core->seat_count && core->seats[number].entered_ns > core->seats[other].entered_ns;
 }
 
-/* Rendezvous hashing: every client ranks all slots; it gets the first one that is hungry and under the bound. When a
- * slot comes or goes only its own clients move. */
+/* Rendezvous hashing: every client ranks all seats; it gets the first one that is hungry and under the bound. When a
+ * seat comes or goes only its own clients move. */
 static int source_hash(fan_core *core, const fan_record *record, int64_t now_ns)
 {
     (void)now_ns;
     uint64_t key = source_key(record), total = 1;
     for (int i = 0; i < core->rotation_count; i++)
-        if (core->rotation[i] < core->slot_count)
-            total += fan_slot_live(core, core->rotation[i]);
+        if (core->rotation[i] < core->seat_count)
+            total += fan_seat_live(core, core->rotation[i]);
     uint64_t count = (uint64_t)core->rotation_count;
     uint64_t bound = (total * BOUND_NUMERATOR + count * BOUND_DENOMINATOR - 1) / (count * BOUND_DENOMINATOR);
 
@@ -151,9 +151,9 @@ static int source_hash(fan_core *core, const fan_record *record, int64_t now_ns)
         const fan_channel *channel = &core->channels[number];
         if (channel->space <= 0)
             continue;
-        int identity = number < core->slot_count ? core->slots[number].identity : core->slot_count;
+        int identity = number < core->seat_count ? core->seats[number].identity : core->seat_count;
         uint64_t rank = mix(key ^ mix((uint64_t)identity + 1));
-        uint64_t live = number < core->slot_count ? fan_slot_live(core, number) : 0;
+        uint64_t live = number < core->seat_count ? fan_seat_live(core, number) : 0;
         /* One more than a quarter of the channel is always allowed: a client of few is not moved for a rounding, or
          * because its last connection is not quite done. */
         bool allowed = live < bound || live <= (uint64_t)channel->size / 4;

@@ -27,10 +27,10 @@ typedef struct {
 #define FAN_NUDGE (-1)
 #define FAN_TURNS_BYTES 12288 /* behind the boards */
 
-/* The boards of all slots, each on pages of its own, and the turns behind them. */
+/* The boards of all seats, each on pages of its own, and the turns behind them. */
 typedef struct {
     char *memory;            /* NULL: not mapped */
-    int slots;
+    int seats;
     size_t each_bytes;       /* from one to the next */
 } fan_boards;
 
@@ -62,7 +62,7 @@ typedef struct {
     int64_t full_since_ns;   /* when space last became 0 */
 } fan_channel;
 
-/* A place for a worker. */
+/* What the core has for one worker: a channel of its own, and a page of the board. */
 typedef struct {
     bool entered, pool;
     int identity;            /* for source-hash */
@@ -71,7 +71,7 @@ typedef struct {
     uint64_t passed;         /* to its own channel in this generation, less what was recalled */
     int64_t entered_ns;
     uint64_t handicap;       /* least-connections: what a cold worker pretends to hold, fading over the slow start */
-} fan_slot;
+} fan_seat;
 
 typedef struct {
     int fd;                  /* owned; in the epoll set `outer` */
@@ -84,20 +84,20 @@ typedef struct {
 typedef struct {
     bool pooled; /* blocking workers share one channel */
     int (*choose)(fan_core *core, const fan_record *record, int64_t now_ns); /* a channel that is hungry, or -1 */
-    void (*enter)(fan_core *core, int slot); /* a worker comes into rotation; NULL: nothing to do */
+    void (*enter)(fan_core *core, int seat); /* a worker comes into rotation; NULL: nothing to do */
 } fan_policy;
 
 #define FAN_LOOK_NS (10 * FAN_MS) /* how long a message may wait beside an idle reader before somebody is nudged */
 #define FAN_OFTEN 8
-#define FAN_NOTICES(slots) (FAN_OFTEN + (slots) + 1 + FAN_MAX_LISTENERS + 1)
+#define FAN_NOTICES(seats) (FAN_OFTEN + (seats) + 1 + FAN_MAX_LISTENERS + 1)
 
 struct fan_core {
     int inner;               /* epoll set: channels and watched descriptors */
     int outer;               /* epoll set: the listeners, and `inner`. Waited for only while somebody is hungry */
     int front, timer;        /* for a program with a loop of its own: all of that, and a timerfd; -1: it has none */
     const fan_policy *policy;
-    int slot_count;
-    int used_count;          /* the slots from here on were never used; those below may have no channel, either */
+    int seat_count;
+    int used_count;          /* the seats from here on were never used; those below may have no channel, either */
     int message_bytes;
     int accept_flags;
     bool finishing, finished;
@@ -110,8 +110,8 @@ struct fan_core {
     int cursor;              /* round-robin: where in rotation to look first */
     int rotation_count;
     int *rotation;           /* numbers of the channels with a ready worker */
-    fan_channel *channels;   /* one a slot, and the pool's at [slots] */
-    fan_slot *slots;
+    fan_channel *channels;   /* one a seat, and the pool's at [seats] */
+    fan_seat *seats;
     fan_boards boards;       /* shared with the workers */
     fan_turns *turns;        /* behind it, and shared by all workers that read the pool */
     int board_fd;            /* owned; their file, or -1: they have none */

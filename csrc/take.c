@@ -24,15 +24,15 @@ struct fan_taker {
     int thread;
     fan_board *board;
     fan_turns *turns;       /* of the pool, or NULL */
-    int slot;
+    int seat;
     bool in_turn;           /* it is inside, and may take */
     atomic_bool cancelled;
     atomic_bool sleeping;   /* waits for a message, or is about to */
 };
 
-fan_taker *fan_taker_new(int fd, fan_board *board, int thread, fan_turns *turns, int slot)
+fan_taker *fan_taker_new(int fd, fan_board *board, int thread, fan_turns *turns, int seat)
 {
-    assert(thread >= 0 && thread < FAN_MAX_THREADS && slot >= 0 && slot < FAN_MAX_SLOTS);
+    assert(thread >= 0 && thread < FAN_MAX_THREADS && seat >= 0 && seat < FAN_MAX_SEATS);
     fan_taker *taker = calloc(1, sizeof *taker);
     if (!taker)
         return NULL;
@@ -40,7 +40,7 @@ fan_taker *fan_taker_new(int fd, fan_board *board, int thread, fan_turns *turns,
     taker->thread = thread;
     taker->board = board;
     taker->turns = turns;
-    taker->slot = slot;
+    taker->seat = seat;
     fan_board_enrol(board, thread);
     return taker;
 }
@@ -147,7 +147,7 @@ static int wait_in_turn(fan_taker *taker)
     bool ours = false, slept = false;
     int rc = 1;
     if (taker->turns && !taker->in_turn) {
-        ours = fan_turns_enter(taker->turns, taker->slot, taker->fd, begin_ns);
+        ours = fan_turns_enter(taker->turns, taker->seat, taker->fd, begin_ns);
         taker->in_turn = true;
     }
     while (!ours && !slept && rc == 1) {
@@ -163,7 +163,7 @@ static int wait_in_turn(fan_taker *taker)
 static void turn_is_over(fan_taker *taker)
 {
     if (taker->in_turn)
-        fan_turns_leave(taker->turns, taker->slot);
+        fan_turns_leave(taker->turns, taker->seat);
     taker->in_turn = false;
 }
 

@@ -15,7 +15,7 @@
 #define PATIENCE_NS (2 * FAN_MS) /* a woken thread runs within 0.1 ms, on a busy machine within a few */
 #define YIELDS 64                /* calls of sched_yield before the first sleep: some 50 us */
 
-/* Of a slot. `reads` is the master's: whether its worker is in rotation. */
+/* Of a seat. `reads` is the master's: whether its worker is in rotation. */
 typedef struct {
     _Atomic uint16_t reads;
     _Atomic uint16_t inside;
@@ -24,36 +24,36 @@ typedef struct {
 struct fan_turns {
     _Atomic uint32_t arrived;  /* at the gate */
     _Atomic uint32_t admitted; /* those that have passed it */
-    _Atomic int32_t slots;     /* cells that were ever used */
-    _Alignas(64) cell cells[FAN_MAX_SLOTS];
+    _Atomic int32_t seats;     /* cells that were ever used */
+    _Alignas(64) cell cells[FAN_MAX_SEATS];
 };
 
 _Static_assert(sizeof(struct fan_turns) <= FAN_TURNS_BYTES, "it fits");
 
 /* ---- the master's side -------------------------------------------------------------------------------------------- */
 
-/* The slot has no worker yet: no thread of it is inside. */
-void fan_turns_begin(fan_turns *turns, int slot)
+/* The seat has no worker yet: no thread of it is inside. */
+void fan_turns_begin(fan_turns *turns, int seat)
 {
-    if (atomic_load(&turns->slots) <= slot)
-        atomic_store(&turns->slots, slot + 1);
-    atomic_store(&turns->cells[slot].reads, 0);
-    atomic_store(&turns->cells[slot].inside, 0);
+    if (atomic_load(&turns->seats) <= seat)
+        atomic_store(&turns->seats, seat + 1);
+    atomic_store(&turns->cells[seat].reads, 0);
+    atomic_store(&turns->cells[seat].inside, 0);
 }
 
-void fan_turns_read(fan_turns *turns, int slot, bool reads)
+void fan_turns_read(fan_turns *turns, int seat, bool reads)
 {
-    atomic_store(&turns->cells[slot].reads, reads);
+    atomic_store(&turns->cells[seat].reads, reads);
 }
 
 /* ---- the workers' side -------------------------------------------------------------------------------------------- */
 
 static int inside(const fan_turns *turns)
 {
-    int slots = atomic_load(&turns->slots), sum = 0;
-    for (int slot = 0; slot < slots && slot < FAN_MAX_SLOTS; slot++)
-        if (atomic_load_explicit(&turns->cells[slot].reads, memory_order_relaxed))
-            sum += atomic_load_explicit(&turns->cells[slot].inside, memory_order_relaxed);
+    int seats = atomic_load(&turns->seats), sum = 0;
+    for (int seat = 0; seat < seats && seat < FAN_MAX_SEATS; seat++)
+        if (atomic_load_explicit(&turns->cells[seat].reads, memory_order_relaxed))
+            sum += atomic_load_explicit(&turns->cells[seat].inside, memory_order_relaxed);
     return sum;
 }
 
@@ -90,7 +90,7 @@ static void pause_at(int tries)
 }
 
 /* Wait at the gate and pass it; inside until fan_turns_leave. True: take a message now. False: sleep until there is one. */
-bool fan_turns_enter(fan_turns *turns, int slot, int channel_fd, int64_t begin_ns)
+bool fan_turns_enter(fan_turns *turns, int seat, int channel_fd, int64_t begin_ns)
 {
     uint32_t mine = atomic_fetch_add(&turns->arrived, 1);
     chance found = WAIT;
@@ -102,7 +102,7 @@ bool fan_turns_enter(fan_turns *turns, int slot, int channel_fd, int64_t begin_n
         if (found == WAIT)
             pause_at(tries);
     }
-    atomic_fetch_add(&turns->cells[slot].inside, 1);
+    atomic_fetch_add(&turns->cells[seat].inside, 1);
     uint32_t admitted = atomic_load(&turns->admitted);
     while ((int32_t)(admitted - mine) <= 0 && !atomic_compare_exchange_weak(&turns->admitted, &admitted, mine + 1))
         ;
@@ -122,9 +122,9 @@ bool fan_turns_wait(const fan_turns *turns, int channel_fd, int64_t begin_ns)
 }
 
 /* A later worker may have the place by now: never below 0. */
-void fan_turns_leave(fan_turns *turns, int slot)
+void fan_turns_leave(fan_turns *turns, int seat)
 {
-    uint16_t count = atomic_load(&turns->cells[slot].inside);
-    while (count > 0 && !atomic_compare_exchange_weak(&turns->cells[slot].inside, &count, (uint16_t)(count - 1)))
+    uint16_t count = atomic_load(&turns->cells[seat].inside);
+    while (count > 0 && !atomic_compare_exchange_weak(&turns->cells[seat].inside, &count, (uint16_t)(count - 1)))
         ;
 }

@@ -33,7 +33,7 @@ except ModuleNotFoundError as error:
 BATCH: int = lib.FAN_BATCH
 """Most connections that the master holds, and that one `Taker.take_ready` returns."""
 
-SLOTS: int = lib.FAN_MAX_SLOTS
+SEATS: int = lib.FAN_MAX_SEATS
 """The most workers of one core, those that are about to leave included."""
 
 SHORTAGE_S = 0.05
@@ -51,7 +51,7 @@ SWEEP: int = lib.FAN_PART_SWEEP
 """Of `Linger.part`: `Linger.sweep` is to be called, until it returns 0."""
 
 POOL = -1
-"""In place of a slot: the channel that blocking workers share."""
+"""In place of a seat: the channel that blocking workers share."""
 
 _POLICIES = {
     Policy.ROUND_ROBIN: lib.FAN_ROUND_ROBIN,
@@ -83,7 +83,7 @@ class Event(NamedTuple):
     error: int
     """A positive errno, or 0."""
     token: int
-    """WATCHED: what `watch` was given. LISTENER_FAILED: the listener's number. CHANNEL_BROKEN: a slot, or POOL."""
+    """WATCHED: what `watch` was given. LISTENER_FAILED: the listener's number. CHANNEL_BROKEN: a seat, or POOL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +110,13 @@ class BoardView:
 class Core:
     """The master's end: listeners, channels, board. Close it at a known time: `with Core(...) as core`."""
 
-    def __init__(self, slots: int, policy: Policy) -> None:
-        """Room for `slots` workers, 1 to SLOTS. Raises CoreError if the system has no room for it or refuses a call."""
+    def __init__(self, seats: int, policy: Policy) -> None:
+        """Room for `seats` workers, 1 to SEATS. Raises CoreError if the system has no room for it or refuses a call."""
         out = ffi.new("fan_core **")
-        rc = lib.fan_core_new(slots, _POLICIES[policy], out)
+        rc = lib.fan_core_new(seats, _POLICIES[policy], out)
         refused = lib.fan_core_refused() if rc < 0 else ffi.NULL
         needs = f": it needs {ffi.string(refused).decode()}, which a sandbox has to allow" if refused else ""
-        check(rc, f"make the core for {slots} workers{needs}")
+        check(rc, f"make the core for {seats} workers{needs}")
         self._core: Any = out[0]
         self._events = ffi.new("fan_event[]", 64)
         self._counters = ffi.new("fan_counters *")
@@ -191,54 +191,54 @@ class Core:
         """Bytes of SO_SNDBUF that one message takes on this kernel."""
         return int(lib.fan_core_message_bytes(self._core))
 
-    def begin(self, slot: int, generation: int, identity: int) -> None:
+    def begin(self, seat: int, generation: int, identity: int) -> None:
         """Before each fork: a channel, a clean page of the board. `identity`: what source-hash knows the worker by."""
-        rc = lib.fan_slot_begin(self._core, slot, generation, identity)
+        rc = lib.fan_seat_begin(self._core, seat, generation, identity)
         check(rc, "make its channel")
 
-    def end(self, slot: int) -> None:
-        """Close the channel of a slot that is not needed, as soon as it is empty. Its worker is dead."""
-        lib.fan_slot_end(self._core, slot)
+    def end(self, seat: int) -> None:
+        """Close the channel of a seat that is not needed, as soon as it is empty. Its worker is dead."""
+        lib.fan_seat_end(self._core, seat)
 
-    def enter(self, slot: int, *, pool: bool, threads: int, size: int, most: int = 0) -> int:
+    def enter(self, seat: int, *, pool: bool, threads: int, size: int, most: int = 0) -> int:
         """Put a ready worker into rotation; `size` in messages, `most` in connections. Returns the size granted."""
-        rc = lib.fan_slot_enter(self._core, slot, pool, threads, size, most)
+        rc = lib.fan_seat_enter(self._core, seat, pool, threads, size, most)
         return check(rc, "size its channel")
 
-    def leave(self, slot: int) -> None:
+    def leave(self, seat: int) -> None:
         """Take a worker out of rotation, alive or not. No-op if it is not in."""
-        lib.fan_slot_leave(self._core, slot)
+        lib.fan_seat_leave(self._core, seat)
 
-    def ends(self, slot: int) -> Ends:
+    def ends(self, seat: int) -> Ends:
         """For a worker that is no child of the master's. They stay the core's."""
         ends = ffi.new("fan_ends *")
-        lib.fan_slot_ends(self._core, slot, ends)
-        return Ends(ends.pool_fd, ends.slot_fd, ends.board_fd)
+        lib.fan_seat_ends(self._core, seat, ends)
+        return Ends(ends.pool_fd, ends.seat_fd, ends.board_fd)
 
-    def untaken(self, slot: int) -> int:
-        """Messages that wait in the slot's own channel, or in the POOL's. 1 if the kernel does not say: then somebody
+    def untaken(self, seat: int) -> int:
+        """Messages that wait in the seat's own channel, or in the POOL's. 1 if the kernel does not say: then somebody
         shall look, for a client may wait there."""
-        count: int = lib.fan_slot_untaken(self._core, slot)
+        count: int = lib.fan_seat_untaken(self._core, seat)
         return 1 if count < 0 else count
 
-    def look(self, slot: int) -> BoardView:
+    def look(self, seat: int) -> BoardView:
         out = ffi.new("fan_board_view *")
-        lib.fan_slot_look(self._core, slot, out)
+        lib.fan_seat_look(self._core, seat, out)
         return BoardView(*(getattr(out, name) for name in BoardView.__slots__))
 
-    def abandon(self, slot: int) -> Station:
-        """In the child, at once: close all that is not this slot's worker's. The core is gone afterwards."""
+    def abandon(self, seat: int) -> Station:
+        """In the child, at once: close all that is not this seat's worker's. The core is gone afterwards."""
         core, self._core = self._core, None
         ends = ffi.new("fan_ends *")
-        lib.fan_core_abandon(core, slot, ends)
-        return Station(ends, slot)
+        lib.fan_core_abandon(core, seat, ends)
+        return Station(ends, seat)
 
 
 class Ends(NamedTuple):
     """The descriptors of which a worker that is no child of the master's makes its `Station`."""
 
     pool_fd: int
-    slot_fd: int
+    seat_fd: int
     board_fd: int
 
 
@@ -246,37 +246,37 @@ class Station:
     """The parts of the core that a worker has: two reading ends, of which it will use one; its page of the board; and
     the turns of the workers that read the pool's channel."""
 
-    __slots__ = ("board", "done", "pool_fd", "slot", "slot_fd", "turns")
+    __slots__ = ("board", "done", "pool_fd", "seat", "seat_fd", "turns")
 
-    def __init__(self, ends: Any, slot: int) -> None:
+    def __init__(self, ends: Any, seat: int) -> None:
         """`ends`: a fan_ends of fanout.h."""
-        self.slot = slot
+        self.seat = seat
         self.turns = ends.turns
         self.pool_fd: int = ends.pool_fd
-        self.slot_fd: int = ends.slot_fd
+        self.seat_fd: int = ends.seat_fd
         self.board = ends.board
         self.done: Callable[[], int] = functools.partial(lib.fan_board_done, ends.board)
         """A taken connection was closed or detached; true if the master waits for that, and has to be told. A C
         function without a Python frame, because it is called for each connection."""
 
     @classmethod
-    def of(cls, sent: Ends, slot: int) -> Station:
+    def of(cls, sent: Ends, seat: int) -> Station:
         """From what `Core.ends` of another process has sent. Takes over all three. Raises CoreError."""
         ends = ffi.new("fan_ends *", sent._asdict())
         try:
-            check(lib.fan_ends_map(ends, slot), f"map page {slot} of the board")
+            check(lib.fan_ends_map(ends, seat), f"map page {seat} of the board")
         except BaseException:
             os.close(sent.pool_fd)
-            os.close(sent.slot_fd)
+            os.close(sent.seat_fd)
             raise
         finally:
             os.close(sent.board_fd)
-        return cls(ends, slot)
+        return cls(ends, seat)
 
     def close(self) -> None:
         """Both reading ends, of a worker that cannot begin."""
         os.close(self.pool_fd)
-        os.close(self.slot_fd)
+        os.close(self.seat_fd)
 
     def done_cell(self) -> Any:
         """The counter behind `done`, for a caller of `cell[0] += 1` that has a lock of its own, and never calls `done`,
@@ -329,7 +329,7 @@ class Taker:
     def __init__(self, fd: int, station: Station, thread: int, batch: int = 1) -> None:
         """Reads from `fd`, which stays the caller's; marks its doings as thread number `thread` of the board."""
         turns = station.turns if fd == station.pool_fd else ffi.NULL
-        taker = lib.fan_taker_new(fd, station.board, thread, turns, station.slot)
+        taker = lib.fan_taker_new(fd, station.board, thread, turns, station.seat)
         if not taker:
             raise MemoryError
         self._taker = ffi.gc(taker, lib.fan_taker_free)

@@ -231,18 +231,18 @@ class Dispatcher:
         `Worker.ready()` when it does. `Worker.drain()` has it get nothing any more; set `Worker.on_drain` to what shall
         happen then, which is also called when the dispatcher stops or is gone.
 
-        Raises WorkerError if the dispatcher is gone, does not answer or has no place left: then this process cannot
+        Raises WorkerError if the dispatcher is gone, does not answer or has no seat left: then this process cannot
         join any more. Raises OSError if no descriptor is free."""
         if os.getpid() == self._owner_pid or self._door is None:
             raise WorkerError("join is for a process that was forked after start, and has not joined")
         try:
-            place, generation, station, control = joining.join(self._door)
+            seat, generation, station, control = joining.join(self._door)
         except WorkerError:
             self._let_go()
             raise
         _let_go_of_all()
         stdio.occupy()
-        worker = Worker(self.config, self.public, place, generation, station, control, joined=True)
+        worker = Worker(self.config, self.public, seat, generation, station, control, joined=True)
         try:
             worker.background.open()
         except OSError:

@@ -29,10 +29,10 @@ _PEER = struct.Struct("=3i")  # struct ucred of unix(7)
 class Welcome(NamedTuple):
     """What makes a worker of a guest."""
 
-    place: int
+    seat: int
     """Its number in the core."""
     generation: int
-    """Counts the guests of this place, from 1."""
+    """Counts the guests of this seat, from 1."""
     station: Station
     control: socket.socket
 
@@ -93,12 +93,12 @@ def join(door: socket.socket) -> Welcome:
                 os.close(fd)
             if packet:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            raise WorkerError("the dispatcher stops, or has no place left")
-        place, generation = _WELCOME.unpack(packet)
-        station = Station.of(Ends(*fds), place)
+            raise WorkerError("the dispatcher stops, or has no seat left")
+        seat, generation = _WELCOME.unpack(packet)
+        station = Station.of(Ends(*fds), seat)
         control.settimeout(None)
         undo.pop_all()
-    return Welcome(place, generation, station, control)
+    return Welcome(seat, generation, station, control)
 
 
 # ---- the dispatcher ------------------------------------------------------------------------------------------------
@@ -132,9 +132,9 @@ def pid_of(control: socket.socket) -> int:
     return int(pid)
 
 
-def welcome(control: socket.socket, place: int, generation: int, ends: Ends) -> None:
+def welcome(control: socket.socket, seat: int, generation: int, ends: Ends) -> None:
     """`ends` as `Core.ends` gives them. Raises OSError if the guest has gone."""
-    socket.send_fds(control, [_WELCOME.pack(place, generation)], ends, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+    socket.send_fds(control, [_WELCOME.pack(seat, generation)], ends, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
 
 def stop(door: socket.socket) -> None:

@@ -152,7 +152,7 @@ def _channels(worker: pyfanout.Worker) -> Iterator[list[socket.socket]]:
     """Those that it has kept (the number of another may be a client's by now); its own descriptors are left open."""
     with contextlib.ExitStack() as stack:
         found = []
-        for fd in {worker.station.pool_fd, worker.station.slot_fd}:
+        for fd in {worker.station.pool_fd, worker.station.seat_fd}:
             with contextlib.suppress(OSError):
                 channel = stack.enter_context(socket.socket(fileno=os.dup(fd)))
                 if channel.family == socket.AF_UNIX:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pyfanout import control, joining
 from pyfanout.config import Config
 from pyfanout.control import Closing, DecodeError, Drain, Failed, Message, Ping, Pong, Ready, Retiring, Short, Spent
-from pyfanout.core import POOL, SLOTS, Core, Event, News
+from pyfanout.core import POOL, SEATS, Core, Event, News
 from pyfanout.errors import CoreError, FanoutError
 from pyfanout.joining import Knock
 from pyfanout.limits import ANY, OpenFiles
@@ -46,7 +46,7 @@ MESSAGES = 16
 class Guest:
     """One worker."""
 
-    place: int
+    seat: int
     """Its number in the core."""
     generation: int
     pid: int
@@ -76,7 +76,7 @@ class Guest:
         self.outbox = Outbox(self.control)
 
     def __str__(self) -> str:
-        return f"worker={self.place} gen={self.generation} pid={self.pid}"
+        return f"worker={self.seat} gen={self.generation} pid={self.pid}"
 
     @property
     def asked_ns(self) -> int:
@@ -101,7 +101,7 @@ class Guests:
         self._owner_fd = owner_fd
         self._open_files = OpenFiles()
         self._guests: dict[int, Guest] = {}
-        """By place."""
+        """By seat."""
         self._generations: Counter[int] = Counter()
         self._shortage = Shortage()
         self._interval_ns = math.ceil(config.ping_interval * 1e9)  # what is not 0 is not never
@@ -123,7 +123,7 @@ class Guests:
 
     def _run(self) -> None:
         self._open_files.raise_to(ANY)  # any number of guests; no program is executed here
-        with Core(SLOTS, self._config.policy) as self._core:
+        with Core(SEATS, self._config.policy) as self._core:
             self._core.share()
             self._watches = Watches(self._core)
             for endpoint in self._endpoints:
@@ -181,10 +181,10 @@ class Guests:
             case News.CHANNEL_BROKEN:
                 self._on_broken(event.token)
 
-    def _on_broken(self, place: int) -> None:
+    def _on_broken(self, seat: int) -> None:
         """Its readers see end-of-file, and leave by themselves."""
         for guest in self._guests.values():
-            if guest.entered and (place == POOL if guest.ready and guest.ready.pool else place == guest.place):
+            if guest.entered and (seat == POOL if guest.ready and guest.ready.pool else seat == guest.seat):
                 log.error("%s: its channel was shut down by a worker; it leaves", guest)
                 guest.leaving = True
                 self._arrange(guest)
@@ -207,21 +207,21 @@ class Guests:
         return found is not Knock.NOBODY
 
     def _admit(self, their_control: socket.socket) -> None:
-        place = next((each for each in range(SLOTS) if each not in self._guests), None)
-        if place is None:
-            raise OSError(0, f"all {SLOTS} places are taken")
-        generation = self._generations[place] + 1
-        guest = Guest(place, generation, joining.pid_of(their_control), their_control)
-        self._core.begin(place, generation, place)
+        seat = next((each for each in range(SEATS) if each not in self._guests), None)
+        if seat is None:
+            raise OSError(0, f"all {SEATS} seats are taken")
+        generation = self._generations[seat] + 1
+        guest = Guest(seat, generation, joining.pid_of(their_control), their_control)
+        self._core.begin(seat, generation, seat)
         try:
             self._watches.add(their_control.fileno(), functools.partial(self._on_message, guest))
-            joining.welcome(their_control, place, generation, self._core.ends(place))
+            joining.welcome(their_control, seat, generation, self._core.ends(seat))
         except OSError:
             self._watches.remove(their_control.fileno())
-            self._core.end(place)
+            self._core.end(seat)
             raise
-        self._generations[place] = generation
-        self._guests[place] = guest
+        self._generations[seat] = generation
+        self._guests[seat] = guest
         log.debug("%s has joined", guest)
 
     def _stop(self) -> None:
@@ -259,7 +259,7 @@ class Guests:
                         guest.outbox.say(Closing())
                 elif guest.entered:  # with another limit: out, and in again
                     guest.entered = False
-                    self._core.leave(guest.place)
+                    self._core.leave(guest.seat)
                 guest.ready = message
             case Failed(_, reason, details):
                 log.error("%s could not start: %s%s", guest, reason, details and f"\n{details.rstrip()}")
@@ -269,7 +269,7 @@ class Guests:
                 guest.leaving = True
             case Spent() if guest.spent_ns is None:
                 guest.spent_ns = time.monotonic_ns()
-                for _ in range(SLOTS):  # the owner may have said before that it stops
+                for _ in range(SEATS):  # the owner may have said before that it stops
                     if self._end_ns is not None or not self._on_knock():
                         break
             case Pong(number, still_ms) if number == guest.ping_number:
@@ -306,13 +306,13 @@ class Guests:
             guest.outbox.say(Drain())
 
     def _on_gone(self, guest: Guest) -> None:
-        lost = self._core.look(guest.place).in_hands
+        lost = self._core.look(guest.seat).in_hands
         guest.leaving = True
         self._arrange(guest)
-        self._core.end(guest.place)
+        self._core.end(guest.seat)
         self._watches.remove(guest.control.fileno())
         guest.control.close()
-        del self._guests[guest.place]
+        del self._guests[guest.seat]
         level, plural = (logging.WARNING if lost else logging.DEBUG), "" if lost == 1 else "s"
         log.log(level, "%s is gone, with %d connection%s in its hands", guest, lost, plural)
 
@@ -325,13 +325,13 @@ class Guests:
             return
         if ready is None or not guest.wanted:
             guest.entered = False
-            self._core.leave(guest.place)
+            self._core.leave(guest.seat)
             return
         count = len(self._guests)
         most = self._open_files.soft // IN_FLIGHT // (1 if ready.pool else count)
         size = policy.channel_size(ready.threads * (count if ready.pool else 1), most)
         try:
-            self._core.enter(guest.place, pool=ready.pool, threads=ready.threads, size=size, most=ready.most)
+            self._core.enter(guest.seat, pool=ready.pool, threads=ready.threads, size=size, most=ready.most)
         except CoreError as error:
             log.error("%s cannot have connections yet: %s", guest, error.strerror)
         else:

@@ -2,7 +2,7 @@
 
 Owns the master's end of each control socket, and the file that a dying worker writes its stacks to. Decides nothing.
 
-A slot has one worker, at times two: the one that serves, and its successor, which is on trial. Each has a *place* in
+A slot has one worker, at times two: the one that serves, and its successor, which is on trial. Each has a *seat* in
 the core, which is its channel and its page of the board, until it is reaped.
 """
 
@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from pyfanout.control import Failed
-from pyfanout.core import SLOTS
+from pyfanout.core import SEATS
 from pyfanout.master import policy
 from pyfanout.master.lifecycle import State
 from pyfanout.master.outbox import Outbox
@@ -40,7 +40,7 @@ class Slot:
     """Who serves, or will when it has booted."""
     successor: Member | None = None
     """The worker on trial: it gets the slot if it lives for `min_uptime`. Meanwhile it serves, too."""
-    place: int | None = None
+    seat: int | None = None
     """Of its newest worker: what that leaves in its channel waits there for the next one."""
     deaths: int = 0
     """In a row, see policy."""
@@ -68,7 +68,7 @@ class Member:
 
     slot: Slot
     generation: int
-    place: int
+    seat: int
     """Its number in the core."""
     process: Process
     control: socket.socket
@@ -159,31 +159,31 @@ class Roster:
     def __init__(self) -> None:
         self.slots: list[Slot] = []
         """Those that are wanted, by number."""
-        self._by_place: dict[int, Member] = {}
+        self._by_seat: dict[int, Member] = {}
         self.several = mmap.mmap(-1, 1)
         """A byte that the workers share, so that it changes for all of them: 1 if two slots or more are wanted."""
 
     @property
     def members(self) -> list[Member]:
         """Who is alive, or not yet reaped; those that are about to leave included."""
-        return list(self._by_place.values())
+        return list(self._by_seat.values())
 
-    def lives_in(self, place: int | None) -> Member | None:
-        """Who has this place."""
-        return None if place is None else self._by_place.get(place)
+    def lives_in(self, seat: int | None) -> Member | None:
+        """Who has this seat."""
+        return None if seat is None else self._by_seat.get(seat)
 
     def of_state(self, state: State) -> int:
         """Slots whose worker is in this state."""
         return sum(slot.member is not None and slot.member.state is state for slot in self.slots)
 
-    def free_place(self, preferred: int | None) -> int:
+    def free_seat(self, preferred: int | None) -> int:
         """Where in the core the next worker may live. Raises OSError if there are too many."""
-        if preferred is not None and preferred not in self._by_place:
+        if preferred is not None and preferred not in self._by_seat:
             return preferred
-        for place in range(SLOTS):
-            if place not in self._by_place:
-                return place
-        raise OSError(0, f"{SLOTS} workers are alive")
+        for seat in range(SEATS):
+            if seat not in self._by_seat:
+                return seat
+        raise OSError(0, f"{SEATS} workers are alive")
 
     def grow(self) -> Slot:
         """One more slot."""
@@ -201,8 +201,8 @@ class Roster:
     def add(self, member: Member, *, successor: bool) -> None:
         slot = member.slot
         slot.restarts += slot.generation > 0
-        slot.generation, slot.respawn_at_ns, slot.place = member.generation, None, member.place
-        self._by_place[member.place] = member
+        slot.generation, slot.respawn_at_ns, slot.seat = member.generation, None, member.seat
+        self._by_seat[member.seat] = member
         if successor:
             slot.successor = member
         else:
@@ -228,5 +228,5 @@ class Roster:
     def remove(self, member: Member) -> None:
         """It is dead and reaped."""
         self.vacate(member)
-        del self._by_place[member.place]
+        del self._by_seat[member.seat]
         member.close()

@@ -38,7 +38,7 @@ from pyfanout.control import (
     Spent,
     Stage,
 )
-from pyfanout.core import POOL, SLOTS, BoardView, Core, Event, News, Station
+from pyfanout.core import POOL, SEATS, BoardView, Core, Event, News, Station
 from pyfanout.errors import CoreError, LoadError, StuckError, WorkerError
 from pyfanout.limits import OpenFiles
 from pyfanout.log import counted, counted_are
@@ -149,7 +149,7 @@ class Supervisor:
             # and not at each fork: frozen objects are never collected, and a master makes garbage as long as it lives.
             undo.callback(gc.unfreeze)
             gc.freeze()
-            self._core = undo.enter_context(Core(SLOTS, self._config.policy))
+            self._core = undo.enter_context(Core(SEATS, self._config.policy))
             self._watches = Watches(self._core)
             self._orphans = Orphans()
             undo.callback(self._look_for_orphans)
@@ -293,10 +293,10 @@ class Supervisor:
                     needless = member.state is State.BOOTING and not self._waiting_for(member)
                     self._happened(member, Happened.TOLD_TO_DRAIN if needless else Happened.CHANNELS_ENDED)
 
-    def _on_broken(self, place: int) -> None:
+    def _on_broken(self, seat: int) -> None:
         """Its readers see end-of-file and leave by themselves."""
         for member in self._roster.members:
-            if member.state is State.READY and (member.pool if place == POOL else member.place == place):
+            if member.state is State.READY and (member.pool if seat == POOL else member.seat == seat):
                 log.error("%s: its channel was shut down by a worker; it is replaced", member)
                 self._happened(member, Happened.CHANNEL_BROKEN)
 
@@ -422,7 +422,7 @@ class Supervisor:
         if member.state is not State.READY:
             return
         if short:
-            self._core.leave(member.place)
+            self._core.leave(member.seat)
         else:
             self._enter(member)
             if not self._is_of_reload(member):
@@ -458,7 +458,7 @@ class Supervisor:
     def _on_death(self, member: Member) -> None:
         self._unwatch(member)
         self._read_last_words(member)
-        report, was, view = member.process.reap(), member.state, self._core.look(member.place)
+        report, was, view = member.process.reap(), member.state, self._core.look(member.seat)
         words = f"{report}{self._cause(member, report)}"
         stacks = member.stacks() if report.signum is not None else ""
         if member.failure and self._first_failure is None:
@@ -468,9 +468,9 @@ class Supervisor:
             # Some of those that it has told of may not have been done when it exited.
             self._cut += max(member.cut, view.in_hands)
         self._happened(member, Happened.DIED)
-        unwanted = member.slot.retired or member.slot.place != member.place
-        if unwanted and self._roster.lives_in(member.place) is None:  # a callback may have had it taken
-            self._core.end(member.place)
+        unwanted = member.slot.retired or member.slot.seat != member.seat
+        if unwanted and self._roster.lives_in(member.seat) is None:  # a callback may have had it taken
+            self._core.end(member.seat)
         self._log_death(member, was, report, words, view)
         if stacks and (self._ever_ready or stacks != self._shown_stacks):  # at first all of them fail for one reason
             log.error("%s was here when it died:\n%s", member, stacks)
@@ -590,7 +590,7 @@ class Supervisor:
             case Action.ENTER:
                 self._enter(member)
             case Action.LEAVE:
-                self._core.leave(member.place)
+                self._core.leave(member.seat)
             case Action.CLOSE:
                 member.outbox.say(Closing())
             case Action.DRAIN:
@@ -619,7 +619,7 @@ class Supervisor:
         readers = member.threads * (len(self._roster.slots) if member.pool else 1)
         size = policy.channel_size(readers, self._open_files.soft // IN_FLIGHT // channels)
         try:
-            self._core.enter(member.place, pool=member.pool, threads=member.threads, size=size, most=member.most)
+            self._core.enter(member.seat, pool=member.pool, threads=member.threads, size=size, most=member.most)
         except CoreError as error:
             log.error("%s cannot have connections, and is replaced: %s", member, error.strerror)
             self._happened(member, Happened.NOT_ENTERED)
@@ -645,7 +645,7 @@ class Supervisor:
             return
         if successor is not None:  # told to leave
             self._roster.vacate(successor)
-            slot.place = member.place  # where somebody may wait
+            slot.seat = member.seat  # where somebody may wait
         self._count_death(slot, member)
         if self._wants_another(slot):
             self._respawn_later(slot)
@@ -658,7 +658,7 @@ class Supervisor:
     def _count_death(self, slot: Slot, member: Member) -> None:
         now_ns = time.monotonic_ns()
         ready_for_ns = None if member.ready_ns is None else now_ns - member.ready_ns
-        served = member.served or (member.resigned and self._core.look(member.place).done > 0)
+        served = member.served or (member.resigned and self._core.look(member.seat).done > 0)
         lived = policy.has_lived(ready_for_ns, served, self._min_uptime_ns)
         slot.deaths = policy.deaths_in_a_row(slot.deaths, lived, member.resigned)
         if not slot.deaths:
@@ -674,7 +674,7 @@ class Supervisor:
     def _on_lost_successor(self, old: Member) -> None:
         """The old worker serves on. One that has had its max_requests still wants a successor; a reload is over."""
         slot = old.slot
-        slot.place = old.place
+        slot.seat = old.seat
         if old.spent and self._stopping is None:
             slot.deaths += 1
             slot.respawn_at_ns = time.monotonic_ns() + policy.respawn_delay_ns(max(slot.deaths, 2), random.random())
@@ -696,7 +696,7 @@ class Supervisor:
             return False
         if not self._finished:
             return True
-        # Others read what waits in the pool; what waits in its own channel waits for its place alone.
+        # Others read what waits in the pool; what waits in its own channel waits for its seat alone.
         pooled = any(
             other.state is State.BOOTING or (other.pool and other.slot.member is other and other.state in _READING)
             for other in self._roster.members
@@ -704,10 +704,10 @@ class Supervisor:
         return self._left_in(slot) or (not pooled and self._core.untaken(POOL) > 0)
 
     def _left_in(self, slot: Slot) -> bool:
-        return slot.place is not None and self._core.untaken(slot.place) > 0
+        return slot.seat is not None and self._core.untaken(slot.seat) > 0
 
     def _waiting_for(self, member: Member) -> bool:
-        return self._core.untaken(member.place) > 0 or self._core.untaken(POOL) > 0
+        return self._core.untaken(member.seat) > 0 or self._core.untaken(POOL) > 0
 
     def _respawn_later(self, slot: Slot) -> None:
         """At once after a first death, else when the delay is over."""
@@ -753,23 +753,23 @@ class Supervisor:
                 stacks_fd = file_for_stacks()
                 undo.callback(os.close, stacks_fd)
                 generation = slot.generation + 1
-                place = self._roster.free_place(slot.place)
-                self._core.begin(place, generation, slot.number)
-                if place != slot.place:  # else what waits in it waits for the next one
-                    undo.callback(self._core.end, place)
+                seat = self._roster.free_seat(slot.seat)
+                self._core.begin(seat, generation, slot.number)
+                if seat != slot.seat:  # else what waits in it waits for the next one
+                    undo.callback(self._core.end, seat)
                 station: list[Station] = []
                 gate, opener = os.pipe()
                 undo.callback(os.close, opener)
                 undo.callback(os.close, gate)
                 gc.collect(1)  # garbage is not copied to the child, and is collected before there is more
                 process = spawn(
-                    functools.partial(self._first_steps, place, ours, station, gate, opener),
+                    functools.partial(self._first_steps, seat, ours, station, gate, opener),
                     lambda: self._worker_main(
                         slot.number, generation, station[0], theirs, stacks_fd, self._roster.several
                     ),
                 )
             boot_deadline_ns = time.monotonic_ns() + int(self._config.boot_timeout * 1e9)
-            member = Member(slot, generation, place, process, ours, stacks_fd, boot_deadline_ns)
+            member = Member(slot, generation, seat, process, ours, stacks_fd, boot_deadline_ns)
             try:
                 self._watches.add(process.pidfd, functools.partial(self._on_death, member))
                 self._watches.add(ours.fileno(), functools.partial(self._on_message, member))
@@ -783,12 +783,12 @@ class Supervisor:
             os.close(opener)
             return member
 
-    def _first_steps(self, place: int, ours: socket.socket, station: list[Station], gate: int, opener: int) -> None:
+    def _first_steps(self, seat: int, ours: socket.socket, station: list[Station], gate: int, opener: int) -> None:
         """In the child, signals blocked: let go of all that is the master's, in this order. Then wait until the master
         has closed the gate's other end: before that it may be refused what it needs to learn of this child's death, and
         kill it, which must not have a client by then."""
         self._signals.forget()
-        station.append(self._core.abandon(place))
+        station.append(self._core.abandon(seat))
         ours.close()
         for member in self._roster.members:
             os.close(member.process.pidfd)
@@ -849,7 +849,7 @@ class Supervisor:
         for member in self._roster.members:
             if member.state is not State.READY:
                 continue
-            reason = self._health.judge(member, self._core.look(member.place), now_ns)
+            reason = self._health.judge(member, self._core.look(member.seat), now_ns)
             if reason is not None:
                 member.verdict = f"hung: {reason}"
                 log.error("%s is %s", member, member.verdict)
@@ -948,8 +948,8 @@ class Supervisor:
             for member in (slot.successor, slot.member):
                 if member is not None:
                     self._happened(member, Happened.TOLD_TO_DRAIN)
-            if slot.place is not None and self._roster.lives_in(slot.place) is None:
-                self._core.end(slot.place)
+            if slot.seat is not None and self._roster.lives_in(slot.seat) is None:
+                self._core.end(slot.seat)
         self._tell_if_all_are_ready()
 
     @property
@@ -972,12 +972,12 @@ class Supervisor:
     def workers(self) -> list[WorkerStatus]:
         """All workers, also those that are about to leave, and the slots without one; by slot, then generation."""
         now_ns = time.monotonic_ns()
-        found = [status_of(m.slot, m, self._core.look(m.place), now_ns) for m in self._roster.members]
+        found = [status_of(m.slot, m, self._core.look(m.seat), now_ns) for m in self._roster.members]
         found += [status_of(slot, None, None, now_ns) for slot in self._roster.slots if slot.member is None]
         return sorted(found, key=lambda status: (status.slot, status.generation))
 
     def _status(self, member: Member) -> WorkerStatus:
-        return status_of(member.slot, member, self._core.look(member.place), time.monotonic_ns())
+        return status_of(member.slot, member, self._core.look(member.seat), time.monotonic_ns())
 
     # ---- stopping -----------------------------------------------------------------------------------------------
 

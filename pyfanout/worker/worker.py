@@ -173,12 +173,12 @@ class Worker:
         """The descriptor to take connections from: the pool's or our own. The other one is closed."""
         station = self.station
         if pool:
-            os.close(station.slot_fd)
-            station.slot_fd = -1
+            os.close(station.seat_fd)
+            station.seat_fd = -1
             return station.pool_fd
         os.close(station.pool_fd)
         station.pool_fd = -1
-        return station.slot_fd
+        return station.seat_fd
 
     def listener(
         self,
@@ -373,7 +373,7 @@ class Worker:
         """In a child that the worker forked: its copies of channels are replaced by /dev/null. Connections that wait
         there when master and worker are killed would stay open as long as the child lives."""
         with contextlib.suppress(OSError):  # no descriptor is free for that
-            child.silence(fd for fd in (self.station.pool_fd, self.station.slot_fd) if fd >= 0)
+            child.silence(fd for fd in (self.station.pool_fd, self.station.seat_fd) if fd >= 0)
 
     def call_hook(self, hook: Callable[[Worker], object] | None) -> None:
         """Raises ConfigError for a coroutine: `aio.call_hook` is for servers on asyncio."""

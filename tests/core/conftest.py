@@ -35,8 +35,8 @@ def house(guard: None) -> Iterator[Callable[..., House]]:
     """Makes houses; each has one listener on 127.0.0.1 unless told otherwise."""
     with ExitStack() as stack:
 
-        def make(slots: int = 1, policy: Policy = Policy.ROUND_ROBIN, *, listening: bool = True) -> House:
-            made = stack.enter_context(House(slots, policy))
+        def make(seats: int = 1, policy: Policy = Policy.ROUND_ROBIN, *, listening: bool = True) -> House:
+            made = stack.enter_context(House(seats, policy))
             if listening:
                 made.listen()
             return made

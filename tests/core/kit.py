@@ -198,23 +198,23 @@ def peer_of(arrival: Any) -> Any:
 class House:
     """A core, its listeners and clients, and the workers, which are played by the test."""
 
-    def __init__(self, slots: int = 1, policy: Policy = Policy.ROUND_ROBIN, *, shared: bool = False) -> None:
+    def __init__(self, seats: int = 1, policy: Policy = Policy.ROUND_ROBIN, *, shared: bool = False) -> None:
         """`shared`: with a file of the board, for guests."""
-        self.core = Core(slots, policy)
-        self.slots = slots
+        self.core = Core(seats, policy)
+        self.seats = seats
         self.clients: list[socket.socket] = []
         self.events: list[Event] = []
         self.addresses: list[Any] = []
         """Of the listeners, by number."""
         self._families: list[int] = []
-        self._generations = [0] * slots
+        self._generations = [0] * seats
         self._stations: list[Station] = []
         self._arrivals: list[Arrival] = []
         try:
             if shared:
                 self.core.share()
-            for slot in range(slots):
-                self.core.begin(slot, 0, slot)
+            for seat in range(seats):
+                self.core.begin(seat, 0, seat)
         except BaseException:
             self.core.close()
             raise
@@ -232,7 +232,7 @@ class House:
             client.close()
         for station in self._stations:
             os.close(station.pool_fd)
-            os.close(station.slot_fd)
+            os.close(station.seat_fd)
 
     # ---- listeners and clients
 
@@ -267,39 +267,39 @@ class House:
 
     # ---- workers
 
-    def station(self, slot: int) -> Station:
+    def station(self, seat: int) -> Station:
         """What a worker forked now would have. A forked child says where it is; the descriptors are duplicates."""
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
-                station = self.core.abandon(slot)
+                station = self.core.abandon(seat)
                 places = [int(ffi.cast("uintptr_t", each)) for each in (station.board, station.turns)]
-                os.write(writing, struct.pack("iiQQ", station.pool_fd, station.slot_fd, *places))
+                os.write(writing, struct.pack("iiQQ", station.pool_fd, station.seat_fd, *places))
             finally:
                 os._exit(0)
         os.waitpid(pid, 0)
-        pool_fd, slot_fd, board, turns = struct.unpack("iiQQ", os.read(reading, 24))
+        pool_fd, seat_fd, board, turns = struct.unpack("iiQQ", os.read(reading, 24))
         places = {"board": ffi.cast("fan_board *", board), "turns": ffi.cast("fan_turns *", turns)}
-        ends = ffi.new("fan_ends *", {"pool_fd": os.dup(pool_fd), "slot_fd": os.dup(slot_fd), "board_fd": -1, **places})
+        ends = ffi.new("fan_ends *", {"pool_fd": os.dup(pool_fd), "seat_fd": os.dup(seat_fd), "board_fd": -1, **places})
         os.close(reading)
         os.close(writing)
-        station = Station(ends, slot)
+        station = Station(ends, seat)
         self._stations.append(station)
         return station
 
-    def enter(self, slot: int, size: int = 32, *, pool: bool = False, threads: int = 0) -> int:
+    def enter(self, seat: int, size: int = 32, *, pool: bool = False, threads: int = 0) -> int:
         """A new worker, ready; the size that it was granted."""
-        self.begin(slot)
-        return self.core.enter(slot, pool=pool, threads=threads or pool, size=size)
+        self.begin(seat)
+        return self.core.enter(seat, pool=pool, threads=threads or pool, size=size)
 
-    def begin(self, slot: int, identity: int | None = None) -> None:
-        self._generations[slot] += 1
-        self.core.begin(slot, self._generations[slot], slot if identity is None else identity)
+    def begin(self, seat: int, identity: int | None = None) -> None:
+        self._generations[seat] += 1
+        self.core.begin(seat, self._generations[seat], seat if identity is None else identity)
 
     def worker(
         self,
-        slot: int,
+        seat: int,
         size: int = 32,
         *,
         pool: bool = False,
@@ -307,10 +307,10 @@ class House:
         most: int = 0,
         identity: int | None = None,
     ) -> Worker:
-        """A new worker, forked and ready. Its slot must be empty."""
-        self.begin(slot, identity)
-        worker = Worker(self, slot, self.station(slot), pool)
-        worker.size = self.core.enter(slot, pool=pool, threads=threads or pool, size=size, most=most)
+        """A new worker, forked and ready. Its seat must be empty."""
+        self.begin(seat, identity)
+        worker = Worker(self, seat, self.station(seat), pool)
+        worker.size = self.core.enter(seat, pool=pool, threads=threads or pool, size=size, most=most)
         return worker
 
     def arrived(self, raw: Any, *, keep: bool = True) -> Arrival:
@@ -412,12 +412,12 @@ class House:
         return self.core.count()[counter]
 
     def untaken(self) -> list[int]:
-        """By slot, and the pool's at the end."""
-        return [self.core.untaken(slot) for slot in (*range(self.slots), POOL)]
+        """By seat, and the pool's at the end."""
+        return [self.core.untaken(seat) for seat in (*range(self.seats), POOL)]
 
     def own_descriptors(self) -> dict[int, int]:
         """What is open in this process, with its inode, without what is the clients' and the workers'."""
-        theirs = {fd for station in self._stations for fd in (station.pool_fd, station.slot_fd)}
+        theirs = {fd for station in self._stations for fd in (station.pool_fd, station.seat_fd)}
         theirs |= {client.fileno() for client in self.clients}
         theirs |= {arrival.sock.fileno() for arrival in self._arrivals}
         return {fd: os.fstat(fd).st_ino for fd in descriptors() - theirs}
@@ -435,12 +435,12 @@ class House:
 class Worker:
     """One worker of a house, played by the test: takes when it is told to."""
 
-    def __init__(self, house: House, slot: int, station: Station, pool: bool) -> None:
+    def __init__(self, house: House, seat: int, station: Station, pool: bool) -> None:
         self.house = house
-        self.slot = slot
+        self.seat = seat
         self.station = station
         self.pool = pool
-        self.fd = station.pool_fd if pool else station.slot_fd
+        self.fd = station.pool_fd if pool else station.seat_fd
         self.taker = Taker(self.fd, station, 0, BATCH)
         self.size = 0
         self.lost = 0
@@ -483,7 +483,7 @@ class Worker:
         end.close()
 
     def leave(self) -> None:
-        self.house.core.leave(self.slot)
+        self.house.core.leave(self.seat)
 
 
 def clients_of(arrivals: list[Arrival]) -> list[int]:

@@ -21,7 +21,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { POOL_WORKERS = 2, THREADS = 3, CLIENT_THREADS = 2, LOOP = POOL_WORKERS, SLOTS, UNREAD_TURNS = 20 };
+enum { POOL_WORKERS = 2, THREADS = 3, CLIENT_THREADS = 2, LOOP = POOL_WORKERS, SEATS, UNREAD_TURNS = 20 };
 
 static int clients; /* of each client thread */
 static atomic_int answered;
@@ -118,8 +118,8 @@ static void dispatch(fan_core *core, int until)
         for (int i = 0; i < count; i++)
             if (events[i].kind == FAN_EVENT_FINISHED)
                 return;
-        for (int slot = 0; slot < SLOTS; slot++) {
-            fan_slot_look(core, slot, &view);
+        for (int seat = 0; seat < SEATS; seat++) {
+            fan_seat_look(core, seat, &view);
             CHECK(view.done <= view.taken);
         }
         if (until && atomic_load(&answered) >= until)
@@ -138,26 +138,26 @@ int main(int argc, char **argv)
     CHECK(fan_interrupt_with(SIGURG) == 0);
 
     fan_core *core;
-    CHECK(fan_core_new(SLOTS, FAN_LEAST_CONNECTIONS, &core) == 0);
+    CHECK(fan_core_new(SEATS, FAN_LEAST_CONNECTIONS, &core) == 0);
     CHECK(fan_core_share(core) == 0);
     CHECK(fan_core_listen(core, listener) == 0);
-    struct reader readers[SLOTS][THREADS];
-    pthread_t threads[SLOTS][THREADS], askers[CLIENT_THREADS];
-    for (int slot = 0; slot < SLOTS; slot++) {
-        int count = slot == LOOP ? 1 : THREADS;
+    struct reader readers[SEATS][THREADS];
+    pthread_t threads[SEATS][THREADS], askers[CLIENT_THREADS];
+    for (int seat = 0; seat < SEATS; seat++) {
+        int count = seat == LOOP ? 1 : THREADS;
         fan_ends ends;
-        CHECK(fan_slot_begin(core, slot, 1, slot) == 0);
-        fan_slot_ends(core, slot, &ends);
-        CHECK(fan_ends_map(&ends, slot) == 0);
+        CHECK(fan_seat_begin(core, seat, 1, seat) == 0);
+        fan_seat_ends(core, seat, &ends);
+        CHECK(fan_ends_map(&ends, seat) == 0);
         for (int i = 0; i < count; i++) {
-            int fd = slot == LOOP ? ends.slot_fd : ends.pool_fd;
-            fan_turns *turns = slot == LOOP ? NULL : ends.turns;
-            readers[slot][i] = (struct reader){fan_taker_new(fd, ends.board, i, turns, slot), ends.board, fd};
-            CHECK(readers[slot][i].taker != NULL);
-            CHECK(pthread_create(&threads[slot][i], NULL, slot == LOOP ? event_loop : thread_of_the_pool,
-                                 &readers[slot][i]) == 0);
+            int fd = seat == LOOP ? ends.seat_fd : ends.pool_fd;
+            fan_turns *turns = seat == LOOP ? NULL : ends.turns;
+            readers[seat][i] = (struct reader){fan_taker_new(fd, ends.board, i, turns, seat), ends.board, fd};
+            CHECK(readers[seat][i].taker != NULL);
+            CHECK(pthread_create(&threads[seat][i], NULL, seat == LOOP ? event_loop : thread_of_the_pool,
+                                 &readers[seat][i]) == 0);
         }
-        CHECK(fan_slot_enter(core, slot, slot != LOOP, slot == LOOP ? 0 : THREADS, slot == LOOP ? 8 : 24, 0) > 0);
+        CHECK(fan_seat_enter(core, seat, seat != LOOP, seat == LOOP ? 0 : THREADS, seat == LOOP ? 8 : 24, 0) > 0);
     }
     for (int i = 0; i < CLIENT_THREADS; i++)
         CHECK(pthread_create(&askers[i], NULL, ask, NULL) == 0);
@@ -167,7 +167,7 @@ int main(int argc, char **argv)
     pthread_join(threads[LOOP][0], NULL);
     for (int i = 0; i < UNREAD_TURNS; i++) /* its channel gets some that nobody reads */
         CHECK(fan_core_run(core, 1000000, (fan_event[8]){0}, 8) >= 0);
-    fan_slot_leave(core, LOOP);
+    fan_seat_leave(core, LOOP);
     fan_taker_cancel(readers[0][0].taker);
     dispatch(core, CLIENT_THREADS * clients);
     while (fan_taker_sleeps(readers[0][0].taker)) {
@@ -178,16 +178,16 @@ int main(int argc, char **argv)
     dispatch(core, 0);
     for (int i = 0; i < CLIENT_THREADS; i++)
         pthread_join(askers[i], NULL);
-    for (int slot = 0; slot < POOL_WORKERS; slot++)
+    for (int seat = 0; seat < POOL_WORKERS; seat++)
         for (int i = 0; i < THREADS; i++)
-            pthread_join(threads[slot][i], NULL);
+            pthread_join(threads[seat][i], NULL);
     fan_counters counters;
     fan_core_count(core, &counters);
     CHECK(counters.accepted + counters.recalled == counters.passed && counters.recalled > 0);
     CHECK(atomic_load(&answered) == CLIENT_THREADS * clients && served == atomic_load(&answered));
-    for (int slot = 0; slot < SLOTS; slot++)
-        for (int i = 0; i < (slot == LOOP ? 1 : THREADS); i++)
-            fan_taker_free(readers[slot][i].taker);
+    for (int seat = 0; seat < SEATS; seat++)
+        for (int i = 0; i < (seat == LOOP ? 1 : THREADS); i++)
+            fan_taker_free(readers[seat][i].taker);
     fan_core_free(core);
     printf("answered %d, recalled %d\n", atomic_load(&answered), (int)counters.recalled);
     return 0;

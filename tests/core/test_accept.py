@@ -376,7 +376,7 @@ def test_a_reset_client_is_counted_or_passed(house: MakeHouse) -> None:
 def test_a_burst_while_the_master_is_in_python(house: MakeHouse) -> None:
     """Clients that come between two runs, and more than a batch of them."""
     here = house(4)
-    workers = [here.worker(slot) for slot in range(4)]
+    workers = [here.worker(seat) for seat in range(4)]
     thread = threading.Thread(target=here.connect, args=(500,))
     thread.start()
     taken = here.take_until(workers, 500)

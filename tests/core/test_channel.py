@@ -281,9 +281,9 @@ def test_recall_goes_on_after_an_interrupt(house: MakeHouse, faults: Faults) -> 
 class Sleeper(threading.Thread):
     """A thread that takes once."""
 
-    def __init__(self, house: House, slot: int, thread: int = 0) -> None:
+    def __init__(self, house: House, seat: int, thread: int = 0) -> None:
         super().__init__()
-        self.station = house.station(slot)
+        self.station = house.station(seat)
         self.taker = Taker(self.station.pool_fd, self.station, thread)
         self.rc: int | None = None
         self.start()
@@ -334,8 +334,8 @@ class Dying(Sleeper):
 
 def test_a_wake_up_that_died_is_given_to_exactly_one_other(house: MakeHouse, sleeper: Callable[..., Sleeper]) -> None:
     here = house(3)
-    for slot in range(3):
-        here.enter(slot, 12, pool=True)
+    for seat in range(3):
+        here.enter(seat, 12, pool=True)
     first, second, third = Dying(here, 0), sleeper(here, 1), sleeper(here, 2)
     here.connect()
     here.run_until_passed(1)
@@ -353,13 +353,13 @@ def test_a_wake_up_that_died_is_given_to_exactly_one_other(house: MakeHouse, sle
     here.run_until(lambda: not third.is_alive(), "the third one wakes")
     assert third.rc == 1
     assert here.core.untaken(POOL) <= here["nudges"] - 1, "no more than it was nudged again"
-    assert [here.core.look(slot).taken for slot in range(3)] == [0, 1, 1]
+    assert [here.core.look(seat).taken for seat in range(3)] == [0, 1, 1]
 
 
 def test_a_worker_that_leaves_has_the_next_one_woken(house: MakeHouse, sleeper: Callable[..., Sleeper]) -> None:
     here = house(2)
-    for slot in range(2):
-        here.enter(slot, 8, pool=True)
+    for seat in range(2):
+        here.enter(seat, 8, pool=True)
     first, other = Dying(here, 0), sleeper(here, 1)
     here.connect()
     here.run_until_passed(1)
@@ -398,7 +398,7 @@ def test_nudges_are_not_repeated_for_ever(house: MakeHouse) -> None:
 def test_nudges_for_one_client_are_none_for_the_next(house: MakeHouse) -> None:
     """What was sent for the first, and read by somebody who took nothing, has woken nobody for the second."""
     here = house(2)
-    busy, idle = (here.worker(slot, 16, pool=True) for slot in range(2))
+    busy, idle = (here.worker(seat, 16, pool=True) for seat in range(2))
     here.connect()
     here.run_until(lambda: here["nudges"] > 0, "one is nudged")
     assert busy.taker.take(False) == 1
@@ -657,7 +657,7 @@ def test_the_kernel_refuses_while_a_broken_channel_is_moved(house: MakeHouse, fa
 
 def test_many_channels_that_break_at_once_are_all_reported(house: MakeHouse) -> None:
     here = house(12)
-    workers = [here.worker(slot) for slot in range(12)]
+    workers = [here.worker(seat) for seat in range(12)]
     for worker in workers:
         worker.shut_down(socket.SHUT_RDWR)
     here.run_until(lambda: here["broken_channels"] == 12, "all are found")

@@ -18,7 +18,7 @@ from pyfanout._core import lib
 
 from pyfanout import config, core
 from pyfanout.config import Policy
-from pyfanout.core import BATCH, SLOTS, Core, News
+from pyfanout.core import BATCH, SEATS, Core, News
 
 from .kit import Faults, House, compiler, descriptors, free_descriptors, in_child, is_open
 
@@ -45,11 +45,11 @@ def test_python_knows_all_policies() -> None:
 def test_limits_are_the_same_in_both_languages() -> None:
     assert BATCH == lib.FAN_BATCH
     assert config.MAX_THREADS <= lib.FAN_MAX_THREADS
-    assert config.MAX_WORKERS <= lib.FAN_MAX_SLOTS
+    assert config.MAX_WORKERS <= lib.FAN_MAX_SEATS
 
 
 def test_the_view_of_the_board_has_the_fields_of_the_header(house: MakeHouse) -> None:
-    text = HEADER.read_text().split("A copy of a slot's page")[1].split("} fan_board_view;")[0]
+    text = HEADER.read_text().split("A copy of a seat's page")[1].split("} fan_board_view;")[0]
     fields = re.findall(r"^ +u?int\d+_t (\w+);", text, re.MULTILINE)
     assert list(core.BoardView.__slots__) == fields
     here = house(2)
@@ -73,17 +73,17 @@ def errno_of_birth() -> int:
     """Of a core that is made, gets the channels of three workers, and is closed; 0 if it is."""
     try:
         with Core(3, Policy.ROUND_ROBIN) as core:
-            for slot in range(3):
-                core.begin(slot, 1, slot)
+            for seat in range(3):
+                core.begin(seat, 1, seat)
     except OSError as error:
         return error.errno or 0
     return 0
 
 
-@pytest.mark.parametrize("slots", [0, -1, SLOTS + 1])
-def test_a_number_of_slots_that_is_out_of_range(slots: int) -> None:
+@pytest.mark.parametrize("seats", [0, -1, SEATS + 1])
+def test_a_number_of_seats_that_is_out_of_range(seats: int) -> None:
     with pytest.raises(OSError, match="make the core") as caught:
-        Core(slots, Policy.ROUND_ROBIN)
+        Core(seats, Policy.ROUND_ROBIN)
     assert caught.value.errno == errno.EINVAL
 
 
@@ -151,15 +151,15 @@ def test_closed_twice(house: MakeHouse) -> None:
 
 def test_the_largest_core() -> None:
     before = descriptors()
-    with Core(SLOTS, Policy.LEAST_CONNECTIONS) as core:
+    with Core(SEATS, Policy.LEAST_CONNECTIONS) as core:
         assert len(descriptors() - before) == 4, "a channel is made when it is needed"
         assert core.run(0) == []
-        for slot in range(1024):
-            core.begin(slot, 1, slot)
+        for seat in range(1024):
+            core.begin(seat, 1, seat)
         assert len(descriptors() - before) == 2 * 1025 + 2
         assert core.run(0) == []
-        for slot in range(1024):
-            core.end(slot)
+        for seat in range(1024):
+            core.end(seat)
         assert len(descriptors() - before) == 4
     assert descriptors() == before
 
@@ -172,8 +172,8 @@ def test_an_idle_core_sleeps(house: MakeHouse, faults: Faults) -> None:
     here = house(3)
     for enter in (False, True):
         if enter:
-            for slot in range(3):
-                here.enter(slot)
+            for seat in range(3):
+                here.enter(seat)
         here.settle()
         faults.reset()
         assert here.core.run(80_000_000) == []

@@ -111,8 +111,8 @@ ORDERS = [
     ("refill", ["recall_batch", "fan_accept_batch"]),
     ("pass_held", ["fan_route", "pass_to"]),
     ("fan_core_finish_if_done", ["core->held_count > 0", "listeners", "recalling", "shutdown"]),
-    ("fan_slot_enter", ["entered = true", "recalling = false", "space = 0"]),
-    ("fan_slot_leave", ["entered = false", "recalling", "fan_channel_nudge"]),
+    ("fan_seat_enter", ["entered = true", "recalling = false", "space = 0"]),
+    ("fan_seat_leave", ["entered = false", "recalling", "fan_channel_nudge"]),
     ("channel_writable", ["armed = false", "space =", "listeners_may_have_more"]),
     ("fan_take_wait", ["fan_board_idle_now", "sleeping, true", "cancelled", "wait_in_turn", "sleeping, false"]),
     ("wait_in_turn", ["fan_turns_enter", "fan_channel_wait", "fan_turns_wait"]),
@@ -133,7 +133,7 @@ def test_who_is_wanted_in_a_stop_is_decided_so() -> None:
         "not self._finished",
         "other.state is State.BOOTING",
     ]
-    order += ["other.pool and", "in _READING", "self._left_in(slot)", "not pooled and self._core.untaken(POOL) > 0"]
+    order += ["other.pool and", "in _READING", "self._left_in(seat)", "not pooled and self._core.untaken(POOL) > 0"]
     places = [found[0].find(each) for each in order]
     assert -1 not in places, dict(zip(order, places, strict=True))
     assert places == sorted(places), dict(zip(order, places, strict=True))

@@ -18,7 +18,7 @@ from pyfanout.core import Core, Ends, Station
 
 from .kit import House, Worker, in_child
 
-SLOTS = 18
+SEATS = 18
 """More than boards of 4 KiB would fit on a page of 64."""
 
 CLIENTS = 3
@@ -28,23 +28,23 @@ PAGES = ("test_abandon_keeps", "disowned", "new_generation", "sent_what_it_needs
 FILES = ("test_pages.py", "test_take.py", "test_route.py")
 
 
-def be_born(house: House, slot: int, *, shared: bool) -> Station:
+def be_born(house: House, seat: int, *, shared: bool) -> Station:
     """In the child: as the master's own, or as a guest, which is sent what it needs."""
-    ends = Ends(*map(os.dup, house.core.ends(slot))) if shared else None
-    mine = house.core.abandon(slot)
+    ends = Ends(*map(os.dup, house.core.ends(seat))) if shared else None
+    mine = house.core.abandon(seat)
     if ends is None:
         return mine
     os.close(mine.pool_fd)
-    os.close(mine.slot_fd)
+    os.close(mine.seat_fd)
     mine.disown()  # what it writes there is not seen
     mine.done()
-    return Station.of(ends, slot)
+    return Station.of(ends, seat)
 
 
-def live(house: House, slot: int, *, pool: bool, shared: bool) -> None:
+def live(house: House, seat: int, *, pool: bool, shared: bool) -> None:
     """In the child: take what is there, be done with one, and fork a child that goes on as if it were the worker."""
-    station = be_born(house, slot, shared=shared)
-    worker = Worker(house, slot, station, pool)
+    station = be_born(house, seat, shared=shared)
+    worker = Worker(house, seat, station, pool)
     assert len(worker.take(CLIENTS)) == CLIENTS
     worker.done()
 
@@ -60,16 +60,16 @@ def test_lives_of_workers(shared: bool) -> None:
     """Each place has two workers, one after the other, with a channel of its own and then in the pool: they write to
     their own page and to no other, and a child that they fork to none."""
     assert int(os.environ.get("PAGE_BYTES", mmap.PAGESIZE)) == mmap.PAGESIZE
-    with House(SLOTS, shared=shared) as house:
+    with House(SEATS, shared=shared) as house:
         house.listen()
         for generation, pool in ((1, False), (2, True)):
-            for slot in range(SLOTS):
-                house.enter(slot, pool=pool)
+            for seat in range(SEATS):
+                house.enter(seat, pool=pool)
                 house.connect(CLIENTS)
                 house.settle()
-                in_child(lambda slot=slot, pool=pool: live(house, slot, pool=pool, shared=shared))  # type: ignore[misc]
-                house.core.leave(slot)
-            views = [house.core.look(slot) for slot in range(SLOTS)]
+                in_child(lambda seat=seat, pool=pool: live(house, seat, pool=pool, shared=shared))  # type: ignore[misc]
+                house.core.leave(seat)
+            views = [house.core.look(seat) for seat in range(SEATS)]
             assert {(view.generation, view.taken, view.done) for view in views} == {(generation, CLIENTS, 1)}
         house.check()
 
@@ -79,8 +79,8 @@ def test_memory_is_for_pages_that_are_used() -> None:
     before = shared_kib()
     with Core(2048, Policy.ROUND_ROBIN) as core:
         assert shared_kib() == before
-        for slot in range(3):
-            core.begin(slot, 1, slot)
+        for seat in range(3):
+            core.begin(seat, 1, seat)
         page_kib = mmap.PAGESIZE // 1024
         assert before < shared_kib() <= before + 3 * page_kib + max(page_kib, 12), "three boards, and the turns"
 

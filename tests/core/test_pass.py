@@ -28,12 +28,12 @@ errors = pytest.mark.parametrize("error", LATER, ids=errno.errorcode.get)
 
 
 @errors
-@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("seats", [1, 2])
 @pytest.mark.parametrize("pool", [False, True], ids=["own", "pool"])
-def test_a_refused_message_is_sent_later(house: MakeHouse, faults: Faults, error: int, slots: int, pool: bool) -> None:
+def test_a_refused_message_is_sent_later(house: MakeHouse, faults: Faults, error: int, seats: int, pool: bool) -> None:
     """Although nothing else happens in the meantime that would wake the master."""
-    here = house(slots)
-    workers = [here.worker(slot, pool=pool) for slot in range(slots)]
+    here = house(seats)
+    workers = [here.worker(seat, pool=pool) for seat in range(seats)]
     here.connect(5)
     faults.fail("sendmmsg", error, times=2)
     # What waits in a pool may be more: on a slow machine the core has nudged by the time it is looked at.
@@ -64,7 +64,7 @@ def test_a_refusal_that_lasts_does_not_spin(house: MakeHouse, faults: Faults, er
 @pytest.mark.parametrize("policy", Policy, ids=str)
 def test_refused_in_the_middle_of_a_batch(house: MakeHouse, faults: Faults, error: int, policy: Policy) -> None:
     here = house(3, policy)
-    workers = [here.worker(slot) for slot in range(3)]
+    workers = [here.worker(seat) for seat in range(3)]
     here.connect(20)
     faults.limit(3)
     faults.fail("sendmmsg", error, after=2, times=3)
@@ -120,7 +120,7 @@ def test_what_is_held_when_the_core_is_closed_is_closed(house: MakeHouse, faults
 def test_the_limit_of_descriptors_in_flight_as_an_unprivileged_user(house: MakeHouse) -> None:
     """RLIMIT_NOFILE bounds what a user has in flight over all sockets (unix(7), ETOOMANYREFS); root is exempt."""
     here = house(12)
-    workers = [here.worker(slot, 128) for slot in range(12)]  # 32 or more in each: more than the limit below
+    workers = [here.worker(seat, 128) for seat in range(12)]  # 32 or more in each: more than the limit below
     here.connect(384)
     most = len(descriptors()) - len(here.clients) + 50
     assert most < 384 - 2 * BATCH

@@ -50,19 +50,19 @@ class Life:
         self.house.run_for(ms * 1_000_000)
 
     def enter(self) -> None:
-        empty = [slot for slot in range(self.house.slots) if slot not in self.workers]
+        empty = [seat for seat in range(self.house.seats) if seat not in self.workers]
         if empty:
-            slot, size, pool = self.rng.choice(empty), self.rng.choice([6, 8, 12, 32, 64]), self.rng.random() < 0.3
+            seat, size, pool = self.rng.choice(empty), self.rng.choice([6, 8, 12, 32, 64]), self.rng.random() < 0.3
             most = self.rng.choice([0, 0, 0, 7])
-            self.log.append(f"enter {slot} size={size} pool={pool} most={most}")
-            self.workers[slot] = self.house.worker(slot, size, pool=pool, most=most)
-            self.live[slot] = 0
+            self.log.append(f"enter {seat} size={size} pool={pool} most={most}")
+            self.workers[seat] = self.house.worker(seat, size, pool=pool, most=most)
+            self.live[seat] = 0
 
     def leave(self) -> None:
         if self.workers:
-            slot = self.rng.choice(list(self.workers))
-            worker = self.workers.pop(slot)
-            self.log.append(f"leave {slot}")
+            seat = self.rng.choice(list(self.workers))
+            worker = self.workers.pop(seat)
+            self.log.append(f"leave {seat}")
             worker.leave()
             if self.rng.random() < 0.3:
                 self.retired = [*self.retired[-1:], worker]
@@ -75,26 +75,26 @@ class Life:
 
     def _take(self, worker: Worker, cap: int) -> None:
         clients = clients_of(worker.take(cap, keep=False))
-        self.log.append(f"{worker.slot} takes {clients}")
+        self.log.append(f"{worker.seat} takes {clients}")
         self.taken.update(clients)
-        self.live[worker.slot] = self.live.get(worker.slot, 0) + len(clients)
+        self.live[worker.seat] = self.live.get(worker.seat, 0) + len(clients)
 
     def done(self) -> None:
-        for slot, worker in self.workers.items():
-            count = self.rng.randint(0, self.live[slot])
+        for seat, worker in self.workers.items():
+            count = self.rng.randint(0, self.live[seat])
             worker.done(count)
-            self.live[slot] -= count
+            self.live[seat] -= count
 
     def lie(self) -> None:
         if self.workers:
             worker = self.rng.choice(list(self.workers.values()))
-            self.log.append(f"{worker.slot} lies")
+            self.log.append(f"{worker.seat} lies")
             worker.done(self.rng.randint(1, 1000))
 
     def shut_down(self) -> None:
         if self.workers and self.rng.random() < 0.3:
             worker = self.rng.choice(list(self.workers.values()))
-            self.log.append(f"{worker.slot} shuts its channel down")
+            self.log.append(f"{worker.seat} shuts its channel down")
             worker.shut_down(self.rng.choice([socket.SHUT_RD, socket.SHUT_RDWR, socket.SHUT_WR]))
 
     def fault(self) -> None:
@@ -130,9 +130,9 @@ class Life:
         for event in house.said(News.CHANNEL_BROKEN):
             house.events.remove(event)
             self.log.append(f"broken: {event.token}")
-            for slot, worker in list(self.workers.items()):
-                if slot == event.token or (worker.pool and event.token < 0):  # the supervisor does the same
-                    self.workers.pop(slot).leave()
+            for seat, worker in list(self.workers.items()):
+                if seat == event.token or (worker.pool and event.token < 0):  # the supervisor does the same
+                    self.workers.pop(seat).leave()
                     self._take(worker, 1000)
         assert not house.said(News.LISTENER_FAILED)
         assert max(self.taken.values(), default=1) == 1, "taken twice"
@@ -157,9 +157,9 @@ class Life:
             return self.taken.total() >= len(self.house.clients) or bool(self.house.said(News.CHANNEL_BROKEN))
 
         while self.taken.total() < len(self.house.clients):  # again when a channel turns out to be broken
-            for slot in range(self.house.slots):
-                if slot not in self.workers:
-                    self.workers[slot] = self.house.worker(slot, 32, pool=slot == 0)  # the pool holds some, too
+            for seat in range(self.house.seats):
+                if seat not in self.workers:
+                    self.workers[seat] = self.house.worker(seat, 32, pool=seat == 0)  # the pool holds some, too
             self.house.run_until(stuck_or_done, "the others arrive")
             self.check()
         assert sorted(self.taken) == list(range(len(self.house.clients)))

@@ -24,37 +24,37 @@ SLACK = 8  # of route.c
 
 
 def one_by_one(here: House, count: int) -> list[int]:
-    """Who gets each of `count` connections that come one after the other: the slots."""
+    """Who gets each of `count` connections that come one after the other: the seats."""
     order = []
     for _ in range(count):
         before = here.untaken()
         here.connect()
         here.settle()
-        (slot,) = [i for i, (a, b) in enumerate(zip(before, here.untaken(), strict=True)) if b == a + 1]
-        order.append(slot)
+        (seat,) = [i for i, (a, b) in enumerate(zip(before, here.untaken(), strict=True)) if b == a + 1]
+        order.append(seat)
     return order
 
 
 # ---- round-robin -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 5, 8])
-def test_round_robin_is_exact(house: MakeHouse, slots: int) -> None:
-    here = house(slots)
-    workers = [here.worker(slot) for slot in range(slots)]
+@pytest.mark.parametrize("seats", [1, 2, 3, 5, 8])
+def test_round_robin_is_exact(house: MakeHouse, seats: int) -> None:
+    here = house(seats)
+    workers = [here.worker(seat) for seat in range(seats)]
     for _ in range(10):
-        assert one_by_one(here, 3 * slots) == list(range(slots)) * 3
+        assert one_by_one(here, 3 * seats) == list(range(seats)) * 3
         for worker in workers:
             assert len(worker.take()) == 3
 
 
 def test_round_robin_of_a_burst(house: MakeHouse) -> None:
     here = house(4)
-    workers = [here.worker(slot) for slot in range(4)]
+    workers = [here.worker(seat) for seat in range(4)]
     here.connect(24)
     here.settle()
-    for slot, worker in enumerate(workers):
-        assert clients_of(worker.take()) == list(range(slot, 24, 4))
+    for seat, worker in enumerate(workers):
+        assert clients_of(worker.take()) == list(range(seat, 24, 4))
 
 
 def test_round_robin_skips_who_is_full(house: MakeHouse) -> None:
@@ -68,7 +68,7 @@ def test_round_robin_skips_who_is_full(house: MakeHouse) -> None:
 
 def test_round_robin_goes_on_where_it_was_when_somebody_leaves(house: MakeHouse) -> None:
     here = house(4)
-    workers = [here.worker(slot) for slot in range(4)]
+    workers = [here.worker(seat) for seat in range(4)]
     assert one_by_one(here, 2) == [0, 1]
     for worker in workers:
         worker.take()
@@ -87,7 +87,7 @@ def test_round_robin_takes_a_new_worker_in(house: MakeHouse) -> None:
 @pytest.mark.parametrize("policy", Policy, ids=str)
 def test_all_is_passed_whatever_the_policy(house: MakeHouse, policy: Policy) -> None:
     here = house(3, policy)
-    workers = [here.worker(slot, 12) for slot in range(3)]
+    workers = [here.worker(seat, 12) for seat in range(3)]
     here.connect(200)
     assert sorted(here.take_until(workers, 200)) == list(range(200))
     here.check()
@@ -98,20 +98,20 @@ def test_all_is_passed_whatever_the_policy(house: MakeHouse, policy: Policy) -> 
 
 def test_least_connections_is_exact_when_they_come_steadily(house: MakeHouse) -> None:
     here = house(4, Policy.LEAST_CONNECTIONS)
-    workers = [here.worker(slot) for slot in range(4)]
+    workers = [here.worker(seat) for seat in range(4)]
     live = [0] * 4
     for _ in range(120):
         here.connect()
         here.settle()
         for worker in workers:
-            live[worker.slot] += len(worker.take(keep=False))
+            live[worker.seat] += len(worker.take(keep=False))
         assert max(live) - min(live) <= 1
     assert live == [30] * 4
 
 
 def test_least_connections_goes_to_the_emptiest(house: MakeHouse) -> None:
     here = house(3, Policy.LEAST_CONNECTIONS)
-    workers = [here.worker(slot) for slot in range(3)]
+    workers = [here.worker(seat) for seat in range(3)]
     for _ in range(5):
         here.connect(6)
         here.settle()
@@ -127,7 +127,7 @@ def test_least_connections_when_all_come_at_once(house: MakeHouse, faults: Fault
     something within 20 ms, which it does when the clock stands still."""
     faults.stop_clock()
     here = house(4, Policy.LEAST_CONNECTIONS)
-    workers = [here.worker(slot) for slot in range(4)]
+    workers = [here.worker(seat) for seat in range(4)]
     speeds = [1, 2, 5, 32]
     total = 1200
     here.connect(total)
@@ -136,7 +136,7 @@ def test_least_connections_when_all_come_at_once(house: MakeHouse, faults: Fault
     def all_taken() -> bool:
         for worker, speed in zip(workers, speeds, strict=True):
             for _ in range(rng.randint(1, 3)):
-                live[worker.slot] += len(worker.take(speed, keep=False))
+                live[worker.seat] += len(worker.take(speed, keep=False))
         return sum(live) == total
 
     here.run_until(all_taken, "all are taken")
@@ -181,7 +181,7 @@ def test_a_cold_worker_is_not_flooded(house: MakeHouse) -> None:
         here.connect(6)
         here.settle()
         for worker in [*workers, cold]:
-            got[worker.slot] += len(worker.take(keep=False))
+            got[worker.seat] += len(worker.take(keep=False))
     assert sum(got.values()) == 60
     assert 15 <= got[2] <= 30  # its share is 20; the handicap of 150 fades by some in the meantime
 
@@ -209,7 +209,7 @@ def test_a_cold_worker_is_not_starved_by_one_hog(house: MakeHouse) -> None:
 def test_a_page_full_of_lies_harms_only_the_liar(house: MakeHouse, rng: random.Random) -> None:
     """done may be ahead of what was passed, or run backwards; the rest may be anything."""
     here = house(3, Policy.LEAST_CONNECTIONS)
-    workers = [here.worker(slot) for slot in range(3)]
+    workers = [here.worker(seat) for seat in range(3)]
     for _ in range(30):
         ffi.buffer(ffi.cast("char *", workers[0].station.board), mmap.PAGESIZE)[:] = rng.randbytes(mmap.PAGESIZE)
         here.core.look(0)
@@ -227,7 +227,7 @@ def test_a_page_full_of_lies_harms_only_the_liar(house: MakeHouse, rng: random.R
 
 def test_a_liar_in_the_pool(house: MakeHouse, rng: random.Random) -> None:
     here = house(2)
-    workers = [here.worker(slot, 16, pool=True) for slot in range(2)]
+    workers = [here.worker(seat, 16, pool=True) for seat in range(2)]
     for _ in range(10):
         ffi.buffer(ffi.cast("char *", workers[0].station.board), mmap.PAGESIZE)[:] = rng.randbytes(mmap.PAGESIZE)
         here.connect(5)
@@ -245,8 +245,8 @@ def address(number: int) -> tuple[str, int]:
     return str(IPv4Address("127.0.0.0") + 256 + number), 0
 
 
-def slots_of(here: House, workers: list[Worker], sources: list[int]) -> dict[int, int]:
-    """Which slot each source address gets; each has one connection, which ends at once."""
+def seats_of(here: House, workers: list[Worker], sources: list[int]) -> dict[int, int]:
+    """Which seat each source address gets; each has one connection, which ends at once."""
     first = len(here.clients)
     where = {}
     for source in sources:
@@ -254,80 +254,80 @@ def slots_of(here: House, workers: list[Worker], sources: list[int]) -> dict[int
         here.settle()
         for worker in workers:
             for arrival in worker.take(keep=False):
-                where[sources[arrival.client - first]] = worker.slot
+                where[sources[arrival.client - first]] = worker.seat
                 worker.done()
     return where
 
 
-def test_source_hash_keeps_an_address_with_its_slot(house: MakeHouse) -> None:
+def test_source_hash_keeps_an_address_with_its_seat(house: MakeHouse) -> None:
     here = house(4, Policy.SOURCE_HASH)
-    workers = [here.worker(slot) for slot in range(4)]
+    workers = [here.worker(seat) for seat in range(4)]
     sources = list(range(40))
-    where = slots_of(here, workers, sources)
+    where = seats_of(here, workers, sources)
     assert set(where.values()) == {0, 1, 2, 3}
-    assert slots_of(here, workers, sources) == where
-    assert slots_of(here, workers, sources[::-1]) == where
+    assert seats_of(here, workers, sources) == where
+    assert seats_of(here, workers, sources[::-1]) == where
 
 
-def test_source_hash_moves_only_those_of_a_slot_that_leaves(house: MakeHouse) -> None:
+def test_source_hash_moves_only_those_of_a_seat_that_leaves(house: MakeHouse) -> None:
     here = house(4, Policy.SOURCE_HASH)
-    workers = [here.worker(slot) for slot in range(4)]
+    workers = [here.worker(seat) for seat in range(4)]
     sources = list(range(60))
-    where = slots_of(here, workers, sources)
+    where = seats_of(here, workers, sources)
     workers[2].leave()
     others = [workers[0], workers[1], workers[3]]
-    without = slots_of(here, others, sources)
+    without = seats_of(here, others, sources)
     assert {source for source in sources if where[source] != without[source]} == {
         source for source in sources if where[source] == 2
     }
     workers[2] = here.worker(2)
-    assert slots_of(here, workers, sources) == where
+    assert seats_of(here, workers, sources) == where
 
 
 def test_source_hash_keeps_the_clients_of_one_that_is_replaced(house: MakeHouse) -> None:
     """Its successor is in another place, and both are in rotation for a moment; to their clients they are one."""
     here = house(5, Policy.SOURCE_HASH)
-    workers = [here.worker(slot) for slot in range(4)]
+    workers = [here.worker(seat) for seat in range(4)]
     sources = list(range(60))
-    where = slots_of(here, workers, sources)
+    where = seats_of(here, workers, sources)
     successor = here.worker(4, identity=2)
     workers[2].leave()
-    after = slots_of(here, [*workers[:2], workers[3], successor], sources)
-    assert after == {source: 4 if slot == 2 else slot for source, slot in where.items()}
+    after = seats_of(here, [*workers[:2], workers[3], successor], sources)
+    assert after == {source: 4 if seat == 2 else seat for source, seat in where.items()}
 
 
 @pytest.mark.parametrize("places", [(2, 3), (3, 2)])
 def test_source_hash_tries_the_newer_of_two_that_are_the_same(house: MakeHouse, places: tuple[int, int]) -> None:
     """A worker on trial serves the clients of the one that it is to replace; they go back if it fails."""
     here = house(4, policy=Policy.SOURCE_HASH)
-    others = [here.worker(slot) for slot in range(2)]
+    others = [here.worker(seat) for seat in range(2)]
     old = here.worker(places[0], identity=2)
     sources = list(range(60))
-    where = slots_of(here, [*others, old], sources)
+    where = seats_of(here, [*others, old], sources)
     new = here.worker(places[1], identity=2)
-    after = slots_of(here, [*others, old, new], sources)
-    assert after == {source: new.slot if slot == old.slot else slot for source, slot in where.items()}
+    after = seats_of(here, [*others, old, new], sources)
+    assert after == {source: new.seat if seat == old.seat else seat for source, seat in where.items()}
     new.leave()
-    assert slots_of(here, [*others, old], sources) == where
+    assert seats_of(here, [*others, old], sources) == where
 
 
 def test_source_hash_spreads(house: MakeHouse) -> None:
     here = house(4, Policy.SOURCE_HASH)
-    workers = [here.worker(slot) for slot in range(4)]
-    count = Counter(slots_of(here, workers, list(range(300))).values())
+    workers = [here.worker(seat) for seat in range(4)]
+    count = Counter(seats_of(here, workers, list(range(300))).values())
     assert min(count.values()) > 300 / 4 * 0.6  # 4 standard deviations are 30
 
 
-def test_source_hash_bounds_the_load_of_one_slot(house: MakeHouse) -> None:
-    """All come from one address: its slot gets a quarter more than the mean, and the rest go to others."""
+def test_source_hash_bounds_the_load_of_one_seat(house: MakeHouse) -> None:
+    """All come from one address: its seat gets a quarter more than the mean, and the rest go to others."""
     here = house(4, Policy.SOURCE_HASH)
-    workers = [here.worker(slot, 32) for slot in range(4)]
+    workers = [here.worker(seat, 32) for seat in range(4)]
     live = Counter[int]()
     for total in range(1, 121):
         here.connect(source=address(1))
         here.settle()
         for worker in workers:
-            live[worker.slot] += len(worker.take(keep=False))
+            live[worker.seat] += len(worker.take(keep=False))
         assert sum(live.values()) == total
         assert max(live.values()) <= max(32 // 4 + 1, -(-total * 5 // (4 * 4))), live
     assert len(+live) >= 3
@@ -335,7 +335,7 @@ def test_source_hash_bounds_the_load_of_one_slot(house: MakeHouse) -> None:
 
 def test_source_hash_does_not_wait_for_who_is_full(house: MakeHouse) -> None:
     here = house(2, Policy.SOURCE_HASH)
-    workers = [here.worker(slot, 6) for slot in range(2)]
+    workers = [here.worker(seat, 6) for seat in range(2)]
     here.connect(8, source=address(1))
     here.settle()
     assert all(here.untaken()[:2])
@@ -345,14 +345,14 @@ def test_source_hash_does_not_wait_for_who_is_full(house: MakeHouse) -> None:
 def test_source_hash_spreads_unix_clients(house: MakeHouse) -> None:
     here = house(4, Policy.SOURCE_HASH, listening=False)
     here.listen("", socket.AF_UNIX)
-    workers = [here.worker(slot) for slot in range(4)]
+    workers = [here.worker(seat) for seat in range(4)]
     count = Counter[int]()
     for _ in range(30):
         here.connect(5)
         here.settle()
         for worker in workers:
             taken = worker.take(keep=False)
-            count[worker.slot] += len(taken)
+            count[worker.seat] += len(taken)
             worker.done(len(taken))
     assert sum(count.values()) == 150
     assert min(count.values()) > 10
@@ -362,8 +362,8 @@ def test_source_hash_spreads_unix_clients(house: MakeHouse) -> None:
 def test_source_hash_knows_an_ipv4_client_through_a_dual_stack_listener(house: MakeHouse) -> None:
     here = house(8, Policy.SOURCE_HASH)
     here.listen(("::", 0), socket.AF_INET6, dual=True)
-    workers = [here.worker(slot) for slot in range(8)]
-    plain = slots_of(here, workers, list(range(20)))
+    workers = [here.worker(seat) for seat in range(8)]
+    plain = seats_of(here, workers, list(range(20)))
     mapped = {}
     for source in range(20):
         here.connect(to=("127.0.0.1", here.addresses[1][1]), source=address(source))
@@ -371,7 +371,7 @@ def test_source_hash_knows_an_ipv4_client_through_a_dual_stack_listener(house: M
         for worker in workers:
             for arrival in worker.take(keep=False):
                 assert arrival.peer[0] == f"::ffff:{address(source)[0]}"
-                mapped[source] = worker.slot
+                mapped[source] = worker.seat
                 worker.done()
     assert mapped == plain
     assert len(set(plain.values())) > 3
@@ -383,7 +383,7 @@ def test_source_hash_knows_an_ipv4_client_through_a_dual_stack_listener(house: M
 @pytest.mark.parametrize("policy", Policy, ids=str)
 def test_a_worker_never_gets_more_than_it_may_hold(house: MakeHouse, policy: Policy) -> None:
     here = house(2, policy)
-    workers = [here.worker(slot, most=5) for slot in range(2)]
+    workers = [here.worker(seat, most=5) for seat in range(2)]
     here.connect(40)
     here.settle()
     assert here.untaken()[:2] == [5, 5]
@@ -393,14 +393,14 @@ def test_a_worker_never_gets_more_than_it_may_hold(house: MakeHouse, policy: Pol
     total = 10
     while total < 40:
         for worker in workers:
-            worker.done(min(2, live[worker.slot]))
-            live[worker.slot] -= min(2, live[worker.slot])
+            worker.done(min(2, live[worker.seat]))
+            live[worker.seat] -= min(2, live[worker.seat])
         here.settle()
         for worker in workers:
             got = len(worker.take(keep=False))
             total += got
-            live[worker.slot] += got
-            assert live[worker.slot] <= 5
+            live[worker.seat] += got
+            assert live[worker.seat] <= 5
     here.check()
 
 
@@ -458,10 +458,10 @@ def test_a_lost_connection_takes_no_place_for_ever(house: MakeHouse) -> None:
     assert here.core.untaken(0) == 3, "nobody will ever say done of those that were lost"
 
 
-# ---- pool and slots ------------------------------------------------------------------------------------------------
+# ---- pool and seats ------------------------------------------------------------------------------------------------
 
 
-def test_pool_and_slot_channels_side_by_side(house: MakeHouse) -> None:
+def test_pool_and_seat_channels_side_by_side(house: MakeHouse) -> None:
     """As happens while a new release with another kind of handler comes in."""
     here = house(2)
     blocking, loop = here.worker(0, 8, pool=True), here.worker(1)
@@ -473,7 +473,7 @@ def test_pool_and_slot_channels_side_by_side(house: MakeHouse) -> None:
 
 def test_a_pool_is_one_queue(house: MakeHouse) -> None:
     here = house(3)
-    workers = [here.worker(slot, 12, pool=True) for slot in range(3)]
+    workers = [here.worker(seat, 12, pool=True) for seat in range(3)]
     here.connect(12)
     here.run_until_passed(12)
     assert here.untaken() == [0, 0, 0, 12]

@@ -75,7 +75,7 @@ ERRORS: dict[str, tuple[int, ...]] = {
 
 class Life:
     """A core with four workers, two of which share the pool and block: clients come over TCP and UNIX, two workers
-    leave, one is replaced, one slot ends, the server stops. With what guests of a dispatcher need, a loop of the
+    leave, one is replaced, one seat ends, the server stops. With what guests of a dispatcher need, a loop of the
     program's own, something that Python watches, and looks at everything all the time."""
 
     def __init__(self, faults: Faults, policy: Policy) -> None:
@@ -93,15 +93,15 @@ class Life:
             self.insist(house.listen)
             self.insist(lambda: house.listen("", socket.AF_UNIX))
             self.insist(lambda: house.core.watch(self.watched.fileno(), WATCHED))
-            for slot, pool in enumerate((False, False, True, True)):
-                self.fork(slot, pool)
+            for seat, pool in enumerate((False, False, True, True)):
+                self.fork(seat, pool)
             house.connect(15)
             house.connect(10, 1)
             self.drive(25)
             house.connect(20)
             house.settle()  # they wait in channels
-            for slot in (1, 3):
-                self.workers.pop(slot).leave()
+            for seat in (1, 3):
+                self.workers.pop(seat).leave()
             house.core.end(3)
             speaks.send(b"!")
             self.drive(45)  # what waited for the one goes to others, and the pool's other reader was nudged
@@ -122,7 +122,7 @@ class Life:
         station = Station.of(Ends(*map(os.dup, self.house.core.ends(0))), 0)
         station.disown()
         os.close(station.pool_fd)
-        os.close(station.slot_fd)
+        os.close(station.seat_fd)
 
     def insist(self, act: Callable[[], T]) -> T:
         """As the master does: what the system refuses is tried again."""
@@ -133,19 +133,19 @@ class Life:
                 continue
         return act()
 
-    def fork(self, slot: int, pool: bool) -> None:
+    def fork(self, seat: int, pool: bool) -> None:
         house = self.house
 
         def enter() -> Worker:
-            house.begin(slot)
-            worker = Worker(house, slot, house.station(slot), pool)
+            house.begin(seat)
+            worker = Worker(house, seat, house.station(seat), pool)
             if pool:
                 with socket.socket(fileno=os.dup(worker.fd)) as channel:
                     channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, PATIENCE_US))
-            house.core.enter(slot, pool=pool, threads=int(pool), size=8)
+            house.core.enter(seat, pool=pool, threads=int(pool), size=8)
             return worker
 
-        self.workers[slot] = self.insist(enter)
+        self.workers[seat] = self.insist(enter)
 
     def drive(self, count: int) -> None:
         """Until so many have arrived: the core runs, workers take, and whose channel broke is replaced."""
@@ -158,19 +158,19 @@ class Life:
             if self.house.said(News.WATCHED):
                 self.watched.recv(1)
                 self.heard += self.house.said(News.WATCHED)
-            for slot in range(4):
-                assert self.house.core.look(slot).done <= 55
-                assert self.house.core.untaken(slot) >= 0
+            for seat in range(4):
+                assert self.house.core.look(seat).done <= 55
+                assert self.house.core.untaken(seat) >= 0
             for event in self.house.said(News.CHANNEL_BROKEN):
                 self.replace_readers_of(event.token)
             for worker in self.workers.values():
                 self.take(worker)
 
     def replace_readers_of(self, token: int) -> None:
-        for slot, worker in list(self.workers.items()):
-            if token == (POOL if worker.pool else slot):
+        for seat, worker in list(self.workers.items()):
+            if token == (POOL if worker.pool else seat):
                 worker.leave()
-                self.fork(slot, worker.pool)
+                self.fork(seat, worker.pool)
 
     def take(self, worker: Worker) -> None:
         """All that is there; a call that fails takes nothing, and is made again."""

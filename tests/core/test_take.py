@@ -266,9 +266,9 @@ def test_a_cancelled_taker_takes_nothing(house: MakeHouse) -> None:
 def test_idle_threads_are_served_in_turn(house: MakeHouse, interruptible: None) -> None:
     """What makes the pool a round-robin: who has waited longest is woken."""
     here = house(4)
-    for slot in range(4):
-        here.enter(slot, 16, pool=True)
-    stations = [here.station(slot) for slot in range(4)]
+    for seat in range(4):
+        here.enter(seat, 16, pool=True)
+    stations = [here.station(seat) for seat in range(4)]
     takers = [Taker(station.pool_fd, station, 0) for station in stations]
     order: list[int] = []
     threads: dict[int, threading.Thread] = {}
@@ -304,9 +304,9 @@ def woken(house: MakeHouse, interruptible: None, request: pytest.FixtureRequest)
     """A house; a taker that has slept, was woken by the message that is there, and has not taken it yet; and another
     one, of another worker. The parameter is how many messages there are: a later one might be behind a nudge."""
     here = house(2)
-    for slot in range(2):
-        here.enter(slot, 16, pool=True)
-    stations = [here.station(slot) for slot in range(2)]
+    for seat in range(2):
+        here.enter(seat, 16, pool=True)
+    stations = [here.station(seat) for seat in range(2)]
     first, second = (Taker(station.pool_fd, station, 0) for station in stations)
     rcs: list[int] = []
     thread = threading.Thread(target=lambda: rcs.append(first._wait()))
@@ -399,8 +399,8 @@ def test_a_channel_that_somebody_made_non_blocking(house: MakeHouse, interruptib
 # ---- what a child keeps ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slot", [0, 2, 4])
-def test_abandon_keeps_two_descriptors_and_a_page(slot: int) -> None:
+@pytest.mark.parametrize("seat", [0, 2, 4])
+def test_abandon_keeps_two_descriptors_and_a_page(seat: int) -> None:
     def act() -> None:
         before = descriptors()
         with House(5) as here:
@@ -412,14 +412,14 @@ def test_abandon_keeps_two_descriptors_and_a_page(slot: int) -> None:
             here.settle()
             clients = {client.fileno() for client in here.clients}
             maps = pages()
-            station = here.core.abandon(slot)
-            assert descriptors() - before - clients == {station.pool_fd, station.slot_fd}
+            station = here.core.abandon(seat)
+            assert descriptors() - before - clients == {station.pool_fd, station.seat_fd}
             assert maps - pages() == 4
             address = int(ffi.cast("uintptr_t", station.board))
             assert address % mmap.PAGESIZE == 0
             station.done()
             os.close(station.pool_fd)
-            os.close(station.slot_fd)
+            os.close(station.seat_fd)
             here._stations.clear()
 
     in_child(act)
@@ -438,12 +438,12 @@ def pages() -> int:
 
 def test_abandon_does_not_edit_the_masters_epoll_sets(house: MakeHouse) -> None:
     here = house(3)
-    workers = [here.worker(slot) for slot in range(3)]
+    workers = [here.worker(seat) for seat in range(3)]
     reading, writing = socket.socketpair()
     with reading, writing:
         here.core.watch(reading.fileno(), 5)
-        for slot in range(3):
-            here.station(slot)
+        for seat in range(3):
+            here.station(seat)
         here.connect(9)
         writing.send(b"!")
         here.run_until(lambda: sum(here.untaken()) == 9 and any(e.token == 5 for e in here.events), "all is watched")
@@ -501,23 +501,23 @@ def test_a_worker_that_is_sent_what_it_needs() -> None:
     before = descriptors()
     with Core(3, Policy.ROUND_ROBIN) as core:
         core.share()
-        for slot in range(3):
-            core.begin(slot, 7, slot)
+        for seat in range(3):
+            core.begin(seat, 7, seat)
         ends = core.ends(1)
         held = descriptors() - before
         assert set(ends) <= held
         station = Station.of(Ends(*map(os.dup, ends)), 1)
-        assert descriptors() - before - held == {station.pool_fd, station.slot_fd}, "the board's file is closed"
+        assert descriptors() - before - held == {station.pool_fd, station.seat_fd}, "the board's file is closed"
         for size in (0, 1 << 30):
             with pytest.raises(PermissionError):  # the master would read beyond its end
                 os.ftruncate(ends.board_fd, size)
         core.enter(1, pool=False, threads=0, size=8)
-        Taker(station.slot_fd, station, 0, 8).take_ready(8)
+        Taker(station.seat_fd, station, 0, 8).take_ready(8)
         station.done()
-        assert [core.look(slot).beat_ns > 0 for slot in range(3)] == [False, True, False]
-        assert [core.look(slot).generation for slot in range(3)] == [7, 7, 7]
+        assert [core.look(seat).beat_ns > 0 for seat in range(3)] == [False, True, False]
+        assert [core.look(seat).generation for seat in range(3)] == [7, 7, 7]
         os.close(station.pool_fd)
-        os.close(station.slot_fd)
+        os.close(station.seat_fd)
     assert descriptors() == before
 
 

@@ -74,8 +74,8 @@ def board_page(data: bytes) -> None:
         page[:] = data[: mmap.PAGESIZE].ljust(mmap.PAGESIZE, data[-1:] or b"\0")
     for event in _master.run(0):
         assert event.news is News.WATCHED, event
-    for place in range(len(_pages)):
-        view = _master.look(place)
+    for seat in range(len(_pages)):
+        view = _master.look(seat)
         assert 0 <= view.done <= view.taken
         assert 0 <= view.busy_threads <= view.threads <= MAX_THREADS
         assert view.busy_since_ns >= 0
@@ -124,12 +124,10 @@ if __name__ == "__main__":
     if name == "board":
         _master = Core(2, Policy.LEAST_CONNECTIONS)
         _master.share()
-        for place in range(2):
-            _master.begin(place, 1, place)
-            _master.enter(place, pool=place == 1, threads=place, size=8, most=4)
-        _pages = [
-            mmap.mmap(_master.ends(0).board_fd, mmap.PAGESIZE, offset=place * mmap.PAGESIZE) for place in range(2)
-        ]
+        for seat in range(2):
+            _master.begin(seat, 1, seat)
+            _master.enter(seat, pool=seat == 1, threads=seat, size=8, most=4)
+        _pages = [mmap.mmap(_master.ends(0).board_fd, mmap.PAGESIZE, offset=seat * mmap.PAGESIZE) for seat in range(2)]
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
             listener.bind("")
             listener.listen(CLIENTS)

@@ -530,9 +530,9 @@ def test_nonsense_at_the_door_and_on_the_control_socket(tmp_path: Path) -> None:
                         break
                 rude.control.close()
                 os.close(rude.station.pool_fd)
-                os.close(rude.station.slot_fd)
+                os.close(rude.station.seat_fd)
             gone = joining.join(door)
-            socket.socket(fileno=gone.station.slot_fd).shutdown(socket.SHUT_RDWR)
+            socket.socket(fileno=gone.station.seat_fd).shutdown(socket.SHUT_RDWR)
             socket.socket(fileno=os.dup(gone.station.pool_fd)).shutdown(socket.SHUT_RDWR)
             gone.control.send(b"R\0\0\0")
             gone.control.close()

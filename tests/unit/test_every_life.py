@@ -119,7 +119,7 @@ class World:
         self.queued = 0
         """Clients in the kernel's queue, or in the master's hands."""
         self.waiting: Counter[int] = Counter()
-        """Clients that were passed and not taken, by place, or in the POOL."""
+        """Clients that were passed and not taken, by seat, or in the POOL."""
         self._recalled: set[int] = set()
         """Places out of rotation, whose clients the master takes back."""
         self.refused: str | None = None
@@ -170,34 +170,34 @@ class World:
     def finish(self, _limit: int) -> None:
         self.finishing = True
 
-    def begin(self, place: int, _generation: int, _number: int) -> None:
-        assert place not in self.entered
-        self.open.add(place)
+    def begin(self, seat: int, _generation: int, _number: int) -> None:
+        assert seat not in self.entered
+        self.open.add(seat)
 
-    def enter(self, place: int, **_: object) -> None:
-        assert place in self.open
-        assert place not in self.entered
-        member: Any = self.supervisor._roster.lives_in(place)
+    def enter(self, seat: int, **_: object) -> None:
+        assert seat in self.open
+        assert seat not in self.entered
+        member: Any = self.supervisor._roster.lives_in(seat)
         member.process.cut_off |= self.refused == "no entry"
         self._refuse("no entry")
-        self.entered.add(place)
-        self._recalled.discard(place)
+        self.entered.add(seat)
+        self._recalled.discard(seat)
 
-    def leave(self, place: int) -> None:
-        self.entered.discard(place)
-        self._recalled.add(place)
+    def leave(self, seat: int) -> None:
+        self.entered.discard(seat)
+        self._recalled.add(seat)
 
-    def end(self, place: int) -> None:
-        assert place not in self.entered
-        assert not (self.finished and self.waiting[place]), "nobody will read what waits there"
-        self.open.discard(place)
-        self._recalled.add(place)
+    def end(self, seat: int) -> None:
+        assert seat not in self.entered
+        assert not (self.finished and self.waiting[seat]), "nobody will read what waits there"
+        self.open.discard(seat)
+        self._recalled.add(seat)
 
-    def look(self, place: int) -> BoardView:
+    def look(self, seat: int) -> BoardView:
         return BoardView(1, 0, 0, 0, self.now_ns, 0, 0, 1, 0)
 
-    def untaken(self, place: int) -> int:
-        return self.waiting[place]
+    def untaken(self, seat: int) -> int:
+        return self.waiting[seat]
 
     truncated = 0
 
@@ -215,9 +215,9 @@ class World:
             raise CoreError(errno.EAGAIN, what)
 
     def _worker_main(self, slot: int, _generation: int, _station: Any, control: socket.socket, *_: Any) -> int:
-        (place,) = [each for each in self.supervisor._roster.slots if each.number == slot]
-        if place.deaths > 1 and place.member is None and self.supervisor._reload is None:
-            assert self.now_ns >= place.died_ns[-1] + policy.FIRST_DELAY_NS, "no back-off"
+        (it,) = [each for each in self.supervisor._roster.slots if each.number == slot]
+        if it.deaths > 1 and it.member is None and self.supervisor._reload is None:
+            assert self.now_ns >= it.died_ns[-1] + policy.FIRST_DELAY_NS, "no back-off"
         self.workers.append(Process(self, next(self._pids), control.dup()))
         return 0
 
@@ -252,11 +252,11 @@ class World:
                 yield "take", number
             if self.faults:
                 yield from ((kind, number) for kind in self._kinds if self._may(kind, worker))
-        back = [place for place in sorted(self._recalled) if self.waiting[place]]
+        back = [seat for seat in sorted(self._recalled) if self.waiting[seat]]
         if not self.finished and self.entered:
-            yield from (("recall", place) for place in back)
+            yield from (("recall", seat) for seat in back)
             if self.queued:
-                yield from (("pass", place) for place in ([POOL] if self._pool else sorted(self.entered)))
+                yield from (("pass", seat) for seat in ([POOL] if self._pool else sorted(self.entered)))
         if self._clients and not self.finishing:
             yield ("client",)
         if self.finishing and not (self.finished or self.queued or back):
@@ -301,8 +301,8 @@ class World:
     def _act(self, move: Move) -> None:
         worker: Any = self.workers[move[1]] if move[0] in ON_WORKERS else None
         match move:
-            case ("client" | "pass" | "recall", *places):
-                self._move_client(move[0], *places)
+            case ("client" | "pass" | "recall", *seats):
+                self._move_client(move[0], *seats)
             case ("take", _):
                 self.waiting[self.channel_of(worker)] -= 1
             case ("ready", _):
@@ -336,7 +336,7 @@ class World:
             case ("broken", _):
                 self.faults -= 1
                 worker.told = worker.cut_off = True
-                self._events.append(Event(News.CHANNEL_BROKEN, 0, self._member(worker).place))
+                self._events.append(Event(News.CHANNEL_BROKEN, 0, self._member(worker).seat))
             case ("no fork" | "no entry" as what,):
                 self.faults -= 1
                 self.refused = what
@@ -350,16 +350,16 @@ class World:
             case ("time",):
                 self.now_ns = max(self.now_ns, min(self.supervisor._deadlines()))
 
-    def _move_client(self, how: str, place: int = POOL) -> None:
+    def _move_client(self, how: str, seat: int = POOL) -> None:
         match how:
             case "client":
                 self._clients -= 1
                 self.queued += 1
             case "pass":
                 self.queued -= 1
-                self.waiting[place] += 1
+                self.waiting[seat] += 1
             case "recall":
-                self.waiting[place] -= 1
+                self.waiting[seat] -= 1
                 self.queued += 1
 
     def settle(self) -> None:
@@ -385,7 +385,7 @@ class World:
         self._events.append(Event(News.WATCHED, 0, self._watched[worker.pidfd]))
 
     def channel_of(self, worker: Process) -> int:
-        return POOL if self._pool else self._member(worker).place
+        return POOL if self._pool else self._member(worker).seat
 
     def _member(self, worker: Process) -> roster.Member:
         (member,) = [each for each in self.supervisor._roster.members if each.process is worker]
@@ -413,10 +413,10 @@ class World:
 
     def check(self) -> None:
         members = self.supervisor._roster.members
-        serving = {member.place for member in members if member.state is State.READY and not member.short}
+        serving = {member.seat for member in members if member.state is State.READY and not member.short}
         assert self.entered >= serving
         assert self.entered == serving or self.finished, "in rotation, where nothing is passed any more"
-        assert {member.place for member in members} <= self.open
+        assert {member.seat for member in members} <= self.open
         for slot in self.supervisor._roster.slots:
             assert slot.successor is None or slot.member is not None
         for member in members:
@@ -440,10 +440,10 @@ class World:
             slot, process = member.slot, member.process
             slots.setdefault(slot, []).append(
                 (
-                    *(slot.member is member, slot.successor is member, member.place == slot.place),
+                    *(slot.member is member, slot.successor is member, member.seat == slot.seat),
                     *(member.state.name, away(member.deadline_ns), self._has_lived(member), member.pinged_ns is None),
-                    *(member.place in self.open, member.place in self.entered, member.pong_ns is None),
-                    *(self.waiting[member.place], member.place in self._recalled),
+                    *(member.seat in self.open, member.seat in self.entered, member.pong_ns is None),
+                    *(self.waiting[member.seat], member.seat in self._recalled),
                     *(
                         member.resigned,
                         member.spent,
@@ -469,12 +469,12 @@ class World:
             str(
                 (
                     *(slot.retired, slot in waiting, away(slot.respawn_at_ns), min(slot.deaths, 3), slot.failed),
-                    *(slot.place is not None and self.waiting[slot.place], members),
+                    *(slot.seat is not None and self.waiting[slot.seat], members),
                 )
             )
             for slot, members in slots.items()
         )
-        strangers = self.open - {member.place for member in one._roster.members}
+        strangers = self.open - {member.seat for member in one._roster.members}
         return (
             *(str(found), len(strangers), len(self.entered), tuple(self.requests), self.faults, self.refused),
             *(self._clients, self.queued, self.waiting.total(), self.waiting[POOL]),
@@ -537,7 +537,7 @@ def come_to_rest(one: World) -> None:
     if one.supervisor._stopping is not Request.STOP_NOW and not too_late:
         assert hung or not one.supervisor._late, "a stop waits for nobody"
         assert not one.queued
-        assert {place for place, count in one.waiting.items() if count} <= hung, "somebody is left"
+        assert {seat for seat, count in one.waiting.items() if count} <= hung, "somebody is left"
     if one.supervisor._stopping is not None:
         assert one.over
         assert members == []

@@ -1,4 +1,4 @@
-"""roster: which worker has which slot and which place, from its fork until it is reaped."""
+"""roster: which worker has which slot and which seat, from its fork until it is reaped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import pytest
 from workers import member
 
-from pyfanout.core import SLOTS
+from pyfanout.core import SEATS
 from pyfanout.master.lifecycle import State
 from pyfanout.master.roster import STACKS_LIMIT_BYTES, Member, Roster
 
@@ -56,9 +56,9 @@ def test_the_first_worker_of_a_slot_is_no_restart() -> None:
 def test_a_successor_takes_the_slot_over() -> None:
     roster = roster_of(1)
     (slot,) = roster.slots
-    old, new = slot.member, member(slot, place=7, generation=2)
+    old, new = slot.member, member(slot, seat=7, generation=2)
     roster.add(new, successor=True)
-    assert (slot.member, slot.successor, slot.place) == (old, new, 7)
+    assert (slot.member, slot.successor, slot.seat) == (old, new, 7)
     assert roster.promote(new) is old
     assert (slot.member, slot.successor) == (new, None)
     assert roster.lives_in(0) is old, "until it is reaped"
@@ -68,7 +68,7 @@ def test_a_successor_takes_the_slot_over() -> None:
 def test_one_that_lives_on_without_its_slot() -> None:
     roster = roster_of(1)
     (slot,) = roster.slots
-    old, new = roster.members[0], member(slot, place=1, generation=2)
+    old, new = roster.members[0], member(slot, seat=1, generation=2)
     roster.add(new, successor=True)
     assert roster.vacate(new)
     assert not roster.vacate(new), "it has none any more"
@@ -80,11 +80,11 @@ def test_one_that_lives_on_without_its_slot() -> None:
 
 def test_a_place_is_free_when_its_worker_is_reaped() -> None:
     roster = roster_of(2)
-    assert roster.free_place(None) == 2
-    assert roster.free_place(1) == 2, "it is taken"
+    assert roster.free_seat(None) == 2
+    assert roster.free_seat(1) == 2, "it is taken"
     one = with_descriptors(roster.members[1])
     roster.remove(one)
-    assert roster.free_place(None) == roster.free_place(1) == 1
+    assert roster.free_seat(None) == roster.free_seat(1) == 1
     assert roster.lives_in(1) is None
     assert one.control.fileno() == -1
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -94,10 +94,10 @@ def test_a_place_is_free_when_its_worker_is_reaped() -> None:
 def test_there_are_as_many_places_as_the_core_has() -> None:
     roster = Roster()
     slot = roster.grow()
-    for place in range(SLOTS):
-        roster.add(member(slot, place=place), successor=False)
-    with pytest.raises(OSError, match=f"{SLOTS} workers are alive"):
-        roster.free_place(None)
+    for seat in range(SEATS):
+        roster.add(member(slot, seat=seat), successor=False)
+    with pytest.raises(OSError, match=f"{SEATS} workers are alive"):
+        roster.free_seat(None)
 
 
 def test_a_slot_that_is_scaled_away_gets_no_worker() -> None:

@@ -10,10 +10,10 @@ from pyfanout.master.roster import Member, Slot
 
 
 def member(
-    slot: Slot, control: Any = None, state: State = State.READY, *, place: int | None = None, generation: int = 1
+    slot: Slot, control: Any = None, state: State = State.READY, *, seat: int | None = None, generation: int = 1
 ) -> Member:
-    """By default its place in the core has the number of its slot, as the first worker's has."""
+    """By default its seat in the core has the number of its slot, as the first worker's has."""
     process: Any = SimpleNamespace(pid=1000 * slot.number + generation)
-    made = Member(slot, generation, slot.number if place is None else place, process, control, -1, None)
+    made = Member(slot, generation, slot.number if seat is None else seat, process, control, -1, None)
     made.state = state
     return made

@@ -1,4 +1,4 @@
-"""slot: who leaves, what it had not taken, and who gets that."""
+"""seat: who leaves, what it had not taken, and who gets that."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_leaving_twice_or_before_entering_is_nothing(house: MakeHouse) -> None:
 
 def test_all_leave_the_pool_and_the_next_worker_finds_what_is_left(house: MakeHouse) -> None:
     here = house(2)
-    workers = [here.worker(slot, 8, pool=True) for slot in range(2)]
+    workers = [here.worker(seat, 8, pool=True) for seat in range(2)]
     here.connect(10)
     here.settle()
     assert clients_of(workers[0].take(3)) == [0, 1, 2]
@@ -106,7 +106,7 @@ def test_all_leave_the_pool_and_the_next_worker_finds_what_is_left(house: MakeHo
     here.check()
 
 
-def test_a_slot_changes_from_pool_to_channel_and_back(house: MakeHouse) -> None:
+def test_a_seat_changes_from_pool_to_channel_and_back(house: MakeHouse) -> None:
     here = house()
     taken: list[int] = []
     for turn in range(6):
@@ -120,23 +120,23 @@ def test_a_slot_changes_from_pool_to_channel_and_back(house: MakeHouse) -> None:
 def test_a_hungry_channel_is_not_forgotten_when_another_leaves(house: MakeHouse, rng: random.Random) -> None:
     """Entering and leaving rebuilds the rotation; armed channels must still be heard."""
     here = house(4)
-    workers = {slot: here.worker(slot, 8) for slot in range(4)}
+    workers = {seat: here.worker(seat, 8) for seat in range(4)}
     taken: list[int] = []
     connected = 0
     for _ in range(60):
-        slot = rng.randrange(4)
-        if slot in workers and len(workers) > 1:
-            taken += clients_of(workers[slot].take(rng.randint(0, 8)))
-            workers.pop(slot).leave()
-        elif slot not in workers:
-            workers[slot] = here.worker(slot, rng.choice([6, 8, 32]))
+        seat = rng.randrange(4)
+        if seat in workers and len(workers) > 1:
+            taken += clients_of(workers[seat].take(rng.randint(0, 8)))
+            workers.pop(seat).leave()
+        elif seat not in workers:
+            workers[seat] = here.worker(seat, rng.choice([6, 8, 32]))
         burst = rng.randint(0, 12)
         here.connect(burst)
         connected += burst
         here.settle()
         here.check()
-        slot = rng.choice(list(workers))
-        taken += clients_of(workers[slot].take(rng.randint(0, 16)))
+        seat = rng.choice(list(workers))
+        taken += clients_of(workers[seat].take(rng.randint(0, 16)))
     if left := connected - len(taken):
         taken += here.take_until(list(workers.values()), left)
     assert sorted(taken) == list(range(connected))
@@ -158,8 +158,8 @@ def test_nothing_grows_with_generations(house: MakeHouse, generations: int) -> N
     assert here["recalled"] == generations
 
 
-def test_the_channel_of_a_slot_that_ends_is_closed_when_it_is_empty(house: MakeHouse) -> None:
-    """What waits in it goes to others first; a slot that begins again before that keeps it."""
+def test_the_channel_of_a_seat_that_ends_is_closed_when_it_is_empty(house: MakeHouse) -> None:
+    """What waits in it goes to others first; a seat that begins again before that keeps it."""
     here = house(2)
     before = len(here.own_descriptors())
     first = here.worker(0)
@@ -179,7 +179,7 @@ def test_the_channel_of_a_slot_that_ends_is_closed_when_it_is_empty(house: MakeH
     assert sorted(here.take_until([second, third], 4)) == list(range(10, 14))
 
 
-def test_a_slot_that_begins_again_before_its_end(house: MakeHouse) -> None:
+def test_a_seat_that_begins_again_before_its_end(house: MakeHouse) -> None:
     here = house(1)
     first = here.worker(0)
     here.connect(5)

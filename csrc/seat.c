@@ -1,4 +1,4 @@
-/* slot.c: places for workers, and the channels that outlive them. Who is in rotation; what happens to a channel when its
+/* seat.c: seats for workers, and the channels that outlive them. Who is in rotation; what happens to a channel when its
  * reader comes, goes or breaks it.
  *
  * It never moves a connection from a listener and never waits.
@@ -11,18 +11,18 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-/* Connections that were passed to this slot's worker and are not done. The worker says what is done: clamped. */
-uint64_t fan_slot_live(const fan_core *core, int slot)
+/* Connections that were passed to this seat's worker and are not done. The worker says what is done: clamped. */
+uint64_t fan_seat_live(const fan_core *core, int seat)
 {
-    uint64_t done = fan_board_finished(fan_boards_at(&core->boards, slot)), passed = core->slots[slot].passed;
+    uint64_t done = fan_board_finished(fan_boards_at(&core->boards, seat)), passed = core->seats[seat].passed;
     return done < passed ? passed - done : 0;
 }
 
 /* The number of the next channel that may exist, from `number` on; the pool's is the last. All of them:
- * for (i = fan_channel_next(core, 0); i <= core->slot_count; i = fan_channel_next(core, i + 1)) */
+ * for (i = fan_channel_next(core, 0); i <= core->seat_count; i = fan_channel_next(core, i + 1)) */
 int fan_channel_next(const fan_core *core, int number)
 {
-    return number < core->used_count || number > core->slot_count ? number : core->slot_count;
+    return number < core->used_count || number > core->seat_count ? number : core->seat_count;
 }
 
 /* EPOLLONESHOT without a wish: armed only when it is full. */
@@ -57,7 +57,7 @@ static void mend(fan_core *core, int number)
     fresh.spill_fd = spilled ? channel->spill_fd : channel->read_fd;
     if (spilled)
         fan_close(&channel->read_fd);
-    fresh.recalling = number < core->slot_count;
+    fresh.recalling = number < core->seat_count;
     core->recall = true;
     /* Out of the set by name: a child that has just been forked may still hold the descriptor, and keep it in. */
     epoll_ctl(core->inner, EPOLL_CTL_DEL, channel->write_fd, NULL);
@@ -66,66 +66,66 @@ static void mend(fan_core *core, int number)
     core->broken_count--;
 }
 
-int fan_slot_channel(const fan_core *core, int slot)
+int fan_seat_channel(const fan_core *core, int seat)
 {
-    return core->slots[slot].pool ? core->slot_count : slot;
+    return core->seats[seat].pool ? core->seat_count : seat;
 }
 
 static void rebuild_rotation(fan_core *core)
 {
     core->rotation_count = 0;
-    for (int i = fan_channel_next(core, 0); i <= core->slot_count; i = fan_channel_next(core, i + 1))
+    for (int i = fan_channel_next(core, 0); i <= core->seat_count; i = fan_channel_next(core, i + 1))
         if (core->channels[i].workers > 0)
             core->rotation[core->rotation_count++] = i;
     core->cursor = core->rotation_count ? core->cursor % core->rotation_count : 0;
-    fan_channel *pool = &core->channels[core->slot_count];
+    fan_channel *pool = &core->channels[core->seat_count];
     if (pool->workers == 0 && core->rotation_count > 0) /* what waits in it would wait for ever */
         pool->recalling = core->recall = true;
 }
 
-int fan_slot_begin(fan_core *core, int slot, uint64_t generation, int identity)
+int fan_seat_begin(fan_core *core, int seat, uint64_t generation, int identity)
 {
-    assert(slot >= 0 && slot < core->slot_count && !core->slots[slot].entered);
-    fan_channel *channel = &core->channels[slot];
+    assert(seat >= 0 && seat < core->seat_count && !core->seats[seat].entered);
+    fan_channel *channel = &core->channels[seat];
     if (channel->write_fd < 0) {
-        int rc = fan_channel_birth(core, slot, channel);
+        int rc = fan_channel_birth(core, seat, channel);
         if (rc < 0)
             return rc;
         if (core->finished)
             shutdown(channel->write_fd, SHUT_WR);
-        if (core->used_count <= slot)
-            core->used_count = slot + 1;
+        if (core->used_count <= seat)
+            core->used_count = seat + 1;
     }
     channel->ending = false;
     if (core->broken_count) /* the child shall inherit the new pair */
         fan_channels_mend(core);
-    core->slots[slot].identity = identity;
+    core->seats[seat].identity = identity;
     int left = fan_channel_untaken(channel);
-    core->slots[slot].passed = left > 0 ? (uint64_t)left : 0;
-    fan_board_begin(fan_boards_at(&core->boards, slot), generation);
-    fan_turns_begin(core->turns, slot);
+    core->seats[seat].passed = left > 0 ? (uint64_t)left : 0;
+    fan_board_begin(fan_boards_at(&core->boards, seat), generation);
+    fan_turns_begin(core->turns, seat);
     return 0;
 }
 
-int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size, int most)
+int fan_seat_enter(fan_core *core, int seat, int pool, int threads, int size, int most)
 {
-    assert(slot >= 0 && slot < core->slot_count && !core->slots[slot].entered);
+    assert(seat >= 0 && seat < core->seat_count && !core->seats[seat].entered);
     assert(threads >= 0 && threads <= FAN_MAX_THREADS && (threads > 0 || !pool));
-    fan_slot *place = &core->slots[slot];
-    fan_channel *channel = &core->channels[pool ? core->slot_count : slot];
+    fan_seat *it = &core->seats[seat];
+    fan_channel *channel = &core->channels[pool ? core->seat_count : seat];
     size = fan_channel_resize(channel, size, core->message_bytes);
     if (channel->broken) { /* it has inherited the old pair, and is of no use */
-        fan_core_notice(core, FAN_EVENT_CHANNEL_BROKEN, 0, pool ? -1 : slot);
+        fan_core_notice(core, FAN_EVENT_CHANNEL_BROKEN, 0, pool ? -1 : seat);
         return size;
     }
-    place->entered_ns = fan_now_ns();
+    it->entered_ns = fan_now_ns();
     if (core->policy->enter)
-        core->policy->enter(core, slot);
-    fan_turns_read(core->turns, slot, pool);
-    place->entered = true;
-    place->pool = pool;
-    place->threads = threads;
-    place->most = pool ? 0 : most;
+        core->policy->enter(core, seat);
+    fan_turns_read(core->turns, seat, pool);
+    it->entered = true;
+    it->pool = pool;
+    it->threads = threads;
+    it->most = pool ? 0 : most;
     channel->recalling = false;
     channel->space = 0; /* the kernel is asked what is left in it */
     channel->workers++;
@@ -135,11 +135,11 @@ int fan_slot_enter(fan_core *core, int slot, int pool, int threads, int size, in
     return size;
 }
 
-void fan_slot_end(fan_core *core, int slot)
+void fan_seat_end(fan_core *core, int seat)
 {
-    assert(slot >= 0 && slot < core->slot_count && !core->slots[slot].entered);
-    core->channels[slot].ending = true;
-    fan_channel_end_if_empty(core, slot);
+    assert(seat >= 0 && seat < core->seat_count && !core->seats[seat].entered);
+    core->channels[seat].ending = true;
+    fan_channel_end_if_empty(core, seat);
 }
 
 /* One that is recalling comes back here when it is empty. */
@@ -154,18 +154,18 @@ void fan_channel_end_if_empty(fan_core *core, int number)
     *channel = (fan_channel){.write_fd = -1, .read_fd = -1, .spill_fd = -1};
 }
 
-void fan_slot_leave(fan_core *core, int slot)
+void fan_seat_leave(fan_core *core, int seat)
 {
-    assert(slot >= 0 && slot < core->slot_count);
-    fan_slot *place = &core->slots[slot];
-    if (!place->entered)
+    assert(seat >= 0 && seat < core->seat_count);
+    fan_seat *it = &core->seats[seat];
+    if (!it->entered)
         return;
-    fan_channel *channel = &core->channels[fan_slot_channel(core, slot)];
-    fan_turns_read(core->turns, slot, false);
-    place->entered = false;
+    fan_channel *channel = &core->channels[fan_seat_channel(core, seat)];
+    fan_turns_read(core->turns, seat, false);
+    it->entered = false;
     channel->workers--;
-    channel->threads -= place->threads;
-    if (!place->pool)
+    channel->threads -= it->threads;
+    if (!it->pool)
         channel->recalling = core->recall = true;
     else if (channel->workers > 0 && fan_channel_untaken(channel) > 0) {
         /* It may have died in the instant it was woken, and its wake-up with it. */
@@ -175,19 +175,19 @@ void fan_slot_leave(fan_core *core, int slot)
     rebuild_rotation(core);
 }
 
-void fan_slot_ends(const fan_core *core, int slot, fan_ends *ends)
+void fan_seat_ends(const fan_core *core, int seat, fan_ends *ends)
 {
-    assert(slot >= 0 && slot < core->slot_count && core->board_fd >= 0);
+    assert(seat >= 0 && seat < core->seat_count && core->board_fd >= 0);
     *ends = (fan_ends){
-        .pool_fd = core->channels[core->slot_count].read_fd,
-        .slot_fd = core->channels[slot].read_fd,
+        .pool_fd = core->channels[core->seat_count].read_fd,
+        .seat_fd = core->channels[seat].read_fd,
         .board_fd = core->board_fd,
     };
 }
 
-int fan_slot_untaken(const fan_core *core, int slot)
+int fan_seat_untaken(const fan_core *core, int seat)
 {
-    const fan_channel *channel = &core->channels[slot < 0 ? core->slot_count : slot];
+    const fan_channel *channel = &core->channels[seat < 0 ? core->seat_count : seat];
     if (channel->read_fd < 0)
         return 0;
     int spilled = channel->spill_fd < 0 ? 0 : fan_channel_untaken(&(fan_channel){.read_fd = channel->spill_fd});
@@ -195,23 +195,23 @@ int fan_slot_untaken(const fan_core *core, int slot)
     return untaken < 0 ? untaken : untaken + (spilled < 0 ? 0 : spilled);
 }
 
-void fan_slot_look(const fan_core *core, int slot, fan_board_view *out)
+void fan_seat_look(const fan_core *core, int seat, fan_board_view *out)
 {
-    assert(slot >= 0 && slot < core->slot_count);
-    fan_board_look(fan_boards_at(&core->boards, slot), out);
+    assert(seat >= 0 && seat < core->seat_count);
+    fan_board_look(fan_boards_at(&core->boards, seat), out);
     out->in_hands = out->taken - out->done;
     if (out->in_hands < (uint64_t)out->busy_threads)
         out->in_hands = (uint64_t)out->busy_threads;
     /* What was passed to its own channel, is not there, and was not done: also what it had received, but not counted. */
-    int untaken = fan_slot_untaken(core, slot);
-    uint64_t passed = core->slots[slot].passed, accounted = out->done + (untaken > 0 ? (uint64_t)untaken : 0);
-    if (!core->slots[slot].pool && passed > accounted + out->in_hands)
+    int untaken = fan_seat_untaken(core, seat);
+    uint64_t passed = core->seats[seat].passed, accounted = out->done + (untaken > 0 ? (uint64_t)untaken : 0);
+    if (!core->seats[seat].pool && passed > accounted + out->in_hands)
         out->in_hands = passed - accounted;
 }
 
 void fan_channels_mend(fan_core *core)
 {
-    for (int i = fan_channel_next(core, 0); i <= core->slot_count; i = fan_channel_next(core, i + 1))
+    for (int i = fan_channel_next(core, 0); i <= core->seat_count; i = fan_channel_next(core, i + 1))
         if (core->channels[i].broken)
             mend(core, i);
 }
@@ -223,15 +223,15 @@ void fan_channel_replace(fan_core *core, int number)
     if (channel->broken)
         return;
     core->counters.broken_channels++;
-    for (int slot = 0; slot < core->used_count; slot++)
-        if (core->slots[slot].entered && fan_slot_channel(core, slot) == number) {
-            fan_turns_read(core->turns, slot, false);
-            core->slots[slot].entered = false;
+    for (int seat = 0; seat < core->used_count; seat++)
+        if (core->seats[seat].entered && fan_seat_channel(core, seat) == number) {
+            fan_turns_read(core->turns, seat, false);
+            core->seats[seat].entered = false;
         }
     channel->workers = channel->threads = channel->space = 0;
     channel->broken = channel->recalling = core->recall = true;
     core->broken_count++;
     rebuild_rotation(core);
-    fan_core_notice(core, FAN_EVENT_CHANNEL_BROKEN, 0, number < core->slot_count ? number : -1);
+    fan_core_notice(core, FAN_EVENT_CHANNEL_BROKEN, 0, number < core->seat_count ? number : -1);
     mend(core, number);
 }
