@@ -5,7 +5,7 @@
 """
 
 from pyfanout.config import Config, Policy
-from pyfanout.dispatcher import Dispatcher
+from pyfanout.dispatcher.owner import Dispatcher
 from pyfanout.errors import ConfigError, CoreError, FanoutError, LoadError, ReloadError, StuckError, WorkerError
 from pyfanout.master.callbacks import Notice
 from pyfanout.master.status import WorkerStatus

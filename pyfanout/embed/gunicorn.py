@@ -30,7 +30,7 @@ from gunicorn.workers import base, gasgi, gthread, sync
 from pyfanout import greenlets, stdio
 from pyfanout.config import LOG_LEVELS, MAX_SECONDS
 from pyfanout.core import SHORTAGE_S, Taker, shut
-from pyfanout.dispatcher import Dispatcher, config_of
+from pyfanout.dispatcher.owner import Dispatcher, config_of
 from pyfanout.embed.aio import settled
 from pyfanout.embed.asgi import Application
 from pyfanout.embed.loop import loop_factory
@@ -60,7 +60,7 @@ AGAIN_S = 1.0
 _TIMEVAL = struct.Struct("@ll")
 
 
-class Desk:
+class GunicornDispatcher:
     """The arbiter's dispatcher; another one when its listeners have changed."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class Desk:
 
         return stop_and_close
 
-    def dispatcher(self, listeners: list[Any], config: Any) -> Dispatcher:
+    def running(self, listeners: list[Any], config: Any) -> Dispatcher:
         """One that runs."""
         for each in [each for each in self._former if not each.alive]:
             each.close()
@@ -123,7 +123,7 @@ class Desk:
         return self._dispatcher
 
 
-desk = Desk()
+gunicorn_dispatcher = GunicornDispatcher()
 
 
 class Joined:
@@ -158,10 +158,10 @@ class Joined:
         self._alive = True
         self._retiring = False
         self._worker: Any = None
-        desk.arbiter = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-        self._dispatcher = desk.dispatcher(sockets, cfg)
+        gunicorn_dispatcher.arbiter = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        self._dispatcher = gunicorn_dispatcher.running(sockets, cfg)
         super().__init__(age, ppid, sockets, app, timeout, cfg, log)  # type: ignore[call-arg]
-        self._queue = getattr(desk.arbiter, "SIG_QUEUE", None)
+        self._queue = getattr(gunicorn_dispatcher.arbiter, "SIG_QUEUE", None)
         self._arbiters_own = 0 if self._queue is None else self._queue.qsize()
 
     @property
@@ -194,7 +194,7 @@ class Joined:
         # As gunicorn wraps a listening socket.
         ours = object.__new__(type(theirs[0]))
         ours.__dict__.update(theirs[0].__dict__, sock=self._listening)
-        del ours.close  # the desk's
+        del ours.close  # that of GunicornDispatcher
         self.sockets = [ours]
         super().init_process()  # it serves
         for signum in (signal.SIGQUIT, signal.SIGINT):  # gunicorn's own handler would be a traceback by now

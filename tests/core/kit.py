@@ -199,7 +199,7 @@ class House:
     """A core, its listeners and clients, and the workers, which are played by the test."""
 
     def __init__(self, seats: int = 1, policy: Policy = Policy.ROUND_ROBIN, *, shared: bool = False) -> None:
-        """`shared`: with a file of the board, for guests."""
+        """`shared`: with a file of the board, for joined workers."""
         self.core = Core(seats, policy)
         self.seats = seats
         self.clients: list[socket.socket] = []

@@ -29,7 +29,7 @@ FILES = ("test_pages.py", "test_take.py", "test_route.py")
 
 
 def be_born(house: House, seat: int, *, shared: bool) -> Station:
-    """In the child: as the master's own, or as a guest, which is sent what it needs."""
+    """In the child: as the master's own, or as a joined worker, which is sent what it needs."""
     ends = Ends(*map(os.dup, house.core.ends(seat))) if shared else None
     mine = house.core.abandon(seat)
     if ends is None:
@@ -55,7 +55,7 @@ def live(house: House, seat: int, *, pool: bool, shared: bool) -> None:
     in_child(pretend)
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["child", "guest"])
+@pytest.mark.parametrize("shared", [False, True], ids=["child", "joined"])
 def test_lives_of_workers(shared: bool) -> None:
     """Each place has two workers, one after the other, with a channel of its own and then in the pool: they write to
     their own page and to no other, and a child that they fork to none."""

@@ -75,7 +75,7 @@ ERRORS: dict[str, tuple[int, ...]] = {
 
 class Life:
     """A core with four workers, two of which share the pool and block: clients come over TCP and UNIX, two workers
-    leave, one is replaced, one seat ends, the server stops. With what guests of a dispatcher need, a loop of the
+    leave, one is replaced, one seat ends, the server stops. With what joined workers need, a loop of the
     program's own, something that Python watches, and looks at everything all the time."""
 
     def __init__(self, faults: Faults, policy: Policy) -> None:

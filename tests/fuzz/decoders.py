@@ -19,9 +19,10 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["pyfanout"]):
-    from pyfanout import _core, control, joining
+    from pyfanout import _core, control
     from pyfanout.config import MAX_THREADS, Policy
     from pyfanout.core import Core, News
+    from pyfanout.dispatcher import joining
     from pyfanout.master import policy
     from pyfanout.worker import proxy
 
@@ -93,8 +94,8 @@ def board_page(data: bytes) -> None:
             )
 
 
-def door(data: bytes) -> None:
-    """What a guest says when it joins, and the descriptors that it sends: a socket, a word, or OSError; and the
+def join_request(data: bytes) -> None:
+    """What a worker sends when it joins, and the descriptors that it sends: a socket, a word, or OSError; and the
     dispatcher has none of them afterwards. The first byte says how many, and of which kind."""
     how, packet = data[0] if data else 0, data[1:64]
     sent = [_strange[(how >> 2 + i) % len(_strange)] for i in range(how % 4)]
@@ -116,7 +117,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "control": control_socket,
     "proxy": proxy_header,
     "board": board_page,
-    "door": door,
+    "join": join_request,
 }
 
 if __name__ == "__main__":
@@ -135,8 +136,8 @@ if __name__ == "__main__":
             for client in _clients:
                 client.connect(listener.getsockname())
             _master.listen(listener.detach())
-    if name == "door":
-        _outside, _inside = joining.make_door()
+    if name == "join":
+        _outside, _inside = joining.make_join_socket()
         _strange = [each.detach() for each in (socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET), socket.socket())]
         _strange.append(os.open(os.devnull, os.O_RDONLY))
     atheris.Setup(sys.argv, TARGETS[name])

@@ -276,7 +276,7 @@ def test_stop_serves_what_is_queued(tmp_path: Path) -> None:
     )
 
 
-def test_a_stop_needs_no_room_at_the_door(tmp_path: Path) -> None:
+def test_a_stop_needs_no_room_in_the_join_socket(tmp_path: Path) -> None:
     """Whoever has filled it, and whoever holds it open, the word reaches a dispatcher that was slow to read."""
     run_with_workers(
         tmp_path,
@@ -287,10 +287,10 @@ def test_a_stop_needs_no_room_at_the_door(tmp_path: Path) -> None:
             if holder == 0:
                 signal.pause()
             os.kill(dispatcher.pid, signal.SIGSTOP)
-            dispatcher._door.settimeout(0.1)
+            dispatcher._join_socket.settimeout(0.1)
             try:
                 while True:
-                    dispatcher._door.send(b"x")
+                    dispatcher._join_socket.send(b"x")
             except TimeoutError:
                 dispatcher.stop()
             os.kill(dispatcher.pid, signal.SIGCONT)
@@ -502,27 +502,27 @@ def test_a_program_that_a_worker_executes_inherits_nothing(tmp_path: Path) -> No
     )
 
 
-# ---- bad guests ------------------------------------------------------------------------------------------------------
+# ---- bad workers -----------------------------------------------------------------------------------------------------
 
 
-def test_nonsense_at_the_door_and_on_the_control_socket(tmp_path: Path) -> None:
+def test_nonsense_on_the_join_socket_and_on_the_control_socket(tmp_path: Path) -> None:
     """Whoever does that gets nothing, and the others notice nothing."""
     run_with_workers(
         tmp_path,
         r"""
-        from pyfanout import joining
+        from pyfanout.dispatcher import joining
         with pyfanout.Dispatcher(**options) as dispatcher:
             pid = fork_asyncio(dispatcher)
-            door = dispatcher._door
+            join_socket = dispatcher._join_socket
             held = lambda: len(os.listdir(f"/proc/{dispatcher.pid}/fd"))
             soon(lambda: ask(dispatcher) == pid, "ready")
             before = held()
             with open("/dev/null") as null:
                 for packet in (b"J", b"X", b"JJ", b"\0" * 500):
-                    door.send(packet)
-                    socket.send_fds(door, [packet], [null.fileno()] * 3)
+                    join_socket.send(packet)
+                    socket.send_fds(join_socket, [packet], [null.fileno()] * 3)
             for said in (b"", b"R", b"Rxxxxxxxxxxxxx", b"R\1\0\0", b"A\0\0\0\1", b"F\1nonsense", b"Z" * 40000):
-                rude = joining.join(door)
+                rude = joining.join(join_socket)
                 for _ in range(5):
                     try:
                         rude.control.send(said)
@@ -531,7 +531,7 @@ def test_nonsense_at_the_door_and_on_the_control_socket(tmp_path: Path) -> None:
                 rude.control.close()
                 os.close(rude.station.pool_fd)
                 os.close(rude.station.seat_fd)
-            gone = joining.join(door)
+            gone = joining.join(join_socket)
             socket.socket(fileno=gone.station.seat_fd).shutdown(socket.SHUT_RDWR)
             socket.socket(fileno=os.dup(gone.station.pool_fd)).shutdown(socket.SHUT_RDWR)
             gone.control.send(b"R\0\0\0")
@@ -655,7 +655,7 @@ def test_the_example_serves_replaces_and_stops() -> None:
         assert process.returncode == 0, log
 
 
-def test_the_owners_death_is_seen_although_another_child_holds_the_door(tmp_path: Path) -> None:
+def test_the_owners_death_is_seen_although_another_child_holds_the_join_socket(tmp_path: Path) -> None:
     run_with_workers(
         tmp_path,
         """

@@ -290,21 +290,21 @@ def live():
 """
 
 DISPATCHER = """
-from pyfanout.master.guests import Guests
+from pyfanout.dispatcher.joined import JoinedWorkers
 from pyfanout.worker.worker import serve as serve_in
 
 PROGRAMME = APP
-serving = Guests.run
+serving = JoinedWorkers.run
 
-def armed(guests):
+def armed(joined):
     refusals[-1].arm()  # in the dispatcher's process
     try:
-        return serving(guests)
+        return serving(joined)
     finally:
         refusals[-1].over()
 
 if not OWNER:
-    Guests.run = armed
+    JoinedWorkers.run = armed
 
 async def handler(reader, writer):
     await reader.read(99)

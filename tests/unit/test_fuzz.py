@@ -27,7 +27,7 @@ SEEDS = {
         b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c\xc0\x00\x02\x01\xc0\x00\x02\x02\x9c\x40\x01\xbbGET",
         b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00",
     ],
-    "door": [b"\x01J", b"\x00S", b"\x05J", b"\x0bJ", b"\x02S", b"\x00"],
+    "join": [b"\x01J", b"\x00S", b"\x05J", b"\x0bJ", b"\x02S", b"\x00"],
     "board": [b"", b"\xff" * 4096, bytes(range(256)) * 16],
 }
 

@@ -1,7 +1,8 @@
-"""How a worker that somebody else has forked joins a dispatcher: the packets, and the descriptors that go with them.
+"""How a worker that another program has forked joins a dispatcher: the packets, and the descriptors that go with them.
 
-Guest to door: `J` with the dispatcher's end of a fresh control socket. Dispatcher to guest, on that: a `Welcome` with
-the pool's reading end, its own, and the board's file. End-of-file at the door: the owner stops, or all have let go.
+The worker sends, through the join socket that it has inherited, `J` with the dispatcher's end of a fresh control
+socket. The dispatcher sends back, on that, a `Welcome` with the pool's reading end, its own, and the board's file. The
+join socket's end-of-file: the owner stops, or all have let go.
 """
 
 from __future__ import annotations
@@ -20,42 +21,43 @@ from pyfanout.core import Ends, Station
 from pyfanout.errors import WorkerError
 
 ANSWER_S = 10.0
-"""Seconds that a guest waits at the door, and for its welcome: longer than a dispatcher pauses that will come back."""
+"""Seconds that a worker waits for room in the join socket, and for its welcome: longer than any pause of a dispatcher
+that is not stuck."""
 
 _WELCOME = struct.Struct("=IQ")
 _PEER = struct.Struct("=3i")  # struct ucred of unix(7)
 
 
 class Welcome(NamedTuple):
-    """What makes a worker of a guest."""
+    """What a process needs to be a worker."""
 
     seat: int
     """Its number in the core."""
     generation: int
-    """Counts the guests of this seat, from 1."""
+    """Counts the workers of this seat, from 1."""
     station: Station
     control: socket.socket
 
 
-class Knock(Enum):
-    """What else than a guest is at the door."""
+class NoRequest(Enum):
+    """What `answer` finds instead of a request to join."""
 
-    NOBODY = auto()
+    NONE = auto()
     STOP = auto()
     """The owner wants to stop, or is gone."""
 
 
-def make_door() -> tuple[socket.socket, socket.socket]:
-    """The owner's side, which the guests inherit, and the dispatcher's."""
+def make_join_socket() -> tuple[socket.socket, socket.socket]:
+    """The owner's side, which the workers inherit, and the dispatcher's."""
     outside, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     outside.settimeout(ANSWER_S)  # before anybody inherits it: O_NONBLOCK is the same for all, the timeout is not
     return outside, inside
 
 
-def is_left(door: socket.socket) -> bool:
+def is_left(join_socket: socket.socket) -> bool:
     """Whether there is no dispatcher behind it any more."""
     poll = select.poll()
-    poll.register(door, 0)
+    poll.register(join_socket, 0)
     return bool(poll.poll(0))
 
 
@@ -71,10 +73,10 @@ def _receive(sock: socket.socket, size: int, most: int, flags: int = 0) -> tuple
     return packet, fds.tolist()
 
 
-# ---- the guest -----------------------------------------------------------------------------------------------------
+# ---- the worker ----------------------------------------------------------------------------------------------------
 
 
-def join(door: socket.socket) -> Welcome:
+def join(join_socket: socket.socket) -> Welcome:
     """Raises WorkerError if the dispatcher is gone or does not answer, and OSError if there is no descriptor left."""
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with contextlib.ExitStack() as undo:
@@ -82,7 +84,7 @@ def join(door: socket.socket) -> Welcome:
         control.settimeout(ANSWER_S)
         try:
             with theirs:
-                socket.send_fds(door, [b"J"], [theirs.fileno()], socket.MSG_NOSIGNAL)
+                socket.send_fds(join_socket, [b"J"], [theirs.fileno()], socket.MSG_NOSIGNAL)
             packet, fds = _receive(control, _WELCOME.size, len(Ends._fields))
         except TimeoutError:
             raise WorkerError(f"the dispatcher does not answer within {ANSWER_S:g} s") from None
@@ -104,15 +106,15 @@ def join(door: socket.socket) -> Welcome:
 # ---- the dispatcher ------------------------------------------------------------------------------------------------
 
 
-def answer(door: socket.socket) -> socket.socket | Knock:
-    """Who is at the door: a guest's control socket, which is the caller's, non-blocking. Raises OSError if there is no
-    descriptor for it."""
+def answer(join_socket: socket.socket) -> socket.socket | NoRequest:
+    """The next request to join: a worker's control socket, which is the caller's, non-blocking. Raises OSError if there
+    is no descriptor for it."""
     try:
-        packet, fds = _receive(door, 1, 1, socket.MSG_DONTWAIT)
+        packet, fds = _receive(join_socket, 1, 1, socket.MSG_DONTWAIT)
     except BlockingIOError:
-        return Knock.NOBODY
+        return NoRequest.NONE
     if packet == b"J":
-        if not fds:  # the kernel has closed what did not fit into our table, and the guest sees the end
+        if not fds:  # the kernel has closed what did not fit into our table, and the worker sees the end
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         try:
             control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fds[0])
@@ -123,7 +125,7 @@ def answer(door: socket.socket) -> socket.socket | Knock:
         return control
     for fd in fds:
         os.close(fd)
-    return Knock.NOBODY if packet else Knock.STOP
+    return NoRequest.NONE if packet else NoRequest.STOP
 
 
 def pid_of(control: socket.socket) -> int:
@@ -133,11 +135,11 @@ def pid_of(control: socket.socket) -> int:
 
 
 def welcome(control: socket.socket, seat: int, generation: int, ends: Ends) -> None:
-    """`ends` as `Core.ends` gives them. Raises OSError if the guest has gone."""
+    """`ends` as `Core.ends` gives them. Raises OSError if the worker has gone."""
     socket.send_fds(control, [_WELCOME.pack(seat, generation)], ends, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
 
-def stop(door: socket.socket) -> None:
-    """The owner's, for all who have the door. No packet, for which there might be no memory."""
+def stop(join_socket: socket.socket) -> None:
+    """The owner's, for all that have the join socket. No packet, for which there might be no memory."""
     with contextlib.suppress(OSError):  # the dispatcher is gone
-        door.shutdown(socket.SHUT_WR)
+        join_socket.shutdown(socket.SHUT_WR)

@@ -1,7 +1,7 @@
-"""Guests: workers that somebody else has forked, and who come to this process for connections. Its whole life.
+"""The dispatcher's process: it passes connections to workers that another program forks and that join it.
 
-Decides when a guest is in rotation, and nothing about its life: that is its parent's affair. `dispatcher` is the other
-side. As `supervisor`, but without processes: a guest is there while its control socket is open.
+Decides when a worker is in rotation, and nothing about its life: that is its parent's affair. `owner` is the other
+side. As `supervisor`, but without processes: a worker is there while its control socket is open.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from pyfanout import control, joining
+from pyfanout import control
 from pyfanout.config import Config
 from pyfanout.control import Closing, DecodeError, Drain, Failed, Message, Ping, Pong, Ready, Retiring, Short, Spent
 from pyfanout.core import POOL, SEATS, Core, Event, News
+from pyfanout.dispatcher import joining
+from pyfanout.dispatcher.joining import NoRequest
 from pyfanout.errors import CoreError, FanoutError
-from pyfanout.joining import Knock
 from pyfanout.limits import ANY, OpenFiles
 from pyfanout.log import counted_are
 from pyfanout.master import policy
@@ -39,11 +40,11 @@ IN_FLIGHT = 4
 """At most one in this many descriptors of this process's limit is in a channel."""
 
 MESSAGES = 16
-"""Read of one guest before the others have their turn."""
+"""Read of one worker before the others have their turn."""
 
 
 @dataclass(slots=True, eq=False)
-class Guest:
+class JoinedWorker:
     """One worker."""
 
     seat: int
@@ -89,18 +90,18 @@ class Guest:
         return self.ready is not None and not (self.leaving or self.silent or self.stuck or self.short)
 
 
-class Guests:
-    """`Guests(...).run()`, once."""
+class JoinedWorkers:
+    """`JoinedWorkers(...).run()`, once."""
 
-    def __init__(self, config: Config, endpoints: list[Endpoint], door: socket.socket, owner_fd: int) -> None:
-        """Takes over the endpoints' descriptors, `door`, and `owner_fd`, the pidfd of the owner: others that it has
-        forked may hold the door open."""
+    def __init__(self, config: Config, endpoints: list[Endpoint], join_socket: socket.socket, owner_fd: int) -> None:
+        """Takes over the endpoints' descriptors, `join_socket`, and `owner_fd`, the pidfd of the owner: the join
+        socket does not show its end, because other processes that it has forked may hold that open."""
         self._config = config
         self._endpoints = endpoints
-        self._door = door
+        self._join_socket = join_socket
         self._owner_fd = owner_fd
         self._open_files = OpenFiles()
-        self._guests: dict[int, Guest] = {}
+        self._workers: dict[int, JoinedWorker] = {}
         """By seat."""
         self._generations: Counter[int] = Counter()
         self._shortage = Shortage()
@@ -110,10 +111,10 @@ class Guests:
         self._round_ns: int | None = None
         """When the next round of pings is due; None: there are none."""
         self._end_ns: int | None = None
-        """The owner has stopped, or is gone: until when guests may finish what they have."""
+        """The owner has stopped, or is gone: until when joined workers may finish what they have."""
 
     def run(self) -> int:
-        """Until the owner and all guests are gone. The exit code."""
+        """Until the owner and all joined workers are gone. The exit code."""
         try:
             self._run()
         except FanoutError as error:
@@ -122,14 +123,14 @@ class Guests:
         return 0
 
     def _run(self) -> None:
-        self._open_files.raise_to(ANY)  # any number of guests; no program is executed here
+        self._open_files.raise_to(ANY)  # any number of joined workers; no program is executed here
         with Core(SEATS, self._config.policy) as self._core:
             self._core.share()
             self._watches = Watches(self._core)
             for endpoint in self._endpoints:
                 self._core.listen(endpoint.sock.fileno())
                 endpoint.detach()
-            self._watches.add(self._door.fileno(), self._on_knock)
+            self._watches.add(self._join_socket.fileno(), self._on_request)
             self._watches.add(self._owner_fd, self._stop)
             where = ", ".join(endpoint.address for endpoint in self._endpoints)
             log.info("dispatching %s to who joins, %s", where, self._config.policy)
@@ -141,15 +142,15 @@ class Guests:
     def _over(self) -> bool:
         if self._end_ns is None:
             return False
-        if self._guests and time.monotonic_ns() >= self._end_ns:
-            log.warning("%g s are over: %s left alone", self._config.drain_timeout, counted_are(len(self._guests)))
+        if self._workers and time.monotonic_ns() >= self._end_ns:
+            log.warning("%g s are over: %s left alone", self._config.drain_timeout, counted_are(len(self._workers)))
             return True
-        return not self._guests
+        return not self._workers
 
     def _step(self) -> None:
-        late_ns = [guest.asked_ns + self._patience_ns for guest in self._debtors()]
-        release_ns = [guest.spent_ns + RELEASE_NS for guest in self._waiting() if guest.spent_ns is not None]
-        undone = any(guest.outbox or guest.wanted != guest.entered for guest in self._guests.values())
+        late_ns = [worker.asked_ns + self._patience_ns for worker in self._debtors()]
+        release_ns = [worker.spent_ns + RELEASE_NS for worker in self._waiting() if worker.spent_ns is not None]
+        undone = any(worker.outbox or worker.wanted != worker.entered for worker in self._workers.values())
         again_ns = time.monotonic_ns() + AGAIN_NS if undone else None
         deadlines_ns = late_ns + release_ns
         deadlines_ns += [ns for ns in (self._round_ns, self._end_ns, again_ns) if ns is not None]
@@ -160,9 +161,9 @@ class Guests:
         if not events:  # else an answer may wait among those that were not read yet
             self._ask_and_judge()
         self._release()
-        for guest in self._guests.values():  # what the system had no room for
-            guest.outbox.flush()
-            self._arrange(guest)
+        for worker in self._workers.values():  # what the system had no room for
+            worker.outbox.flush()
+            self._arrange(worker)
         self._shortage.lost(self._core.truncated)
 
     # ---- events -------------------------------------------------------------------------------------------------
@@ -183,16 +184,16 @@ class Guests:
 
     def _on_broken(self, seat: int) -> None:
         """Its readers see end-of-file, and leave by themselves."""
-        for guest in self._guests.values():
-            if guest.entered and (seat == POOL if guest.ready and guest.ready.pool else seat == guest.seat):
-                log.error("%s: its channel was shut down by a worker; it leaves", guest)
-                guest.leaving = True
-                self._arrange(guest)
+        for worker in self._workers.values():
+            if worker.entered and (seat == POOL if worker.ready and worker.ready.pool else seat == worker.seat):
+                log.error("%s: its channel was shut down by a worker; it leaves", worker)
+                worker.leaving = True
+                self._arrange(worker)
 
-    def _on_knock(self) -> bool:
+    def _on_request(self) -> bool:
         """Whether there was anybody."""
         try:
-            found = joining.answer(self._door)
+            found = joining.answer(self._join_socket)
         except OSError as error:
             log.error("somebody could not join: %s", error.strerror)
             return True
@@ -202,158 +203,163 @@ class Guests:
             except OSError as error:
                 log.error("somebody could not join: %s", error.strerror)
                 found.close()
-        elif found is Knock.STOP:
+        elif found is NoRequest.STOP:
             self._stop()
-        return found is not Knock.NOBODY
+        return found is not NoRequest.NONE
 
     def _admit(self, their_control: socket.socket) -> None:
-        seat = next((each for each in range(SEATS) if each not in self._guests), None)
+        seat = next((each for each in range(SEATS) if each not in self._workers), None)
         if seat is None:
             raise OSError(0, f"all {SEATS} seats are taken")
         generation = self._generations[seat] + 1
-        guest = Guest(seat, generation, joining.pid_of(their_control), their_control)
+        worker = JoinedWorker(seat, generation, joining.pid_of(their_control), their_control)
         self._core.begin(seat, generation, seat)
         try:
-            self._watches.add(their_control.fileno(), functools.partial(self._on_message, guest))
+            self._watches.add(their_control.fileno(), functools.partial(self._on_message, worker))
             joining.welcome(their_control, seat, generation, self._core.ends(seat))
         except OSError:
             self._watches.remove(their_control.fileno())
             self._core.end(seat)
             raise
         self._generations[seat] = generation
-        self._guests[seat] = guest
-        log.debug("%s has joined", guest)
+        self._workers[seat] = worker
+        log.debug("%s has joined", worker)
 
     def _stop(self) -> None:
         """Pass on what is queued, end the channels; and nobody joins any more."""
         self._end_ns = time.monotonic_ns() + int(self._config.drain_timeout * 1e9)
         self._round_ns = None
         self._watches.remove(self._owner_fd)
-        self._watches.remove(self._door.fileno())
-        self._door.close()  # whoever is on the way in sees the end
-        for guest in self._guests.values():
-            guest.pinged_ns = None
-            guest.outbox.say(Closing())
+        self._watches.remove(self._join_socket.fileno())
+        self._join_socket.close()  # a worker that is about to join sees the end
+        for worker in self._workers.values():
+            worker.pinged_ns = None
+            worker.outbox.say(Closing())
         self._core.finish(self._config.backlog + 1)
 
-    def _on_message(self, guest: Guest) -> None:
+    def _on_message(self, worker: JoinedWorker) -> None:
         for _ in range(MESSAGES):
             try:
-                message = control.hear(guest.control)
+                message = control.hear(worker.control)
             except OSError:  # there is none; or no memory for it now, and it is told of again
                 return
             except DecodeError as error:
-                log.error("%s talks nonsense on its control socket (%s) and gets nothing any more", guest, error)
+                log.error("%s talks nonsense on its control socket (%s) and gets nothing any more", worker, error)
                 message = None
             if message is None:
-                self._on_gone(guest)
+                self._on_gone(worker)
                 return
-            self._on_word(guest, message)
+            self._on_word(worker, message)
 
-    def _on_word(self, guest: Guest, message: Message) -> None:
+    def _on_word(self, worker: JoinedWorker, message: Message) -> None:
         match message:
             case Ready():
-                if guest.ready is None:
-                    log.debug("%s is ready", guest)
+                if worker.ready is None:
+                    log.debug("%s is ready", worker)
                     if self._end_ns is not None:
-                        guest.outbox.say(Closing())
-                elif guest.entered:  # with another limit: out, and in again
-                    guest.entered = False
-                    self._core.leave(guest.seat)
-                guest.ready = message
+                        worker.outbox.say(Closing())
+                elif worker.entered:  # with another limit: out, and in again
+                    worker.entered = False
+                    self._core.leave(worker.seat)
+                worker.ready = message
             case Failed(_, reason, details):
-                log.error("%s could not start: %s%s", guest, reason, details and f"\n{details.rstrip()}")
+                log.error("%s could not start: %s%s", worker, reason, details and f"\n{details.rstrip()}")
             case Short(short):
-                guest.short = short
+                worker.short = short
             case Retiring():
-                guest.leaving = True
-            case Spent() if guest.spent_ns is None:
-                guest.spent_ns = time.monotonic_ns()
+                worker.leaving = True
+            case Spent() if worker.spent_ns is None:
+                worker.spent_ns = time.monotonic_ns()
                 for _ in range(SEATS):  # the owner may have said before that it stops
-                    if self._end_ns is not None or not self._on_knock():
+                    if self._end_ns is not None or not self._on_request():
                         break
-            case Pong(number, still_ms) if number == guest.ping_number:
-                guest.pinged_ns = None
-                if guest.silent:
-                    guest.silent = False
-                    log.info("%s answers again", guest)
-                self._on_still(guest, still_ms)
-        self._arrange(guest)
+            case Pong(number, still_ms) if number == worker.ping_number:
+                worker.pinged_ns = None
+                if worker.silent:
+                    worker.silent = False
+                    log.info("%s answers again", worker)
+                self._on_still(worker, still_ms)
+        self._arrange(worker)
 
-    def _on_still(self, guest: Guest, still_ms: int) -> None:
+    def _on_still(self, worker: JoinedWorker, still_ms: int) -> None:
         stuck = 0 < self._timeout_ms <= still_ms
-        if stuck and not guest.stuck:
+        if stuck and not worker.stuck:
             what = "every thread has been in the same request for %.1f s; others have its connections"
-            log.warning("%s: " + what, guest, still_ms / 1e3)
-        elif guest.stuck and not stuck:
-            log.info("%s: a thread makes progress again", guest)
-        guest.stuck = stuck
+            log.warning("%s: " + what, worker, still_ms / 1e3)
+        elif worker.stuck and not stuck:
+            log.info("%s: a thread makes progress again", worker)
+        worker.stuck = stuck
 
-    def _waiting(self) -> list[Guest]:
+    def _waiting(self) -> list[JoinedWorker]:
         """Who wants to leave, and may not yet. If the owner has stopped all stay, and find the end in their channel."""
         if self._end_ns is not None:
             return []
-        return [guest for guest in self._guests.values() if guest.spent_ns is not None and not guest.leaving]
+        return [worker for worker in self._workers.values() if worker.spent_ns is not None and not worker.leaving]
 
     def _release(self) -> None:
         """Those that others can stand in for, or that have waited long enough for others."""
-        for guest in self._waiting():
-            others = any(each.entered for each in self._guests.values() if each is not guest)
-            if guest.entered and not others and time.monotonic_ns() < (guest.spent_ns or 0) + RELEASE_NS:
+        for worker in self._waiting():
+            others = any(each.entered for each in self._workers.values() if each is not worker)
+            if worker.entered and not others and time.monotonic_ns() < (worker.spent_ns or 0) + RELEASE_NS:
                 continue
-            guest.leaving = True
-            self._arrange(guest)
-            guest.outbox.say(Drain())
+            worker.leaving = True
+            self._arrange(worker)
+            worker.outbox.say(Drain())
 
-    def _on_gone(self, guest: Guest) -> None:
-        lost = self._core.look(guest.seat).in_hands
-        guest.leaving = True
-        self._arrange(guest)
-        self._core.end(guest.seat)
-        self._watches.remove(guest.control.fileno())
-        guest.control.close()
-        del self._guests[guest.seat]
+    def _on_gone(self, worker: JoinedWorker) -> None:
+        lost = self._core.look(worker.seat).in_hands
+        worker.leaving = True
+        self._arrange(worker)
+        self._core.end(worker.seat)
+        self._watches.remove(worker.control.fileno())
+        worker.control.close()
+        del self._workers[worker.seat]
         level, plural = (logging.WARNING if lost else logging.DEBUG), "" if lost == 1 else "s"
-        log.log(level, "%s is gone, with %d connection%s in its hands", guest, lost, plural)
+        log.log(level, "%s is gone, with %d connection%s in its hands", worker, lost, plural)
 
     # ---- rotation -----------------------------------------------------------------------------------------------
 
-    def _arrange(self, guest: Guest) -> None:
+    def _arrange(self, worker: JoinedWorker) -> None:
         """In rotation or out of it, as it should be."""
-        ready = guest.ready
-        if guest.wanted == guest.entered:
+        ready = worker.ready
+        if worker.wanted == worker.entered:
             return
-        if ready is None or not guest.wanted:
-            guest.entered = False
-            self._core.leave(guest.seat)
+        if ready is None or not worker.wanted:
+            worker.entered = False
+            self._core.leave(worker.seat)
             return
-        count = len(self._guests)
+        count = len(self._workers)
         most = self._open_files.soft // IN_FLIGHT // (1 if ready.pool else count)
         size = policy.channel_size(ready.threads * (count if ready.pool else 1), most)
         try:
-            self._core.enter(guest.seat, pool=ready.pool, threads=ready.threads, size=size, most=ready.most)
+            self._core.enter(worker.seat, pool=ready.pool, threads=ready.threads, size=size, most=ready.most)
         except CoreError as error:
-            log.error("%s cannot have connections yet: %s", guest, error.strerror)
+            log.error("%s cannot have connections yet: %s", worker, error.strerror)
         else:
-            guest.entered = True
+            worker.entered = True
 
-    def _debtors(self) -> list[Guest]:
+    def _debtors(self) -> list[JoinedWorker]:
         """Who owes a pong, and is not known for it yet."""
-        return [guest for guest in self._guests.values() if guest.pinged_ns is not None and not guest.silent]
+        return [worker for worker in self._workers.values() if worker.pinged_ns is not None and not worker.silent]
 
     def _ask_and_judge(self) -> None:
         """Who reads from the pool is not asked: nothing waits for it alone."""
         now_ns = time.monotonic_ns()
-        for guest in self._debtors():
-            silent_ns = now_ns - guest.asked_ns
+        for worker in self._debtors():
+            silent_ns = now_ns - worker.asked_ns
             if silent_ns >= self._patience_ns:
-                log.warning("%s: no answer to a ping for %.1f s; others have its connections", guest, silent_ns / 1e9)
-                guest.silent = True
-                self._arrange(guest)
+                log.warning("%s: no answer to a ping for %.1f s; others have its connections", worker, silent_ns / 1e9)
+                worker.silent = True
+                self._arrange(worker)
         if self._round_ns is not None and now_ns >= self._round_ns:
             self._round_ns = now_ns + self._interval_ns
-            for guest in self._guests.values():
-                if (guest.entered or guest.stuck) and guest.pinged_ns is None and guest.ready and not guest.ready.pool:
-                    guest.ping_number = (guest.ping_number + 1) % 2**32
-                    guest.pinged_ns = now_ns
-                    guest.outbox.say(Ping(guest.ping_number))
+            for worker in self._workers.values():
+                if (
+                    (worker.entered or worker.stuck)
+                    and worker.pinged_ns is None
+                    and worker.ready
+                    and not worker.ready.pool
+                ):
+                    worker.ping_number = (worker.ping_number + 1) % 2**32
+                    worker.pinged_ns = now_ns
+                    worker.outbox.say(Ping(worker.ping_number))

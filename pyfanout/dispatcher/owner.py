@@ -7,7 +7,7 @@
         ...
 
 The program keeps the workers alive, by its own rules; the dispatcher gives connections to those that have joined, as
-`Master` does to its own. `master.guests` is what runs in its process.
+`Master` does to its own. `joined` is what runs in its process.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ import weakref
 from collections.abc import Mapping
 from typing import NoReturn, Unpack
 
-from pyfanout import descriptors, exits, joining, stdio
+from pyfanout import descriptors, exits, stdio
 from pyfanout.app import loader_of
 from pyfanout.config import WEB_CONCURRENCY, Config, Options, options, unknown_variables
+from pyfanout.dispatcher import joining
+from pyfanout.dispatcher.joined import JoinedWorkers
 from pyfanout.errors import ConfigError, WorkerError
 from pyfanout.folders import Folders
 from pyfanout.kind import App
 from pyfanout.log import handlers_of, set_up_logging
 from pyfanout.master.access import Access
-from pyfanout.master.guests import Guests
 from pyfanout.master.listeners import Endpoint, open_listeners
 from pyfanout.master.process import Process, own_pidfd, spawn
 from pyfanout.master.signals import DEADLY
@@ -100,7 +101,7 @@ class Dispatcher:
             prepare(self.config)
         self._endpoints: list[Endpoint] = []
         self._process: Process | None = None
-        self._door: socket.socket | None = None
+        self._join_socket: socket.socket | None = None
         self._owner_pid = os.getpid()
         _dispatchers.add(self)
 
@@ -122,7 +123,7 @@ class Dispatcher:
     def start(self) -> None:
         """If it does not run. Raises as `__enter__`, and WorkerError if it was stopped and still has workers."""
         if self.alive:
-            if self._door is None:
+            if self._join_socket is None:
                 raise WorkerError("the dispatcher is stopping; close it before it is started again")
             return
         self._forget_process()
@@ -140,20 +141,22 @@ class Dispatcher:
             )
             self.public = Public.of(endpoint.sock for endpoint in self._endpoints)
             self.addresses = [endpoint.address for endpoint in self._endpoints]
-        door, inside = joining.make_door()
+        join_socket, inside = joining.make_join_socket()
         with inside, contextlib.ExitStack() as undo:
-            undo.callback(door.close)
+            undo.callback(join_socket.close)
             owner_fd = own_pidfd()
             try:
-                guests = Guests(self.config, self._endpoints, inside, owner_fd)
+                joined = JoinedWorkers(self.config, self._endpoints, inside, owner_fd)
                 own = [inside.fileno(), owner_fd, *(endpoint.sock.fileno() for endpoint in self._endpoints)]
-                self._process = spawn(functools.partial(self._first_steps, door, own), functools.partial(_live, guests))
+                self._process = spawn(
+                    functools.partial(self._first_steps, join_socket, own), functools.partial(_live, joined)
+                )
             finally:
                 os.close(owner_fd)
             undo.pop_all()
-        self._door = door
+        self._join_socket = join_socket
 
-    def _first_steps(self, door: socket.socket, own: list[int]) -> None:
+    def _first_steps(self, join_socket: socket.socket, own: list[int]) -> None:
         """In its process, signals blocked: let go of what is the owner's, whose objects are neither flushed nor
         finalized here."""
         signal.set_wakeup_fd(-1)
@@ -162,7 +165,7 @@ class Dispatcher:
                 _owners.append(signal.signal(signum, signal.SIG_IGN))
             elif callable(signal.getsignal(signum)):
                 _owners.append(signal.signal(signum, signal.SIG_DFL))
-        door.close()
+        join_socket.close()
         _let_go_of_all(but=self)
         logging_to = handlers_of(log.name)
         for handler in logging_to:
@@ -176,10 +179,10 @@ class Dispatcher:
 
     @property
     def alive(self) -> bool:
-        """Whether its process runs. One that dies has closed its door a moment before that is over."""
+        """Whether its process runs. One that dies has closed its join socket a moment before that is over."""
         if self._process is None or self._process.is_over(0):
             return False
-        return self._door is None or not joining.is_left(self._door)
+        return self._join_socket is None or not joining.is_left(self._join_socket)
 
     @property
     def pid(self) -> int | None:
@@ -192,10 +195,10 @@ class Dispatcher:
         if os.getpid() != self._owner_pid:
             return
         self._close_endpoints()
-        if self._door is not None:
-            joining.stop(self._door)
-            self._door.close()
-            self._door = None
+        if self._join_socket is not None:
+            joining.stop(self._join_socket)
+            self._join_socket.close()
+            self._join_socket = None
 
     def close(self, timeout: float | None = None) -> None:
         """Stop, and wait until all workers have gone, at most `timeout` seconds; by default `drain_timeout`. May be
@@ -209,9 +212,9 @@ class Dispatcher:
         self._forget_process()
 
     def _forget_process(self) -> None:
-        if self._door is not None:
-            self._door.close()
-        process, self._door, self._process = self._process, None, None
+        if self._join_socket is not None:
+            self._join_socket.close()
+        process, self._join_socket, self._process = self._process, None, None
         if process is None:
             return
         if process.is_over(GRACE_S):
@@ -233,10 +236,10 @@ class Dispatcher:
 
         Raises WorkerError if the dispatcher is gone, does not answer or has no seat left: then this process cannot
         join any more. Raises OSError if no descriptor is free."""
-        if os.getpid() == self._owner_pid or self._door is None:
+        if os.getpid() == self._owner_pid or self._join_socket is None:
             raise WorkerError("join is for a process that was forked after start, and has not joined")
         try:
-            seat, generation, station, control = joining.join(self._door)
+            seat, generation, station, control = joining.join(self._join_socket)
         except WorkerError:
             self._let_go()
             raise
@@ -259,11 +262,11 @@ class Dispatcher:
 
     def _let_go(self, *, but_endpoints: bool = False) -> None:
         """In a child of the owner's: it would keep the port open when all others have closed it."""
-        if self._door is not None:
-            self._door.close()
+        if self._join_socket is not None:
+            self._join_socket.close()
         if self._process is not None:
             os.close(self._process.pidfd)
-        self._door = self._process = None
+        self._join_socket = self._process = None
         if not but_endpoints:
             for endpoint in self._endpoints:
                 endpoint.sock.close()  # not its file, which is the owner's
@@ -276,9 +279,9 @@ _owners: list[object] = []
 """In a dispatcher's process: objects that would be finalized if there were no reference to them."""
 
 
-def _live(guests: Guests) -> NoReturn:
+def _live(joined: JoinedWorkers) -> NoReturn:
     """The dispatcher's process. It does not flush the standard streams either, which may be the owner's objects."""
-    os._exit(exits.code_of(guests.run))
+    os._exit(exits.code_of(joined.run))
 
 
 def _let_go_of_all(but: Dispatcher | None = None) -> None:
