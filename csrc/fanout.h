@@ -23,7 +23,7 @@ typedef struct fan_core fan_core;    /* the master's end */
 typedef struct fan_board fan_board;  /* a seat's shared counters and times, on a page of their own */
 typedef struct fan_turns fan_turns;  /* which thread takes next from the pool's channel; shared by all that wait */
 typedef struct fan_linger fan_linger; /* connections that a worker has ended and whose client may still send */
-typedef struct fan_taker fan_taker;  /* a worker's (or thread's) reading end of a channel */
+typedef struct fan_receiver fan_receiver;  /* a worker's (or thread's) reading end of a channel */
 
 enum { FAN_ROUND_ROBIN, FAN_LEAST_CONNECTIONS, FAN_SOURCE_HASH };
 
@@ -191,33 +191,33 @@ void fan_core_abandon(fan_core *core, int seat, fan_ends *ends);
  * pages of other workers, too. On failure nothing is mapped. */
 int fan_ends_map(fan_ends *ends, int seat);
 
-/* A taker reads from `fd` (which stays the caller's) and reports as thread number `thread` of the page. `turns`: it reads the
+/* A receiver reads from `fd` (which stays the caller's) and reports as thread number `thread` of the page. `turns`: it reads the
  * pool, for the worker in `seat`; NULL: a seat's own channel. NULL: ENOMEM. */
-fan_taker *fan_taker_new(int fd, fan_board *board, int thread, fan_turns *turns, int seat);
-void fan_taker_free(fan_taker *taker);
+fan_receiver *fan_receiver_new(int fd, fan_board *board, int thread, fan_turns *turns, int seat);
+void fan_receiver_free(fan_receiver *receiver);
 
 /* Block until a connection, or end-of-file, may be there. 1: it took a while. 0: it was there. -EINTR: a signal came.
- * -ECANCELED: fan_taker_cancel. -EAGAIN: the time of SO_RCVTIMEO, if that is set. Takes nothing: who waits for a
+ * -ECANCELED: fan_receiver_cancel. -EAGAIN: the time of SO_RCVTIMEO, if that is set. Takes nothing: who waits for a
  * connection without the interpreter's lock might have to wait for the lock afterwards, with a client in its hands. */
-int fan_take_wait(fan_taker *taker);
+int fan_take_wait(fan_receiver *receiver);
 
 /* One that is there. 1: *out is filled and out->fd is the caller's. 0: end-of-file, the master is done. -EAGAIN: none, or
  * all messages are for threads that have waited longer: then wait.
- * -ECANCELED: fan_taker_cancel. -EMFILE, -ENFILE: no free descriptor, nothing was taken. -ENOBUFS: the connection was
+ * -ECANCELED: fan_receiver_cancel. -EMFILE, -ENFILE: no free descriptor, nothing was taken. -ENOBUFS: the connection was
  * lost for want of one (MSG_CTRUNC; counted). `fd_is_free`: the caller has just closed a descriptor, so the check for a
  * free one can be saved. */
-int fan_take(fan_taker *taker, fan_connection *out, int fd_is_free);
+int fan_take(fan_receiver *receiver, fan_connection *out, int fd_is_free);
 
 /* The thread goes on with a connection that was taken before: busy, until it asks for the next one. */
-void fan_taker_resume(fan_taker *taker);
+void fan_receiver_resume(fan_receiver *receiver);
 
 /* As fan_take, for as many as are there, at most `cap` (and FAN_BATCH). Returns how many, -EAGAIN for none. */
-int fan_take_ready(fan_taker *taker, fan_connection *out, int cap);
+int fan_take_ready(fan_receiver *receiver, fan_connection *out, int cap);
 
 /* From any thread: fan_take and fan_take_wait return -ECANCELED from now on. One that sleeps must be woken by a signal,
  * too. */
-void fan_taker_cancel(fan_taker *taker);
-int fan_taker_sleeps(const fan_taker *taker);
+void fan_receiver_cancel(fan_receiver *receiver);
+int fan_receiver_sleeps(const fan_receiver *receiver);
 
 /* Make `signum` interrupt fan_take_wait and do nothing else. */
 int fan_interrupt_with(int signum);

@@ -19,7 +19,7 @@
 
 #define SLEEP_NS (FAN_MS / 200) /* 5 us: a wait that lasts longer has slept; one that has not takes 1 */
 
-struct fan_taker {
+struct fan_receiver {
     int fd;                 /* the channel; not owned */
     int thread;
     fan_board *board;
@@ -30,34 +30,34 @@ struct fan_taker {
     atomic_bool sleeping;   /* waits for a message, or is about to */
 };
 
-fan_taker *fan_taker_new(int fd, fan_board *board, int thread, fan_turns *turns, int seat)
+fan_receiver *fan_receiver_new(int fd, fan_board *board, int thread, fan_turns *turns, int seat)
 {
     assert(thread >= 0 && thread < FAN_MAX_THREADS && seat >= 0 && seat < FAN_MAX_SEATS);
-    fan_taker *taker = calloc(1, sizeof *taker);
-    if (!taker)
+    fan_receiver *receiver = calloc(1, sizeof *receiver);
+    if (!receiver)
         return NULL;
-    taker->fd = fd;
-    taker->thread = thread;
-    taker->board = board;
-    taker->turns = turns;
-    taker->seat = seat;
+    receiver->fd = fd;
+    receiver->thread = thread;
+    receiver->board = board;
+    receiver->turns = turns;
+    receiver->seat = seat;
     fan_board_enrol(board, thread);
-    return taker;
+    return receiver;
 }
 
-void fan_taker_free(fan_taker *taker)
+void fan_receiver_free(fan_receiver *receiver)
 {
-    free(taker);
+    free(receiver);
 }
 
-void fan_taker_cancel(fan_taker *taker)
+void fan_receiver_cancel(fan_receiver *receiver)
 {
-    atomic_store(&taker->cancelled, true);
+    atomic_store(&receiver->cancelled, true);
 }
 
-int fan_taker_sleeps(const fan_taker *taker)
+int fan_receiver_sleeps(const fan_receiver *receiver)
 {
-    return atomic_load(&taker->sleeping);
+    return atomic_load(&receiver->sleeping);
 }
 
 static void ignore_signal(int signum)
@@ -130,102 +130,102 @@ static void describe(const fan_record *record, int fd, fan_connection *out)
 /* The descriptor table is the process's, and so is this lock: it keeps two threads from counting on the same last one. */
 static pthread_mutex_t table = PTHREAD_MUTEX_INITIALIZER;
 
-static int receive_if_room(const fan_taker *taker, bool sure, fan_record *record, int *fd)
+static int receive_if_room(const fan_receiver *receiver, bool sure, fan_record *record, int *fd)
 {
     pthread_mutex_lock(&table);
-    int rc = sure ? 0 : fan_channel_room(taker->fd, 1);
+    int rc = sure ? 0 : fan_channel_room(receiver->fd, 1);
     if (rc >= 0)
-        rc = fan_channel_receive(taker->fd, MSG_DONTWAIT, record, fd);
+        rc = fan_channel_receive(receiver->fd, MSG_DONTWAIT, record, fd);
     pthread_mutex_unlock(&table);
     return rc;
 }
 
 /* 1: it has slept. 0: there is a message that this thread may take, or end-of-file. -errno. */
-static int wait_in_turn(fan_taker *taker)
+static int wait_in_turn(fan_receiver *receiver)
 {
     int64_t begin_ns = fan_now_ns(), asleep_ns = begin_ns;
     bool ours = false, slept = false;
     int rc = 1;
-    if (taker->turns && !taker->in_turn) {
-        ours = fan_turns_enter(taker->turns, taker->seat, taker->fd, begin_ns);
-        taker->in_turn = true;
+    if (receiver->turns && !receiver->in_turn) {
+        ours = fan_turns_enter(receiver->turns, receiver->seat, receiver->fd, begin_ns);
+        receiver->in_turn = true;
     }
     while (!ours && !slept && rc == 1) {
         asleep_ns = fan_now_ns();
-        rc = fan_channel_wait(taker->fd);
+        rc = fan_channel_wait(receiver->fd);
         slept = fan_now_ns() - asleep_ns > SLEEP_NS;
-        ours = !taker->turns || (rc == 1 && !slept && fan_turns_wait(taker->turns, taker->fd, begin_ns));
+        ours = !receiver->turns || (rc == 1 && !slept && fan_turns_wait(receiver->turns, receiver->fd, begin_ns));
     }
     return rc < 0 ? rc : slept;
 }
 
 /* Whether or not it has taken: the next time it has to pass the gate again. */
-static void turn_is_over(fan_taker *taker)
+static void turn_is_over(fan_receiver *receiver)
 {
-    if (taker->in_turn)
-        fan_turns_leave(taker->turns, taker->seat);
-    taker->in_turn = false;
+    if (receiver->in_turn)
+        fan_turns_leave(receiver->turns, receiver->seat);
+    receiver->in_turn = false;
 }
 
-int fan_take_wait(fan_taker *taker)
+int fan_take_wait(fan_receiver *receiver)
 {
-    fan_board_idle_now(taker->board, taker->thread);
-    /* Sleeping first, cancelled second; fan_taker_cancel's caller does it the other way round. So either this call sees
+    fan_board_idle_now(receiver->board, receiver->thread);
+    /* Sleeping first, cancelled second; fan_receiver_cancel's caller does it the other way round. So either this call sees
      * the cancellation, or that caller sees a sleeper and goes on signalling it. */
-    atomic_store(&taker->sleeping, true);
-    int rc = atomic_load(&taker->cancelled) ? -ECANCELED : wait_in_turn(taker); /* [fan_channel_wait] */
-    atomic_store(&taker->sleeping, false);
+    atomic_store(&receiver->sleeping, true);
+    int rc = atomic_load(&receiver->cancelled) ? -ECANCELED : wait_in_turn(receiver); /* [fan_channel_wait] */
+    atomic_store(&receiver->sleeping, false);
     if (rc < 0)
-        turn_is_over(taker);
+        turn_is_over(receiver);
     return rc;
 }
 
-int fan_take(fan_taker *taker, fan_connection *out, int fd_is_free)
+int fan_take(fan_receiver *receiver, fan_connection *out, int fd_is_free)
 {
     fan_record record;
     int fd, rc;
 
-    if (atomic_load(&taker->cancelled)) {
-        turn_is_over(taker);
-        fan_board_idle_now(taker->board, taker->thread);
+    if (atomic_load(&receiver->cancelled)) {
+        turn_is_over(receiver);
+        fan_board_idle_now(receiver->board, receiver->thread);
         return -ECANCELED;
     }
-    if (taker->turns && !taker->in_turn && !fan_turns_free(taker->turns, taker->fd))
+    if (receiver->turns && !receiver->in_turn && !fan_turns_free(receiver->turns, receiver->fd))
         return -EAGAIN;
     /* Busy before it has anything: if we are killed inside the call, this is how the master knows what was lost. */
-    fan_board_busy_now(taker->board, taker->thread, fan_now_ns());
+    fan_board_busy_now(receiver->board, receiver->thread, fan_now_ns());
     do
-        rc = receive_if_room(taker, fd_is_free, &record, &fd);
+        rc = receive_if_room(receiver, fd_is_free, &record, &fd);
     while (rc == -ENOMSG);
-    turn_is_over(taker);
+    turn_is_over(receiver);
     if (rc == 1) {
-        fan_board_took(taker->board, 1);
+        fan_board_took(receiver->board, 1);
         describe(&record, fd, out);
         return rc;
     }
-    fan_board_idle_now(taker->board, taker->thread);
+    fan_board_idle_now(receiver->board, receiver->thread);
     if (rc == -ENOBUFS)
-        fan_board_lost(taker->board, 1);
+        fan_board_lost(receiver->board, 1);
     return rc;
 }
 
-void fan_taker_resume(fan_taker *taker)
+void fan_receiver_resume(fan_receiver *receiver)
 {
-    fan_board_busy_now(taker->board, taker->thread, fan_now_ns());
+    fan_board_busy_now(receiver->board, receiver->thread, fan_now_ns());
 }
 
-int fan_take_ready(fan_taker *taker, fan_connection *out, int cap)
+int fan_take_ready(fan_receiver *receiver, fan_connection *out, int cap)
 {
     fan_record records[FAN_BATCH];
     int fds[FAN_BATCH];
 
-    fan_board_beat(taker->board, fan_now_ns());
-    int waiting = cap == 1 ? 1 : fan_channel_untaken(&(fan_channel){.read_fd = taker->fd});
+    fan_board_beat(receiver->board, fan_now_ns());
+    int waiting = cap == 1 ? 1 : fan_channel_untaken(&(fan_channel){.read_fd = receiver->fd});
     int want = waiting < 1 ? 1 : waiting < cap ? waiting : cap;
-    int room = fan_channel_room(taker->fd, want < FAN_BATCH ? want : FAN_BATCH);
+    int room = fan_channel_room(receiver->fd, want < FAN_BATCH ? want : FAN_BATCH);
     if (room < 0)
         return room;
-    int received = fan_channel_receive_many(taker->fd, room, records, fds);
+    int received = fan_channel_receive_many(receiver->fd, room, records, fds);
     if (received <= 0)
         return received;
     int taken = 0, lost = 0;
@@ -235,9 +235,9 @@ int fan_take_ready(fan_taker *taker, fan_connection *out, int cap)
     }
     /* First of all: if we are killed now, this is how the master knows what was lost. */
     if (taken)
-        fan_board_took(taker->board, taken);
+        fan_board_took(receiver->board, taken);
     if (lost)
-        fan_board_lost(taker->board, lost);
+        fan_board_lost(receiver->board, lost);
     for (int i = 0, at = 0; i < received; i++)
         if (fds[i] >= 0)
             describe(&records[i], fds[i], &out[at++]);

@@ -1,6 +1,6 @@
 """The C core as Python sees it. The only importer of `_core`; `csrc/fanout.h` is the manual.
 
-`Core` is the master's end, `Station` what a worker keeps of it, `Taker` one thread's reading end. Decides nothing.
+`Core` is the master's end, `Station` what a worker keeps of it, `Receiver` one thread's reading end. Decides nothing.
 Used by `master.supervisor` and by `worker`.
 """
 
@@ -31,16 +31,16 @@ except ModuleNotFoundError as error:
     ) from None
 
 BATCH: int = lib.FAN_BATCH
-"""Most connections that the master holds, and that one `Taker.take_ready` returns."""
+"""Most connections that the master holds, and that one `Receiver.take_ready` returns."""
 
 SEATS: int = lib.FAN_MAX_SEATS
 """The most workers of one core, those that are about to leave included."""
 
 SHORTAGE_S = 0.05
-"""Between two looks for a free descriptor, when a `Taker` has none: nothing tells when there is one."""
+"""Between two looks for a free descriptor, when a `Receiver` has none: nothing tells when there is one."""
 
 OUT_OF_MEMORY = (-errno.ENOMEM, -errno.ENOBUFS)
-"""Of `Taker.take_ready`: nothing was taken, and it may be tried again after SHORTAGE_S."""
+"""Of `Receiver.take_ready`: nothing was taken, and it may be tried again after SHORTAGE_S."""
 
 _AGAIN = -errno.EAGAIN
 
@@ -321,25 +321,25 @@ class Linger:
         lib.fan_linger_disown(self._linger)
 
 
-class Taker:
+class Receiver:
     """One thread's reading end. Not closed: it lives as long as its worker."""
 
-    __slots__ = ("_arrivals", "_slow", "_take", "_taker", "_wait", "arrival", "conn")
+    __slots__ = ("_arrivals", "_receiver", "_slow", "_take", "_wait", "arrival", "conn")
 
     def __init__(self, fd: int, station: Station, thread: int, batch: int = 1) -> None:
         """Reads from `fd`, which stays the caller's; marks its doings as thread number `thread` of the board."""
         turns = station.turns if fd == station.pool_fd else ffi.NULL
-        taker = lib.fan_taker_new(fd, station.board, thread, turns, station.seat)
-        if not taker:
+        receiver = lib.fan_receiver_new(fd, station.board, thread, turns, station.seat)
+        if not receiver:
             raise MemoryError
-        self._taker = ffi.gc(taker, lib.fan_taker_free)
+        self._receiver = ffi.gc(receiver, lib.fan_receiver_free)
         self._arrivals = ffi.new("fan_connection[]", batch)
         self.arrival: Any = self._arrivals + 0  # a pointer to the first
         """What `take` has filled: a fan_connection of fanout.h."""
         self.conn: Any = None
         """For whoever takes: the connection that was made of it last."""
-        self._take: Callable[[bool], int] = functools.partial(lib.fan_take, self._taker, self.arrival)
-        self._wait: Callable[[], int] = functools.partial(lib.fan_take_wait, self._taker)
+        self._take: Callable[[bool], int] = functools.partial(lib.fan_take, self._receiver, self.arrival)
+        self._wait: Callable[[], int] = functools.partial(lib.fan_take_wait, self._receiver)
         self._slow = False
         """The last connection had to be waited for, so the next one will be, too: no look in vain."""
 
@@ -361,21 +361,21 @@ class Taker:
 
     def resume(self) -> None:
         """The thread goes on with a connection that was taken before: busy, until it asks for the next one."""
-        lib.fan_taker_resume(self._taker)
+        lib.fan_receiver_resume(self._receiver)
 
     def take_ready(self, cap: int) -> tuple[int, Iterator[Any]]:
         """The result of `fan_take_ready`, and the arrivals if it is positive."""
-        count = lib.fan_take_ready(self._taker, self._arrivals, min(cap, len(self._arrivals)))
+        count = lib.fan_take_ready(self._receiver, self._arrivals, min(cap, len(self._arrivals)))
         return count, iter(self._arrivals[0:count] if count > 0 else ())
 
     def cancel(self) -> None:
-        """From any thread: no more is taken. A sleeping taker must be woken by a signal, too."""
-        lib.fan_taker_cancel(self._taker)
+        """From any thread: no more is taken. A sleeping receiver must be woken by a signal, too."""
+        lib.fan_receiver_cancel(self._receiver)
 
     @property
     def sleeps(self) -> bool:
         """Whether the thread waits for a connection."""
-        return bool(lib.fan_taker_sleeps(self._taker))
+        return bool(lib.fan_receiver_sleeps(self._receiver))
 
 
 def shut(listener: socket.socket) -> None:
@@ -385,7 +385,7 @@ def shut(listener: socket.socket) -> None:
 
 
 def interrupt_with(signum: int) -> None:
-    """Make the signal `signum` interrupt `Taker.take` and do nothing else in this process."""
+    """Make the signal `signum` interrupt `Receiver.take` and do nothing else in this process."""
     check(lib.fan_interrupt_with(signum), f"set signal {signum}")
 
 

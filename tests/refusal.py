@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from pyfanout.core import Taker
+from pyfanout.core import Receiver
 
 LIBRARY = {"contextlib", "pathlib", "socket", "tempfile"}
 """Modules that make calls for others."""
@@ -122,5 +122,5 @@ def refuse_to_take(error: str, times: int) -> None:
         return lambda *arguments: refused if left and left.pop() else look(*arguments)
 
     rc = -getattr(errno, error)
-    Taker.take = refusing(Taker.take, rc)  # type: ignore[method-assign]
-    Taker.take_ready = refusing(Taker.take_ready, (rc, ()))  # type: ignore[method-assign]
+    Receiver.take = refusing(Receiver.take, rc)  # type: ignore[method-assign]
+    Receiver.take_ready = refusing(Receiver.take_ready, (rc, ()))  # type: ignore[method-assign]

@@ -29,7 +29,7 @@ from gunicorn.workers import base, gasgi, gthread, sync
 
 from pyfanout import greenlets, stdio
 from pyfanout.config import LOG_LEVELS, MAX_SECONDS
-from pyfanout.core import SHORTAGE_S, Taker, shut
+from pyfanout.core import SHORTAGE_S, Receiver, shut
 from pyfanout.dispatcher.owner import Dispatcher, config_of
 from pyfanout.embed.aio import settled
 from pyfanout.embed.asgi import Application
@@ -280,7 +280,7 @@ class Sync(Joined, sync.SyncWorker):
         # Not settimeout: that would make it non-blocking, for all who share it.
         timeval = _TIMEVAL.pack(int(heartbeat_s), int(heartbeat_s % 1 * 1e6))
         pool.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-        taker = Taker(pool.fileno(), worker.station, 0)
+        receiver = Receiver(pool.fileno(), worker.station, 0)
         self._ready(pool=True, threads=1)
         news = select.poll()
         for each in (pool, worker.control):
@@ -289,11 +289,11 @@ class Sync(Joined, sync.SyncWorker):
             self.notify()
             if self._retiring and pool.fileno() not in dict(news.poll(heartbeat_s * 1000)):
                 continue
-            rc = taker.take(False)
+            rc = receiver.take(False)
             if rc == 1:
-                conn = Connection.arrived(taker.arrival, True, worker.station.done)
+                conn = Connection.arrived(receiver.arrival, True, worker.station.done)
                 try:
-                    self.handle(worker.public.listeners[conn.listener], conn, address_of(taker.arrival))
+                    self.handle(worker.public.listeners[conn.listener], conn, address_of(receiver.arrival))
                 finally:
                     conn.finish()
             elif rc == 0:  # the dispatcher has stopped, or is gone
@@ -307,8 +307,8 @@ class Sync(Joined, sync.SyncWorker):
                 time.sleep(SHORTAGE_S)
             elif rc not in (-errno.EAGAIN, -errno.EINTR):
                 raise OSError(-rc, f"take a connection: {os.strerror(-rc)}")
-        taker.cancel()
-        taker.take(False)  # which takes nothing, and has the board say that nothing is in our hands
+        receiver.cancel()
+        receiver.take(False)  # which takes nothing, and has the board say that nothing is in our hands
 
 
 class GThread(Joined, gthread.ThreadWorker):

@@ -19,7 +19,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyfanout.control import WAKE, Roomy
-from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
+from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Receiver
 from pyfanout.kind import AsyncHandler
 from pyfanout.worker import child, clients, loop_child
 from pyfanout.worker.connection import Address, Connection, address_of
@@ -53,7 +53,7 @@ class Server:
         self._worker = worker
         self._handler = handler
         self._fd = fd
-        self._taker = Taker(fd, worker.station, 0, BATCH)
+        self._receiver = Receiver(fd, worker.station, 0, BATCH)
         self._loop = asyncio.get_running_loop()
         self._count = worker.counter("connection")
         self._most = worker.config.max_connections or 1 << 30
@@ -104,7 +104,7 @@ class Server:
 
     def _take(self) -> None:
         """The channel is readable: take what is there, as many as may be held."""
-        rc, arrivals = self._taker.take_ready(self._most - self._live)
+        rc, arrivals = self._receiver.take_ready(self._most - self._live)
         for arrival in arrivals:
             self._begin(arrival)
         if rc > 0:

@@ -1,6 +1,6 @@
 """Runs a plain function per connection: on the main thread, or on N threads that each take for themselves.
 
-A thread that wants work sleeps in `Taker.take`; the kernel wakes the one that has waited longest. Beside them one
+A thread that wants work sleeps in `Receiver.take`; the kernel wakes the one that has waited longest. Beside them one
 thread listens to the master.
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout import greenlets
 from pyfanout.control import WAKE
-from pyfanout.core import SHORTAGE_S, Taker, interrupt_with, is_pooled
+from pyfanout.core import SHORTAGE_S, Receiver, interrupt_with, is_pooled
 from pyfanout.kind import BlockingHandler
 from pyfanout.worker import clients
 from pyfanout.worker.connection import Connection, address_of
@@ -38,7 +38,7 @@ INTERRUPT = WAKE
 """Ends a thread's sleep in `take`. While workers take connections, nothing else needs that signal."""
 
 GREETED = 2
-"""A result of `Intake.take` besides those of `Taker.take`: a connection has been greeted."""
+"""A result of `Intake.take` besides those of `Receiver.take`: a connection has been greeted."""
 
 NUDGE_S = 0.01
 """Seconds between two such signals: one that hits a thread on its way into `take` is lost."""
@@ -58,11 +58,11 @@ class Server:
         self._threads = worker.config.threads
         self._alone = self._threads == 1
         self._count = worker.counter("connection") if counted else None
-        self._takers = [Taker(self._fd, worker.station, number) for number in range(self._threads)]
+        self._receivers = [Receiver(self._fd, worker.station, number) for number in range(self._threads)]
         self._intake = _intake(worker, self._fd)
         """Where the threads take from if clients are greeted first; None: from the channel itself."""
-        self._idents: dict[Taker, int] = {}
-        """Which thread a taker is on; those that have left are not in it."""
+        self._idents: dict[Receiver, int] = {}
+        """Which thread a receiver is on; those that have left are not in it."""
         self._signalling = threading.Lock()
         """Held from the look at `_idents` to the signal, and by a thread that removes itself: no signal may be sent to
         a thread that may have ended, whose memory is freed (pthread_kill(3): undefined)."""
@@ -95,7 +95,7 @@ class Server:
         # Not threading.Thread: its start() would wait for the new thread, and the first connection for that.
         self._worker.background.start(self._listen)
         if self._threads == 1:
-            self._take_all(self._takers[0])
+            self._take_all(self._receivers[0])
         else:
             self._run_threads()
         if self._exit is not None:
@@ -103,8 +103,8 @@ class Server:
 
     def _run_threads(self) -> None:
         threads = [
-            threading.Thread(target=self._take_all, args=(taker,), name=f"pyfanout-{number}", daemon=True)
-            for number, taker in enumerate(self._takers)
+            threading.Thread(target=self._take_all, args=(receiver,), name=f"pyfanout-{number}", daemon=True)
+            for number, receiver in enumerate(self._receivers)
         ]
         for thread in threads:
             thread.start()
@@ -112,59 +112,59 @@ class Server:
         for thread in threads:
             thread.join()
 
-    def _take_all(self, taker: Taker) -> None:
+    def _take_all(self, receiver: Receiver) -> None:
         """One thread's life."""
-        self._idents[taker] = threading.get_ident()
+        self._idents[receiver] = threading.get_ident()
         try:
-            self._take_each(taker)
+            self._take_each(receiver)
         finally:
             with self._signalling:
-                del self._idents[taker]
+                del self._idents[receiver]
         with contextlib.suppress(RuntimeError):  # another was the first
             self._leaving.release()
 
-    def _take_each(self, taker: Taker) -> None:
+    def _take_each(self, receiver: Receiver) -> None:
         """Until there is no connection to take any more."""
         if self._intake is not None:
-            self._take_each_greeted(self._intake, taker)
+            self._take_each_greeted(self._intake, receiver)
             return
         worker = self._worker
-        done, arrival = worker.station.done, taker.arrival
+        done, arrival = worker.station.done, receiver.arrival
         fd_is_free = False
         while True:
-            rc = taker.take(fd_is_free)
+            rc = receiver.take(fd_is_free)
             if rc == 1:
-                fd_is_free = self._handle(taker, Connection.arrived(arrival, True, done), address_of(arrival))
+                fd_is_free = self._handle(receiver, Connection.arrived(arrival, True, done), address_of(arrival))
             elif self._is_over(rc):
                 break
             else:
                 fd_is_free = False
 
-    def _take_each_greeted(self, intake: Intake, taker: Taker) -> None:
+    def _take_each_greeted(self, intake: Intake, receiver: Receiver) -> None:
         """The same for connections that have to be greeted."""
         worker = self._worker
         while True:
-            rc = intake.take(taker)
+            rc = intake.take(receiver)
             if rc == 1:
                 greeted = intake.greet(
-                    Connection.arrived(taker.arrival, True, worker.station.done), address_of(taker.arrival)
+                    Connection.arrived(receiver.arrival, True, worker.station.done), address_of(receiver.arrival)
                 )
             elif rc == GREETED:
-                greeted = intake.next(taker)
+                greeted = intake.next(receiver)
             elif self._is_over(rc):
                 break
             else:
                 continue
             if greeted is not None:
-                self._handle(taker, *greeted)
-        while not worker.forked and (greeted := intake.last(taker)) is not None:
-            self._handle(taker, *greeted)
+                self._handle(receiver, *greeted)
+        while not worker.forked and (greeted := intake.last(receiver)) is not None:
+            self._handle(receiver, *greeted)
 
-    def _handle(self, taker: Taker, conn: Any, address: Any) -> bool:
+    def _handle(self, receiver: Receiver, conn: Any, address: Any) -> bool:
         """Serve one connection. Whether a descriptor is free afterwards, and no other thread of this worker could use
         it."""
         worker = self._worker
-        taker.conn = conn
+        receiver.conn = conn
         try:
             self._handler(conn, address)
         except (Exception, _cancelled()) as error:
@@ -238,8 +238,8 @@ class Server:
     def _cancel(self) -> None:
         """No thread takes any more. The control thread wakes the sleeping ones: here a signal handler may be
         running."""
-        for taker in self._takers:
-            taker.cancel()
+        for receiver in self._receivers:
+            receiver.cancel()
         if not self._worker.forked:
             if self._intake is not None:
                 self._intake.cancel()
@@ -285,10 +285,10 @@ class Server:
     def _wake_sleepers(self) -> None:
         if self._threads > 1 and self._idents and not self._worker.draining:
             signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
-        for taker in list(self._idents):
+        for receiver in list(self._idents):
             with self._signalling:
-                ident = self._idents.get(taker)
-                if ident is not None and taker.sleeps:
+                ident = self._idents.get(receiver)
+                if ident is not None and receiver.sleeps:
                     signal.pthread_kill(ident, INTERRUPT)
 
     def _close_idle(self) -> None:
@@ -297,13 +297,13 @@ class Server:
 
     def _moved(self) -> object:
         """For `Watch`: the board says which thread is busy, and since when."""
-        conns = [taker.conn for taker in self._takers]
+        conns = [receiver.conn for receiver in self._receivers]
         return [bytes_moved(conn) for conn in conns if conn is not None]
 
     def _end_idle(self) -> None:
-        for taker in list(self._idents):
-            if taker.conn is not None:
-                end_if_idle(taker.conn)
+        for receiver in list(self._idents):
+            if receiver.conn is not None:
+                end_if_idle(receiver.conn)
 
 
 def serve(worker: Worker, handler: BlockingHandler, *, counted: bool = True) -> None:

@@ -20,7 +20,7 @@ from pyfanout.worker.connection import Address, Connection
 from pyfanout.worker.epoll import epoll
 
 if TYPE_CHECKING:
-    from pyfanout.core import Taker
+    from pyfanout.core import Receiver
     from pyfanout.worker.greeting import Greeted, Greeter
     from pyfanout.worker.worker import Worker
 
@@ -61,26 +61,26 @@ class Intake:
         self._news.register(self._over, EPOLLIN)
         self._line_up()
 
-    def take(self, taker: Taker) -> int:
-        """As `Taker.take`; or GREETED: then `next` returns a connection, unless another thread has taken it."""
-        rc = GREETED if self._greeted else taker.take_now()
+    def take(self, receiver: Receiver) -> int:
+        """As `Receiver.take`; or GREETED: then `next` returns a connection, unless another thread has taken it."""
+        rc = GREETED if self._greeted else receiver.take_now()
         while rc == -errno.EAGAIN:
             self._news.poll(None, 1)
             if not self._greeted:  # another thread took it before it was counted
                 self._uncount()
-            rc = GREETED if self._greeted else taker.take_now()
+            rc = GREETED if self._greeted else receiver.take_now()
         if rc == 1:
             self._line_up()
         return rc
 
-    def next(self, taker: Taker) -> Greeted | None:
+    def next(self, receiver: Receiver) -> Greeted | None:
         """A connection that has been greeted."""
         self._uncount()
         try:
             greeted = self._greeted.popleft()
         except IndexError:
             return None
-        taker.resume()
+        receiver.resume()
         return greeted
 
     def greet(self, conn: Connection, address: Address) -> Greeted | None:
@@ -101,14 +101,14 @@ class Intake:
                     self._greeter.refuse_all(error)
         return None
 
-    def last(self, taker: Taker) -> Greeted | None:
+    def last(self, receiver: Receiver) -> Greeted | None:
         """When no more is taken: a connection whose greeting was still under way. None: there are none left."""
         self._greeter.hurry()
         news: Any = poll()
         news.register(self._tokens, POLLIN)
         while True:
             running = self._running
-            greeted = self.next(taker)
+            greeted = self.next(receiver)
             if greeted is not None or not running:
                 return greeted
             news.poll(LOOK_S * 1000)

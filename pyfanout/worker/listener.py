@@ -26,7 +26,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyfanout.control import MOST_CONNECTIONS, Roomy
-from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Taker
+from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Receiver
 from pyfanout.worker import child
 from pyfanout.worker.connection import Address, Connection, Counting, address_of
 from pyfanout.worker.epoll import epoll
@@ -165,8 +165,8 @@ class Listener(socket.socket):
         "_greeting_bytes",
         "_live",
         "_lock",
+        "_receiver",
         "_resting",
-        "_taker",
         "_timeout_s",
         "_took",
         "_unheard",
@@ -189,7 +189,7 @@ class Listener(socket.socket):
         self._channel_fd: int | None = channel_fd
         self._blocking = blocking
         self._greedy = greedy
-        self._taker = Taker(channel_fd, worker.station, 0, BATCH)
+        self._receiver = Receiver(channel_fd, worker.station, 0, BATCH)
         self._arrivals: list[Any] = []
         """Taken and not accepted yet, last first: of a loop that accepts until there is nothing, so never for long."""
         self._count = worker.counter("connection") if counted else None
@@ -493,7 +493,7 @@ class Listener(socket.socket):
             woken()
         rc, fd = -errno.EAGAIN, self._channel_fd
         if fd is not None and not self._resting:
-            rc, arrivals = self._taker.take_ready(BATCH if self._greedy else 1)
+            rc, arrivals = self._receiver.take_ready(BATCH if self._greedy else 1)
         if rc > 0:
             self._took = True
             self._unheard += 1  # one that accepts once each time it comes round may never find nothing

@@ -31,7 +31,7 @@ from typing import Any
 from pyfanout._core import ffi, lib
 
 from pyfanout.config import Policy
-from pyfanout.core import BATCH, POOL, Core, Event, News, Station, Taker
+from pyfanout.core import BATCH, POOL, Core, Event, News, Receiver, Station
 
 DEADLINE_S = 10.0
 """Before a test says that something does not happen: far more than it takes on a busy machine of two cores."""
@@ -441,7 +441,7 @@ class Worker:
         self.station = station
         self.pool = pool
         self.fd = station.pool_fd if pool else station.seat_fd
-        self.taker = Taker(self.fd, station, 0, BATCH)
+        self.receiver = Receiver(self.fd, station, 0, BATCH)
         self.size = 0
         self.lost = 0
         """By its takes with MSG_CTRUNC."""
@@ -450,7 +450,7 @@ class Worker:
         """What waits, at most `cap`."""
         taken: list[Arrival] = []
         while len(taken) < cap:
-            rc, raws = self.taker.take_ready(min(cap - len(taken), BATCH))
+            rc, raws = self.receiver.take_ready(min(cap - len(taken), BATCH))
             if rc == 0 or (rc == -errno.EAGAIN and self.waiting() == 0):
                 break  # else it was a nudge, or a connection was lost
             assert rc > 0 or rc == -errno.EAGAIN, f"take_ready: {rc}"
@@ -465,7 +465,7 @@ class Worker:
         """All until end-of-file."""
         taken: list[Arrival] = []
         while True:
-            rc, raws = self.taker.take_ready(BATCH)
+            rc, raws = self.receiver.take_ready(BATCH)
             if rc == 0:
                 return taken
             assert rc > 0, f"take_ready: {rc}"

@@ -44,7 +44,7 @@ static atomic_bool loop_leaves;
     } while (0)
 
 struct reader {
-    fan_taker *taker;
+    fan_receiver *receiver;
     fan_board *board;
     int fd;
 };
@@ -62,9 +62,9 @@ static void *thread_of_the_pool(void *argument)
     struct reader *reader = argument;
     fan_connection conn;
     for (;;) {
-        int rc = fan_take_wait(reader->taker);
+        int rc = fan_take_wait(reader->receiver);
         if (rc >= 0)
-            rc = fan_take(reader->taker, &conn, 0);
+            rc = fan_take(reader->receiver, &conn, 0);
         if (rc == 1)
             answer(reader, &conn);
         else if (rc == 0 || rc == -ECANCELED)
@@ -82,7 +82,7 @@ static void *event_loop(void *argument)
     while (!atomic_load(&loop_leaves)) {
         if (poll(&readable, 1, 1) <= 0)
             continue;
-        int rc = fan_take_ready(reader->taker, conns, 8);
+        int rc = fan_take_ready(reader->receiver, conns, 8);
         CHECK(rc >= 0 || rc == -EAGAIN || rc == -EINTR);
         if (rc == 0)
             break;
@@ -152,8 +152,8 @@ int main(int argc, char **argv)
         for (int i = 0; i < count; i++) {
             int fd = seat == LOOP ? ends.seat_fd : ends.pool_fd;
             fan_turns *turns = seat == LOOP ? NULL : ends.turns;
-            readers[seat][i] = (struct reader){fan_taker_new(fd, ends.board, i, turns, seat), ends.board, fd};
-            CHECK(readers[seat][i].taker != NULL);
+            readers[seat][i] = (struct reader){fan_receiver_new(fd, ends.board, i, turns, seat), ends.board, fd};
+            CHECK(readers[seat][i].receiver != NULL);
             CHECK(pthread_create(&threads[seat][i], NULL, seat == LOOP ? event_loop : thread_of_the_pool,
                                  &readers[seat][i]) == 0);
         }
@@ -168,9 +168,9 @@ int main(int argc, char **argv)
     for (int i = 0; i < UNREAD_TURNS; i++) /* its channel gets some that nobody reads */
         CHECK(fan_core_run(core, 1000000, (fan_event[8]){0}, 8) >= 0);
     fan_seat_leave(core, LOOP);
-    fan_taker_cancel(readers[0][0].taker);
+    fan_receiver_cancel(readers[0][0].receiver);
     dispatch(core, CLIENT_THREADS * clients);
-    while (fan_taker_sleeps(readers[0][0].taker)) {
+    while (fan_receiver_sleeps(readers[0][0].receiver)) {
         pthread_kill(threads[0][0], SIGURG);
         usleep(1000);
     }
@@ -187,7 +187,7 @@ int main(int argc, char **argv)
     CHECK(atomic_load(&answered) == CLIENT_THREADS * clients && served == atomic_load(&answered));
     for (int seat = 0; seat < SEATS; seat++)
         for (int i = 0; i < (seat == LOOP ? 1 : THREADS); i++)
-            fan_taker_free(readers[seat][i].taker);
+            fan_receiver_free(readers[seat][i].receiver);
     fan_core_free(core);
     printf("answered %d, recalled %d\n", atomic_load(&answered), (int)counters.recalled);
     return 0;

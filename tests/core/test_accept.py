@@ -367,7 +367,7 @@ def test_a_reset_client_is_counted_or_passed(house: MakeHouse) -> None:
     client.close()
     here.connect(1)
     here.run_until(lambda: here["passed"] + here["aborted"] == 2, "both are dealt with")
-    count, raws = worker.taker.take_ready(32)
+    count, raws = worker.receiver.take_ready(32)
     assert count == here["passed"]
     for raw in raws:
         os.close(raw.fd)

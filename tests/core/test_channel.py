@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from pyfanout.core import BATCH, POOL, News, Taker, interrupt_with
+from pyfanout.core import BATCH, POOL, News, Receiver, interrupt_with
 
 from .kit import Faults, House, Worker, clients_of, descriptors, free_descriptors, state_of, wait_until
 
@@ -202,7 +202,7 @@ def test_the_flag_is_the_descriptors_and_close_on_exec_is_set(house: MakeHouse) 
     worker = here.worker(0)
     here.connect()
     here.settle()
-    count, raws = worker.taker.take_ready(1)
+    count, raws = worker.receiver.take_ready(1)
     (raw,) = raws
     assert count == 1
     try:
@@ -284,22 +284,22 @@ class Sleeper(threading.Thread):
     def __init__(self, house: House, seat: int, thread: int = 0) -> None:
         super().__init__()
         self.station = house.station(seat)
-        self.taker = Taker(self.station.pool_fd, self.station, thread)
+        self.receiver = Receiver(self.station.pool_fd, self.station, thread)
         self.rc: int | None = None
         self.start()
         self.wait_asleep()
 
     def run(self) -> None:
-        self.rc = self.taker.take(False)
+        self.rc = self.receiver.take(False)
 
     def asleep(self) -> bool:
-        return self.taker.sleeps and state_of(os.getpid(), self.native_id) == "S"
+        return self.receiver.sleeps and state_of(os.getpid(), self.native_id) == "S"
 
     def wait_asleep(self) -> None:
         wait_until(self.asleep, "the thread sleeps in take")
 
     def end(self) -> None:
-        self.taker.cancel()
+        self.receiver.cancel()
         while self.is_alive():
             with contextlib.suppress(ProcessLookupError):
                 signal.pthread_kill(self.ident or 0, signal.SIGURG)
@@ -321,7 +321,7 @@ def sleeper(house: MakeHouse) -> Iterator[Callable[..., Sleeper]]:
     for each in made:
         each.end()
         if each.rc == 1:
-            os.close(each.taker.arrival.fd)
+            os.close(each.receiver.arrival.fd)
     signal.signal(signal.SIGURG, before or signal.SIG_DFL)
 
 
@@ -329,7 +329,7 @@ class Dying(Sleeper):
     """A worker that was woken by a message, and died before it took it."""
 
     def run(self) -> None:
-        self.taker._wait()
+        self.receiver._wait()
 
 
 def test_a_wake_up_that_died_is_given_to_exactly_one_other(house: MakeHouse, sleeper: Callable[..., Sleeper]) -> None:
@@ -376,11 +376,11 @@ def test_nobody_is_nudged_when_all_are_busy(house: MakeHouse, faults: Faults) ->
     worker = here.worker(0, 8, pool=True)
     here.connect(4)
     here.run_until_passed(4)
-    assert worker.taker.take(False) == 1  # marks the thread as busy
+    assert worker.receiver.take(False) == 1  # marks the thread as busy
     here.run_for(60_000_000)
     assert here["nudges"] == 0
     assert here.core.untaken(POOL) == 3
-    here.arrived(worker.taker.arrival)
+    here.arrived(worker.receiver.arrival)
 
 
 def test_nudges_are_not_repeated_for_ever(house: MakeHouse) -> None:
@@ -401,7 +401,7 @@ def test_nudges_for_one_client_are_none_for_the_next(house: MakeHouse) -> None:
     busy, idle = (here.worker(seat, 16, pool=True) for seat in range(2))
     here.connect()
     here.run_until(lambda: here["nudges"] > 0, "one is nudged")
-    assert busy.taker.take(False) == 1
+    assert busy.receiver.take(False) == 1
     here.run_for(60_000_000)
     with socket.socket(fileno=os.dup(idle.fd)) as channel, contextlib.suppress(BlockingIOError):
         while channel.recv(100, socket.MSG_DONTWAIT):
@@ -411,9 +411,9 @@ def test_nudges_for_one_client_are_none_for_the_next(house: MakeHouse) -> None:
     here.run_until(lambda: here["nudges"] == before + 1, "one is nudged again")
     here.run_for(60_000_000)
     assert here["nudges"] == before + 1, "and no other is idle"
-    assert idle.taker.take(False) == 1
+    assert idle.receiver.take(False) == 1
     for each in (busy, idle):
-        here.arrived(each.taker.arrival)
+        here.arrived(each.receiver.arrival)
     here.check()
 
 

@@ -453,7 +453,7 @@ def test_a_lost_connection_takes_no_place_for_ever(house: MakeHouse) -> None:
     here.settle()
     with free_descriptors(0):
         for _ in range(3):
-            assert worker.taker.take(True) == -errno.ENOBUFS
+            assert worker.receiver.take(True) == -errno.ENOBUFS
     here.settle()
     assert here.core.untaken(0) == 3, "nobody will ever say done of those that were lost"
 

@@ -176,10 +176,10 @@ class Life:
         """All that is there; a call that fails takes nothing, and is made again."""
         for _ in range(100):
             if worker.pool:
-                rc = worker.taker.take(False)
-                raws = iter([worker.taker.arrival])
+                rc = worker.receiver.take(False)
+                raws = iter([worker.receiver.arrival])
             else:
-                rc, raws = worker.taker.take_ready(8)
+                rc, raws = worker.receiver.take_ready(8)
             if rc == 0 or (rc < 0 and worker.waiting() == 0):
                 return
             if rc > 0:

@@ -1,4 +1,4 @@
-"""take: a worker's end. No descriptor, no taking; a cancelled taker wakes; what a child keeps, and what it drops."""
+"""take: a worker's end. No descriptor, no taking; a cancelled receiver wakes; what a child keeps, and what it drops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from pyfanout._core import ffi
 
 from pyfanout.config import Policy
-from pyfanout.core import POOL, Core, Ends, Station, Taker, interrupt_with
+from pyfanout.core import POOL, Core, Ends, Receiver, Station, interrupt_with
 
 from .kit import House, Worker, clients_of, descriptors, free_descriptors, in_child, state_of, wait_until
 
@@ -47,7 +47,7 @@ def test_without_a_free_descriptor_nothing_is_taken(house: MakeHouse, pool: bool
     worker = here.worker(0, pool=pool)
     feed(here, 3)
     with free_descriptors(0):
-        rc = worker.taker.take(False) if pool else worker.taker.take_ready(32)[0]
+        rc = worker.receiver.take(False) if pool else worker.receiver.take_ready(32)[0]
         assert rc == -errno.EMFILE
     assert here.core.untaken(POOL if pool else 0) == 3
     view = here.core.look(0)
@@ -61,7 +61,7 @@ def test_a_promise_of_a_free_descriptor_that_is_wrong_is_counted(house: MakeHous
     worker = here.worker(0, pool=True)
     feed(here, 2)
     with free_descriptors(0):
-        assert worker.taker.take(True) == -errno.ENOBUFS
+        assert worker.receiver.take(True) == -errno.ENOBUFS
     view = here.core.look(0)
     assert (view.taken - view.done, view.truncated, view.busy_threads) == (0, 1, 0)
     assert clients_of(worker.take()) == [1]
@@ -74,7 +74,7 @@ def test_a_lost_connection_is_no_load_for_ever(house: MakeHouse) -> None:
     feed(here, 20)
     with free_descriptors(0):
         for _ in range(10):
-            assert workers[0].taker.take(True) == -errno.ENOBUFS
+            assert workers[0].receiver.take(True) == -errno.ENOBUFS
     workers[1].take()
     workers[1].done(10)
     feed(here, 8)
@@ -99,7 +99,7 @@ def test_a_table_that_is_full_but_for_low_numbers(house: MakeHouse, holes: int) 
             os.close(fd)
         taken = 0
         while True:
-            rc, raws = worker.taker.take_ready(32)
+            rc, raws = worker.receiver.take_ready(32)
             taken += len(list(raws))
             if rc < 0:
                 break
@@ -119,9 +119,9 @@ def test_a_thread_that_sleeps_while_others_fill_the_table(house: MakeHouse) -> N
 
     def act() -> None:
         rcs: list[int] = []
-        thread = threading.Thread(target=lambda: rcs.append(worker.taker.take(False)))
+        thread = threading.Thread(target=lambda: rcs.append(worker.receiver.take(False)))
         thread.start()
-        wait_until(lambda: worker.taker.sleeps and is_asleep(thread), "it sleeps")
+        wait_until(lambda: worker.receiver.sleeps and is_asleep(thread), "it sleeps")
         with free_descriptors(0):
             writing.send(b"!")
             thread.join()
@@ -146,13 +146,13 @@ def test_never_more_than_asked_for(house: MakeHouse) -> None:
     worker = here.worker(0)
     feed(here, 20)
     for cap in (1, 5, 2):
-        count, raws = worker.taker.take_ready(cap)
+        count, raws = worker.receiver.take_ready(cap)
         assert count == cap
         for raw in raws:
             here.arrived(raw)
     assert here.core.look(0).taken == 8
     assert len(worker.take()) == 12
-    assert worker.taker.take_ready(32)[0] == -errno.EAGAIN
+    assert worker.receiver.take_ready(32)[0] == -errno.EAGAIN
 
 
 # ---- the board ---------------------------------------------------------------------------------------------------
@@ -161,18 +161,18 @@ def test_never_more_than_asked_for(house: MakeHouse) -> None:
 def test_the_page_says_what_the_worker_does(house: MakeHouse) -> None:
     here = house()
     worker = here.worker(0, pool=True)
-    takers = [Taker(worker.fd, worker.station, thread) for thread in range(3)]
+    receivers = [Receiver(worker.fd, worker.station, thread) for thread in range(3)]
     feed(here, 2)
     assert here.core.look(0).busy_since_ns == 0
-    for taker in takers[:2]:
-        assert taker.take(False) == 1
-        here.arrived(taker.arrival)
+    for receiver in receivers[:2]:
+        assert receiver.take(False) == 1
+        here.arrived(receiver.arrival)
     view = here.core.look(0)
     assert (view.generation, view.taken, view.done, view.busy_threads, view.threads) == (1, 2, 0, 2, 3)
     assert 0 < view.busy_since_ns <= view.beat_ns
     worker.done(2)
-    takers[0].cancel()
-    assert takers[0].take(False) == -errno.ECANCELED
+    receivers[0].cancel()
+    assert receivers[0].take(False) == -errno.ECANCELED
     view = here.core.look(0)
     assert (view.done, view.busy_threads) == (2, 1)
 
@@ -214,17 +214,17 @@ def test_end_of_file(house: MakeHouse) -> None:
     feed(here, 2)
     here.core.finish(10)
     here.settle()
-    assert worker.taker.take(False) == 1
-    here.arrived(worker.taker.arrival)
+    assert worker.receiver.take(False) == 1
+    here.arrived(worker.receiver.arrival)
     assert len(worker.rest()) == 1
-    assert worker.taker.take(False) == 0
+    assert worker.receiver.take(False) == 0
 
 
 def test_a_signal_interrupts(house: MakeHouse, interruptible: None) -> None:
     here = house()
     worker = here.worker(0, pool=True)
     rcs: list[int] = []
-    thread = threading.Thread(target=lambda: rcs.append(worker.taker.take(False)))
+    thread = threading.Thread(target=lambda: rcs.append(worker.receiver.take(False)))
     thread.start()
     while thread.is_alive():
         with contextlib.suppress(ProcessLookupError):
@@ -239,27 +239,27 @@ def test_cancel_wakes_wherever_it_hits(house: MakeHouse, interruptible: None) ->
     here.enter(0, pool=True)
     station = here.station(0)
     for _ in range(1000):
-        taker = Taker(station.pool_fd, station, 0)
+        receiver = Receiver(station.pool_fd, station, 0)
         rcs: list[int] = []
-        thread = threading.Thread(target=lambda taker=taker, rcs=rcs: rcs.append(taker.take(False)))
+        thread = threading.Thread(target=lambda receiver=receiver, rcs=rcs: rcs.append(receiver.take(False)))
         thread.start()
-        taker.cancel()
+        receiver.cancel()
         while thread.is_alive():
-            if taker.sleeps:
+            if receiver.sleeps:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pthread_kill(thread.ident or 0, signal.SIGURG)
             thread.join(0.0005)
         assert rcs in ([-errno.ECANCELED], [-errno.EINTR])
-        assert taker.take(False) == -errno.ECANCELED
-        assert not taker.sleeps
+        assert receiver.take(False) == -errno.ECANCELED
+        assert not receiver.sleeps
 
 
-def test_a_cancelled_taker_takes_nothing(house: MakeHouse) -> None:
+def test_a_cancelled_receiver_takes_nothing(house: MakeHouse) -> None:
     here = house()
     worker = here.worker(0, pool=True)
     feed(here, 1)
-    worker.taker.cancel()
-    assert worker.taker.take(True) == -errno.ECANCELED
+    worker.receiver.cancel()
+    assert worker.receiver.take(True) == -errno.ECANCELED
     assert here.core.untaken(POOL) == 1 + here.core.count()["nudges"], "it waits; on a slow machine the core has nudged"
 
 
@@ -269,19 +269,19 @@ def test_idle_threads_are_served_in_turn(house: MakeHouse, interruptible: None) 
     for seat in range(4):
         here.enter(seat, 16, pool=True)
     stations = [here.station(seat) for seat in range(4)]
-    takers = [Taker(station.pool_fd, station, 0) for station in stations]
+    receivers = [Receiver(station.pool_fd, station, 0) for station in stations]
     order: list[int] = []
     threads: dict[int, threading.Thread] = {}
 
     def take(number: int) -> None:
-        if takers[number].take(False) == 1:
+        if receivers[number].take(False) == 1:
             order.append(number)
-            os.close(takers[number].arrival.fd)
+            os.close(receivers[number].arrival.fd)
 
     def start(number: int) -> None:
         thread = threads[number] = threading.Thread(target=take, args=(number,))
         thread.start()
-        wait_until(lambda: takers[number].sleeps and is_asleep(thread), "the thread sleeps")
+        wait_until(lambda: receivers[number].sleeps and is_asleep(thread), "the thread sleeps")
 
     for number in range(4):
         start(number)
@@ -292,7 +292,7 @@ def test_idle_threads_are_served_in_turn(house: MakeHouse, interruptible: None) 
         start(order[-1])
     assert order == [0, 1, 2, 3] * 10
     for number, thread in threads.items():
-        takers[number].cancel()
+        receivers[number].cancel()
         while thread.is_alive():
             with contextlib.suppress(ProcessLookupError):
                 signal.pthread_kill(thread.ident or 0, signal.SIGURG)
@@ -300,14 +300,14 @@ def test_idle_threads_are_served_in_turn(house: MakeHouse, interruptible: None) 
 
 
 @pytest.fixture
-def woken(house: MakeHouse, interruptible: None, request: pytest.FixtureRequest) -> tuple[House, Taker, Taker]:
-    """A house; a taker that has slept, was woken by the message that is there, and has not taken it yet; and another
+def woken(house: MakeHouse, interruptible: None, request: pytest.FixtureRequest) -> tuple[House, Receiver, Receiver]:
+    """A house; a receiver that has slept, was woken by the message that is there, and has not taken it yet; and another
     one, of another worker. The parameter is how many messages there are: a later one might be behind a nudge."""
     here = house(2)
     for seat in range(2):
         here.enter(seat, 16, pool=True)
     stations = [here.station(seat) for seat in range(2)]
-    first, second = (Taker(station.pool_fd, station, 0) for station in stations)
+    first, second = (Receiver(station.pool_fd, station, 0) for station in stations)
     rcs: list[int] = []
     thread = threading.Thread(target=lambda: rcs.append(first._wait()))
     thread.start()
@@ -318,14 +318,14 @@ def woken(house: MakeHouse, interruptible: None, request: pytest.FixtureRequest)
     return here, first, second
 
 
-def take_at_once(here: House, taker: Taker) -> int:
-    rc = taker._take(False)
+def take_at_once(here: House, receiver: Receiver) -> int:
+    rc = receiver._take(False)
     if rc == 1:
-        here.arrived(taker.arrival)
+        here.arrived(receiver.arrival)
     return rc
 
 
-def test_a_message_is_for_the_one_that_it_has_woken(woken: tuple[House, Taker, Taker]) -> None:
+def test_a_message_is_for_the_one_that_it_has_woken(woken: tuple[House, Receiver, Receiver]) -> None:
     here, first, second = woken
     assert take_at_once(here, second) == -errno.EAGAIN
     assert take_at_once(here, first) == 1
@@ -334,14 +334,16 @@ def test_a_message_is_for_the_one_that_it_has_woken(woken: tuple[House, Taker, T
 
 
 @pytest.mark.parametrize("woken", [2], indirect=True)
-def test_a_message_more_is_for_who_comes(woken: tuple[House, Taker, Taker]) -> None:
+def test_a_message_more_is_for_who_comes(woken: tuple[House, Receiver, Receiver]) -> None:
     here, first, second = woken
     assert take_at_once(here, second) == 1
     assert take_at_once(here, second) == -errno.EAGAIN
     assert take_at_once(here, first) == 1
 
 
-def test_one_that_was_woken_and_does_not_come_is_not_waited_for_for_ever(woken: tuple[House, Taker, Taker]) -> None:
+def test_one_that_was_woken_and_does_not_come_is_not_waited_for_for_ever(
+    woken: tuple[House, Receiver, Receiver],
+) -> None:
     """The one before it was stopped or killed, or does not get the interpreter's lock."""
     here, _, second = woken
     assert second.take(False) == 1
@@ -353,21 +355,21 @@ def test_one_that_was_woken_and_does_not_come_is_not_waited_for_for_ever(woken: 
     here.arrived(second.arrival)
 
 
-def test_one_that_has_left_is_not_waited_for(woken: tuple[House, Taker, Taker]) -> None:
+def test_one_that_has_left_is_not_waited_for(woken: tuple[House, Receiver, Receiver]) -> None:
     """Its worker is out of rotation, although its page counts it."""
     here, _, second = woken
     here.core.leave(0)
     assert take_at_once(here, second) == 1
 
 
-def test_a_cancelled_one_waits_no_more(woken: tuple[House, Taker, Taker]) -> None:
+def test_a_cancelled_one_waits_no_more(woken: tuple[House, Receiver, Receiver]) -> None:
     here, first, second = woken
     first.cancel()
     assert take_at_once(here, first) == -errno.ECANCELED
     assert take_at_once(here, second) == 1
 
 
-def test_who_waits_for_its_turn_sleeps_when_the_message_is_gone(woken: tuple[House, Taker, Taker]) -> None:
+def test_who_waits_for_its_turn_sleeps_when_the_message_is_gone(woken: tuple[House, Receiver, Receiver]) -> None:
     here, first, second = woken
     rcs: list[int] = []
     thread = threading.Thread(target=lambda: rcs.append(second._wait()))
@@ -387,13 +389,13 @@ def test_a_channel_that_somebody_made_non_blocking(house: MakeHouse, interruptib
     with socket.socket(fileno=os.dup(worker.fd)) as careless:
         careless.settimeout(1)
     rcs: list[int] = []
-    thread = threading.Thread(target=lambda: rcs.append(worker.taker.take(False)))
+    thread = threading.Thread(target=lambda: rcs.append(worker.receiver.take(False)))
     thread.start()
-    wait_until(lambda: rcs or (worker.taker.sleeps and is_asleep(thread)), "it sleeps")
+    wait_until(lambda: rcs or (worker.receiver.sleeps and is_asleep(thread)), "it sleeps")
     feed(here, 1)
     thread.join()
     assert rcs == [1]
-    here.arrived(worker.taker.arrival)
+    here.arrived(worker.receiver.arrival)
 
 
 # ---- what a child keeps ------------------------------------------------------------------------------------------
@@ -512,7 +514,7 @@ def test_a_worker_that_is_sent_what_it_needs() -> None:
             with pytest.raises(PermissionError):  # the master would read beyond its end
                 os.ftruncate(ends.board_fd, size)
         core.enter(1, pool=False, threads=0, size=8)
-        Taker(station.seat_fd, station, 0, 8).take_ready(8)
+        Receiver(station.seat_fd, station, 0, 8).take_ready(8)
         station.done()
         assert [core.look(seat).beat_ns > 0 for seat in range(3)] == [False, True, False]
         assert [core.look(seat).generation for seat in range(3)] == [7, 7, 7]
@@ -545,8 +547,8 @@ def test_the_wait_may_have_a_limit(house: MakeHouse) -> None:
     worker = here.worker(0, pool=True)
     with socket.socket(fileno=os.dup(worker.station.pool_fd)) as channel:
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, 20_000))
-        assert worker.taker.take(False) == -errno.EAGAIN
+        assert worker.receiver.take(False) == -errno.EAGAIN
         assert here.core.look(0).busy_threads == 0
         feed(here, 1)
-        assert worker.taker.take(False) == 1
-        os.close(worker.taker.arrival.fd)
+        assert worker.receiver.take(False) == 1
+        os.close(worker.receiver.arrival.fd)

@@ -32,13 +32,13 @@ def test_no_signal_to_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatch) -
         draining = True
 
     server: Any = blocking.Server.__new__(blocking.Server)
-    taker: Any = Gap()
+    receiver: Any = Gap()
     server._idents, server._threads, server._worker = {}, 64, Draining()
     server._signalling, server._leaving = threading.Lock(), threading.Lock()
     server._leaving.acquire()
-    server._take_each = lambda _taker: looked.wait()
+    server._take_each = lambda _receiver: looked.wait()
     monkeypatch.setattr(signal, "pthread_kill", lambda _ident, _signum: told_alive.append(thread.is_alive()))
-    thread = threading.Thread(target=server._take_all, args=(taker,))
+    thread = threading.Thread(target=server._take_all, args=(receiver,))
     thread.start()
     while not server._idents:
         pass
