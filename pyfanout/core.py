@@ -1,7 +1,7 @@
 """The C core as Python sees it. The only importer of `_core`; `csrc/fanout.h` is the manual.
 
-`Core` is the master's end, `Station` what a worker keeps of it, `Receiver` one thread's reading end. Decides nothing.
-Used by `master.supervisor` and by `worker`.
+`Core` is the master's end, `WorkerEnds` what a worker keeps of it, `Receiver` one thread's reading end. Decides
+nothing. Used by `master.supervisor` and by `worker`.
 """
 
 from __future__ import annotations
@@ -209,11 +209,11 @@ class Core:
         """Take a worker out of rotation, alive or not. No-op if it is not in."""
         lib.fan_seat_leave(self._core, seat)
 
-    def ends(self, seat: int) -> Ends:
+    def ends(self, seat: int) -> EndFds:
         """For a worker that is no child of the master's. They stay the core's."""
         ends = ffi.new("fan_ends *")
         lib.fan_seat_ends(self._core, seat, ends)
-        return Ends(ends.pool_fd, ends.seat_fd, ends.board_fd)
+        return EndFds(ends.pool_fd, ends.seat_fd, ends.board_fd)
 
     def untaken(self, seat: int) -> int:
         """Messages that wait in the seat's own channel, or in the POOL's. 1 if the kernel does not say: then somebody
@@ -226,23 +226,23 @@ class Core:
         lib.fan_seat_look(self._core, seat, out)
         return BoardView(*(getattr(out, name) for name in BoardView.__slots__))
 
-    def abandon(self, seat: int) -> Station:
+    def abandon(self, seat: int) -> WorkerEnds:
         """In the child, at once: close all that is not this seat's worker's. The core is gone afterwards."""
         core, self._core = self._core, None
         ends = ffi.new("fan_ends *")
         lib.fan_core_abandon(core, seat, ends)
-        return Station(ends, seat)
+        return WorkerEnds(ends, seat)
 
 
-class Ends(NamedTuple):
-    """The descriptors of which a worker that is no child of the master's makes its `Station`."""
+class EndFds(NamedTuple):
+    """The descriptors of which a worker that is no child of the master's makes its `WorkerEnds`."""
 
     pool_fd: int
     seat_fd: int
     board_fd: int
 
 
-class Station:
+class WorkerEnds:
     """The parts of the core that a worker has: two reading ends, of which it will use one; its page of the board; and
     the turns of the workers that read the pool's channel."""
 
@@ -260,7 +260,7 @@ class Station:
         function without a Python frame, because it is called for each connection."""
 
     @classmethod
-    def of(cls, sent: Ends, seat: int) -> Station:
+    def of(cls, sent: EndFds, seat: int) -> WorkerEnds:
         """From what `Core.ends` of another process has sent. Takes over all three. Raises CoreError."""
         ends = ffi.new("fan_ends *", sent._asdict())
         try:
@@ -326,10 +326,10 @@ class Receiver:
 
     __slots__ = ("_arrivals", "_receiver", "_slow", "_take", "_wait", "arrival", "conn")
 
-    def __init__(self, fd: int, station: Station, thread: int, batch: int = 1) -> None:
+    def __init__(self, fd: int, ends: WorkerEnds, thread: int, batch: int = 1) -> None:
         """Reads from `fd`, which stays the caller's; marks its doings as thread number `thread` of the board."""
-        turns = station.turns if fd == station.pool_fd else ffi.NULL
-        receiver = lib.fan_receiver_new(fd, station.board, thread, turns, station.seat)
+        turns = ends.turns if fd == ends.pool_fd else ffi.NULL
+        receiver = lib.fan_receiver_new(fd, ends.board, thread, turns, ends.seat)
         if not receiver:
             raise MemoryError
         self._receiver = ffi.gc(receiver, lib.fan_receiver_free)

@@ -54,7 +54,7 @@ def _do(line: str) -> None:
 
 def board(worker: pyfanout.Worker, rng: random.Random) -> None:
     """Random bytes all over its page."""
-    page = ffi.buffer(ffi.cast("char *", worker.station.board), mmap.PAGESIZE)
+    page = ffi.buffer(ffi.cast("char *", worker.ends.board), mmap.PAGESIZE)
     for _ in range(TIMES):
         begin = rng.randrange(mmap.PAGESIZE)
         end = rng.randrange(begin, mmap.PAGESIZE) + 1
@@ -152,7 +152,7 @@ def _channels(worker: pyfanout.Worker) -> Iterator[list[socket.socket]]:
     """Those that it has kept (the number of another may be a client's by now); its own descriptors are left open."""
     with contextlib.ExitStack() as stack:
         found = []
-        for fd in {worker.station.pool_fd, worker.station.seat_fd}:
+        for fd in {worker.ends.pool_fd, worker.ends.seat_fd}:
             with contextlib.suppress(OSError):
                 channel = stack.enter_context(socket.socket(fileno=os.dup(fd)))
                 if channel.family == socket.AF_UNIX:

@@ -17,7 +17,7 @@ import struct
 from enum import Enum, auto
 from typing import NamedTuple
 
-from pyfanout.core import Ends, Station
+from pyfanout.core import EndFds, WorkerEnds
 from pyfanout.errors import WorkerError
 
 ANSWER_S = 10.0
@@ -35,7 +35,7 @@ class Welcome(NamedTuple):
     """Its number in the core."""
     generation: int
     """Counts the workers of this seat, from 1."""
-    station: Station
+    ends: WorkerEnds
     control: socket.socket
 
 
@@ -85,22 +85,22 @@ def join(join_socket: socket.socket) -> Welcome:
         try:
             with theirs:
                 socket.send_fds(join_socket, [b"J"], [theirs.fileno()], socket.MSG_NOSIGNAL)
-            packet, fds = _receive(control, _WELCOME.size, len(Ends._fields))
+            packet, fds = _receive(control, _WELCOME.size, len(EndFds._fields))
         except TimeoutError:
             raise WorkerError(f"the dispatcher does not answer within {ANSWER_S:g} s") from None
         except (BrokenPipeError, ConnectionResetError):
             raise WorkerError("the dispatcher is gone") from None
-        if len(fds) < len(Ends._fields):  # the end of file, or no room for them
+        if len(fds) < len(EndFds._fields):  # the end of file, or no room for them
             for fd in fds:
                 os.close(fd)
             if packet:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             raise WorkerError("the dispatcher stops, or has no seat left")
         seat, generation = _WELCOME.unpack(packet)
-        station = Station.of(Ends(*fds), seat)
+        ends = WorkerEnds.of(EndFds(*fds), seat)
         control.settimeout(None)
         undo.pop_all()
-    return Welcome(seat, generation, station, control)
+    return Welcome(seat, generation, ends, control)
 
 
 # ---- the dispatcher ------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def pid_of(control: socket.socket) -> int:
     return int(pid)
 
 
-def welcome(control: socket.socket, seat: int, generation: int, ends: Ends) -> None:
+def welcome(control: socket.socket, seat: int, generation: int, ends: EndFds) -> None:
     """`ends` as `Core.ends` gives them. Raises OSError if the worker has gone."""
     socket.send_fds(control, [_WELCOME.pack(seat, generation)], ends, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 

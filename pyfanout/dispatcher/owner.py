@@ -239,18 +239,18 @@ class Dispatcher:
         if os.getpid() == self._owner_pid or self._join_socket is None:
             raise WorkerError("join is for a process that was forked after start, and has not joined")
         try:
-            seat, generation, station, control = joining.join(self._join_socket)
+            seat, generation, ends, control = joining.join(self._join_socket)
         except WorkerError:
             self._let_go()
             raise
         _let_go_of_all()
         stdio.occupy()
-        worker = Worker(self.config, self.public, seat, generation, station, control, joined=True)
+        worker = Worker(self.config, self.public, seat, generation, ends, control, joined=True)
         try:
             worker.background.open()
         except OSError:
             control.close()
-            station.close()
+            ends.close()
             raise
         enlist(worker)
         return worker

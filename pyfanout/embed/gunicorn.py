@@ -280,7 +280,7 @@ class Sync(Joined, sync.SyncWorker):
         # Not settimeout: that would make it non-blocking, for all who share it.
         timeval = _TIMEVAL.pack(int(heartbeat_s), int(heartbeat_s % 1 * 1e6))
         pool.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-        receiver = Receiver(pool.fileno(), worker.station, 0)
+        receiver = Receiver(pool.fileno(), worker.ends, 0)
         self._ready(pool=True, threads=1)
         news = select.poll()
         for each in (pool, worker.control):
@@ -291,7 +291,7 @@ class Sync(Joined, sync.SyncWorker):
                 continue
             rc = receiver.take(False)
             if rc == 1:
-                conn = Connection.arrived(receiver.arrival, True, worker.station.done)
+                conn = Connection.arrived(receiver.arrival, True, worker.ends.done)
                 try:
                     self.handle(worker.public.listeners[conn.listener], conn, address_of(receiver.arrival))
                 finally:

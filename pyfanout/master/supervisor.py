@@ -38,7 +38,7 @@ from pyfanout.control import (
     Spent,
     Stage,
 )
-from pyfanout.core import POOL, SEATS, BoardView, Core, Event, News, Station
+from pyfanout.core import POOL, SEATS, BoardView, Core, Event, News, WorkerEnds
 from pyfanout.errors import CoreError, LoadError, StuckError, WorkerError
 from pyfanout.limits import OpenFiles
 from pyfanout.log import counted, counted_are
@@ -61,8 +61,8 @@ from pyfanout.master.watches import Watches
 
 log = logging.getLogger("pyfanout.master")
 
-WorkerMain = Callable[[int, int, Station, socket.socket, int, mmap.mmap], int]
-"""What a worker does, given its slot, its generation, its station, its end of the control socket, the descriptor to
+WorkerMain = Callable[[int, int, WorkerEnds, socket.socket, int, mmap.mmap], int]
+"""What a worker does, given its slot, its generation, its ends, its end of the control socket, the descriptor to
 write its stacks to if it dies of a signal, and `Roster.several`; its exit code."""
 
 WhenReloaded = Callable[[str], object]
@@ -757,15 +757,15 @@ class Supervisor:
                 self._core.begin(seat, generation, slot.number)
                 if seat != slot.seat:  # else what waits in it waits for the next one
                     undo.callback(self._core.end, seat)
-                station: list[Station] = []
+                ends: list[WorkerEnds] = []
                 gate, opener = os.pipe()
                 undo.callback(os.close, opener)
                 undo.callback(os.close, gate)
                 gc.collect(1)  # garbage is not copied to the child, and is collected before there is more
                 process = spawn(
-                    functools.partial(self._first_steps, seat, ours, station, gate, opener),
+                    functools.partial(self._first_steps, seat, ours, ends, gate, opener),
                     lambda: self._worker_main(
-                        slot.number, generation, station[0], theirs, stacks_fd, self._roster.several
+                        slot.number, generation, ends[0], theirs, stacks_fd, self._roster.several
                     ),
                 )
             boot_deadline_ns = time.monotonic_ns() + int(self._config.boot_timeout * 1e9)
@@ -783,12 +783,12 @@ class Supervisor:
             os.close(opener)
             return member
 
-    def _first_steps(self, seat: int, ours: socket.socket, station: list[Station], gate: int, opener: int) -> None:
+    def _first_steps(self, seat: int, ours: socket.socket, ends: list[WorkerEnds], gate: int, opener: int) -> None:
         """In the child, signals blocked: let go of all that is the master's, in this order. Then wait until the master
         has closed the gate's other end: before that it may be refused what it needs to learn of this child's death, and
         kill it, which must not have a client by then."""
         self._signals.forget()
-        station.append(self._core.abandon(seat))
+        ends.append(self._core.abandon(seat))
         ours.close()
         for member in self._roster.members:
             os.close(member.process.pidfd)

@@ -53,7 +53,7 @@ class Server:
         self._worker = worker
         self._handler = handler
         self._fd = fd
-        self._receiver = Receiver(fd, worker.station, 0, BATCH)
+        self._receiver = Receiver(fd, worker.ends, 0, BATCH)
         self._loop = asyncio.get_running_loop()
         self._count = worker.counter("connection")
         self._most = worker.config.max_connections or 1 << 30
@@ -240,7 +240,7 @@ class Server:
     def _ended(self) -> None:
         """A connection was closed or detached."""
         self._live -= 1
-        if self._worker.station.done():
+        if self._worker.ends.done():
             self._worker.say(Roomy())
         if not self._reading:
             self._read_on()

@@ -58,7 +58,7 @@ class Server:
         self._threads = worker.config.threads
         self._alone = self._threads == 1
         self._count = worker.counter("connection") if counted else None
-        self._receivers = [Receiver(self._fd, worker.station, number) for number in range(self._threads)]
+        self._receivers = [Receiver(self._fd, worker.ends, number) for number in range(self._threads)]
         self._intake = _intake(worker, self._fd)
         """Where the threads take from if clients are greeted first; None: from the channel itself."""
         self._idents: dict[Receiver, int] = {}
@@ -129,7 +129,7 @@ class Server:
             self._take_each_greeted(self._intake, receiver)
             return
         worker = self._worker
-        done, arrival = worker.station.done, receiver.arrival
+        done, arrival = worker.ends.done, receiver.arrival
         fd_is_free = False
         while True:
             rc = receiver.take(fd_is_free)
@@ -147,7 +147,7 @@ class Server:
             rc = intake.take(receiver)
             if rc == 1:
                 greeted = intake.greet(
-                    Connection.arrived(receiver.arrival, True, worker.station.done), address_of(receiver.arrival)
+                    Connection.arrived(receiver.arrival, True, worker.ends.done), address_of(receiver.arrival)
                 )
             elif rc == GREETED:
                 greeted = intake.next(receiver)

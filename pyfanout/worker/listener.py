@@ -189,14 +189,14 @@ class Listener(socket.socket):
         self._channel_fd: int | None = channel_fd
         self._blocking = blocking
         self._greedy = greedy
-        self._receiver = Receiver(channel_fd, worker.station, 0, BATCH)
+        self._receiver = Receiver(channel_fd, worker.ends, 0, BATCH)
         self._arrivals: list[Any] = []
         """Taken and not accepted yet, last first: of a loop that accepts until there is nothing, so never for long."""
         self._count = worker.counter("connection") if counted else None
         # Two locks: one that waits for the kernel would keep closing threads waiting.
         self._accepting = RLock()
         self._lock = RLock()  # a connection may be collected, and report its end, in the middle of anything
-        self._done = worker.station.done_cell()
+        self._done = worker.ends.done_cell()
         self._live: dict[int, float] = {}
         """Since when, of UNIX ones."""
         self._unix: UnixWatch | None = None
@@ -581,7 +581,7 @@ class Listener(socket.socket):
             self._greeting_bytes.pop(fd, None)
             self._unserved.pop(fd, None)
             if self._worker.most:  # the master may wait for it
-                awaited = self._worker.station.done()
+                awaited = self._worker.ends.done()
             else:
                 self._done[0] += 1
         if awaited and not self._worker.forked:

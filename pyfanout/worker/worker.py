@@ -43,7 +43,7 @@ from pyfanout.control import (
     hear,
     tell,
 )
-from pyfanout.core import SHORTAGE_S, Station, keep_heap
+from pyfanout.core import SHORTAGE_S, WorkerEnds, keep_heap
 from pyfanout.errors import ConfigError, LoadError
 from pyfanout.kind import App, Kind
 from pyfanout.limits import OpenFiles, of_connections
@@ -99,7 +99,7 @@ class Worker:
         public: Public,
         slot: int,
         generation: int,
-        station: Station,
+        ends: WorkerEnds,
         control: socket.socket,
         several: mmap.mmap | bytes = b"\1",
         *,
@@ -115,7 +115,7 @@ class Worker:
         self.born_s = time.monotonic()
         self.config = config
         self.public = public
-        self.station = station
+        self.ends = ends
         self.control = control
         self._several = several
         self.joined = joined
@@ -171,14 +171,14 @@ class Worker:
 
     def channel(self, *, pool: bool) -> int:
         """The descriptor to take connections from: the pool's or our own. The other one is closed."""
-        station = self.station
+        ends = self.ends
         if pool:
-            os.close(station.seat_fd)
-            station.seat_fd = -1
-            return station.pool_fd
-        os.close(station.pool_fd)
-        station.pool_fd = -1
-        return station.seat_fd
+            os.close(ends.seat_fd)
+            ends.seat_fd = -1
+            return ends.pool_fd
+        os.close(ends.pool_fd)
+        ends.pool_fd = -1
+        return ends.seat_fd
 
     def listener(
         self,
@@ -373,7 +373,7 @@ class Worker:
         """In a child that the worker forked: its copies of channels are replaced by /dev/null. Connections that wait
         there when master and worker are killed would stay open as long as the child lives."""
         with contextlib.suppress(OSError):  # no descriptor is free for that
-            child.silence(fd for fd in (self.station.pool_fd, self.station.seat_fd) if fd >= 0)
+            child.silence(fd for fd in (self.ends.pool_fd, self.ends.seat_fd) if fd >= 0)
 
     def call_hook(self, hook: Callable[[Worker], object] | None) -> None:
         """Raises ConfigError for a coroutine: `aio.call_hook` is for servers on asyncio."""
@@ -469,7 +469,7 @@ def main(
     public: Public,
     slot: int,
     generation: int,
-    station: Station,
+    ends: WorkerEnds,
     control: socket.socket,
     stacks_fd: int,
     several: mmap.mmap,
@@ -479,7 +479,7 @@ def main(
     `stacks_fd`: where to write what all threads are doing when a signal kills it, SIGABRT from the master included.
     """
     exits.forget()
-    worker = Worker(config, public, slot, generation, station, control, several)
+    worker = Worker(config, public, slot, generation, ends, control, several)
     enlist(worker)
     keep_heap()
     with contextlib.suppress(OSError):  # a sandbox that refuses sigaltstack: there will be no stacks
@@ -530,7 +530,7 @@ def _forget(worker: Worker) -> None:
     worker.signals.let_go()
     worker.signals.after_fork()
     worker.forked = worker.draining = True
-    worker.station.disown()
+    worker.ends.disown()
     worker.background.disown()
     worker.farewell.disown()
     child.empty_epoll_sets()

@@ -31,7 +31,7 @@ from typing import Any
 from pyfanout._core import ffi, lib
 
 from pyfanout.config import Policy
-from pyfanout.core import BATCH, POOL, Core, Event, News, Receiver, Station
+from pyfanout.core import BATCH, POOL, Core, Event, News, Receiver, WorkerEnds
 
 DEADLINE_S = 10.0
 """Before a test says that something does not happen: far more than it takes on a busy machine of two cores."""
@@ -208,7 +208,7 @@ class House:
         """Of the listeners, by number."""
         self._families: list[int] = []
         self._generations = [0] * seats
-        self._stations: list[Station] = []
+        self._all_ends: list[WorkerEnds] = []
         self._arrivals: list[Arrival] = []
         try:
             if shared:
@@ -230,9 +230,9 @@ class House:
             arrival.sock.close()
         for client in self.clients:
             client.close()
-        for station in self._stations:
-            os.close(station.pool_fd)
-            os.close(station.seat_fd)
+        for ends in self._all_ends:
+            os.close(ends.pool_fd)
+            os.close(ends.seat_fd)
 
     # ---- listeners and clients
 
@@ -267,26 +267,26 @@ class House:
 
     # ---- workers
 
-    def station(self, seat: int) -> Station:
+    def ends(self, seat: int) -> WorkerEnds:
         """What a worker forked now would have. A forked child says where it is; the descriptors are duplicates."""
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
-                station = self.core.abandon(seat)
-                places = [int(ffi.cast("uintptr_t", each)) for each in (station.board, station.turns)]
-                os.write(writing, struct.pack("iiQQ", station.pool_fd, station.seat_fd, *places))
+                ends = self.core.abandon(seat)
+                places = [int(ffi.cast("uintptr_t", each)) for each in (ends.board, ends.turns)]
+                os.write(writing, struct.pack("iiQQ", ends.pool_fd, ends.seat_fd, *places))
             finally:
                 os._exit(0)
         os.waitpid(pid, 0)
         pool_fd, seat_fd, board, turns = struct.unpack("iiQQ", os.read(reading, 24))
         places = {"board": ffi.cast("fan_board *", board), "turns": ffi.cast("fan_turns *", turns)}
-        ends = ffi.new("fan_ends *", {"pool_fd": os.dup(pool_fd), "seat_fd": os.dup(seat_fd), "board_fd": -1, **places})
+        raw = ffi.new("fan_ends *", {"pool_fd": os.dup(pool_fd), "seat_fd": os.dup(seat_fd), "board_fd": -1, **places})
         os.close(reading)
         os.close(writing)
-        station = Station(ends, seat)
-        self._stations.append(station)
-        return station
+        ends = WorkerEnds(raw, seat)
+        self._all_ends.append(ends)
+        return ends
 
     def enter(self, seat: int, size: int = 32, *, pool: bool = False, threads: int = 0) -> int:
         """A new worker, ready; the size that it was granted."""
@@ -309,7 +309,7 @@ class House:
     ) -> Worker:
         """A new worker, forked and ready. Its seat must be empty."""
         self.begin(seat, identity)
-        worker = Worker(self, seat, self.station(seat), pool)
+        worker = Worker(self, seat, self.ends(seat), pool)
         worker.size = self.core.enter(seat, pool=pool, threads=threads or pool, size=size, most=most)
         return worker
 
@@ -417,7 +417,7 @@ class House:
 
     def own_descriptors(self) -> dict[int, int]:
         """What is open in this process, with its inode, without what is the clients' and the workers'."""
-        theirs = {fd for station in self._stations for fd in (station.pool_fd, station.seat_fd)}
+        theirs = {fd for ends in self._all_ends for fd in (ends.pool_fd, ends.seat_fd)}
         theirs |= {client.fileno() for client in self.clients}
         theirs |= {arrival.sock.fileno() for arrival in self._arrivals}
         return {fd: os.fstat(fd).st_ino for fd in descriptors() - theirs}
@@ -435,13 +435,13 @@ class House:
 class Worker:
     """One worker of a house, played by the test: takes when it is told to."""
 
-    def __init__(self, house: House, seat: int, station: Station, pool: bool) -> None:
+    def __init__(self, house: House, seat: int, ends: WorkerEnds, pool: bool) -> None:
         self.house = house
         self.seat = seat
-        self.station = station
+        self.ends = ends
         self.pool = pool
-        self.fd = station.pool_fd if pool else station.seat_fd
-        self.receiver = Receiver(self.fd, station, 0, BATCH)
+        self.fd = ends.pool_fd if pool else ends.seat_fd
+        self.receiver = Receiver(self.fd, ends, 0, BATCH)
         self.size = 0
         self.lost = 0
         """By its takes with MSG_CTRUNC."""
@@ -473,7 +473,7 @@ class Worker:
 
     def done(self, count: int = 1) -> None:
         for _ in range(count):
-            self.station.done()
+            self.ends.done()
 
     def shut_down(self, how: int) -> None:
         """Break the channel, for all who have it."""

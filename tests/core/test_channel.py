@@ -283,8 +283,8 @@ class Sleeper(threading.Thread):
 
     def __init__(self, house: House, seat: int, thread: int = 0) -> None:
         super().__init__()
-        self.station = house.station(seat)
-        self.receiver = Receiver(self.station.pool_fd, self.station, thread)
+        self.ends = house.ends(seat)
+        self.receiver = Receiver(self.ends.pool_fd, self.ends, thread)
         self.rc: int | None = None
         self.start()
         self.wait_asleep()

@@ -14,7 +14,7 @@ import pytest
 from pages import SIZES, larger
 
 from pyfanout.config import Policy
-from pyfanout.core import Core, Ends, Station
+from pyfanout.core import Core, EndFds, WorkerEnds
 
 from .kit import House, Worker, in_child
 
@@ -28,28 +28,28 @@ PAGES = ("test_abandon_keeps", "disowned", "new_generation", "sent_what_it_needs
 FILES = ("test_pages.py", "test_take.py", "test_route.py")
 
 
-def be_born(house: House, seat: int, *, shared: bool) -> Station:
+def be_born(house: House, seat: int, *, shared: bool) -> WorkerEnds:
     """In the child: as the master's own, or as a joined worker, which is sent what it needs."""
-    ends = Ends(*map(os.dup, house.core.ends(seat))) if shared else None
+    fds = EndFds(*map(os.dup, house.core.ends(seat))) if shared else None
     mine = house.core.abandon(seat)
-    if ends is None:
+    if fds is None:
         return mine
     os.close(mine.pool_fd)
     os.close(mine.seat_fd)
     mine.disown()  # what it writes there is not seen
     mine.done()
-    return Station.of(ends, seat)
+    return WorkerEnds.of(fds, seat)
 
 
 def live(house: House, seat: int, *, pool: bool, shared: bool) -> None:
     """In the child: take what is there, be done with one, and fork a child that goes on as if it were the worker."""
-    station = be_born(house, seat, shared=shared)
-    worker = Worker(house, seat, station, pool)
+    ends = be_born(house, seat, shared=shared)
+    worker = Worker(house, seat, ends, pool)
     assert len(worker.take(CLIENTS)) == CLIENTS
     worker.done()
 
     def pretend() -> None:
-        station.disown()
+        ends.disown()
         worker.done(CLIENTS)
 
     in_child(pretend)

@@ -211,7 +211,7 @@ def test_a_page_full_of_lies_harms_only_the_liar(house: MakeHouse, rng: random.R
     here = house(3, Policy.LEAST_CONNECTIONS)
     workers = [here.worker(seat) for seat in range(3)]
     for _ in range(30):
-        ffi.buffer(ffi.cast("char *", workers[0].station.board), mmap.PAGESIZE)[:] = rng.randbytes(mmap.PAGESIZE)
+        ffi.buffer(ffi.cast("char *", workers[0].ends.board), mmap.PAGESIZE)[:] = rng.randbytes(mmap.PAGESIZE)
         here.core.look(0)
         here.connect(9)
         here.settle()
@@ -229,7 +229,7 @@ def test_a_liar_in_the_pool(house: MakeHouse, rng: random.Random) -> None:
     here = house(2)
     workers = [here.worker(seat, 16, pool=True) for seat in range(2)]
     for _ in range(10):
-        ffi.buffer(ffi.cast("char *", workers[0].station.board), mmap.PAGESIZE)[:] = rng.randbytes(mmap.PAGESIZE)
+        ffi.buffer(ffi.cast("char *", workers[0].ends.board), mmap.PAGESIZE)[:] = rng.randbytes(mmap.PAGESIZE)
         here.connect(5)
         here.run_for(12_000_000)
         assert here["nudges"] <= 2 * 256
@@ -429,7 +429,7 @@ def test_when_all_hold_what_they_may_the_core_sleeps(house: MakeHouse, faults: F
     assert faults.calls("epoll_wait") <= 2
     assert faults.calls("accept4") == 0
     # The worker says so to the master's Python, which comes back here.
-    assert [worker.station.done() for _ in range(2)] == [1, 0]
+    assert [worker.ends.done() for _ in range(2)] == [1, 0]
     here.settle()
     assert here.core.untaken(0) == 2
 
@@ -440,7 +440,7 @@ def test_nobody_is_told_of_an_end_while_somebody_is_hungry(house: MakeHouse) -> 
     full, other = here.worker(0, most=2), here.worker(1)
     here.connect(6)
     assert len(here.take_until([full, other], 6)) == 6
-    assert [full.station.done() for _ in range(2)] == [0, 0]
+    assert [full.ends.done() for _ in range(2)] == [0, 0]
     here.connect(4)
     here.settle()
     assert here.untaken()[:2] == [2, 2]

@@ -20,7 +20,7 @@ from typing import TypeVar
 import pytest
 
 from pyfanout.config import Policy
-from pyfanout.core import POOL, Ends, Event, News, Station
+from pyfanout.core import POOL, EndFds, Event, News, WorkerEnds
 from pyfanout.errors import CoreError
 
 from .kit import DEADLINE_S, Faults, House, Worker, descriptors
@@ -119,10 +119,10 @@ class Life:
 
     def be_a_guest(self) -> None:
         """For a moment: what it was sent is mapped, and unmapped as in a child that it forks."""
-        station = Station.of(Ends(*map(os.dup, self.house.core.ends(0))), 0)
-        station.disown()
-        os.close(station.pool_fd)
-        os.close(station.seat_fd)
+        ends = WorkerEnds.of(EndFds(*map(os.dup, self.house.core.ends(0))), 0)
+        ends.disown()
+        os.close(ends.pool_fd)
+        os.close(ends.seat_fd)
 
     def insist(self, act: Callable[[], T]) -> T:
         """As the master does: what the system refuses is tried again."""
@@ -138,7 +138,7 @@ class Life:
 
         def enter() -> Worker:
             house.begin(seat)
-            worker = Worker(house, seat, house.station(seat), pool)
+            worker = Worker(house, seat, house.ends(seat), pool)
             if pool:
                 with socket.socket(fileno=os.dup(worker.fd)) as channel:
                     channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, PATIENCE_US))

@@ -18,7 +18,7 @@ import pytest
 from pyfanout._core import ffi
 
 from pyfanout.config import Policy
-from pyfanout.core import POOL, Core, Ends, Receiver, Station, interrupt_with
+from pyfanout.core import POOL, Core, EndFds, Receiver, WorkerEnds, interrupt_with
 
 from .kit import House, Worker, clients_of, descriptors, free_descriptors, in_child, state_of, wait_until
 
@@ -89,7 +89,7 @@ def test_a_table_that_is_full_but_for_low_numbers(house: MakeHouse, holes: int) 
 
     def act() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))
-        worker = Worker(here, 0, feeder.station, False)
+        worker = Worker(here, 0, feeder.ends, False)
         assert worker.take(1)
         held = []
         with contextlib.suppress(OSError):
@@ -161,7 +161,7 @@ def test_never_more_than_asked_for(house: MakeHouse) -> None:
 def test_the_page_says_what_the_worker_does(house: MakeHouse) -> None:
     here = house()
     worker = here.worker(0, pool=True)
-    receivers = [Receiver(worker.fd, worker.station, thread) for thread in range(3)]
+    receivers = [Receiver(worker.fd, worker.ends, thread) for thread in range(3)]
     feed(here, 2)
     assert here.core.look(0).busy_since_ns == 0
     for receiver in receivers[:2]:
@@ -195,7 +195,7 @@ def test_a_disowned_page_is_the_childs_own(house: MakeHouse) -> None:
 
     def act() -> None:
         worker.done()
-        worker.station.disown()
+        worker.ends.disown()
         worker.done(10)
 
     in_child(act)
@@ -237,9 +237,9 @@ def test_cancel_wakes_wherever_it_hits(house: MakeHouse, interruptible: None) ->
     """1,000 times, at any instant of a thread's way into its sleep."""
     here = house()
     here.enter(0, pool=True)
-    station = here.station(0)
+    ends = here.ends(0)
     for _ in range(1000):
-        receiver = Receiver(station.pool_fd, station, 0)
+        receiver = Receiver(ends.pool_fd, ends, 0)
         rcs: list[int] = []
         thread = threading.Thread(target=lambda receiver=receiver, rcs=rcs: rcs.append(receiver.take(False)))
         thread.start()
@@ -268,8 +268,8 @@ def test_idle_threads_are_served_in_turn(house: MakeHouse, interruptible: None) 
     here = house(4)
     for seat in range(4):
         here.enter(seat, 16, pool=True)
-    stations = [here.station(seat) for seat in range(4)]
-    receivers = [Receiver(station.pool_fd, station, 0) for station in stations]
+    all_ends = [here.ends(seat) for seat in range(4)]
+    receivers = [Receiver(ends.pool_fd, ends, 0) for ends in all_ends]
     order: list[int] = []
     threads: dict[int, threading.Thread] = {}
 
@@ -306,8 +306,8 @@ def woken(house: MakeHouse, interruptible: None, request: pytest.FixtureRequest)
     here = house(2)
     for seat in range(2):
         here.enter(seat, 16, pool=True)
-    stations = [here.station(seat) for seat in range(2)]
-    first, second = (Receiver(station.pool_fd, station, 0) for station in stations)
+    all_ends = [here.ends(seat) for seat in range(2)]
+    first, second = (Receiver(ends.pool_fd, ends, 0) for ends in all_ends)
     rcs: list[int] = []
     thread = threading.Thread(target=lambda: rcs.append(first._wait()))
     thread.start()
@@ -414,15 +414,15 @@ def test_abandon_keeps_two_descriptors_and_a_page(seat: int) -> None:
             here.settle()
             clients = {client.fileno() for client in here.clients}
             maps = pages()
-            station = here.core.abandon(seat)
-            assert descriptors() - before - clients == {station.pool_fd, station.seat_fd}
+            ends = here.core.abandon(seat)
+            assert descriptors() - before - clients == {ends.pool_fd, ends.seat_fd}
             assert maps - pages() == 4
-            address = int(ffi.cast("uintptr_t", station.board))
+            address = int(ffi.cast("uintptr_t", ends.board))
             assert address % mmap.PAGESIZE == 0
-            station.done()
-            os.close(station.pool_fd)
-            os.close(station.seat_fd)
-            here._stations.clear()
+            ends.done()
+            os.close(ends.pool_fd)
+            os.close(ends.seat_fd)
+            here._all_ends.clear()
 
     in_child(act)
 
@@ -445,7 +445,7 @@ def test_abandon_does_not_edit_the_masters_epoll_sets(house: MakeHouse) -> None:
     with reading, writing:
         here.core.watch(reading.fileno(), 5)
         for seat in range(3):
-            here.station(seat)
+            here.ends(seat)
         here.connect(9)
         writing.send(b"!")
         here.run_until(lambda: sum(here.untaken()) == 9 and any(e.token == 5 for e in here.events), "all is watched")
@@ -505,29 +505,29 @@ def test_a_worker_that_is_sent_what_it_needs() -> None:
         core.share()
         for seat in range(3):
             core.begin(seat, 7, seat)
-        ends = core.ends(1)
+        fds = core.ends(1)
         held = descriptors() - before
-        assert set(ends) <= held
-        station = Station.of(Ends(*map(os.dup, ends)), 1)
-        assert descriptors() - before - held == {station.pool_fd, station.seat_fd}, "the board's file is closed"
+        assert set(fds) <= held
+        ends = WorkerEnds.of(EndFds(*map(os.dup, fds)), 1)
+        assert descriptors() - before - held == {ends.pool_fd, ends.seat_fd}, "the board's file is closed"
         for size in (0, 1 << 30):
             with pytest.raises(PermissionError):  # the master would read beyond its end
-                os.ftruncate(ends.board_fd, size)
+                os.ftruncate(fds.board_fd, size)
         core.enter(1, pool=False, threads=0, size=8)
-        Receiver(station.seat_fd, station, 0, 8).take_ready(8)
-        station.done()
+        Receiver(ends.seat_fd, ends, 0, 8).take_ready(8)
+        ends.done()
         assert [core.look(seat).beat_ns > 0 for seat in range(3)] == [False, True, False]
         assert [core.look(seat).generation for seat in range(3)] == [7, 7, 7]
-        os.close(station.pool_fd)
-        os.close(station.seat_fd)
+        os.close(ends.pool_fd)
+        os.close(ends.seat_fd)
     assert descriptors() == before
 
 
 def test_a_board_that_cannot_be_mapped_leaves_nothing_open(tmp_path: Path) -> None:
     before = descriptors()
-    ends = Ends(*(os.open(tmp_path, os.O_RDONLY) for _ in Ends._fields))
+    fds = EndFds(*(os.open(tmp_path, os.O_RDONLY) for _ in EndFds._fields))
     with pytest.raises(OSError, match="map page 0 of the board"):
-        Station.of(ends, 0)
+        WorkerEnds.of(fds, 0)
     assert descriptors() == before
 
 
@@ -545,7 +545,7 @@ def test_the_wait_may_have_a_limit(house: MakeHouse) -> None:
     """SO_RCVTIMEO, which all who share the channel have then."""
     here = house()
     worker = here.worker(0, pool=True)
-    with socket.socket(fileno=os.dup(worker.station.pool_fd)) as channel:
+    with socket.socket(fileno=os.dup(worker.ends.pool_fd)) as channel:
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, 20_000))
         assert worker.receiver.take(False) == -errno.EAGAIN
         assert here.core.look(0).busy_threads == 0

@@ -529,14 +529,14 @@ def test_nonsense_on_the_join_socket_and_on_the_control_socket(tmp_path: Path) -
                     except BrokenPipeError:
                         break
                 rude.control.close()
-                os.close(rude.station.pool_fd)
-                os.close(rude.station.seat_fd)
+                os.close(rude.ends.pool_fd)
+                os.close(rude.ends.seat_fd)
             gone = joining.join(join_socket)
-            socket.socket(fileno=gone.station.seat_fd).shutdown(socket.SHUT_RDWR)
-            socket.socket(fileno=os.dup(gone.station.pool_fd)).shutdown(socket.SHUT_RDWR)
+            socket.socket(fileno=gone.ends.seat_fd).shutdown(socket.SHUT_RDWR)
+            socket.socket(fileno=os.dup(gone.ends.pool_fd)).shutdown(socket.SHUT_RDWR)
             gone.control.send(b"R\0\0\0")
             gone.control.close()
-            os.close(gone.station.pool_fd)
+            os.close(gone.ends.pool_fd)
             assert {ask(dispatcher) for _ in range(20)} == {pid}
             soon(lambda: held() <= before, "all that came is closed")
             late = fork_blocking(dispatcher)

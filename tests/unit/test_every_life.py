@@ -205,7 +205,7 @@ class World:
         assert not self._forked, "clients wait for two forks"
         self._refuse("no fork")
         self._forked = True
-        first_steps.args[2].append(None)  # the station, which no one uses
+        first_steps.args[2].append(None)  # the ends, which no one uses
         entry()
         return self.workers[-1]
 
