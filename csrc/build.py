@@ -22,7 +22,7 @@ SOURCES = (
     "take.c",
     "turns.c",
     "linger.c",
-    "board.c",
+    "scoreboard.c",
     "process.c",
 )
 HEADERS = ("fanout.h", "core.h", "state.h", "os.h")

@@ -16,7 +16,7 @@ int fan_core_new(int seats, int policy, fan_core **out)
     fan_core *core = calloc(1, sizeof *core);
     if (!core)
         return rc;
-    core->inner = core->outer = core->front = core->timer = core->board_fd = -1;
+    core->inner = core->outer = core->front = core->timer = core->scoreboard_fd = -1;
     core->seat_count = seats;
     core->policy = fan_policy_of(policy);
     core->accept_flags = SOCK_CLOEXEC;
@@ -28,10 +28,10 @@ int fan_core_new(int seats, int policy, fan_core **out)
         core->channels[i] = (fan_channel){.write_fd = -1, .read_fd = -1, .spill_fd = -1};
     if (!core->channels || !core->seats || !core->rotation || !core->notices)
         goto fail;
-    rc = fan_boards_map(&core->boards, seats);
+    rc = fan_scoreboard_map(&core->scoreboard, seats);
     if (rc < 0)
         goto fail;
-    core->turns = fan_boards_turns(&core->boards);
+    core->turns = fan_scoreboard_turns(&core->scoreboard);
     const char *call;
     rc = core->message_bytes = fan_message_bytes(&call);
     if (rc < 0)
@@ -53,7 +53,7 @@ fail:
     return rc;
 }
 
-/* All but the channels' reading ends and the board. epoll sets are only closed, never edited: after a fork they are
+/* All but the channels' reading ends and the scoreboard. epoll sets are only closed, never edited: after a fork they are
  * the master's as well. */
 static void close_most(fan_core *core)
 {
@@ -69,7 +69,7 @@ static void close_most(fan_core *core)
     fan_close(&core->outer);
     fan_close(&core->front);
     fan_close(&core->timer);
-    fan_close(&core->board_fd);
+    fan_close(&core->scoreboard_fd);
 }
 
 static void free_memory(fan_core *core)
@@ -88,7 +88,7 @@ void fan_core_free(fan_core *core)
     close_most(core);
     for (int i = 0; core->channels && i <= core->seat_count; i++)
         fan_close(&core->channels[i].read_fd);
-    fan_boards_unmap(&core->boards);
+    fan_scoreboard_unmap(&core->scoreboard);
     free_memory(core);
 }
 
@@ -102,8 +102,8 @@ void fan_core_abandon(fan_core *core, int seat, fan_ends *ends)
     *ends = (fan_ends){
         .pool_fd = core->channels[core->seat_count].read_fd,
         .seat_fd = core->channels[seat].read_fd,
-        .board_fd = -1,
-        .board = fan_boards_keep(&core->boards, seat),
+        .scoreboard_fd = -1,
+        .score = fan_scoreboard_keep(&core->scoreboard, seat),
         .turns = core->turns,
     };
     free_memory(core);
@@ -123,11 +123,11 @@ int fan_core_listen(fan_core *core, int fd)
 
 int fan_core_share(fan_core *core)
 {
-    assert(core->used_count == 0 && core->board_fd < 0);
-    int fd = fan_boards_share(&core->boards);
+    assert(core->used_count == 0 && core->scoreboard_fd < 0);
+    int fd = fan_scoreboard_share(&core->scoreboard);
     if (fd < 0)
         return fd;
-    core->board_fd = fd;
+    core->scoreboard_fd = fd;
     return 0;
 }
 

@@ -47,28 +47,28 @@ int fan_channel_wait(int channel_fd);
 int fan_channel_receive(int channel_fd, int flags, fan_record *record, int *fd);
 int fan_channel_receive_many(int channel_fd, int count, fan_record *records, int *fds);
 
-/* board.c */
-int fan_boards_map(fan_boards *boards, int seats);
-int fan_boards_share(const fan_boards *boards);
-void fan_boards_unmap(const fan_boards *boards);
-fan_board *fan_boards_keep(const fan_boards *boards, int seat);
-fan_turns *fan_boards_turns(const fan_boards *boards);
-static inline fan_board *fan_boards_at(const fan_boards *boards, int seat)
+/* scoreboard.c */
+int fan_scoreboard_map(fan_scoreboard *scoreboard, int seats);
+int fan_scoreboard_share(const fan_scoreboard *scoreboard);
+void fan_scoreboard_unmap(const fan_scoreboard *scoreboard);
+fan_score *fan_scoreboard_keep(const fan_scoreboard *scoreboard, int seat);
+fan_turns *fan_scoreboard_turns(const fan_scoreboard *scoreboard);
+static inline fan_score *fan_scoreboard_at(const fan_scoreboard *scoreboard, int seat)
 {
-    return (fan_board *)(boards->memory + (size_t)seat * boards->each_bytes);
+    return (fan_score *)(scoreboard->memory + (size_t)seat * scoreboard->each_bytes);
 }
-void fan_board_begin(fan_board *page, uint64_t generation);
-uint64_t fan_board_taken(const fan_board *page);
-void fan_board_want(fan_board *page);
-uint64_t fan_board_finished(const fan_board *page);
-int fan_board_idle(const fan_board *page, int threads);
-void fan_board_look(const fan_board *page, fan_board_view *out);
-void fan_board_enrol(fan_board *page, int thread);
-void fan_board_idle_now(fan_board *page, int thread);
-void fan_board_busy_now(fan_board *page, int thread, int64_t now_ns);
-void fan_board_took(fan_board *page, int count);
-void fan_board_beat(fan_board *page, int64_t now_ns);
-void fan_board_lost(fan_board *page, int count);
+void fan_score_begin(fan_score *page, uint64_t generation);
+uint64_t fan_score_taken(const fan_score *page);
+void fan_score_want(fan_score *page);
+uint64_t fan_score_finished(const fan_score *page);
+int fan_score_idle(const fan_score *page, int threads);
+void fan_score_look(const fan_score *page, fan_score_view *out);
+void fan_score_enrol(fan_score *page, int thread);
+void fan_score_idle_now(fan_score *page, int thread);
+void fan_score_busy_now(fan_score *page, int thread, int64_t now_ns);
+void fan_score_took(fan_score *page, int count);
+void fan_score_beat(fan_score *page, int64_t now_ns);
+void fan_score_lost(fan_score *page, int count);
 
 /* turns.c */
 void fan_turns_begin(fan_turns *turns, int seat);

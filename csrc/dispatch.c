@@ -27,7 +27,7 @@ static bool want_room(fan_core *core)
     bool room = false;
     for (int i = 0; i < core->rotation_count; i++)
         if (room_of(core, core->rotation[i]) == 0) {
-            fan_board_want(fan_boards_at(&core->boards, core->rotation[i]));
+            fan_score_want(fan_scoreboard_at(&core->scoreboard, core->rotation[i]));
             room |= room_of(core, core->rotation[i]) > 0;
         }
     return room;

@@ -1,8 +1,8 @@
 /* fanout.h: everything that Python may use of the core. Read this first.
  *
  * A core belongs to one process, the master. It owns the listening sockets, the channels (both ends of each), the
- * board, and for a moment each connection on its way from a listener to a channel. After fork() the child calls
- * fan_core_abandon() and keeps what one worker needs: its reading ends and its page of the board.
+ * scoreboard, and for a moment each connection on its way from a listener to a channel. After fork() the child calls
+ * fan_core_abandon() and keeps what one worker needs: its reading ends and its page of the scoreboard.
  *
  * Results: 0 or a count, or -errno. Times are CLOCK_MONOTONIC nanoseconds, durations nanoseconds.
  */
@@ -15,12 +15,12 @@
 
 #define FAN_MAX_SEATS 2048    /* once it is used, a page of memory each; and two descriptors while it is used */
 #define FAN_MAX_LISTENERS 64
-#define FAN_MAX_THREADS 256   /* with more a board would not fit on a page of 4 KiB */
+#define FAN_MAX_THREADS 256   /* with more a score would not fit on a page of 4 KiB */
 #define FAN_BATCH 32          /* the most connections that are in the master's hands at one time */
 #define FAN_HOST_BYTES 112    /* longest printable peer: a UNIX path, with its NUL */
 
 typedef struct fan_core fan_core;    /* the master's end */
-typedef struct fan_board fan_board;  /* a seat's shared counters and times, on a page of their own */
+typedef struct fan_score fan_score;  /* a seat's shared counters and times, on a page of their own */
 typedef struct fan_turns fan_turns;  /* which thread takes next from the pool's channel; shared by all that wait */
 typedef struct fan_linger fan_linger; /* connections that a worker has ended and whose client may still send */
 typedef struct fan_receiver fan_receiver;  /* a worker's (or thread's) reading end of a channel */
@@ -72,7 +72,7 @@ typedef struct {
     int32_t busy_threads;
     int32_t threads;
     uint64_t in_hands;     /* connections that are lost if it is dead; what it was just taking included */
-} fan_board_view;
+} fan_score_view;
 
 /* A connection that has arrived in a worker. */
 typedef struct {
@@ -93,8 +93,8 @@ typedef struct {
 typedef struct {
     int32_t pool_fd;
     int32_t seat_fd;
-    int32_t board_fd;  /* the board's file, for one that is no child of the master's; else -1 */
-    fan_board *board;  /* its page; NULL until it is mapped */
+    int32_t scoreboard_fd;  /* the scoreboard's file, for one that is no child of the master's; else -1 */
+    fan_score *score;  /* its page; NULL until it is mapped */
     fan_turns *turns;  /* of the workers that read the pool */
 } fan_ends;
 
@@ -167,8 +167,8 @@ void fan_seat_ends(const fan_core *core, int seat, fan_ends *ends);
 /* A worker is ready. `pool`: it reads the pool channel, else the seat's own. `threads`: how many block in
  * fan_take at once, 0 for an event loop. `size`: messages the channel shall take; returns what the kernel grants.
  * `most`: connections that one with its own channel may hold, waiting ones included; 0: any number. At `most` it gets
- * nothing until the board says that one is done, which is looked at whenever fan_core_run is woken or called; see
- * fan_board_done. */
+ * nothing until the scoreboard says that one is done, which is looked at whenever fan_core_run is woken or called; see
+ * fan_score_done. */
 int fan_seat_enter(fan_core *core, int seat, int pool, int threads, int size, int most);
 
 /* The worker takes no more, alive or not: out of rotation. What waits in its own channel is taken back and passed to
@@ -179,7 +179,7 @@ void fan_seat_leave(fan_core *core, int seat);
 /* Messages that were passed to the seat's own channel (-1: to the pool's) and not taken; or -errno. */
 int fan_seat_untaken(const fan_core *core, int seat);
 
-void fan_seat_look(const fan_core *core, int seat, fan_board_view *out);
+void fan_seat_look(const fan_core *core, int seat, fan_score_view *out);
 
 /* ---- the worker ----------------------------------------------------------------------------------------------- */
 
@@ -187,13 +187,13 @@ void fan_seat_look(const fan_core *core, int seat, fan_board_view *out);
  * then free it. The fds, the page and the turns are the caller's. Never touches the epoll sets: they are the master's too. */
 void fan_core_abandon(fan_core *core, int seat, fan_ends *ends);
 
-/* In a worker that was sent them: map its page of the board, and the turns. The caller closes `board_fd`: its file has the
- * pages of other workers, too. On failure nothing is mapped. */
+/* In a worker that was sent them: map its page of the scoreboard, and the turns. The caller closes `scoreboard_fd`, whose file
+ * has the pages of other workers, too. On failure nothing is mapped. */
 int fan_ends_map(fan_ends *ends, int seat);
 
-/* A receiver reads from `fd` (which stays the caller's) and reports as thread number `thread` of the page. `turns`: it reads the
- * pool, for the worker in `seat`; NULL: a seat's own channel. NULL: ENOMEM. */
-fan_receiver *fan_receiver_new(int fd, fan_board *board, int thread, fan_turns *turns, int seat);
+/* A receiver reads from `fd` (which stays the caller's) and reports as thread number `thread` of the page. `turns`: it
+ * reads the pool, for the worker in `seat`; NULL: a seat's own channel. Returns NULL on ENOMEM. */
+fan_receiver *fan_receiver_new(int fd, fan_score *score, int thread, fan_turns *turns, int seat);
 void fan_receiver_free(fan_receiver *receiver);
 
 /* Block until a connection, or end-of-file, may be there. 1: it took a while. 0: it was there. -EINTR: a signal came.
@@ -230,11 +230,11 @@ void fan_keep_heap(void);
 
 /* A taken connection was closed or detached. 1: the master waits for that, because all workers are at their limit; the caller
  * wakes it. */
-int fan_board_done(fan_board *board);
+int fan_score_done(fan_score *score);
 
-/* The counter itself, for a caller that adds to it under a lock and never calls fan_board_done: from Python a call is expensive
+/* The counter itself, for a caller that adds to it under a lock and never calls fan_score_done: from Python a call is expensive
  * where threads contend for the interpreter's lock. Not for a worker with a limit of connections. */
-uint64_t *fan_board_done_cell(fan_board *board);
+uint64_t *fan_score_done_cell(fan_score *score);
 
 /* ---- the worker: the end of a connection ---------------------------------------------------------------------- */
 
@@ -265,7 +265,7 @@ void fan_linger_copied(fan_linger *linger);
 void fan_linger_disown(fan_linger *linger);
 
 /* In a child that the worker forked: it must not be seen on the worker's page; what it writes goes nowhere. */
-void fan_board_disown(fan_board *board);
+void fan_score_disown(fan_score *score);
 
 /* cdef: end */
 

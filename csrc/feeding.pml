@@ -55,7 +55,7 @@ byte frozen = NOBODY, process[WORKERS];           /* SIGSTOP; the process of a w
 
 /* ---- what master and workers share -------------------------------------------------------------------------------- */
 
-bool busy[WORKERS];                             /* the board */
+bool busy[WORKERS];                             /* the scoreboard */
 byte took[WORKERS];
 bool said_ready[WORKERS];
 bool stop_asked, may_fork, over;
@@ -130,7 +130,7 @@ take:   if
             :: got == NUDGE -> goto take
             :: else
             fi;
-            took[w]++;                                                                         /* [fan_board_took] */
+            took[w]++;                                                                         /* [fan_score_took] */
             d_step { at[got] = answered; whose[got] = NOBODY; got = NOBODY };
             goto wait
         :: d_step { (len(channel[0]) == 0) && ended -> skip }; goto done

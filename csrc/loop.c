@@ -34,8 +34,8 @@ static bool look_at(fan_core *core, int number)
     int idle = 0;
     for (int seat = 0; seat < core->used_count; seat++) {
         if (core->seats[seat].entered && fan_seat_channel(core, seat) == number) {
-            taken += fan_board_taken(fan_boards_at(&core->boards, seat));
-            idle += fan_board_idle(fan_boards_at(&core->boards, seat), core->seats[seat].threads);
+            taken += fan_score_taken(fan_scoreboard_at(&core->scoreboard, seat));
+            idle += fan_score_idle(fan_scoreboard_at(&core->scoreboard, seat), core->seats[seat].threads);
         }
     }
     if (taken != channel->taken_seen) {

@@ -14,7 +14,7 @@
 /* Connections that were passed to this seat's worker and are not done. The worker says what is done: clamped. */
 uint64_t fan_seat_live(const fan_core *core, int seat)
 {
-    uint64_t done = fan_board_finished(fan_boards_at(&core->boards, seat)), passed = core->seats[seat].passed;
+    uint64_t done = fan_score_finished(fan_scoreboard_at(&core->scoreboard, seat)), passed = core->seats[seat].passed;
     return done < passed ? passed - done : 0;
 }
 
@@ -102,7 +102,7 @@ int fan_seat_begin(fan_core *core, int seat, uint64_t generation, int identity)
     core->seats[seat].identity = identity;
     int left = fan_channel_untaken(channel);
     core->seats[seat].passed = left > 0 ? (uint64_t)left : 0;
-    fan_board_begin(fan_boards_at(&core->boards, seat), generation);
+    fan_score_begin(fan_scoreboard_at(&core->scoreboard, seat), generation);
     fan_turns_begin(core->turns, seat);
     return 0;
 }
@@ -177,11 +177,11 @@ void fan_seat_leave(fan_core *core, int seat)
 
 void fan_seat_ends(const fan_core *core, int seat, fan_ends *ends)
 {
-    assert(seat >= 0 && seat < core->seat_count && core->board_fd >= 0);
+    assert(seat >= 0 && seat < core->seat_count && core->scoreboard_fd >= 0);
     *ends = (fan_ends){
         .pool_fd = core->channels[core->seat_count].read_fd,
         .seat_fd = core->channels[seat].read_fd,
-        .board_fd = core->board_fd,
+        .scoreboard_fd = core->scoreboard_fd,
     };
 }
 
@@ -195,10 +195,10 @@ int fan_seat_untaken(const fan_core *core, int seat)
     return untaken < 0 ? untaken : untaken + (spilled < 0 ? 0 : spilled);
 }
 
-void fan_seat_look(const fan_core *core, int seat, fan_board_view *out)
+void fan_seat_look(const fan_core *core, int seat, fan_score_view *out)
 {
     assert(seat >= 0 && seat < core->seat_count);
-    fan_board_look(fan_boards_at(&core->boards, seat), out);
+    fan_score_look(fan_scoreboard_at(&core->scoreboard, seat), out);
     out->in_hands = out->taken - out->done;
     if (out->in_hands < (uint64_t)out->busy_threads)
         out->in_hands = (uint64_t)out->busy_threads;

@@ -25,14 +25,14 @@ typedef struct {
 } fan_record;
 
 #define FAN_NUDGE (-1)
-#define FAN_TURNS_BYTES 12288 /* behind the boards */
+#define FAN_TURNS_BYTES 12288 /* behind the scores */
 
-/* The boards of all seats, each on pages of its own, and the turns behind them. */
+/* The scores of all seats, each on pages of its own, and the turns behind them. */
 typedef struct {
     char *memory;            /* NULL: not mapped */
     int seats;
     size_t each_bytes;       /* from one to the next */
-} fan_boards;
+} fan_scoreboard;
 
 /* A connection in the master's hands. */
 typedef struct {
@@ -62,7 +62,7 @@ typedef struct {
     int64_t full_since_ns;   /* when space last became 0 */
 } fan_channel;
 
-/* What the core has for one worker: a channel of its own, and a page of the board. */
+/* What the core has for one worker: a channel of its own, and a page of the scoreboard. */
 typedef struct {
     bool entered, pool;
     int identity;            /* for source-hash */
@@ -112,9 +112,9 @@ struct fan_core {
     int *rotation;           /* numbers of the channels with a ready worker */
     fan_channel *channels;   /* one a seat, and the pool's at [seats] */
     fan_seat *seats;
-    fan_boards boards;       /* shared with the workers */
+    fan_scoreboard scoreboard;       /* shared with the workers */
     fan_turns *turns;        /* behind it, and shared by all workers that read the pool */
-    int board_fd;            /* owned; their file, or -1: they have none */
+    int scoreboard_fd;            /* owned; their file, or -1: they have none */
     int listener_count, listener_cursor;
     int batch_count;         /* accepted by the last batch */
     int64_t batch_ns;        /* when that was */

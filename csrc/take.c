@@ -1,4 +1,4 @@
-/* take.c: a worker's end. Takes connections out of a channel and marks on the board what it does.
+/* take.c: a worker's end. Takes connections out of a channel and marks on the scoreboard what it does.
  *
  * It never takes a message that it may have no descriptor for: the kernel would close the connection and say only
  * MSG_CTRUNC. Asking for a descriptor costs two small calls; a lone thread that has just closed one need not ask.
@@ -22,7 +22,7 @@
 struct fan_receiver {
     int fd;                 /* the channel; not owned */
     int thread;
-    fan_board *board;
+    fan_score *score;
     fan_turns *turns;       /* of the pool, or NULL */
     int seat;
     bool in_turn;           /* it is inside, and may take */
@@ -30,7 +30,7 @@ struct fan_receiver {
     atomic_bool sleeping;   /* waits for a message, or is about to */
 };
 
-fan_receiver *fan_receiver_new(int fd, fan_board *board, int thread, fan_turns *turns, int seat)
+fan_receiver *fan_receiver_new(int fd, fan_score *score, int thread, fan_turns *turns, int seat)
 {
     assert(thread >= 0 && thread < FAN_MAX_THREADS && seat >= 0 && seat < FAN_MAX_SEATS);
     fan_receiver *receiver = calloc(1, sizeof *receiver);
@@ -38,10 +38,10 @@ fan_receiver *fan_receiver_new(int fd, fan_board *board, int thread, fan_turns *
         return NULL;
     receiver->fd = fd;
     receiver->thread = thread;
-    receiver->board = board;
+    receiver->score = score;
     receiver->turns = turns;
     receiver->seat = seat;
-    fan_board_enrol(board, thread);
+    fan_score_enrol(score, thread);
     return receiver;
 }
 
@@ -169,7 +169,7 @@ static void turn_is_over(fan_receiver *receiver)
 
 int fan_take_wait(fan_receiver *receiver)
 {
-    fan_board_idle_now(receiver->board, receiver->thread);
+    fan_score_idle_now(receiver->score, receiver->thread);
     /* Sleeping first, cancelled second; fan_receiver_cancel's caller does it the other way round. So either this call sees
      * the cancellation, or that caller sees a sleeper and goes on signalling it. */
     atomic_store(&receiver->sleeping, true);
@@ -187,31 +187,31 @@ int fan_take(fan_receiver *receiver, fan_connection *out, int fd_is_free)
 
     if (atomic_load(&receiver->cancelled)) {
         turn_is_over(receiver);
-        fan_board_idle_now(receiver->board, receiver->thread);
+        fan_score_idle_now(receiver->score, receiver->thread);
         return -ECANCELED;
     }
     if (receiver->turns && !receiver->in_turn && !fan_turns_free(receiver->turns, receiver->fd))
         return -EAGAIN;
     /* Busy before it has anything: if we are killed inside the call, this is how the master knows what was lost. */
-    fan_board_busy_now(receiver->board, receiver->thread, fan_now_ns());
+    fan_score_busy_now(receiver->score, receiver->thread, fan_now_ns());
     do
         rc = receive_if_room(receiver, fd_is_free, &record, &fd);
     while (rc == -ENOMSG);
     turn_is_over(receiver);
     if (rc == 1) {
-        fan_board_took(receiver->board, 1);
+        fan_score_took(receiver->score, 1);
         describe(&record, fd, out);
         return rc;
     }
-    fan_board_idle_now(receiver->board, receiver->thread);
+    fan_score_idle_now(receiver->score, receiver->thread);
     if (rc == -ENOBUFS)
-        fan_board_lost(receiver->board, 1);
+        fan_score_lost(receiver->score, 1);
     return rc;
 }
 
 void fan_receiver_resume(fan_receiver *receiver)
 {
-    fan_board_busy_now(receiver->board, receiver->thread, fan_now_ns());
+    fan_score_busy_now(receiver->score, receiver->thread, fan_now_ns());
 }
 
 int fan_take_ready(fan_receiver *receiver, fan_connection *out, int cap)
@@ -219,7 +219,7 @@ int fan_take_ready(fan_receiver *receiver, fan_connection *out, int cap)
     fan_record records[FAN_BATCH];
     int fds[FAN_BATCH];
 
-    fan_board_beat(receiver->board, fan_now_ns());
+    fan_score_beat(receiver->score, fan_now_ns());
     int waiting = cap == 1 ? 1 : fan_channel_untaken(&(fan_channel){.read_fd = receiver->fd});
     int want = waiting < 1 ? 1 : waiting < cap ? waiting : cap;
     int room = fan_channel_room(receiver->fd, want < FAN_BATCH ? want : FAN_BATCH);
@@ -235,9 +235,9 @@ int fan_take_ready(fan_receiver *receiver, fan_connection *out, int cap)
     }
     /* First of all: if we are killed now, this is how the master knows what was lost. */
     if (taken)
-        fan_board_took(receiver->board, taken);
+        fan_score_took(receiver->score, taken);
     if (lost)
-        fan_board_lost(receiver->board, lost);
+        fan_score_lost(receiver->score, lost);
     for (int i = 0, at = 0; i < received; i++)
         if (fds[i] >= 0)
             describe(&records[i], fds[i], &out[at++]);

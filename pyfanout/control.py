@@ -76,7 +76,7 @@ class Retiring:
 
 @dataclass(frozen=True, slots=True)
 class Roomy:
-    """Worker to master: the board says that you wait until a connection of mine is done, and one is."""
+    """Worker to master: the scoreboard says that you wait until a connection of mine is done, and one is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,8 +87,8 @@ class Event(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class BoardView:
-    """What a worker says of itself on its page of the board; for looking only."""
+class ScoreView:
+    """What a worker says of itself on its page of the scoreboard; for looking only."""
 
     generation: int
     taken: int
@@ -108,7 +108,7 @@ class BoardView:
 
 
 class Core:
-    """The master's end: listeners, channels, board. Close it at a known time: `with Core(...) as core`."""
+    """The master's end: listeners, channels, scoreboard. Close it at a known time: `with Core(...) as core`."""
 
     def __init__(self, seats: int, policy: Policy) -> None:
         """Room for `seats` workers, 1 to SEATS. Raises CoreError if the system has no room for it or refuses a call."""
@@ -144,7 +144,7 @@ class Core:
 
     def share(self) -> None:
         """Before the first `begin`: there will be workers that are no children of ours, see `ends`."""
-        check(lib.fan_core_share(self._core), "make a file of the board")
+        check(lib.fan_core_share(self._core), "make a file of the scoreboard")
 
     def watch(self, fd: int, token: int) -> None:
         """Report WATCHED with `token` while `fd` is readable. Call `unwatch` before `fd` is closed."""
@@ -192,7 +192,7 @@ class Core:
         return int(lib.fan_core_message_bytes(self._core))
 
     def begin(self, seat: int, generation: int, identity: int) -> None:
-        """Before each fork: a channel, a clean page of the board. `identity`: what source-hash knows the worker by."""
+        """Before each fork: a channel, a clean page of the scoreboard. `identity`: source-hash's name for it."""
         rc = lib.fan_seat_begin(self._core, seat, generation, identity)
         check(rc, "make its channel")
 
@@ -213,7 +213,7 @@ class Core:
         """For a worker that is no child of the master's. They stay the core's."""
         ends = ffi.new("fan_ends *")
         lib.fan_seat_ends(self._core, seat, ends)
-        return EndFds(ends.pool_fd, ends.seat_fd, ends.board_fd)
+        return EndFds(ends.pool_fd, ends.seat_fd, ends.scoreboard_fd)
 
     def untaken(self, seat: int) -> int:
         """Messages that wait in the seat's own channel, or in the POOL's. 1 if the kernel does not say: then somebody
@@ -221,10 +221,10 @@ class Core:
         count: int = lib.fan_seat_untaken(self._core, seat)
         return 1 if count < 0 else count
 
-    def look(self, seat: int) -> BoardView:
-        out = ffi.new("fan_board_view *")
+    def look(self, seat: int) -> ScoreView:
+        out = ffi.new("fan_score_view *")
         lib.fan_seat_look(self._core, seat, out)
-        return BoardView(*(getattr(out, name) for name in BoardView.__slots__))
+        return ScoreView(*(getattr(out, name) for name in ScoreView.__slots__))
 
     def abandon(self, seat: int) -> WorkerEnds:
         """In the child, at once: close all that is not this seat's worker's. The core is gone afterwards."""
@@ -239,14 +239,14 @@ class EndFds(NamedTuple):
 
     pool_fd: int
     seat_fd: int
-    board_fd: int
+    scoreboard_fd: int
 
 
 class WorkerEnds:
-    """The parts of the core that a worker has: two reading ends, of which it will use one; its page of the board; and
-    the turns of the workers that read the pool's channel."""
+    """The parts of the core that a worker has: two reading ends, of which it will use one; its page of the scoreboard;
+    and the turns of the workers that read the pool's channel."""
 
-    __slots__ = ("board", "done", "pool_fd", "seat", "seat_fd", "turns")
+    __slots__ = ("done", "pool_fd", "score", "seat", "seat_fd", "turns")
 
     def __init__(self, ends: Any, seat: int) -> None:
         """`ends`: a fan_ends of fanout.h."""
@@ -254,8 +254,8 @@ class WorkerEnds:
         self.turns = ends.turns
         self.pool_fd: int = ends.pool_fd
         self.seat_fd: int = ends.seat_fd
-        self.board = ends.board
-        self.done: Callable[[], int] = functools.partial(lib.fan_board_done, ends.board)
+        self.score = ends.score
+        self.done: Callable[[], int] = functools.partial(lib.fan_score_done, ends.score)
         """A taken connection was closed or detached; true if the master waits for that, and has to be told. A C
         function without a Python frame, because it is called for each connection."""
 
@@ -264,13 +264,13 @@ class WorkerEnds:
         """From what `Core.ends` of another process has sent. Takes over all three. Raises CoreError."""
         ends = ffi.new("fan_ends *", sent._asdict())
         try:
-            check(lib.fan_ends_map(ends, seat), f"map page {seat} of the board")
+            check(lib.fan_ends_map(ends, seat), f"map page {seat} of the scoreboard")
         except BaseException:
             os.close(sent.pool_fd)
             os.close(sent.seat_fd)
             raise
         finally:
-            os.close(sent.board_fd)
+            os.close(sent.scoreboard_fd)
         return cls(ends, seat)
 
     def close(self) -> None:
@@ -281,11 +281,11 @@ class WorkerEnds:
     def done_cell(self) -> Any:
         """The counter behind `done`, for a caller of `cell[0] += 1` that has a lock of its own, and never calls `done`,
         which releases the interpreter's lock, so that a server's threads queue for it. Not with `max_connections`."""
-        return lib.fan_board_done_cell(self.board)
+        return lib.fan_score_done_cell(self.score)
 
     def disown(self) -> None:
         """In a child that the worker forked: what it writes to the page goes nowhere."""
-        lib.fan_board_disown(self.board)
+        lib.fan_score_disown(self.score)
 
 
 class Linger:
@@ -327,9 +327,9 @@ class Receiver:
     __slots__ = ("_arrivals", "_receiver", "_slow", "_take", "_wait", "arrival", "conn")
 
     def __init__(self, fd: int, ends: WorkerEnds, thread: int, batch: int = 1) -> None:
-        """Reads from `fd`, which stays the caller's; marks its doings as thread number `thread` of the board."""
+        """Reads from `fd`, which stays the caller's; marks its doings as thread number `thread` of the scoreboard."""
         turns = ends.turns if fd == ends.pool_fd else ffi.NULL
-        receiver = lib.fan_receiver_new(fd, ends.board, thread, turns, ends.seat)
+        receiver = lib.fan_receiver_new(fd, ends.score, thread, turns, ends.seat)
         if not receiver:
             raise MemoryError
         self._receiver = ffi.gc(receiver, lib.fan_receiver_free)

@@ -52,9 +52,9 @@ def _do(line: str) -> None:
         EVILS[evil](worker, random.Random(int(seed)))
 
 
-def board(worker: pyfanout.Worker, rng: random.Random) -> None:
+def score(worker: pyfanout.Worker, rng: random.Random) -> None:
     """Random bytes all over its page."""
-    page = ffi.buffer(ffi.cast("char *", worker.ends.board), mmap.PAGESIZE)
+    page = ffi.buffer(ffi.cast("char *", worker.ends.score), mmap.PAGESIZE)
     for _ in range(TIMES):
         begin = rng.randrange(mmap.PAGESIZE)
         end = rng.randrange(begin, mmap.PAGESIZE) + 1
@@ -166,5 +166,5 @@ def _say(worker: pyfanout.Worker, message: control.Message) -> None:
 
 
 EVILS: dict[str, Callable[[pyfanout.Worker, random.Random], None]] = {
-    each.__name__: each for each in (board, words, farewells, flood, noise, hang_up, deafness, stuffing, theft)
+    each.__name__: each for each in (score, words, farewells, flood, noise, hang_up, deafness, stuffing, theft)
 }

@@ -1,8 +1,8 @@
 """How a worker that another program has forked joins a dispatcher: the packets, and the descriptors that go with them.
 
 The worker sends, through the join socket that it has inherited, `J` with the dispatcher's end of a fresh control
-socket. The dispatcher sends back, on that, a `Welcome` with the pool's reading end, its own, and the board's file. The
-join socket's end-of-file: the owner stops, or all have let go.
+socket. The dispatcher sends back, on that, a `Welcome` with the pool's reading end, its own, and the scoreboard's file.
+The join socket's end-of-file: the owner stops, or all have let go.
 """
 
 from __future__ import annotations

@@ -308,7 +308,7 @@ class Sync(Joined, sync.SyncWorker):
             elif rc not in (-errno.EAGAIN, -errno.EINTR):
                 raise OSError(-rc, f"take a connection: {os.strerror(-rc)}")
         receiver.cancel()
-        receiver.take(False)  # which takes nothing, and has the board say that nothing is in our hands
+        receiver.take(False)  # which takes nothing, and has the scoreboard say that nothing is in our hands
 
 
 class GThread(Joined, gthread.ThreadWorker):

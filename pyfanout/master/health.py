@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from pyfanout.config import Config
 from pyfanout.control import Ping, Pong
-from pyfanout.core import BoardView
+from pyfanout.core import ScoreView
 from pyfanout.master import policy
 from pyfanout.master.lifecycle import State
 from pyfanout.master.roster import Member
@@ -80,7 +80,7 @@ class Health:
         deadline_ns = self.next_deadline_ns(members)
         return deadline_ns is not None and deadline_ns <= now_ns
 
-    def judge(self, member: Member, view: BoardView, now_ns: int) -> str | None:
+    def judge(self, member: Member, view: ScoreView, now_ns: int) -> str | None:
         """Why it is hung, or None."""
         return policy.hang(
             now_ns=now_ns,
@@ -109,9 +109,9 @@ class Health:
         """Since when it has been its turn, if it owes a pong."""
         return self._since(max(member.pinged_ns or 0, member.outbox.short_ns))
 
-    def _still_ns(self, member: Member, view: BoardView) -> int:
+    def _still_ns(self, member: Member, view: ScoreView) -> int:
         """How long its threads had been in the same requests at its last pong. For threads of pyfanout the pong says
-        only whether bytes have moved; when the last of them took a connection is on the board."""
+        only whether bytes have moved; when the last of them took a connection is on the scoreboard."""
         if member.pong_ns is None:
             return 0
         since_ns = self._since(max(member.still_since_ns, view.beat_ns if member.threads else 0))

@@ -3,7 +3,7 @@
 Owns the master's end of each control socket, and the file that a dying worker writes its stacks to. Decides nothing.
 
 A slot has one worker, at times two: the one that serves, and its successor, which is on trial. Each has a *seat* in
-the core, which is its channel and its page of the board, until it is reaped.
+the core, which is its channel and its page of the scoreboard, until it is reaped.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from pyfanout.control import (
     Spent,
     Stage,
 )
-from pyfanout.core import POOL, SEATS, BoardView, Core, Event, News, WorkerEnds
+from pyfanout.core import POOL, SEATS, ScoreView, Core, Event, News, WorkerEnds
 from pyfanout.errors import CoreError, LoadError, StuckError, WorkerError
 from pyfanout.limits import OpenFiles
 from pyfanout.log import counted, counted_are
@@ -358,7 +358,7 @@ class Supervisor:
                 member.resigned = member.state is State.READY
                 self._happened(member, Happened.SAID_RETIRING)
             case Roomy():
-                pass  # it has woken the core, which looks at the board by itself
+                pass  # it has woken the core, which looks at the scoreboard by itself
             case Short(short):
                 self._on_short(member, short)
             case Cut(connections):
@@ -521,7 +521,7 @@ class Supervisor:
             return " (max_requests)"
         return ""
 
-    def _log_death(self, member: Member, was: State, report: ExitReport, words: str, view: BoardView) -> None:
+    def _log_death(self, member: Member, was: State, report: ExitReport, words: str, view: ScoreView) -> None:
         if failure := member.failure:
             shown, self._shown = self._shown, failure
             new = failure.details if shown is None or failure.details != shown.details else ""

@@ -296,7 +296,7 @@ class Server:
         self._closing = True
 
     def _moved(self) -> object:
-        """For `Watch`: the board says which thread is busy, and since when."""
+        """For `Watch`: the scoreboard says which thread is busy, and since when."""
         conns = [receiver.conn for receiver in self._receivers]
         return [bytes_moved(conn) for conn in conns if conn is not None]
 

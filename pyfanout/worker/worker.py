@@ -523,7 +523,7 @@ def serve(worker: Worker, load: Callable[[], App]) -> int:
 
 
 def _forget(worker: Worker) -> None:
-    """In a child that the application forked: it is no worker, takes nothing, and writes nothing to the board."""
+    """In a child that the application forked: it is no worker, takes nothing, and writes nothing to the scoreboard."""
     global _current  # noqa: PLW0603
     _current = None
     signal.set_wakeup_fd(-1)

@@ -199,7 +199,7 @@ class House:
     """A core, its listeners and clients, and the workers, which are played by the test."""
 
     def __init__(self, seats: int = 1, policy: Policy = Policy.ROUND_ROBIN, *, shared: bool = False) -> None:
-        """`shared`: with a file of the board, for joined workers."""
+        """`shared`: with a file of the scoreboard, for joined workers."""
         self.core = Core(seats, policy)
         self.seats = seats
         self.clients: list[socket.socket] = []
@@ -274,14 +274,16 @@ class House:
         if pid == 0:
             try:
                 ends = self.core.abandon(seat)
-                places = [int(ffi.cast("uintptr_t", each)) for each in (ends.board, ends.turns)]
+                places = [int(ffi.cast("uintptr_t", each)) for each in (ends.score, ends.turns)]
                 os.write(writing, struct.pack("iiQQ", ends.pool_fd, ends.seat_fd, *places))
             finally:
                 os._exit(0)
         os.waitpid(pid, 0)
-        pool_fd, seat_fd, board, turns = struct.unpack("iiQQ", os.read(reading, 24))
-        places = {"board": ffi.cast("fan_board *", board), "turns": ffi.cast("fan_turns *", turns)}
-        raw = ffi.new("fan_ends *", {"pool_fd": os.dup(pool_fd), "seat_fd": os.dup(seat_fd), "board_fd": -1, **places})
+        pool_fd, seat_fd, score, turns = struct.unpack("iiQQ", os.read(reading, 24))
+        places = {"score": ffi.cast("fan_score *", score), "turns": ffi.cast("fan_turns *", turns)}
+        raw = ffi.new(
+            "fan_ends *", {"pool_fd": os.dup(pool_fd), "seat_fd": os.dup(seat_fd), "scoreboard_fd": -1, **places}
+        )
         os.close(reading)
         os.close(writing)
         ends = WorkerEnds(raw, seat)

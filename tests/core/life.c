@@ -45,7 +45,7 @@ static atomic_bool loop_leaves;
 
 struct reader {
     fan_receiver *receiver;
-    fan_board *board;
+    fan_score *score;
     int fd;
 };
 
@@ -53,7 +53,7 @@ static void answer(const struct reader *reader, const fan_connection *conn)
 {
     CHECK(write(conn->fd, "x", 1) == 1);
     close(conn->fd);
-    fan_board_done(reader->board);
+    fan_score_done(reader->score);
     COUNT(served);
 }
 
@@ -111,7 +111,7 @@ static void *ask(void *argument)
 static void dispatch(fan_core *core, int until)
 {
     fan_event events[8];
-    fan_board_view view;
+    fan_score_view view;
     for (;;) {
         int count = fan_core_run(core, 1000000, events, 8);
         CHECK(count >= 0);
@@ -152,7 +152,7 @@ int main(int argc, char **argv)
         for (int i = 0; i < count; i++) {
             int fd = seat == LOOP ? ends.seat_fd : ends.pool_fd;
             fan_turns *turns = seat == LOOP ? NULL : ends.turns;
-            readers[seat][i] = (struct reader){fan_receiver_new(fd, ends.board, i, turns, seat), ends.board, fd};
+            readers[seat][i] = (struct reader){fan_receiver_new(fd, ends.score, i, turns, seat), ends.score, fd};
             CHECK(readers[seat][i].receiver != NULL);
             CHECK(pthread_create(&threads[seat][i], NULL, seat == LOOP ? event_loop : thread_of_the_pool,
                                  &readers[seat][i]) == 0);

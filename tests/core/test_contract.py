@@ -49,9 +49,9 @@ def test_limits_are_the_same_in_both_languages() -> None:
 
 
 def test_the_view_of_the_board_has_the_fields_of_the_header(house: MakeHouse) -> None:
-    text = HEADER.read_text().split("A copy of a seat's page")[1].split("} fan_board_view;")[0]
+    text = HEADER.read_text().split("A copy of a seat's page")[1].split("} fan_score_view;")[0]
     fields = re.findall(r"^ +u?int\d+_t (\w+);", text, re.MULTILINE)
-    assert list(core.BoardView.__slots__) == fields
+    assert list(core.ScoreView.__slots__) == fields
     here = house(2)
     assert set(vars(type(here.core.look(0))).keys()) >= set(fields)
 
@@ -363,7 +363,7 @@ def test_a_machine_without_64_bit_atomics_is_refused_in_one_line(lock_free: str,
     """When the core is built: 1 is what the compiler says where such atomics are behind a lock of the process's own."""
     macro = "__GCC_ATOMIC_LLONG_LOCK_FREE"
     flags = ["-std=gnu11", "-fsyntax-only", f"-I{HEADER.parent}", f"-U{macro}", f"-D{macro}={lock_free}"]
-    command = [*compiler(), *flags, str(HEADER.with_name("board.c"))]
+    command = [*compiler(), *flags, str(HEADER.with_name("scoreboard.c"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     errors = [line for line in done.stderr.splitlines() if "error:" in line]
     assert (done.returncode != 0, len(errors)) == (bool(words), min(len(words), 1)), done.stderr

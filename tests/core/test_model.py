@@ -114,10 +114,10 @@ ORDERS = [
     ("fan_seat_enter", ["entered = true", "recalling = false", "space = 0"]),
     ("fan_seat_leave", ["entered = false", "recalling", "fan_channel_nudge"]),
     ("channel_writable", ["armed = false", "space =", "listeners_may_have_more"]),
-    ("fan_take_wait", ["fan_board_idle_now", "sleeping, true", "cancelled", "wait_in_turn", "sleeping, false"]),
+    ("fan_take_wait", ["fan_score_idle_now", "sleeping, true", "cancelled", "wait_in_turn", "sleeping, false"]),
     ("wait_in_turn", ["fan_turns_enter", "fan_channel_wait", "fan_turns_wait"]),
     ("chance_of", ["messages <= 0 ? SLEEP", "messages > others ? TAKE"]),
-    ("fan_take", ["fan_turns_free", "fan_board_busy_now", "receive_if_room", "fan_board_took", "fan_board_idle_now"]),
+    ("fan_take", ["fan_turns_free", "fan_score_busy_now", "receive_if_room", "fan_score_took", "fan_score_idle_now"]),
     ("fan_channel_wait", ["MSG_PEEK"]),
 ]
 

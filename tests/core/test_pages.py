@@ -1,5 +1,5 @@
-"""Each worker has its page of the board, whatever the size of the machine's pages: this file's other tests, and what
-else is about pages, once more where they are larger."""
+"""Each worker has its page of the scoreboard, whatever the size of the machine's pages: this file's other tests, and
+what else is about pages, once more where they are larger."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyfanout.core import Core, EndFds, WorkerEnds
 from .kit import House, Worker, in_child
 
 SEATS = 18
-"""More than boards of 4 KiB would fit on a page of 64."""
+"""More than scores of 4 KiB would fit on a page of 64."""
 
 CLIENTS = 3
 """Of each worker, which is done with one of them."""
@@ -82,7 +82,7 @@ def test_memory_is_for_pages_that_are_used() -> None:
         for seat in range(3):
             core.begin(seat, 1, seat)
         page_kib = mmap.PAGESIZE // 1024
-        assert before < shared_kib() <= before + 3 * page_kib + max(page_kib, 12), "three boards, and the turns"
+        assert before < shared_kib() <= before + 3 * page_kib + max(page_kib, 12), "three scores, and the turns"
 
 
 def shared_kib() -> int:

@@ -211,7 +211,7 @@ def test_a_page_full_of_lies_harms_only_the_liar(house: MakeHouse, rng: random.R
     here = house(3, Policy.LEAST_CONNECTIONS)
     workers = [here.worker(seat) for seat in range(3)]
     for _ in range(30):
-        ffi.buffer(ffi.cast("char *", workers[0].ends.board), mmap.PAGESIZE)[:] = rng.randbytes(mmap.PAGESIZE)
+        ffi.buffer(ffi.cast("char *", workers[0].ends.score), mmap.PAGESIZE)[:] = rng.randbytes(mmap.PAGESIZE)
         here.core.look(0)
         here.connect(9)
         here.settle()
@@ -229,7 +229,7 @@ def test_a_liar_in_the_pool(house: MakeHouse, rng: random.Random) -> None:
     here = house(2)
     workers = [here.worker(seat, 16, pool=True) for seat in range(2)]
     for _ in range(10):
-        ffi.buffer(ffi.cast("char *", workers[0].ends.board), mmap.PAGESIZE)[:] = rng.randbytes(mmap.PAGESIZE)
+        ffi.buffer(ffi.cast("char *", workers[0].ends.score), mmap.PAGESIZE)[:] = rng.randbytes(mmap.PAGESIZE)
         here.connect(5)
         here.run_for(12_000_000)
         assert here["nudges"] <= 2 * 256

@@ -155,7 +155,7 @@ def test_never_more_than_asked_for(house: MakeHouse) -> None:
     assert worker.receiver.take_ready(32)[0] == -errno.EAGAIN
 
 
-# ---- the board ---------------------------------------------------------------------------------------------------
+# ---- the scoreboard --------------------------------------------------------------------------------------------------
 
 
 def test_the_page_says_what_the_worker_does(house: MakeHouse) -> None:
@@ -417,7 +417,7 @@ def test_abandon_keeps_two_descriptors_and_a_page(seat: int) -> None:
             ends = here.core.abandon(seat)
             assert descriptors() - before - clients == {ends.pool_fd, ends.seat_fd}
             assert maps - pages() == 4
-            address = int(ffi.cast("uintptr_t", ends.board))
+            address = int(ffi.cast("uintptr_t", ends.score))
             assert address % mmap.PAGESIZE == 0
             ends.done()
             os.close(ends.pool_fd)
@@ -509,10 +509,10 @@ def test_a_worker_that_is_sent_what_it_needs() -> None:
         held = descriptors() - before
         assert set(fds) <= held
         ends = WorkerEnds.of(EndFds(*map(os.dup, fds)), 1)
-        assert descriptors() - before - held == {ends.pool_fd, ends.seat_fd}, "the board's file is closed"
+        assert descriptors() - before - held == {ends.pool_fd, ends.seat_fd}, "the scoreboard's file is closed"
         for size in (0, 1 << 30):
             with pytest.raises(PermissionError):  # the master would read beyond its end
-                os.ftruncate(fds.board_fd, size)
+                os.ftruncate(fds.scoreboard_fd, size)
         core.enter(1, pool=False, threads=0, size=8)
         Receiver(ends.seat_fd, ends, 0, 8).take_ready(8)
         ends.done()
@@ -526,7 +526,7 @@ def test_a_worker_that_is_sent_what_it_needs() -> None:
 def test_a_board_that_cannot_be_mapped_leaves_nothing_open(tmp_path: Path) -> None:
     before = descriptors()
     fds = EndFds(*(os.open(tmp_path, os.O_RDONLY) for _ in EndFds._fields))
-    with pytest.raises(OSError, match="map page 0 of the board"):
+    with pytest.raises(OSError, match="map page 0 of the scoreboard"):
         WorkerEnds.of(fds, 0)
     assert descriptors() == before
 
@@ -534,7 +534,7 @@ def test_a_board_that_cannot_be_mapped_leaves_nothing_open(tmp_path: Path) -> No
 def test_a_core_that_cannot_be_shared_is_as_before() -> None:
     with Core(3, Policy.ROUND_ROBIN) as core:
         before = descriptors()
-        with free_descriptors(0), pytest.raises(OSError, match="make a file of the board"):
+        with free_descriptors(0), pytest.raises(OSError, match="make a file of the scoreboard"):
             core.share()
         assert descriptors() == before
         core.begin(0, 1, 0)

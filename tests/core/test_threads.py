@@ -1,5 +1,5 @@
-"""tests/core/life.c under ThreadSanitizer and valgrind: threads, board and the master's loop share nothing but what is
-atomic, and the core reads nothing that it has not written, loses no memory and leaves no descriptor."""
+"""tests/core/life.c under ThreadSanitizer and valgrind: threads, scoreboard and the master's loop share nothing but
+what is atomic, and the core reads nothing that it has not written, loses no memory and leaves no descriptor."""
 
 from __future__ import annotations
 

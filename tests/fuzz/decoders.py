@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of all that reads what a worker or a client wrote: `decoders.py NAME [options of libFuzzer]`.
 
 What is found is written to crash-...; a run of that file shows it again. tests/unit/test_fuzz.py runs all of them. The
-board is read in C: it is guided if the core was built with coverage.c, as it is there.
+scoreboard is read in C: it is guided if the core was built with coverage.c, as it is there.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def guide() -> None:
         begin(fuzzer["__sanitizer_cov_8bit_counters_init"], fuzzer["__sanitizer_cov_pcs_init"])
 
 
-def board_page(data: bytes) -> None:
+def score_page(data: bytes) -> None:
     """The pages of two workers: whatever is there, what the master makes of it is possible, and connections go on."""
     if not _guided:
         _guided.append(guide())
@@ -116,19 +116,21 @@ _guided: list[None] = []
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "control": control_socket,
     "proxy": proxy_header,
-    "board": board_page,
+    "score": score_page,
     "join": join_request,
 }
 
 if __name__ == "__main__":
     name = sys.argv.pop(1)
-    if name == "board":
+    if name == "score":
         _master = Core(2, Policy.LEAST_CONNECTIONS)
         _master.share()
         for seat in range(2):
             _master.begin(seat, 1, seat)
             _master.enter(seat, pool=seat == 1, threads=seat, size=8, most=4)
-        _pages = [mmap.mmap(_master.ends(0).board_fd, mmap.PAGESIZE, offset=seat * mmap.PAGESIZE) for seat in range(2)]
+        _pages = [
+            mmap.mmap(_master.ends(0).scoreboard_fd, mmap.PAGESIZE, offset=seat * mmap.PAGESIZE) for seat in range(2)
+        ]
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
             listener.bind("")
             listener.listen(CLIENTS)

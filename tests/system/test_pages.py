@@ -12,7 +12,7 @@ from pages import SIZES, larger
 from programme import run
 
 WORKERS = 6
-"""More than fit on one page, if a board had 4 KiB."""
+"""More than fit on one page, if a score had 4 KiB."""
 
 
 @pytest.fixture(params=SIZES)

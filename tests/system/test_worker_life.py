@@ -225,7 +225,7 @@ def test_sys_exit_lets_the_other_threads_finish(server: MakeServer) -> None:
 
 @pytest.mark.parametrize("line", ["detach", "close_twice", "leave_file", "keep", "task"])
 def test_the_connection_is_closed_once(server: MakeServer, kind: str, handler: str, options: dict, line: str) -> None:
-    """However the handler leaves it: the client gets all and then end-of-file; the board counts it once."""
+    """However the handler leaves it: the client gets all and then end-of-file; the scoreboard counts it once."""
     if line in (("leave_file", "keep") if kind == "asyncio" else ("task",)):
         pytest.skip("not for this kind")
     one = server().start(f"apps:{handler}", workers=1, **options)
@@ -235,7 +235,7 @@ def test_the_connection_is_closed_once(server: MakeServer, kind: str, handler: s
     assert answer["generation"] == 1
     one.wait_idle()
     kill(answer["pid"])
-    # What the board says about it now: all five, and `whoami`, were done.
+    # What the scoreboard says about it now: all five, and `whoami`, were done.
     one.wait_log(rf"pid={answer['pid']} was killed by SIGKILL .* with 0 connections in its hands")
 
 
@@ -262,7 +262,7 @@ def forks(one: Server, options: dict) -> Server:
 
 @pytest.mark.parametrize("end", ["return", "raise", "exit", "die", "stay"])
 def test_a_handler_that_forks(server: MakeServer, handler: str, options: dict, end: str) -> None:
-    """The child is no worker, whatever it does: it takes no connection and does not touch the board."""
+    """The child is no worker, whatever it does: it takes no connection and does not touch the scoreboard."""
     one = forks(server(), options)
     if end == "raise":
         one.expect("the handler failed", "^ *Traceback ")

@@ -31,7 +31,7 @@ import pytest
 
 from pyfanout.config import Config
 from pyfanout.control import WAKE, Drain, Failed, Ping, Pong, Ready, Retiring, Short, Spent, Stage, hear, tell
-from pyfanout.core import POOL, BoardView, Event, News
+from pyfanout.core import POOL, ScoreView, Event, News
 from pyfanout.errors import CoreError, StuckError, WorkerError
 from pyfanout.master import lifecycle, outbox, policy, roster, supervisor
 from pyfanout.master.callbacks import Callbacks
@@ -193,8 +193,8 @@ class World:
         self.open.discard(seat)
         self._recalled.add(seat)
 
-    def look(self, seat: int) -> BoardView:
-        return BoardView(1, 0, 0, 0, self.now_ns, 0, 0, 1, 0)
+    def look(self, seat: int) -> ScoreView:
+        return ScoreView(1, 0, 0, 0, self.now_ns, 0, 0, 1, 0)
 
     def untaken(self, seat: int) -> int:
         return self.waiting[seat]

@@ -15,7 +15,7 @@ DECODERS = Path(__file__).parents[1] / "fuzz" / "decoders.py"
 FUZZ_S = int(os.environ.get("FUZZ_S", "0"))
 RUNS = 30_000
 CORES = 100
-"""Edges that are seen of the board's decoder, if those in C are."""
+"""Edges that are seen of the scoreboard's decoder, if those in C are."""
 SEEDS = {
     "control": [b"R\x01\x00\x01", b"F\x01no\x00Traceback", b"I\x00\x00\x00\x07", b"T"],
     "proxy": [
@@ -28,7 +28,7 @@ SEEDS = {
         b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00",
     ],
     "join": [b"\x01J", b"\x00S", b"\x05J", b"\x0bJ", b"\x02S", b"\x00"],
-    "board": [b"", b"\xff" * 4096, bytes(range(256)) * 16],
+    "score": [b"", b"\xff" * 4096, bytes(range(256)) * 16],
 }
 
 
@@ -50,7 +50,7 @@ def test_any_bytes(name: str, tmp_path: Path, request: pytest.FixtureRequest) ->
         (corpus / str(number)).write_bytes(seed)
     how_long = [f"-max_total_time={FUZZ_S}"] if FUZZ_S else [f"-runs={RUNS}"]
     command = [sys.executable, str(DECODERS), name, *how_long, "-max_len=8192", str(corpus)]
-    environment = os.environ | (guided_core(tmp_path) if name == "board" else {})
+    environment = os.environ | (guided_core(tmp_path) if name == "score" else {})
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=FUZZ_S + 120, check=False
     )
@@ -61,5 +61,5 @@ def test_any_bytes(name: str, tmp_path: Path, request: pytest.FixtureRequest) ->
     assert int(runs[1]) >= RUNS
     edges = re.search(r"INITED cov: (\d+)", done.stderr)
     assert edges, done.stderr[-2000:]
-    assert int(edges[1]) > (CORES if name == "board" else 0)
+    assert int(edges[1]) > (CORES if name == "score" else 0)
     print(done.stderr.splitlines()[-1])

@@ -13,14 +13,14 @@ from workers import member
 
 from pyfanout.config import Config
 from pyfanout.control import PACKET_BYTES, Ping, Pong, decode
-from pyfanout.core import BoardView
+from pyfanout.core import ScoreView
 from pyfanout.master import outbox
 from pyfanout.master.health import PAUSE_NS, Health
 from pyfanout.master.lifecycle import State
 from pyfanout.master.roster import Member, Slot
 
 S = 1_000_000_000
-IDLE = BoardView(1, 0, 0, 0, 0, 0, 0, 1, 0)
+IDLE = ScoreView(1, 0, 0, 0, 0, 0, 0, 1, 0)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_the_time_of_a_pause_counts_for_nobody(pair: tuple[Member, socket.socket
     now_ns = S + late_ns
     health.awake(now_ns)
     forgiven = late_ns > PAUSE_NS
-    busy = BoardView(1, 1, 0, 0, 1, 1, 1, 1, 1)
+    busy = ScoreView(1, 1, 0, 0, 1, 1, 1, 1, 1)
     one.threads = 1
     assert (health.judge(one, IDLE, now_ns) is None) == forgiven
     assert (health.judge(one, busy, now_ns) is None) == forgiven

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from workers import member
 
-from pyfanout.core import BoardView
+from pyfanout.core import ScoreView
 from pyfanout.master.lifecycle import State
 from pyfanout.master.roster import Slot
 from pyfanout.master.status import status_of
 
 S = 1_000_000_000
-VIEW = BoardView(
+VIEW = ScoreView(
     generation=3, taken=10, done=8, truncated=0, beat_ns=0, busy_since_ns=0, busy_threads=0, threads=1, in_hands=1
 )
 

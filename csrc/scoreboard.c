@@ -1,4 +1,4 @@
-/* board.c: the shared pages, one a seat. A worker writes its own; the master only looks.
+/* scoreboard.c: the shared pages, one a seat. A worker writes its own; the master only looks.
  *
  * Atomics, relaxed throughout but for `wanted` and what is done: each value stands for itself. Nothing here is needed
  * for a connection to arrive: a worker that lies harms itself. The master clamps what it reads and never uses it as an
@@ -18,7 +18,7 @@
 #error pyfanout cannot be built for this processor: it has no lock-free 64-bit atomics, with which processes share counters
 #endif
 
-struct fan_board {
+struct fan_score {
     _Atomic uint64_t generation;
     _Atomic uint64_t taken;
     _Atomic uint64_t done;
@@ -43,40 +43,40 @@ static size_t whole_pages(size_t bytes)
     return (bytes + page_bytes - 1) / page_bytes * page_bytes;
 }
 
-static size_t bytes_before(const fan_boards *boards, int seat)
+static size_t bytes_before(const fan_scoreboard *scoreboard, int seat)
 {
-    return (size_t)seat * boards->each_bytes;
+    return (size_t)seat * scoreboard->each_bytes;
 }
 
-/* Of the boards of all seats, and of the turns. */
-static size_t bytes_of(const fan_boards *boards)
+/* Of the scores of all seats, and of the turns. */
+static size_t bytes_of(const fan_scoreboard *scoreboard)
 {
-    return bytes_before(boards, boards->seats) + whole_pages(FAN_TURNS_BYTES);
+    return bytes_before(scoreboard, scoreboard->seats) + whole_pages(FAN_TURNS_BYTES);
 }
 
 /* A page costs memory only when it is written to: with 2048 seats this takes 8 MiB of addresses, 128 MiB where a page has 64
  * KiB, but no more memory than one page for each seat that was ever used, and the turns. */
-int fan_boards_map(fan_boards *boards, int seats)
+int fan_scoreboard_map(fan_scoreboard *scoreboard, int seats)
 {
-    fan_boards mapped = {.seats = seats, .each_bytes = whole_pages(sizeof(fan_board))};
+    fan_scoreboard mapped = {.seats = seats, .each_bytes = whole_pages(sizeof(fan_score))};
     mapped.memory = mmap(NULL, bytes_of(&mapped), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (mapped.memory == MAP_FAILED)
         return -errno;
-    *boards = mapped;
+    *scoreboard = mapped;
     return 0;
 }
 
 /* Put a file in the place of the pages, which nobody uses yet. Returns its descriptor or -errno. It keeps its size: who
  * made it shorter, under the master's eyes, would end the master with a SIGBUS. */
-int fan_boards_share(const fan_boards *boards)
+int fan_scoreboard_share(const fan_scoreboard *scoreboard)
 {
-    size_t bytes = bytes_of(boards);
-    int fd = memfd_create("board", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    size_t bytes = bytes_of(scoreboard);
+    int fd = memfd_create("scoreboard", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0)
         return -errno;
     if (ftruncate(fd, (off_t)bytes) == 0 &&
         fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0 &&
-        mmap(boards->memory, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) != MAP_FAILED)
+        mmap(scoreboard->memory, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) != MAP_FAILED)
         return fd;
     int rc = -errno;
     close(fd);
@@ -84,82 +84,82 @@ int fan_boards_share(const fan_boards *boards)
 }
 
 /* No-op if they are not mapped. */
-void fan_boards_unmap(const fan_boards *boards)
+void fan_scoreboard_unmap(const fan_scoreboard *scoreboard)
 {
-    if (boards->memory)
-        munmap(boards->memory, bytes_of(boards));
+    if (scoreboard->memory)
+        munmap(scoreboard->memory, bytes_of(scoreboard));
 }
 
-/* Unmap all boards but one, which is returned; the turns behind them stay. */
-fan_board *fan_boards_keep(const fan_boards *boards, int seat)
+/* Unmap all scores but one, which is returned; the turns behind them stay. */
+fan_score *fan_scoreboard_keep(const fan_scoreboard *scoreboard, int seat)
 {
     if (seat > 0)
-        munmap(boards->memory, bytes_before(boards, seat));
-    if (seat + 1 < boards->seats)
-        munmap(fan_boards_at(boards, seat + 1), bytes_before(boards, boards->seats - seat - 1));
-    return fan_boards_at(boards, seat);
+        munmap(scoreboard->memory, bytes_before(scoreboard, seat));
+    if (seat + 1 < scoreboard->seats)
+        munmap(fan_scoreboard_at(scoreboard, seat + 1), bytes_before(scoreboard, scoreboard->seats - seat - 1));
+    return fan_scoreboard_at(scoreboard, seat);
 }
 
-fan_turns *fan_boards_turns(const fan_boards *boards)
+fan_turns *fan_scoreboard_turns(const fan_scoreboard *scoreboard)
 {
-    return (fan_turns *)fan_boards_at(boards, boards->seats);
+    return (fan_turns *)fan_scoreboard_at(scoreboard, scoreboard->seats);
 }
 
 /* ---- one page ------------------------------------------------------------------------------------------------------ */
 
 int fan_ends_map(fan_ends *ends, int seat)
 {
-    size_t board_bytes = whole_pages(sizeof(fan_board)), turns_bytes = whole_pages(FAN_TURNS_BYTES);
+    size_t score_bytes = whole_pages(sizeof(fan_score)), turns_bytes = whole_pages(FAN_TURNS_BYTES);
     struct stat file;
-    if (fstat(ends->board_fd, &file) < 0)
+    if (fstat(ends->scoreboard_fd, &file) < 0)
         return -errno;
-    off_t at = (off_t)((size_t)seat * board_bytes), turns_at = file.st_size - (off_t)turns_bytes;
-    void *page = mmap(NULL, board_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, ends->board_fd, at);
+    off_t at = (off_t)((size_t)seat * score_bytes), turns_at = file.st_size - (off_t)turns_bytes;
+    void *page = mmap(NULL, score_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, ends->scoreboard_fd, at);
     if (page == MAP_FAILED)
         return -errno;
-    void *shared = mmap(NULL, turns_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, ends->board_fd, turns_at);
+    void *shared = mmap(NULL, turns_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, ends->scoreboard_fd, turns_at);
     if (shared == MAP_FAILED) {
         int rc = -errno;
-        munmap(page, board_bytes);
+        munmap(page, score_bytes);
         return rc;
     }
-    ends->board = page;
+    ends->score = page;
     ends->turns = shared;
     return 0;
 }
 
-void fan_board_begin(fan_board *page, uint64_t generation)
+void fan_score_begin(fan_score *page, uint64_t generation)
 {
     memset(page, 0, sizeof *page);
     store(page->generation, generation);
 }
 
 /* In a child that a worker forked: from now on it writes to a page of its own that nobody reads. */
-void fan_board_disown(fan_board *page)
+void fan_score_disown(fan_score *page)
 {
     size_t bytes = whole_pages(sizeof *page);
     if (mmap(page, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
         munmap(page, bytes); /* rather a crash of the child than a lie about its parent */
 }
 
-uint64_t fan_board_taken(const fan_board *page)
+uint64_t fan_score_taken(const fan_score *page)
 {
     return load(page->taken);
 }
 
-uint64_t fan_board_finished(const fan_board *page)
+uint64_t fan_score_finished(const fan_score *page)
 {
     return load(page->done) + load(page->truncated);
 }
 
-void fan_board_want(fan_board *page)
+void fan_score_want(fan_score *page)
 {
     atomic_store(&page->wanted, 1);
     atomic_thread_fence(memory_order_seq_cst); /* before the look, which is a relaxed one */
 }
 
 /* How many of the first `threads` threads wait for a connection. */
-int fan_board_idle(const fan_board *page, int threads)
+int fan_score_idle(const fan_score *page, int threads)
 {
     int idle = 0;
     for (int thread = 0; thread < threads && thread < FAN_MAX_THREADS; thread++)
@@ -167,7 +167,7 @@ int fan_board_idle(const fan_board *page, int threads)
     return idle;
 }
 
-void fan_board_look(const fan_board *page, fan_board_view *out)
+void fan_score_look(const fan_score *page, fan_score_view *out)
 {
     memset(out, 0, sizeof *out);
     out->generation = load(page->generation);
@@ -192,35 +192,35 @@ void fan_board_look(const fan_board *page, fan_board_view *out)
 /* The worker's side. */
 
 /* Called for one thread after another, before any of them serves. */
-void fan_board_enrol(fan_board *page, int thread)
+void fan_score_enrol(fan_score *page, int thread)
 {
     if (load(page->threads) <= thread)
         store(page->threads, thread + 1);
 }
 
-void fan_board_idle_now(fan_board *page, int thread)
+void fan_score_idle_now(fan_score *page, int thread)
 {
     store(page->busy_since_ns[thread], 0);
 }
 
 /* It asks for a connection: from here on until it is idle one may be in its hands. */
-void fan_board_busy_now(fan_board *page, int thread, int64_t now_ns)
+void fan_score_busy_now(fan_score *page, int thread, int64_t now_ns)
 {
     store(page->busy_since_ns[thread], now_ns);
     store(page->beat_ns, now_ns);
 }
 
-void fan_board_took(fan_board *page, int count)
+void fan_score_took(fan_score *page, int count)
 {
     add(page->taken, (uint64_t)count);
 }
 
-void fan_board_beat(fan_board *page, int64_t now_ns)
+void fan_score_beat(fan_score *page, int64_t now_ns)
 {
     store(page->beat_ns, now_ns);
 }
 
-void fan_board_lost(fan_board *page, int count)
+void fan_score_lost(fan_score *page, int count)
 {
     add(page->truncated, (uint64_t)count);
     add(page->taken, (uint64_t)count);
@@ -228,13 +228,13 @@ void fan_board_lost(fan_board *page, int count)
 
 /* The worker counts first, then looks at `wanted`; the master writes `wanted` first, then looks at the count. So at least one of
  * them sees the write of the other; that needs one order of all four accesses (sequential consistency). */
-int fan_board_done(fan_board *page)
+int fan_score_done(fan_score *page)
 {
     atomic_fetch_add(&page->done, 1);
     return atomic_load(&page->wanted) && atomic_exchange(&page->wanted, 0);
 }
 
-uint64_t *fan_board_done_cell(fan_board *page)
+uint64_t *fan_score_done_cell(fan_score *page)
 {
     return (uint64_t *)&page->done;
 }
