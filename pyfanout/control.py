@@ -64,7 +64,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class WantsSuccessor:
     """Worker to master: I have had my `max_requests` and serve on until another is there in my place. To a dispatcher:
     I shall leave, and serve on until I am released."""
 
@@ -75,7 +75,7 @@ class Retiring:
 
 
 @dataclass(frozen=True, slots=True)
-class Roomy:
+class HasRoom:
     """Worker to master: the scoreboard says that you wait until a connection of mine is done, and one is."""
 
 
@@ -96,7 +96,7 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Closing:
+class ServerStopping:
     """Master to worker: the server stops. Serve what still comes, until your channel ends; have idle connections end,
     for they may take the room of those that wait."""
 
@@ -127,7 +127,7 @@ class Pong:
     0: they have not. Milliseconds, less than 2^32."""
 
 
-Message = Ready | Failed | Spent | Retiring | Roomy | Short | Cut | Closing | Drain | Ping | Pong
+Message = Ready | Failed | WantsSuccessor | Retiring | HasRoom | Short | Cut | ServerStopping | Drain | Ping | Pong
 
 _SEPARATOR = "\0"
 _STAGES = frozenset(Stage)
@@ -147,17 +147,17 @@ def encode(message: Message) -> bytes:
             head = reason.replace(_SEPARATOR, " ").encode(errors="replace")[:1024] + b"\0"
             tail = details.encode(errors="replace")[-(PACKET_BYTES - len(head) - 2) :]
             return b"F" + bytes([stage]) + head + tail
-        case Spent():
+        case WantsSuccessor():
             return b"S"
         case Retiring():
             return b"T"
-        case Roomy():
+        case HasRoom():
             return b"O"
         case Short(short):
             return b"H" + bytes([short])
         case Cut(connections):
             return b"X" + connections.to_bytes(4, "big")
-        case Closing():
+        case ServerStopping():
             return b"C"
         case Drain():
             return b"D"
@@ -180,17 +180,17 @@ def decode(packet: bytes) -> Message:
             reason, _, details = payload[1:].decode(errors="replace").partition(_SEPARATOR)
             return Failed(Stage(payload[0]), reason, details)
         case b"S", b"":
-            return Spent()
+            return WantsSuccessor()
         case b"T", b"":
             return Retiring()
         case b"O", b"":
-            return Roomy()
+            return HasRoom()
         case b"H", b"\0" | b"\1" as payload:
             return Short(payload == b"\1")
         case b"X", payload if len(payload) == 4:
             return Cut(int.from_bytes(payload, "big"))
         case b"C", b"":
-            return Closing()
+            return ServerStopping()
         case b"D", b"":
             return Drain()
         case b"I", payload if len(payload) == 4:

@@ -65,7 +65,7 @@ def is_pooled(policy: Policy) -> bool:
     return bool(lib.fan_policy_pooled(_POLICIES[policy]))
 
 
-class News(IntEnum):
+class EventKind(IntEnum):
     """What an `Event` is about; each is explained beside its constant in fanout.h."""
 
     WATCHED = lib.FAN_EVENT_WATCHED
@@ -79,7 +79,7 @@ class News(IntEnum):
 class Event(NamedTuple):
     """One thing that `Core.run` has to say."""
 
-    news: News
+    news: EventKind
     error: int
     """A positive errno, or 0."""
     token: int
@@ -157,7 +157,7 @@ class Core:
         """Dispatch connections until there is news. [] after `timeout_ns` (None: never) and when a signal came."""
         timeout = -1 if timeout_ns is None else max(timeout_ns, 0)
         count = check(lib.fan_core_run(self._core, timeout, self._events, len(self._events)), "dispatch")
-        return [Event(News(e.kind), e.error, e.token) for e in self._events[0:count]] if count else []
+        return [Event(EventKind(e.kind), e.error, e.token) for e in self._events[0:count]] if count else []
 
     def front(self) -> int:
         """A descriptor that is readable when `run` has something to do; it stays the core's."""

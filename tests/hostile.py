@@ -18,7 +18,7 @@ from pyfanout._core import ffi
 
 import pyfanout
 from pyfanout import control
-from pyfanout.control import Failed, Pong, Ready, Retiring, Roomy, Short, Spent, Stage
+from pyfanout.control import Failed, HasRoom, Pong, Ready, Retiring, Short, Stage, WantsSuccessor
 
 # The socket module has no names for them.
 SO_ATTACH_FILTER, SO_TIMESTAMP, SO_PEEK_OFF, SO_PASSPIDFD, SO_PASSRIGHTS = 26, 29, 42, 76, 83
@@ -67,21 +67,21 @@ def words(worker: pyfanout.Worker, rng: random.Random) -> None:
     for _ in range(TIMES):
         number = rng.randrange(2**32)
         ready = Ready(False, 0), Ready(True, 1), Ready(True, 64)
-        _say(worker, rng.choice([*ready, Pong(number, 0), Roomy(), Short(False)]))
+        _say(worker, rng.choice([*ready, Pong(number, 0), HasRoom(), Short(False)]))
         time.sleep(WHILE_S)
 
 
 def farewells(worker: pyfanout.Worker, rng: random.Random) -> None:
     """That it leaves, and serves on."""
     for _ in range(TIMES):
-        _say(worker, rng.choice([Retiring(), Spent(), Failed(rng.choice(list(Stage)), "no", "reason")]))
+        _say(worker, rng.choice([Retiring(), WantsSuccessor(), Failed(rng.choice(list(Stage)), "no", "reason")]))
 
 
 def flood(worker: pyfanout.Worker, _rng: random.Random) -> None:
     """As much as its socket takes, for a while."""
     end = time.monotonic() + 0.2
     while time.monotonic() < end:
-        _say(worker, Roomy())
+        _say(worker, HasRoom())
 
 
 def noise(worker: pyfanout.Worker, rng: random.Random) -> None:

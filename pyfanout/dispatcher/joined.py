@@ -17,8 +17,20 @@ from dataclasses import dataclass, field
 
 from pyfanout import control
 from pyfanout.config import Config
-from pyfanout.control import Closing, DecodeError, Drain, Failed, Message, Ping, Pong, Ready, Retiring, Short, Spent
-from pyfanout.core import POOL, SEATS, Core, Event, News
+from pyfanout.control import (
+    DecodeError,
+    Drain,
+    Failed,
+    Message,
+    Ping,
+    Pong,
+    Ready,
+    Retiring,
+    ServerStopping,
+    Short,
+    WantsSuccessor,
+)
+from pyfanout.core import POOL, SEATS, Core, Event, EventKind
 from pyfanout.dispatcher import joining
 from pyfanout.dispatcher.joining import NoRequest
 from pyfanout.errors import CoreError, FanoutError
@@ -170,16 +182,16 @@ class JoinedWorkers:
 
     def _on_event(self, event: Event) -> None:
         match event.news:
-            case News.WATCHED:
+            case EventKind.WATCHED:
                 self._watches.call(event.token)
-            case News.PAUSED:
+            case EventKind.PAUSED:
                 self._shortage.begins(event.error)
-            case News.RESUMED:
+            case EventKind.RESUMED:
                 self._shortage.ends()
-            case News.LISTENER_FAILED:
+            case EventKind.LISTENER_FAILED:
                 address = self._endpoints[event.token].address
                 log.critical("lost listener %s: %s", address, os.strerror(event.error))
-            case News.CHANNEL_BROKEN:
+            case EventKind.CHANNEL_BROKEN:
                 self._on_broken(event.token)
 
     def _on_broken(self, seat: int) -> None:
@@ -234,7 +246,7 @@ class JoinedWorkers:
         self._join_socket.close()  # a worker that is about to join sees the end
         for worker in self._workers.values():
             worker.pinged_ns = None
-            worker.outbox.say(Closing())
+            worker.outbox.say(ServerStopping())
         self._core.finish(self._config.backlog + 1)
 
     def _on_message(self, worker: JoinedWorker) -> None:
@@ -257,7 +269,7 @@ class JoinedWorkers:
                 if worker.ready is None:
                     log.debug("%s is ready", worker)
                     if self._end_ns is not None:
-                        worker.outbox.say(Closing())
+                        worker.outbox.say(ServerStopping())
                 elif worker.entered:  # with another limit: out, and in again
                     worker.entered = False
                     self._core.leave(worker.seat)
@@ -268,7 +280,7 @@ class JoinedWorkers:
                 worker.short = short
             case Retiring():
                 worker.leaving = True
-            case Spent() if worker.spent_ns is None:
+            case WantsSuccessor() if worker.spent_ns is None:
                 worker.spent_ns = time.monotonic_ns()
                 for _ in range(SEATS):  # the owner may have said before that it stops
                     if self._end_ns is not None or not self._on_request():

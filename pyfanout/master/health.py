@@ -13,7 +13,7 @@ from pyfanout.control import Ping, Pong
 from pyfanout.core import ScoreView
 from pyfanout.master import policy
 from pyfanout.master.lifecycle import State
-from pyfanout.master.roster import Member
+from pyfanout.master.roster import WorkerHandle
 
 PAUSE_NS = 1_000_000_000
 """A loop that comes round this much later than it wanted to was not running, or had no CPU: nor had the others. Half of
@@ -50,7 +50,7 @@ class Health:
         if self._expected_ns is not None and now_ns > self._expected_ns + self._pause_ns:
             self._resumed_ns = now_ns
 
-    def next_deadline_ns(self, members: Iterable[Member]) -> int | None:
+    def next_deadline_ns(self, members: Iterable[WorkerHandle]) -> int | None:
         """When to call `judge` next: when a pong is late, and then again while it is, and at each round."""
         late = [self._asked_ns(m) + self._ping_timeout_ns for m in members if self._owes(m)]
         deadlines = [each if each > self._judged_ns else self._judged_ns + self._ping_timeout_ns for each in late]
@@ -60,7 +60,7 @@ class Health:
 
     # ---- pings and verdicts -------------------------------------------------------------------------------------
 
-    def ping(self, member: Member, now_ns: int) -> None:
+    def ping(self, member: WorkerHandle, now_ns: int) -> None:
         """Now; unless it owes a pong."""
         if member.pinged_ns is not None:
             return
@@ -68,7 +68,7 @@ class Health:
         member.pinged_ns = now_ns
         member.outbox.say(Ping(member.ping_number))
 
-    def on_pong(self, member: Member, pong: Pong, now_ns: int) -> bool:
+    def on_pong(self, member: WorkerHandle, pong: Pong, now_ns: int) -> bool:
         """Whether it answers the ping that is out; one that was asked before, or never, counts for nothing."""
         if member.pinged_ns is None or pong.number != member.ping_number:
             return False
@@ -76,11 +76,11 @@ class Health:
         member.still_since_ns = now_ns - pong.still_ms * 1_000_000
         return True
 
-    def is_due(self, now_ns: int, members: Iterable[Member]) -> bool:
+    def is_due(self, now_ns: int, members: Iterable[WorkerHandle]) -> bool:
         deadline_ns = self.next_deadline_ns(members)
         return deadline_ns is not None and deadline_ns <= now_ns
 
-    def judge(self, member: Member, view: ScoreView, now_ns: int) -> str | None:
+    def judge(self, member: WorkerHandle, view: ScoreView, now_ns: int) -> str | None:
         """Why it is hung, or None."""
         return policy.hang(
             now_ns=now_ns,
@@ -93,7 +93,7 @@ class Health:
             timeout_ns=self._timeout_ns,
         )
 
-    def next_round(self, members: Iterable[Member], now_ns: int) -> None:
+    def next_round(self, members: Iterable[WorkerHandle], now_ns: int) -> None:
         """After the verdicts: those that are left are pinged if it is time."""
         self._judged_ns = now_ns
         if self._round_ns is not None and self._round_ns <= now_ns:
@@ -102,14 +102,14 @@ class Health:
                 if member.state is State.READY:
                     self.ping(member, now_ns)
 
-    def _owes(self, member: Member) -> bool:
+    def _owes(self, member: WorkerHandle) -> bool:
         return member.state is State.READY and member.pinged_ns is not None
 
-    def _asked_ns(self, member: Member) -> int:
+    def _asked_ns(self, member: WorkerHandle) -> int:
         """Since when it has been its turn, if it owes a pong."""
         return self._since(max(member.pinged_ns or 0, member.outbox.short_ns))
 
-    def _still_ns(self, member: Member, view: ScoreView) -> int:
+    def _still_ns(self, member: WorkerHandle, view: ScoreView) -> int:
         """How long its threads had been in the same requests at its last pong. For threads of pyfanout the pong says
         only whether bytes have moved; when the last of them took a connection is on the scoreboard."""
         if member.pong_ns is None:

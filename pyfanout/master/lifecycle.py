@@ -31,7 +31,7 @@ class State(Enum):
     """Dead and reaped."""
 
 
-class Happened(Enum):
+class WorkerEvent(Enum):
     """To a worker."""
 
     SAID_READY = auto()
@@ -89,63 +89,63 @@ _B, _R, _D, _S, _H, _K, _G = (
     State.GONE,
 )
 
-TRANSITIONS: dict[tuple[State, Happened], Step] = {
-    (_B, Happened.SAID_READY): Step(_R, (Action.ENTER,)),
-    (_B, Happened.SAID_RETIRING): Step(_D, (Action.REPLACE,)),
-    (_B, Happened.CHANNELS_ENDED): Step(_B),  # it may be wanted: to serve what a dead one left in its channel
+TRANSITIONS: dict[tuple[State, WorkerEvent], Step] = {
+    (_B, WorkerEvent.SAID_READY): Step(_R, (Action.ENTER,)),
+    (_B, WorkerEvent.SAID_RETIRING): Step(_D, (Action.REPLACE,)),
+    (_B, WorkerEvent.CHANNELS_ENDED): Step(_B),  # it may be wanted: to serve what a dead one left in its channel
     # It may be ready by now, and have a client from the pool, although we have not read that yet.
-    (_B, Happened.TOLD_TO_DRAIN): Step(_D, (Action.DRAIN,)),
+    (_B, WorkerEvent.TOLD_TO_DRAIN): Step(_D, (Action.DRAIN,)),
     # Not SIGQUIT: before it has a handler for that, the signal would leave a core.
-    (_B, Happened.TOLD_TO_STOP): Step(_S, (Action.DRAIN,)),
-    (_B, Happened.CHANNEL_BROKEN): Step(_B),  # it finds out by itself
-    (_B, Happened.TIME_IS_UP): Step(_H, (Action.ABORT,)),
-    (_B, Happened.DIED): Step(_G, (Action.REPLACE,)),
-    (_R, Happened.SAID_READY): Step(_R),  # said twice: it harms nobody
-    (_R, Happened.SAID_RETIRING): Step(_D, (Action.LEAVE, Action.REPLACE)),
-    (_R, Happened.CHANNELS_ENDED): Step(_D),
-    (_R, Happened.TOLD_TO_DRAIN): Step(_D, (Action.LEAVE, Action.DRAIN)),
-    (_R, Happened.TOLD_TO_STOP): Step(_S, (Action.LEAVE, Action.QUIT)),
+    (_B, WorkerEvent.TOLD_TO_STOP): Step(_S, (Action.DRAIN,)),
+    (_B, WorkerEvent.CHANNEL_BROKEN): Step(_B),  # it finds out by itself
+    (_B, WorkerEvent.TIME_IS_UP): Step(_H, (Action.ABORT,)),
+    (_B, WorkerEvent.DIED): Step(_G, (Action.REPLACE,)),
+    (_R, WorkerEvent.SAID_READY): Step(_R),  # said twice: it harms nobody
+    (_R, WorkerEvent.SAID_RETIRING): Step(_D, (Action.LEAVE, Action.REPLACE)),
+    (_R, WorkerEvent.CHANNELS_ENDED): Step(_D),
+    (_R, WorkerEvent.TOLD_TO_DRAIN): Step(_D, (Action.LEAVE, Action.DRAIN)),
+    (_R, WorkerEvent.TOLD_TO_STOP): Step(_S, (Action.LEAVE, Action.QUIT)),
     # It leaves at the end of its channel.
-    (_R, Happened.CHANNEL_BROKEN): Step(_D, (Action.LEAVE, Action.CLOSE, Action.REPLACE)),
-    (_R, Happened.NOT_ENTERED): Step(_D, (Action.LEAVE, Action.DRAIN, Action.REPLACE)),
-    (_R, Happened.FOUND_HUNG): Step(_H, (Action.LEAVE, Action.ABORT)),
-    (_R, Happened.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
-    (_D, Happened.SAID_READY): Step(_D),  # it crossed with what we asked
-    (_D, Happened.SAID_RETIRING): Step(_D),
-    (_D, Happened.CHANNELS_ENDED): Step(_D),
-    (_D, Happened.TOLD_TO_DRAIN): Step(_D),
-    (_D, Happened.TOLD_TO_STOP): Step(_S, (Action.QUIT,)),
-    (_D, Happened.CHANNEL_BROKEN): Step(_D),
-    (_D, Happened.TIME_IS_UP): Step(_S, (Action.QUIT,)),
-    (_D, Happened.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
-    (_S, Happened.SAID_READY): Step(_S),
-    (_S, Happened.SAID_RETIRING): Step(_S),
-    (_S, Happened.CHANNELS_ENDED): Step(_S),
-    (_S, Happened.TOLD_TO_DRAIN): Step(_S),
-    (_S, Happened.TOLD_TO_STOP): Step(_S),
-    (_S, Happened.CHANNEL_BROKEN): Step(_S),
-    (_S, Happened.TIME_IS_UP): Step(_K, (Action.KILL,)),
-    (_S, Happened.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
-    (_H, Happened.SAID_READY): Step(_H),
-    (_H, Happened.SAID_RETIRING): Step(_H),  # too late: it has been judged, and its place is given away
-    (_H, Happened.CHANNELS_ENDED): Step(_H),
-    (_H, Happened.TOLD_TO_DRAIN): Step(_H),
-    (_H, Happened.TOLD_TO_STOP): Step(_H),
-    (_H, Happened.CHANNEL_BROKEN): Step(_H),
-    (_H, Happened.TIME_IS_UP): Step(_K, (Action.KILL,)),
-    (_H, Happened.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
-    (_K, Happened.SAID_READY): Step(_K),
-    (_K, Happened.SAID_RETIRING): Step(_K),
-    (_K, Happened.CHANNELS_ENDED): Step(_K),
-    (_K, Happened.TOLD_TO_DRAIN): Step(_K),
-    (_K, Happened.TOLD_TO_STOP): Step(_K),
-    (_K, Happened.CHANNEL_BROKEN): Step(_K),
-    (_K, Happened.TIME_IS_UP): Step(_K, (Action.REPLACE,)),  # as if it had died
-    (_K, Happened.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
+    (_R, WorkerEvent.CHANNEL_BROKEN): Step(_D, (Action.LEAVE, Action.CLOSE, Action.REPLACE)),
+    (_R, WorkerEvent.NOT_ENTERED): Step(_D, (Action.LEAVE, Action.DRAIN, Action.REPLACE)),
+    (_R, WorkerEvent.FOUND_HUNG): Step(_H, (Action.LEAVE, Action.ABORT)),
+    (_R, WorkerEvent.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
+    (_D, WorkerEvent.SAID_READY): Step(_D),  # it crossed with what we asked
+    (_D, WorkerEvent.SAID_RETIRING): Step(_D),
+    (_D, WorkerEvent.CHANNELS_ENDED): Step(_D),
+    (_D, WorkerEvent.TOLD_TO_DRAIN): Step(_D),
+    (_D, WorkerEvent.TOLD_TO_STOP): Step(_S, (Action.QUIT,)),
+    (_D, WorkerEvent.CHANNEL_BROKEN): Step(_D),
+    (_D, WorkerEvent.TIME_IS_UP): Step(_S, (Action.QUIT,)),
+    (_D, WorkerEvent.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
+    (_S, WorkerEvent.SAID_READY): Step(_S),
+    (_S, WorkerEvent.SAID_RETIRING): Step(_S),
+    (_S, WorkerEvent.CHANNELS_ENDED): Step(_S),
+    (_S, WorkerEvent.TOLD_TO_DRAIN): Step(_S),
+    (_S, WorkerEvent.TOLD_TO_STOP): Step(_S),
+    (_S, WorkerEvent.CHANNEL_BROKEN): Step(_S),
+    (_S, WorkerEvent.TIME_IS_UP): Step(_K, (Action.KILL,)),
+    (_S, WorkerEvent.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
+    (_H, WorkerEvent.SAID_READY): Step(_H),
+    (_H, WorkerEvent.SAID_RETIRING): Step(_H),  # too late: it has been judged, and its place is given away
+    (_H, WorkerEvent.CHANNELS_ENDED): Step(_H),
+    (_H, WorkerEvent.TOLD_TO_DRAIN): Step(_H),
+    (_H, WorkerEvent.TOLD_TO_STOP): Step(_H),
+    (_H, WorkerEvent.CHANNEL_BROKEN): Step(_H),
+    (_H, WorkerEvent.TIME_IS_UP): Step(_K, (Action.KILL,)),
+    (_H, WorkerEvent.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
+    (_K, WorkerEvent.SAID_READY): Step(_K),
+    (_K, WorkerEvent.SAID_RETIRING): Step(_K),
+    (_K, WorkerEvent.CHANNELS_ENDED): Step(_K),
+    (_K, WorkerEvent.TOLD_TO_DRAIN): Step(_K),
+    (_K, WorkerEvent.TOLD_TO_STOP): Step(_K),
+    (_K, WorkerEvent.CHANNEL_BROKEN): Step(_K),
+    (_K, WorkerEvent.TIME_IS_UP): Step(_K, (Action.REPLACE,)),  # as if it had died
+    (_K, WorkerEvent.DIED): Step(_G, (Action.LEAVE, Action.REPLACE)),
 }
 
 
-def step(state: State, happened: Happened) -> Step:
+def step(state: State, happened: WorkerEvent) -> Step:
     """What follows. Raises LookupError, naming both, for a pair that cannot be."""
     try:
         return TRANSITIONS[state, happened]

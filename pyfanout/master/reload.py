@@ -8,7 +8,7 @@ its old ones are still there.
 from __future__ import annotations
 
 from pyfanout.master.lifecycle import State
-from pyfanout.master.roster import Member, Slot
+from pyfanout.master.roster import Slot, WorkerHandle
 
 
 class Reload:
@@ -18,7 +18,7 @@ class Reload:
         self.total = len(slots)
         self.replaced = 0
         self.waiting = list(slots)
-        self.trials: list[Member] = []
+        self.trials: list[WorkerHandle] = []
         self._batch = batch
 
     def next(self) -> Slot | None:
@@ -32,7 +32,7 @@ class Reload:
                     return slot
         return None
 
-    def begin(self, member: Member) -> None:
+    def begin(self, member: WorkerHandle) -> None:
         """`member` is the new worker of a slot that has waited for one."""
         self.waiting.remove(member.slot)
         self.trials.append(member)
@@ -41,7 +41,7 @@ class Reload:
     def over(self) -> bool:
         return not self.waiting and not self.trials
 
-    def passed(self) -> list[Member]:
+    def passed(self) -> list[WorkerHandle]:
         """The workers on trial, if all of them have passed; they are on trial no longer."""
         self.trials = [member for member in self.trials if not member.slot.retired]
         if not all(member.fit for member in self.trials):

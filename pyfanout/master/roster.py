@@ -36,9 +36,9 @@ class Slot:
     number: int
     generation: int = 0
     """Of its last worker, from 1."""
-    member: Member | None = None
+    member: WorkerHandle | None = None
     """Who serves, or will when it has booted."""
-    successor: Member | None = None
+    successor: WorkerHandle | None = None
     """The worker on trial: it gets the slot if it lives for `min_uptime`. Meanwhile it serves, too."""
     seat: int | None = None
     """Of its newest worker: what that leaves in its channel waits there for the next one."""
@@ -63,7 +63,7 @@ class Slot:
 
 
 @dataclass(slots=True, eq=False)
-class Member:
+class WorkerHandle:
     """One worker: a process of one generation, in one slot."""
 
     slot: Slot
@@ -159,16 +159,16 @@ class Roster:
     def __init__(self) -> None:
         self.slots: list[Slot] = []
         """Those that are wanted, by number."""
-        self._by_seat: dict[int, Member] = {}
+        self._by_seat: dict[int, WorkerHandle] = {}
         self.several = mmap.mmap(-1, 1)
         """A byte that the workers share, so that it changes for all of them: 1 if two slots or more are wanted."""
 
     @property
-    def members(self) -> list[Member]:
+    def members(self) -> list[WorkerHandle]:
         """Who is alive, or not yet reaped; those that are about to leave included."""
         return list(self._by_seat.values())
 
-    def lives_in(self, seat: int | None) -> Member | None:
+    def lives_in(self, seat: int | None) -> WorkerHandle | None:
         """Who has this seat."""
         return None if seat is None else self._by_seat.get(seat)
 
@@ -198,7 +198,7 @@ class Roster:
         slot.retired, slot.respawn_at_ns = True, None
         return slot
 
-    def add(self, member: Member, *, successor: bool) -> None:
+    def add(self, member: WorkerHandle, *, successor: bool) -> None:
         slot = member.slot
         slot.restarts += slot.generation > 0
         slot.generation, slot.respawn_at_ns, slot.seat = member.generation, None, member.seat
@@ -208,13 +208,13 @@ class Roster:
         else:
             slot.member = member
 
-    def promote(self, member: Member) -> Member | None:
+    def promote(self, member: WorkerHandle) -> WorkerHandle | None:
         """The successor takes the slot over; who had it before lives on without one."""
         slot = member.slot
         old, slot.member, slot.successor = slot.member, member, None
         return old
 
-    def vacate(self, member: Member) -> bool:
+    def vacate(self, member: WorkerHandle) -> bool:
         """It lives on without a slot. Whether it had one, as its worker or as the successor."""
         slot = member.slot
         if slot.member is member:
@@ -225,7 +225,7 @@ class Roster:
             return False
         return True
 
-    def remove(self, member: Member) -> None:
+    def remove(self, member: WorkerHandle) -> None:
         """It is dead and reaped."""
         self.vacate(member)
         del self._by_seat[member.seat]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pyfanout.core import ScoreView
 from pyfanout.master.lifecycle import State
-from pyfanout.master.roster import Member, Slot
+from pyfanout.master.roster import Slot, WorkerHandle
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class WorkerStatus:
     """How this slot's worker ended last, in words; None: none ever has."""
 
 
-def status_of(slot: Slot, member: Member | None, view: ScoreView | None, now_ns: int) -> WorkerStatus:
+def status_of(slot: Slot, member: WorkerHandle | None, view: ScoreView | None, now_ns: int) -> WorkerStatus:
     """Of a slot's worker, or of the slot if `member` is None."""
     if member is None or view is None:
         state, since_ns, pong_ns, in_flight = "FAILED" if slot.failed else "WAITING", slot.since_ns, None, 0

@@ -24,28 +24,28 @@ from pyfanout import control, stdio
 from pyfanout.config import MAX_WORKERS, Config
 from pyfanout.control import (
     WAKE,
-    Closing,
     Cut,
     DecodeError,
     Drain,
     Failed,
+    HasRoom,
     Ping,
     Pong,
     Ready,
     Retiring,
-    Roomy,
+    ServerStopping,
     Short,
-    Spent,
     Stage,
+    WantsSuccessor,
 )
-from pyfanout.core import POOL, SEATS, ScoreView, Core, Event, News, WorkerEnds
+from pyfanout.core import POOL, SEATS, Core, Event, EventKind, ScoreView, WorkerEnds
 from pyfanout.errors import CoreError, LoadError, StuckError, WorkerError
 from pyfanout.limits import OpenFiles
 from pyfanout.log import counted, counted_are
 from pyfanout.master import policy
 from pyfanout.master.callbacks import Callbacks, Notice
 from pyfanout.master.health import Health
-from pyfanout.master.lifecycle import Action, Happened, State, step
+from pyfanout.master.lifecycle import Action, State, WorkerEvent, step
 from pyfanout.master.listeners import Endpoint
 from pyfanout.master.oom import OomKills
 from pyfanout.master.orphans import LOOK_NS, Orphans
@@ -53,7 +53,7 @@ from pyfanout.master.outbox import AGAIN_NS
 from pyfanout.master.process import ExitReport, file_for_stacks, own_pidfd, spawn
 from pyfanout.master.readiness import Readiness
 from pyfanout.master.reload import Reload
-from pyfanout.master.roster import Member, Roster, Slot
+from pyfanout.master.roster import Roster, Slot, WorkerHandle
 from pyfanout.master.shortage import Shortage
 from pyfanout.master.signals import Request, Signals
 from pyfanout.master.status import WorkerStatus, status_of
@@ -125,7 +125,7 @@ class Supervisor:
         """Somebody else's loop calls `step`."""
         self._shortage = Shortage()
         self._reload: Reload | None = None
-        self._replaced: set[Member] = set()
+        self._replaced: set[WorkerHandle] = set()
         """Workers that reloads have replaced and that have not exited yet."""
         self._when_reloaded: list[WhenReloaded] = []
         self._reload_again: list[WhenReloaded] | None = None
@@ -266,39 +266,39 @@ class Supervisor:
 
     # ---- events -------------------------------------------------------------------------------------------------
 
-    def _unwatch(self, member: Member) -> None:
+    def _unwatch(self, member: WorkerHandle) -> None:
         for fd in (member.process.pidfd, member.control.fileno()):
             self._watches.remove(fd)
 
     def _on_event(self, event: Event) -> None:
         match event.news:
-            case News.WATCHED:
+            case EventKind.WATCHED:
                 self._watches.call(event.token)
-            case News.PAUSED:
+            case EventKind.PAUSED:
                 if self._shortage.begins(event.error):
                     self._tell("shed", None, os.strerror(event.error))
-            case News.RESUMED:
+            case EventKind.RESUMED:
                 self._shortage.ends()
-            case News.LISTENER_FAILED:
+            case EventKind.LISTENER_FAILED:
                 address = self._endpoints[event.token].address
                 log.critical("lost listener %s: %s", address, os.strerror(event.error))
-            case News.CHANNEL_BROKEN:
+            case EventKind.CHANNEL_BROKEN:
                 self._on_broken(event.token)
-            case News.FINISHED:
+            case EventKind.FINISHED:
                 self._finished = True
                 for slot in self._roster.slots:
                     if slot.respawn_at_ns is not None and not self._wants_another(slot):
                         slot.respawn_at_ns = None
                 for member in self._roster.members:
                     needless = member.state is State.BOOTING and not self._waiting_for(member)
-                    self._happened(member, Happened.TOLD_TO_DRAIN if needless else Happened.CHANNELS_ENDED)
+                    self._happened(member, WorkerEvent.TOLD_TO_DRAIN if needless else WorkerEvent.CHANNELS_ENDED)
 
     def _on_broken(self, seat: int) -> None:
         """Its readers see end-of-file and leave by themselves."""
         for member in self._roster.members:
             if member.state is State.READY and (member.pool if seat == POOL else member.seat == seat):
                 log.error("%s: its channel was shut down by a worker; it is replaced", member)
-                self._happened(member, Happened.CHANNEL_BROKEN)
+                self._happened(member, WorkerEvent.CHANNEL_BROKEN)
 
     def _on_signal(self) -> None:
         for request in self._signals.read():
@@ -322,13 +322,13 @@ class Supervisor:
                 case Request.UPGRADE:
                     log.warning("SIGUSR2 does nothing here: SIGHUP reloads the application")
 
-    def _on_message(self, member: Member) -> None:
+    def _on_message(self, member: WorkerHandle) -> None:
         """A few messages at a time: the core tells again if there are more."""
         for _ in range(MESSAGES):
             if not self._read_message(member):
                 break
 
-    def _read_message(self, member: Member) -> bool:
+    def _read_message(self, member: WorkerHandle) -> bool:
         """Whether there may be another one."""
         try:
             message = control.hear(member.control)
@@ -352,12 +352,12 @@ class Supervisor:
                 member.failure = message
             case Pong():
                 self._on_pong(member, message)
-            case Spent():
+            case WantsSuccessor():
                 self._on_spent(member)
             case Retiring():
                 member.resigned = member.state is State.READY
-                self._happened(member, Happened.SAID_RETIRING)
-            case Roomy():
+                self._happened(member, WorkerEvent.SAID_RETIRING)
+            case HasRoom():
                 pass  # it has woken the core, which looks at the scoreboard by itself
             case Short(short):
                 self._on_short(member, short)
@@ -365,20 +365,20 @@ class Supervisor:
                 member.cut = connections
         return True
 
-    def _on_ready(self, member: Member, ready: Ready) -> None:
+    def _on_ready(self, member: WorkerHandle, ready: Ready) -> None:
         if member.state is State.BOOTING:
             member.pool, member.threads, member.most = ready.pool, ready.threads, ready.most
             member.serving = ready.serving
             member.ready_ns = time.monotonic_ns()
         member.wake_ns = None
-        self._happened(member, Happened.SAID_READY)
+        self._happened(member, WorkerEvent.SAID_READY)
         if member.state is not State.READY:
             return
         if not self._ever_ready:
             self._ever_ready = True
             self._respawn_those_that_failed()
         if self._stopping:
-            member.outbox.say(Closing())
+            member.outbox.say(ServerStopping())
         self._tell_if_all_are_ready()
 
     def _tell_if_all_are_ready(self) -> None:
@@ -407,14 +407,14 @@ class Supervisor:
             if slot.member is None and slot.respawn_at_ns is None and self._stopping is None:
                 self._respawn_later(slot)
 
-    def _on_pong(self, member: Member, pong: Pong) -> None:
+    def _on_pong(self, member: WorkerHandle, pong: Pong) -> None:
         if not self._health.on_pong(member, pong, time.monotonic_ns()) or member.state is not State.READY:
             return
         member.proved = member.deadline_ns is None
         if not self._is_of_reload(member):
             self._promote(member)
 
-    def _on_short(self, member: Member, short: bool) -> None:
+    def _on_short(self, member: WorkerHandle, short: bool) -> None:
         """It cannot take connections: others get them, until it can."""
         if member.short is short:
             return
@@ -428,34 +428,34 @@ class Supervisor:
             if not self._is_of_reload(member):
                 self._promote(member)
 
-    def _is_of_reload(self, member: Member) -> bool:
+    def _is_of_reload(self, member: WorkerHandle) -> bool:
         return self._reload is not None and member in self._reload.trials
 
-    def _promote(self, member: Member) -> Member | None:
+    def _promote(self, member: WorkerHandle) -> WorkerHandle | None:
         """`member` has passed its trial and takes its slot over; the old worker finishes what it has begun. Returns the
         old one."""
         if member.slot.successor is not member or not member.fit:
             return None  # it has had the slot since the old one died; or it is told to leave
         old = self._hand_over(member)
         if old is not None:
-            self._happened(old, Happened.TOLD_TO_DRAIN)
+            self._happened(old, WorkerEvent.TOLD_TO_DRAIN)
         return old
 
-    def _hand_over(self, successor: Member) -> Member | None:
+    def _hand_over(self, successor: WorkerHandle) -> WorkerHandle | None:
         """Give the slot to its successor; returns the worker that had it."""
         old = self._roster.promote(successor)
         if successor.spent:  # by now
             self._on_spent(successor)
         return old
 
-    def _on_spent(self, member: Member) -> None:
+    def _on_spent(self, member: WorkerHandle) -> None:
         """It has had its max_requests: its successor boots while it serves on."""
         member.spent = True
         slot = member.slot
         if self._stopping is None and slot.member is member and slot.successor is None and not slot.retired:
             slot.respawn_at_ns = time.monotonic_ns()
 
-    def _on_death(self, member: Member) -> None:
+    def _on_death(self, member: WorkerHandle) -> None:
         self._unwatch(member)
         self._read_last_words(member)
         report, was, view = member.process.reap(), member.state, self._core.look(member.seat)
@@ -467,7 +467,7 @@ class Supervisor:
         if self._stopping is not None:
             # Some of those that it has told of may not have been done when it exited.
             self._cut += max(member.cut, view.in_hands)
-        self._happened(member, Happened.DIED)
+        self._happened(member, WorkerEvent.DIED)
         unwanted = member.slot.retired or member.slot.seat != member.seat
         if unwanted and self._roster.lives_in(member.seat) is None:  # a callback may have had it taken
             self._core.end(member.seat)
@@ -479,7 +479,7 @@ class Supervisor:
             self._call(Notice("exit", status_of(member.slot, member, view, time.monotonic_ns()), words))
         self._count_out(member, member.failure.reason if member.failure else f"{member} {words}")
 
-    def _count_out(self, member: Member, reason: str) -> None:
+    def _count_out(self, member: WorkerHandle, reason: str) -> None:
         """No reload waits for `member` any more."""
         if self._reload and member in self._reload.trials:
             self._reload.trials.remove(member)
@@ -489,7 +489,7 @@ class Supervisor:
             self._replaced.remove(member)
             self._tell_if_replaced_are_gone()
 
-    def _read_last_words(self, member: Member) -> None:
+    def _read_last_words(self, member: WorkerHandle) -> None:
         """Its death may be reported before what it said. A child that it has left behind may go on to write, but not to
         an end that is shut: then this comes to one."""
         with contextlib.suppress(OSError):  # a sandbox
@@ -506,12 +506,12 @@ class Supervisor:
                     member.failure = message
                 case Retiring():
                     member.resigned = member.resigned or member.state is State.READY
-                case Spent():
+                case WantsSuccessor():
                     member.spent = True
                 case Cut(connections):
                     member.cut = connections
 
-    def _cause(self, member: Member, report: ExitReport) -> str:
+    def _cause(self, member: WorkerHandle, report: ExitReport) -> str:
         """Why it ended, as far as we know more than how."""
         if member.verdict:
             return f" ({member.verdict})"
@@ -521,7 +521,7 @@ class Supervisor:
             return " (max_requests)"
         return ""
 
-    def _log_death(self, member: Member, was: State, report: ExitReport, words: str, view: ScoreView) -> None:
+    def _log_death(self, member: WorkerHandle, was: State, report: ExitReport, words: str, view: ScoreView) -> None:
         if failure := member.failure:
             shown, self._shown = self._shown, failure
             new = failure.details if shown is None or failure.details != shown.details else ""
@@ -547,7 +547,7 @@ class Supervisor:
             "" if lost == 1 else "s",
         )
 
-    def _tell(self, event: str, member: Member | None, detail: str = "") -> None:
+    def _tell(self, event: str, member: WorkerHandle | None, detail: str = "") -> None:
         """The callbacks."""
         if self._notify.wanted(event):
             self._call(Notice(event, self._status(member) if member else None, detail))
@@ -559,7 +559,7 @@ class Supervisor:
 
     # ---- states and actions -------------------------------------------------------------------------------------
 
-    def _happened(self, member: Member, happened: Happened) -> None:
+    def _happened(self, member: WorkerHandle, happened: WorkerEvent) -> None:
         state, actions = step(member.state, happened)
         changed = state is not member.state
         if changed:
@@ -571,7 +571,7 @@ class Supervisor:
         if changed and state in _TOLD and state is member.state:  # an action may have failed, and led on
             self._tell(_TOLD[state], member, member.verdict or "")
 
-    def _deadline_of(self, member: Member, now_ns: int) -> int | None:
+    def _deadline_of(self, member: WorkerHandle, now_ns: int) -> int | None:
         match member.state:
             case State.READY if member.slot.successor is member or self._is_of_reload(member):
                 return now_ns + self._min_uptime_ns
@@ -581,18 +581,18 @@ class Supervisor:
                 return now_ns + GRACE_NS
         return None
 
-    def _all(self, happened: Happened) -> None:
+    def _all(self, happened: WorkerEvent) -> None:
         for member in self._roster.members:
             self._happened(member, happened)
 
-    def _perform(self, action: Action, member: Member) -> None:
+    def _perform(self, action: Action, member: WorkerHandle) -> None:
         match action:
             case Action.ENTER:
                 self._enter(member)
             case Action.LEAVE:
                 self._core.leave(member.seat)
             case Action.CLOSE:
-                member.outbox.say(Closing())
+                member.outbox.say(ServerStopping())
             case Action.DRAIN:
                 member.outbox.say(Drain())
                 if member.ready_ns is None:
@@ -606,13 +606,13 @@ class Supervisor:
             case Action.REPLACE:
                 self._replace(member)
 
-    def _wake(self, member: Member, now_ns: int) -> None:
+    def _wake(self, member: WorkerHandle, now_ns: int) -> None:
         """A worker that boots looks at its socket. Repeated at growing intervals: the message may not have been sent
         yet, and a signal that reaches a thread on its way into a call is lost."""
         member.wake_ns = now_ns + max(AGAIN_NS, now_ns - member.since_ns)
         member.process.send(WAKE)
 
-    def _enter(self, member: Member) -> None:
+    def _enter(self, member: WorkerHandle) -> None:
         if member.short:
             return
         channels = 1 if member.pool else max(len(self._roster.slots), 1)
@@ -622,9 +622,9 @@ class Supervisor:
             self._core.enter(member.seat, pool=member.pool, threads=member.threads, size=size, most=member.most)
         except CoreError as error:
             log.error("%s cannot have connections, and is replaced: %s", member, error.strerror)
-            self._happened(member, Happened.NOT_ENTERED)
+            self._happened(member, WorkerEvent.NOT_ENTERED)
 
-    def _replace(self, member: Member) -> None:
+    def _replace(self, member: WorkerHandle) -> None:
         """It has no slot any more. If it had, that gets another worker, now or later."""
         slot = member.slot
         if self._stopping and member.state not in (State.GONE, State.KILLED):
@@ -650,12 +650,12 @@ class Supervisor:
         if self._wants_another(slot):
             self._respawn_later(slot)
 
-    def _is_one_too_many(self, member: Member) -> bool:
+    def _is_one_too_many(self, member: WorkerHandle) -> bool:
         """Its slot has left one worker behind already: the cause may block every new one, without an end. The slot gets
         its next worker when this one is dead."""
         return any(each.left_behind and each.slot is member.slot for each in self._roster.members if each is not member)
 
-    def _count_death(self, slot: Slot, member: Member) -> None:
+    def _count_death(self, slot: Slot, member: WorkerHandle) -> None:
         now_ns = time.monotonic_ns()
         ready_for_ns = None if member.ready_ns is None else now_ns - member.ready_ns
         served = member.served or (member.resigned and self._core.look(member.seat).done > 0)
@@ -671,7 +671,7 @@ class Supervisor:
         if failed and not before and self._ever_ready and self._stopping is None:
             self._fail(slot)
 
-    def _on_lost_successor(self, old: Member) -> None:
+    def _on_lost_successor(self, old: WorkerHandle) -> None:
         """The old worker serves on. One that has had its max_requests still wants a successor; a reload is over."""
         slot = old.slot
         slot.seat = old.seat
@@ -706,7 +706,7 @@ class Supervisor:
     def _left_in(self, slot: Slot) -> bool:
         return slot.seat is not None and self._core.untaken(slot.seat) > 0
 
-    def _waiting_for(self, member: Member) -> bool:
+    def _waiting_for(self, member: WorkerHandle) -> bool:
         return self._core.untaken(member.seat) > 0 or self._core.untaken(POOL) > 0
 
     def _respawn_later(self, slot: Slot) -> None:
@@ -727,7 +727,7 @@ class Supervisor:
         elif self._reload and (slot := self._reload.next()):
             self._try_out(self._reload, slot)
 
-    def _spawn(self, slot: Slot) -> Member | None:
+    def _spawn(self, slot: Slot) -> WorkerHandle | None:
         """A new worker for it: its only one, or the successor of the one that serves. None: not now, but later."""
         try:
             member = self._fork(slot)
@@ -744,7 +744,7 @@ class Supervisor:
         self._tell("fork", member)
         return member
 
-    def _fork(self, slot: Slot) -> Member:
+    def _fork(self, slot: Slot) -> WorkerHandle:
         with contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(ours.close)
@@ -758,18 +758,18 @@ class Supervisor:
                 if seat != slot.seat:  # else what waits in it waits for the next one
                     undo.callback(self._core.end, seat)
                 ends: list[WorkerEnds] = []
-                gate, opener = os.pipe()
-                undo.callback(os.close, opener)
-                undo.callback(os.close, gate)
+                start_read, start_write = os.pipe()
+                undo.callback(os.close, start_write)
+                undo.callback(os.close, start_read)
                 gc.collect(1)  # garbage is not copied to the child, and is collected before there is more
                 process = spawn(
-                    functools.partial(self._first_steps, seat, ours, ends, gate, opener),
+                    functools.partial(self._first_steps, seat, ours, ends, start_read, start_write),
                     lambda: self._worker_main(
                         slot.number, generation, ends[0], theirs, stacks_fd, self._roster.several
                     ),
                 )
             boot_deadline_ns = time.monotonic_ns() + int(self._config.boot_timeout * 1e9)
-            member = Member(slot, generation, seat, process, ours, stacks_fd, boot_deadline_ns)
+            member = WorkerHandle(slot, generation, seat, process, ours, stacks_fd, boot_deadline_ns)
             try:
                 self._watches.add(process.pidfd, functools.partial(self._on_death, member))
                 self._watches.add(ours.fileno(), functools.partial(self._on_message, member))
@@ -779,13 +779,15 @@ class Supervisor:
                 raise
             self._roster.add(member, successor=slot.member is not None)
             undo.pop_all()
-            os.close(gate)
-            os.close(opener)
+            os.close(start_read)
+            os.close(start_write)
             return member
 
-    def _first_steps(self, seat: int, ours: socket.socket, ends: list[WorkerEnds], gate: int, opener: int) -> None:
+    def _first_steps(
+        self, seat: int, ours: socket.socket, ends: list[WorkerEnds], start_read: int, start_write: int
+    ) -> None:
         """In the child, signals blocked: let go of all that is the master's, in this order. Then wait until the master
-        has closed the gate's other end: before that it may be refused what it needs to learn of this child's death, and
+        has closed the writing end of `start_read`: before that it may be refused what it needs to learn of this child's death, and
         kill it, which must not have a client by then."""
         self._signals.forget()
         ends.append(self._core.abandon(seat))
@@ -799,9 +801,9 @@ class Supervisor:
         self._readiness.forget()
         self._open_files.restore()
         stdio.occupy()
-        os.close(opener)
-        os.read(gate, 1)
-        os.close(gate)
+        os.close(start_write)
+        os.read(start_read, 1)
+        os.close(start_read)
 
     # ---- time ---------------------------------------------------------------------------------------------------
 
@@ -823,7 +825,7 @@ class Supervisor:
         if self._stopping is None and self._health.is_due(now_ns, self._roster.members):
             self._judge(now_ns)
 
-    def _time_is_up(self, member: Member) -> None:
+    def _time_is_up(self, member: WorkerHandle) -> None:
         member.deadline_ns = None
         match member.state:
             case State.READY:  # on trial until it answers
@@ -840,7 +842,7 @@ class Supervisor:
             case State.KILLED:
                 member.slot.last_death = "cannot be killed"
                 log.critical("%s does not die of SIGKILL: the kernel has not ended it; it is left behind", member)
-        self._happened(member, Happened.TIME_IS_UP)
+        self._happened(member, WorkerEvent.TIME_IS_UP)
         if member.left_behind:
             self._count_out(member, f"{member} cannot be killed")
 
@@ -853,7 +855,7 @@ class Supervisor:
             if reason is not None:
                 member.verdict = f"hung: {reason}"
                 log.error("%s is %s", member, member.verdict)
-                self._happened(member, Happened.FOUND_HUNG)
+                self._happened(member, WorkerEvent.FOUND_HUNG)
         self._health.next_round(self._roster.members, now_ns)
         self._oom_kills.look(now_ns)
 
@@ -914,7 +916,7 @@ class Supervisor:
             for member in reload.trials:
                 old = member.slot.member
                 if member.slot.successor is member and old is not None and old.state is State.READY:
-                    self._happened(member, Happened.TOLD_TO_DRAIN)
+                    self._happened(member, WorkerEvent.TOLD_TO_DRAIN)
         else:
             left = len(self._replaced)
             begun = "1 old finishes what it has begun" if left == 1 else f"{left} old finish what they have begun"
@@ -947,7 +949,7 @@ class Supervisor:
             slot = self._roster.shrink()
             for member in (slot.successor, slot.member):
                 if member is not None:
-                    self._happened(member, Happened.TOLD_TO_DRAIN)
+                    self._happened(member, WorkerEvent.TOLD_TO_DRAIN)
             if slot.seat is not None and self._roster.lives_in(slot.seat) is None:
                 self._core.end(slot.seat)
         self._tell_if_all_are_ready()
@@ -976,7 +978,7 @@ class Supervisor:
         found += [status_of(slot, None, None, now_ns) for slot in self._roster.slots if slot.member is None]
         return sorted(found, key=lambda status: (status.slot, status.generation))
 
-    def _status(self, member: Member) -> WorkerStatus:
+    def _status(self, member: WorkerHandle) -> WorkerStatus:
         return status_of(member.slot, member, self._core.look(member.seat), time.monotonic_ns())
 
     # ---- stopping -----------------------------------------------------------------------------------------------
@@ -995,7 +997,7 @@ class Supervisor:
         self._begin_stop(Request.STOP)
         for member in self._roster.members:
             if member.state is State.READY:
-                member.outbox.say(Closing())
+                member.outbox.say(ServerStopping())
         for number, endpoint in enumerate(self._endpoints):
             if endpoint.can_be_shut:
                 self._core.shut(number)
@@ -1007,14 +1009,14 @@ class Supervisor:
         log.warning("%g s are over: workers that are left stop now", self._config.drain_timeout)
         self._late = True
         self._forget_respawns()
-        self._all(Happened.TOLD_TO_STOP)
+        self._all(WorkerEvent.TOLD_TO_STOP)
 
     def _stop_now(self) -> None:
         log.info("stopping now")
         self._begin_stop(Request.STOP_NOW)
         self._forget_respawns()
         self._stop_deadline_ns = None
-        self._all(Happened.TOLD_TO_STOP)
+        self._all(WorkerEvent.TOLD_TO_STOP)
 
     def _begin_stop(self, request: Request) -> None:
         self._stopping = request
@@ -1029,7 +1031,7 @@ class Supervisor:
             self._end_reload("the server stops")  # and whoever asked for one more is told that, too
         for slot in self._roster.slots:
             if slot.successor is not None:  # whose channel nobody would look after
-                self._happened(slot.successor, Happened.TOLD_TO_DRAIN)
+                self._happened(slot.successor, WorkerEvent.TOLD_TO_DRAIN)
 
     def _kill_all(self) -> None:
         left = len(self._roster.members)
@@ -1038,7 +1040,7 @@ class Supervisor:
         for member in self._roster.members:
             if member.state is not State.KILLED:
                 member.verdict = member.verdict or "it did not stop"
-                self._happened(member, Happened.TIME_IS_UP)
+                self._happened(member, WorkerEvent.TIME_IS_UP)
 
     def _forget_respawns(self) -> None:
         for slot in self._roster.slots:

@@ -18,7 +18,7 @@ import signal
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pyfanout.control import WAKE, Roomy
+from pyfanout.control import WAKE, HasRoom
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Receiver
 from pyfanout.kind import AsyncHandler
 from pyfanout.worker import child, clients, loop_child
@@ -241,7 +241,7 @@ class Server:
         """A connection was closed or detached."""
         self._live -= 1
         if self._worker.ends.done():
-            self._worker.say(Roomy())
+            self._worker.say(HasRoom())
         if not self._reading:
             self._read_on()
             self._leave_if_done()

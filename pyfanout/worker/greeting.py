@@ -16,7 +16,7 @@ from pyfanout.worker import clients
 from pyfanout.worker.connection import Address, Connection
 from pyfanout.worker.idle import IDLE_S
 from pyfanout.worker.listener import EPOLLET, EPOLLIN, epoll
-from pyfanout.worker.proxy import Gate, ProxyError
+from pyfanout.worker.proxy import ProxyError, ProxyHeaderReader
 
 if TYPE_CHECKING:
     import ssl
@@ -57,11 +57,13 @@ class Greeter:
     readable when `arrived` may have a connection. One caller at a time, except for `greet`.
     """
 
-    def __init__(self, slot: int, timeout_s: float, gate: Gate | None, context: ssl.SSLContext | None = None) -> None:
-        """`gate`: there is a PROXY header. `context`: there is a TLS handshake."""
+    def __init__(
+        self, slot: int, timeout_s: float, reader: ProxyHeaderReader | None, context: ssl.SSLContext | None = None
+    ) -> None:
+        """`reader`: there is a PROXY header. `context`: there is a TLS handshake."""
         self._slot = slot
         self._timeout_s = timeout_s
-        self._gate = gate
+        self._reader = reader
         self._context = context
         self._waiting: dict[int, _Waiting] = {}
         """By descriptor; the one that has waited longest is the first."""
@@ -75,8 +77,8 @@ class Greeter:
         that of the options; else the server does them. Raises ConfigError."""
         config = worker.config
         context = worker.tls_context() if tls is True else tls or None
-        gate = Gate(config.trusted) if config.proxy_protocol else None
-        return cls(worker.slot, config.handshake_timeout, gate, context) if gate or context else None
+        reader = ProxyHeaderReader(config.trusted) if config.proxy_protocol else None
+        return cls(worker.slot, config.handshake_timeout, reader, context) if reader or context else None
 
     def __len__(self) -> int:
         """How many connections wait."""
@@ -158,9 +160,9 @@ class Greeter:
         self._epoll.close()
 
     def _steps(self, conn: Connection, address: Address) -> _Steps:
-        if self._gate is not None:
-            self._gate.check(conn, address)
-            while (header := self._gate.take(conn)) is None:
+        if self._reader is not None:
+            self._reader.check(conn, address)
+            while (header := self._reader.take(conn)) is None:
                 yield EPOLLIN
             if header.address is not None:
                 address = header.address

@@ -25,7 +25,7 @@ from select import EPOLLET, EPOLLIN, EPOLLOUT, POLLIN, poll
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyfanout.control import MOST_CONNECTIONS, Roomy
+from pyfanout.control import MOST_CONNECTIONS, HasRoom
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Receiver
 from pyfanout.worker import child
 from pyfanout.worker.connection import Address, Connection, Counting, address_of
@@ -585,4 +585,4 @@ class Listener(socket.socket):
             else:
                 self._done[0] += 1
         if awaited and not self._worker.forked:
-            self._worker.say(Roomy())
+            self._worker.say(HasRoom())

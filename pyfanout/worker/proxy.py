@@ -116,7 +116,7 @@ def _parse_v2(data: bytes) -> Header | None:
     raise ProxyError(f"a bad PROXY header: family 0x{family:02x} with {size} bytes")
 
 
-class Gate:
+class ProxyHeaderReader:
     """Lets connections through whose header says who they are. For one worker."""
 
     def __init__(self, trusted: Sequence[Network]) -> None:

@@ -28,7 +28,6 @@ from pyfanout import exits, greenlets
 from pyfanout.app import failure_of
 from pyfanout.config import Config
 from pyfanout.control import (
-    Closing,
     Cut,
     Drain,
     Failed,
@@ -37,9 +36,10 @@ from pyfanout.control import (
     Pong,
     Ready,
     Retiring,
+    ServerStopping,
     Short,
-    Spent,
     Stage,
+    WantsSuccessor,
     hear,
     tell,
 )
@@ -241,7 +241,7 @@ class Worker:
     def _count(self, unit: str) -> None:
         if next(self._served) == self._last:
             log.info("worker=%d has served %s and wants to retire", self.slot, counted(self._last, unit))
-            self.say(Spent())
+            self.say(WantsSuccessor())
 
     def drain(self) -> None:
         """Take no more connections, finish what was begun, leave. May be called again, and from a signal handler."""
@@ -256,7 +256,7 @@ class Worker:
         """Serve on until nothing comes to this worker any more, then `drain`. For one that has joined a dispatcher, and
         may not be the only one to leave: if the dispatcher stops, too, what it has accepted is still served. `hear` is
         called by what serves. May be called again, and from a signal handler."""
-        self.say(Spent())
+        self.say(WantsSuccessor())
 
     def say(self, message: Message) -> None:
         """To the master. Waits for nobody but, for a second at most, for memory: what is not said now never is, and a
@@ -281,7 +281,7 @@ class Worker:
             case Ping(number):
                 self.say(Pong(number, min(self.watch.still_ms(), 2**32 - 1)))
                 self.signals.hold()
-            case Closing():
+            case ServerStopping():
                 self.closing = True
                 self.on_closing()
             case Drain():

@@ -31,7 +31,7 @@ from typing import Any
 from pyfanout._core import ffi, lib
 
 from pyfanout.config import Policy
-from pyfanout.core import BATCH, POOL, Core, Event, News, Receiver, WorkerEnds
+from pyfanout.core import BATCH, POOL, Core, Event, EventKind, Receiver, WorkerEnds
 
 DEADLINE_S = 10.0
 """Before a test says that something does not happen: far more than it takes on a busy machine of two cores."""
@@ -424,7 +424,7 @@ class House:
         theirs |= {arrival.sock.fileno() for arrival in self._arrivals}
         return {fd: os.fstat(fd).st_ino for fd in descriptors() - theirs}
 
-    def said(self, news: News) -> list[Event]:
+    def said(self, news: EventKind) -> list[Event]:
         return [event for event in self.events if event.news is news]
 
     def check(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pyfanout.core import News
+from pyfanout.core import EventKind
 
 from .kit import Faults, House, clients_of, free_descriptors, has_ipv6
 
@@ -237,7 +237,7 @@ def test_a_shortage_pauses_and_is_over(house: MakeHouse, faults: Faults, error: 
     faults.fail("accept4", error, after=2)
     here.run_until(lambda: here.core.untaken(0) == 6, "all arrive")
     here.settle()
-    assert [event[:2] for event in here.events] == [(News.PAUSED, error), (News.RESUMED, 0)]
+    assert [event[:2] for event in here.events] == [(EventKind.PAUSED, error), (EventKind.RESUMED, 0)]
     assert here["fd_shortages" if error in DESCRIPTORS else "memory_shortages"] == 1
     assert clients_of(worker.take()) == list(range(6))
     here.check()
@@ -252,12 +252,12 @@ def test_a_long_shortage_is_said_once_and_does_not_spin(house: MakeHouse, faults
     here.run_for(450_000_000)
     assert faults.calls("accept4") <= 6
     assert faults.calls("epoll_wait") <= 20
-    assert [event.news for event in here.events] == [News.PAUSED]
+    assert [event.news for event in here.events] == [EventKind.PAUSED]
     assert here["accepted"] == 0
     faults.reset()
     here.run_until(lambda: here.core.untaken(0) == 6, "all arrive when it is over")
     here.settle()
-    assert [event.news for event in here.events] == [News.PAUSED, News.RESUMED]
+    assert [event.news for event in here.events] == [EventKind.PAUSED, EventKind.RESUMED]
     assert clients_of(worker.take()) == list(range(6))
     here.check()
 
@@ -293,12 +293,12 @@ def test_other_events_come_during_a_pause(house: MakeHouse, faults: Faults) -> N
     here.connect(1)
     faults.fail("accept4", errno.EMFILE, times=1_000_000)
     here.settle()
-    assert here.said(News.PAUSED)
+    assert here.said(EventKind.PAUSED)
     reading, writing = socket.socketpair()
     with reading, writing:
         here.core.watch(reading.fileno(), 7)
         writing.send(b"!")
-        here.run_until(lambda: here.said(News.WATCHED), "the watched one is told")
+        here.run_until(lambda: here.said(EventKind.WATCHED), "the watched one is told")
         here.core.unwatch(reading.fileno())
 
 
@@ -309,7 +309,7 @@ def test_a_listener_that_cannot_go_on_is_closed_and_reported(house: MakeHouse, f
     worker = here.worker(0)
     here.connect(3, 1)
     faults.fail("accept4", error)
-    here.run_until(lambda: here.said(News.LISTENER_FAILED), "it is reported")
+    here.run_until(lambda: here.said(EventKind.LISTENER_FAILED), "it is reported")
     here.settle()
     ((_, reported, token),) = here.events
     assert reported == error
@@ -332,7 +332,7 @@ def test_a_listener_that_is_shut_down_by_somebody(house: MakeHouse) -> None:
     worker = here.worker(0)
     here.connect(3)
     here.addresses.insert(0, None)
-    here.run_until(lambda: here.said(News.LISTENER_FAILED), "it is reported")
+    here.run_until(lambda: here.said(EventKind.LISTENER_FAILED), "it is reported")
     assert [event[1:] for event in here.events] == [(errno.EINVAL, 0)]
     here.run_until(lambda: here.core.untaken(0) == 3, "the other one goes on")
     assert [arrival.listener for arrival in worker.take()] == [1, 1, 1]
@@ -346,7 +346,7 @@ def test_an_error_that_nobody_knows_does_not_close_the_port(house: MakeHouse, fa
     faults.fail("accept4", errno.EACCES)
     here.run_until(lambda: here.core.untaken(0) == 3, "all arrive")
     assert clients_of(worker.take()) == [0, 1, 2]
-    assert not here.said(News.LISTENER_FAILED)
+    assert not here.said(EventKind.LISTENER_FAILED)
 
 
 def test_a_descriptor_that_cannot_listen_stays_the_callers(house: MakeHouse, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from pyfanout.core import BATCH, POOL, News, Receiver, interrupt_with
+from pyfanout.core import BATCH, POOL, EventKind, Receiver, interrupt_with
 
 from .kit import Faults, House, Worker, clients_of, descriptors, free_descriptors, state_of, wait_until
 
@@ -435,8 +435,8 @@ def test_a_broken_channel_is_replaced_and_nothing_in_it_is_lost(house: MakeHouse
         first.take(3)  # found out by what is passed next, so it must be hungry
     first.shut_down(how)
     here.connect(1)
-    here.run_until(lambda: here.said(News.CHANNEL_BROKEN), "it is reported")
-    assert [event.token for event in here.said(News.CHANNEL_BROKEN)] == [POOL if pool else 0]
+    here.run_until(lambda: here.said(EventKind.CHANNEL_BROKEN), "it is reported")
+    assert [event.token for event in here.said(EventKind.CHANNEL_BROKEN)] == [POOL if pool else 0]
     assert here["broken_channels"] == 1
     assert here["truncated"] == 0
     here.check()
@@ -530,7 +530,7 @@ def test_a_reading_end_that_refuses_descriptors_is_mended(house: MakeHouse) -> N
         end.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
         all_arrive(here, worker)
         assert passes_rights(end)
-    assert not here.said(News.PAUSED)
+    assert not here.said(EventKind.PAUSED)
 
 
 def test_what_a_security_module_refuses_is_said_and_tried_again(house: MakeHouse, faults: Faults) -> None:
@@ -539,8 +539,8 @@ def test_what_a_security_module_refuses_is_said_and_tried_again(house: MakeHouse
     faults.fail("sendmmsg", errno.EPERM, times=3)
     here.connect(5)
     assert here.take_until([worker], 5) == list(range(5))
-    assert [event.error for event in here.said(News.PAUSED)] == [errno.EPERM]
-    assert here.said(News.RESUMED)
+    assert [event.error for event in here.said(EventKind.PAUSED)] == [errno.EPERM]
+    assert here.said(EventKind.RESUMED)
     assert faults.calls("sendmmsg") <= 6, "it spins"
 
 
@@ -614,10 +614,10 @@ def test_a_channel_breaks_while_descriptors_are_short(house: MakeHouse, free: in
     assert len(set(before.items()) - set(after.items())) <= 2, "only the pair may be gone"
     assert here["truncated"] == 0
     here.connect(1)
-    reported = len(here.said(News.CHANNEL_BROKEN))
+    reported = len(here.said(EventKind.CHANNEL_BROKEN))
     second = here.worker(0, 12, pool=pool)
     here.settle()
-    if len(here.said(News.CHANNEL_BROKEN)) > reported:  # the old pair had stayed, and broke again
+    if len(here.said(EventKind.CHANNEL_BROKEN)) > reported:  # the old pair had stayed, and broke again
         second = here.worker(0, 12, pool=pool)
     assert sorted(here.take_until([second], 6, keep=False)) == list(range(6))
     here.check()
@@ -634,7 +634,7 @@ def test_more_waits_in_a_broken_channel_than_its_size(house: MakeHouse) -> None:
     first.leave()
     second = here.worker(0, 6)
     second.shut_down(socket.SHUT_RDWR)
-    here.run_until(lambda: here.said(News.CHANNEL_BROKEN), "it is reported")
+    here.run_until(lambda: here.said(EventKind.CHANNEL_BROKEN), "it is reported")
     assert here["truncated"] == 0
     third = here.worker(0, 32)
     assert sorted(here.take_until([third], 32)) == list(range(32))
@@ -648,7 +648,7 @@ def test_the_kernel_refuses_while_a_broken_channel_is_moved(house: MakeHouse, fa
     here.settle()
     first.shut_down(socket.SHUT_RDWR)
     faults.fail("sendmmsg", error, after=2, times=2)
-    here.run_until(lambda: here.said(News.CHANNEL_BROKEN), "it is reported")
+    here.run_until(lambda: here.said(EventKind.CHANNEL_BROKEN), "it is reported")
     assert here["truncated"] == 0
     second = here.worker(0, 12)
     assert sorted(here.take_until([second], 5)) == list(range(5))
@@ -662,7 +662,7 @@ def test_many_channels_that_break_at_once_are_all_reported(house: MakeHouse) -> 
         worker.shut_down(socket.SHUT_RDWR)
     here.run_until(lambda: here["broken_channels"] == 12, "all are found")
     here.settle()
-    assert sorted(event.token for event in here.said(News.CHANNEL_BROKEN)) == list(range(12))
+    assert sorted(event.token for event in here.said(EventKind.CHANNEL_BROKEN)) == list(range(12))
 
 
 def test_a_channel_that_is_broken_again_before_it_was_emptied(house: MakeHouse) -> None:

@@ -18,7 +18,7 @@ from pyfanout._core import lib
 
 from pyfanout import config, core
 from pyfanout.config import Policy
-from pyfanout.core import BATCH, SEATS, Core, News
+from pyfanout.core import BATCH, SEATS, Core, EventKind
 
 from .kit import Faults, House, compiler, descriptors, free_descriptors, in_child, is_open
 
@@ -31,7 +31,7 @@ HEADER = Path(__file__).parents[2] / "csrc" / "fanout.h"
 
 def test_python_knows_all_events() -> None:
     names = {name.removeprefix("FAN_EVENT_"): getattr(lib, name) for name in dir(lib) if name.startswith("FAN_EVENT_")}
-    assert {news.name: news.value for news in News} == names
+    assert {news.name: news.value for news in EventKind} == names
 
 
 def test_python_knows_all_policies() -> None:
@@ -219,7 +219,7 @@ def test_a_wait_of_centuries_is_no_overflow(house: MakeHouse, timeout_ns: int) -
         events = here.core.run(timeout_ns)
         thread.join()
         here.core.unwatch(reading.fileno())
-    assert events == [(News.WATCHED, 0, 3)]
+    assert events == [(EventKind.WATCHED, 0, 3)]
 
 
 @pytest.mark.parametrize("timeout_ns", [-1, 0, 1, 999_999])
@@ -250,7 +250,7 @@ def test_an_interrupted_look_inside_is_no_end(house: MakeHouse, faults: Faults) 
         here.settle()
         writing.send(b"!")
         faults.fail("epoll_wait", errno.EINTR, after=1)
-        here.run_until(lambda: here.said(News.WATCHED), "it is told")
+        here.run_until(lambda: here.said(EventKind.WATCHED), "it is told")
         here.core.unwatch(reading.fileno())
 
 
@@ -290,7 +290,7 @@ def test_watched_ones_get_their_turn_in_a_flood(house: MakeHouse) -> None:
         here.core.watch(reading.fileno(), 1)
         here.connect(1000)
         writing.send(b"!")
-        here.run_until(lambda: here.said(News.WATCHED), "it is told")
+        here.run_until(lambda: here.said(EventKind.WATCHED), "it is told")
         here.core.unwatch(reading.fileno())
     assert here.take_until([worker], 1000, keep=False) == list(range(1000))
 
@@ -345,7 +345,7 @@ def test_a_life_in_which_one_call_fails(faults: Faults, call: str) -> None:
             here.connect(4)  # one of them goes to the broken one, who is found out by it at the latest
             taken += here.take_until([second], 34 - len(taken))
             here.core.finish(100)
-            here.run_until(lambda here=here: here.said(News.FINISHED), "it ends")
+            here.run_until(lambda here=here: here.said(EventKind.FINISHED), "it ends")
             assert not second.rest()
             assert sorted(taken) == list(range(34)), f"call {after} of {call}"
             here.check()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pyfanout.core import POOL, News
+from pyfanout.core import POOL, EventKind
 
 from .kit import DEADLINE_S, Faults, House, clients_of, has_ipv6
 
@@ -17,7 +17,7 @@ MakeHouse = Callable[..., House]
 
 
 def finished(here: House) -> bool:
-    return bool(here.said(News.FINISHED))
+    return bool(here.said(EventKind.FINISHED))
 
 
 def refused(here: House, number: int = 0) -> bool:
@@ -43,7 +43,7 @@ def test_what_is_queued_is_passed_then_end_of_file(house: MakeHouse, pool: bool)
     assert refused(here, 0)
     assert refused(here, 1)
     here.run_for(30_000_000)
-    assert len(here.said(News.FINISHED)) == 1
+    assert len(here.said(EventKind.FINISHED)) == 1
     here.check()
 
 
@@ -183,7 +183,7 @@ def test_a_failed_listener_in_the_middle(house: MakeHouse, faults: Faults) -> No
     here.core.finish(100)
     faults.fail("accept4", errno.EINVAL)
     here.run_until(lambda: finished(here), "it is said")
-    assert here.said(News.LISTENER_FAILED)
+    assert here.said(EventKind.LISTENER_FAILED)
     assert len(worker.rest()) in {0, 4}
 
 
@@ -196,7 +196,7 @@ def test_many_failures_at_once_do_not_hide_the_end(house: MakeHouse, faults: Fau
     faults.fail("accept4", errno.EINVAL, times=20)
     here.core.finish(100)
     here.run_until(lambda: finished(here), "it is said")
-    assert sorted(event.token for event in here.said(News.LISTENER_FAILED)) == list(range(20))
+    assert sorted(event.token for event in here.said(EventKind.LISTENER_FAILED)) == list(range(20))
 
 
 def test_a_channel_that_breaks_while_it_ends(house: MakeHouse) -> None:

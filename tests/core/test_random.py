@@ -15,7 +15,7 @@ from collections.abc import Callable
 import pytest
 
 from pyfanout.config import Policy
-from pyfanout.core import News
+from pyfanout.core import EventKind
 
 from .kit import Faults, House, Worker, clients_of, descriptors, free_descriptors
 
@@ -127,14 +127,14 @@ class Life:
     def check(self) -> None:
         house = self.house
         house.check()
-        for event in house.said(News.CHANNEL_BROKEN):
+        for event in house.said(EventKind.CHANNEL_BROKEN):
             house.events.remove(event)
             self.log.append(f"broken: {event.token}")
             for seat, worker in list(self.workers.items()):
                 if seat == event.token or (worker.pool and event.token < 0):  # the supervisor does the same
                     self.workers.pop(seat).leave()
                     self._take(worker, 1000)
-        assert not house.said(News.LISTENER_FAILED)
+        assert not house.said(EventKind.LISTENER_FAILED)
         assert max(self.taken.values(), default=1) == 1, "taken twice"
         count = house.core.count()
         assert count["truncated"] == 0
@@ -154,7 +154,7 @@ class Life:
         def stuck_or_done() -> bool:
             for worker in list(self.workers.values()):
                 self._take(worker, 1000)
-            return self.taken.total() >= len(self.house.clients) or bool(self.house.said(News.CHANNEL_BROKEN))
+            return self.taken.total() >= len(self.house.clients) or bool(self.house.said(EventKind.CHANNEL_BROKEN))
 
         while self.taken.total() < len(self.house.clients):  # again when a channel turns out to be broken
             for seat in range(self.house.seats):

@@ -20,7 +20,7 @@ from typing import TypeVar
 import pytest
 
 from pyfanout.config import Policy
-from pyfanout.core import POOL, EndFds, Event, News, WorkerEnds
+from pyfanout.core import POOL, EndFds, Event, EventKind, WorkerEnds
 from pyfanout.errors import CoreError
 
 from .kit import DEADLINE_S, Faults, House, Worker, descriptors
@@ -155,13 +155,13 @@ class Life:
             self.house.events.clear()
             self.house.events += self.house.core.run(2_000_000)
             self.insist(lambda: self.house.core.arm(0))
-            if self.house.said(News.WATCHED):
+            if self.house.said(EventKind.WATCHED):
                 self.watched.recv(1)
-                self.heard += self.house.said(News.WATCHED)
+                self.heard += self.house.said(EventKind.WATCHED)
             for seat in range(4):
                 assert self.house.core.look(seat).done <= 55
                 assert self.house.core.untaken(seat) >= 0
-            for event in self.house.said(News.CHANNEL_BROKEN):
+            for event in self.house.said(EventKind.CHANNEL_BROKEN):
                 self.replace_readers_of(event.token)
             for worker in self.workers.values():
                 self.take(worker)

@@ -21,7 +21,7 @@ import atheris
 with atheris.instrument_imports(include=["pyfanout"]):
     from pyfanout import _core, control
     from pyfanout.config import MAX_THREADS, Policy
-    from pyfanout.core import Core, News
+    from pyfanout.core import Core, EventKind
     from pyfanout.dispatcher import joining
     from pyfanout.master import policy
     from pyfanout.worker import proxy
@@ -74,7 +74,7 @@ def score_page(data: bytes) -> None:
     for page in _pages:
         page[:] = data[: mmap.PAGESIZE].ljust(mmap.PAGESIZE, data[-1:] or b"\0")
     for event in _master.run(0):
-        assert event.news is News.WATCHED, event
+        assert event.news is EventKind.WATCHED, event
     for seat in range(len(_pages)):
         view = _master.look(seat)
         assert 0 <= view.done <= view.taken

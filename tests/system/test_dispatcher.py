@@ -103,7 +103,7 @@ SETUP = """
     from dataclasses import replace
 
     import errno
-    from pyfanout.control import Closing, Drain, Ping
+    from pyfanout.control import ServerStopping, Drain, Ping
     from pyfanout.master import outbox
 
     def refusing(kind, error, times):
@@ -709,7 +709,7 @@ def test_pings_that_cannot_be_sent(tmp_path: Path, error: str) -> None:
     assert said.count("answers again") == said.count("others have its connections"), said
 
 
-@pytest.mark.parametrize("kind", ["Drain", "Closing"])
+@pytest.mark.parametrize("kind", ["Drain", "ServerStopping"])
 def test_a_farewell_that_cannot_be_sent_is_sent_later(tmp_path: Path, kind: str) -> None:
     run_with_workers(
         tmp_path,

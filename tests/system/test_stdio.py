@@ -60,12 +60,12 @@ PROGRAMS = {
 def closing(fds: tuple[int, ...]) -> type[Server]:
     """A server that is started with these closed."""
 
-    class Closing(Server):
+    class ServerStopping(Server):
         def _launch(self, command: list[str], *arguments: object, **options: object) -> None:  # type: ignore[override]
             signs = " ".join(SIGNS[fd] for fd in fds)
             super()._launch(["/bin/sh", "-c", f'exec "$@" {signs}', "sh", *command], *arguments, **options)  # type: ignore[arg-type]
 
-    return Closing
+    return ServerStopping
 
 
 def ask(path: Path) -> list[tuple[str, bool]]:

@@ -16,20 +16,20 @@ from pyfanout.control import (
     MOST_CONNECTIONS,
     PACKET_BYTES,
     SERVING_BYTES,
-    Closing,
     Cut,
     DecodeError,
     Drain,
     Failed,
+    HasRoom,
     Message,
     Ping,
     Pong,
     Ready,
     Retiring,
-    Roomy,
+    ServerStopping,
     Short,
-    Spent,
     Stage,
+    WantsSuccessor,
     decode,
     encode,
 )
@@ -59,7 +59,7 @@ messages: st.SearchStrategy[Message] = (
     | st.builds(Pong, numbers, numbers)
     | st.builds(Short, st.booleans())
     | st.builds(Cut, numbers)
-    | st.sampled_from([Closing(), Drain(), Retiring(), Roomy(), Spent()])
+    | st.sampled_from([ServerStopping(), Drain(), Retiring(), HasRoom(), WantsSuccessor()])
 )
 
 

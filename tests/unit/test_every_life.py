@@ -30,12 +30,12 @@ from typing import Any
 import pytest
 
 from pyfanout.config import Config
-from pyfanout.control import WAKE, Drain, Failed, Ping, Pong, Ready, Retiring, Short, Spent, Stage, hear, tell
-from pyfanout.core import POOL, ScoreView, Event, News
+from pyfanout.control import WAKE, Drain, Failed, Ping, Pong, Ready, Retiring, Short, Stage, WantsSuccessor, hear, tell
+from pyfanout.core import POOL, Event, EventKind, ScoreView
 from pyfanout.errors import CoreError, StuckError, WorkerError
 from pyfanout.master import lifecycle, outbox, policy, roster, supervisor
 from pyfanout.master.callbacks import Callbacks
-from pyfanout.master.lifecycle import Action, Happened, State
+from pyfanout.master.lifecycle import Action, State, WorkerEvent
 from pyfanout.master.process import ExitReport
 from pyfanout.master.readiness import Readiness
 from pyfanout.master.signals import Request
@@ -324,7 +324,7 @@ class World:
                 self._die(worker, ExitReport(4))
             case ("spent", _):
                 self.faults -= 1
-                self._say(worker, Spent())
+                self._say(worker, WantsSuccessor())
             case ("short" | "able" as what, _):
                 self.faults -= what == "short"
                 worker.short = what == "short"
@@ -336,17 +336,17 @@ class World:
             case ("broken", _):
                 self.faults -= 1
                 worker.told = worker.cut_off = True
-                self._events.append(Event(News.CHANNEL_BROKEN, 0, self._member(worker).seat))
+                self._events.append(Event(EventKind.CHANNEL_BROKEN, 0, self._member(worker).seat))
             case ("no fork" | "no entry" as what,):
                 self.faults -= 1
                 self.refused = what
             case ("finished",):
                 self.finished = True
-                self._events.append(Event(News.FINISHED, 0, 0))
+                self._events.append(Event(EventKind.FINISHED, 0, 0))
             case ("ask", request):
                 self.requests.remove(request)
                 self._asked.append(request)
-                self._events.append(Event(News.WATCHED, 0, self._watched[self.fileno()]))
+                self._events.append(Event(EventKind.WATCHED, 0, self._watched[self.fileno()]))
             case ("time",):
                 self.now_ns = max(self.now_ns, min(self.supervisor._deadlines()))
 
@@ -377,17 +377,17 @@ class World:
         tell(worker.control, message)
         token = self._watched.get(self._member(worker).control.fileno())
         if token is not None:
-            self._events.append(Event(News.WATCHED, 0, token))
+            self._events.append(Event(EventKind.WATCHED, 0, token))
 
     def _die(self, worker: Process, report: ExitReport) -> None:
         worker.report = report
         worker.control.close()
-        self._events.append(Event(News.WATCHED, 0, self._watched[worker.pidfd]))
+        self._events.append(Event(EventKind.WATCHED, 0, self._watched[worker.pidfd]))
 
     def channel_of(self, worker: Process) -> int:
         return POOL if self._pool else self._member(worker).seat
 
-    def _member(self, worker: Process) -> roster.Member:
+    def _member(self, worker: Process) -> roster.WorkerHandle:
         (member,) = [each for each in self.supervisor._roster.members if each.process is worker]
         return member
 
@@ -482,7 +482,7 @@ class World:
             *(one._stopping, one._ever_ready, one._finished, one._late, self.finishing, self.finished, self.over),
         )
 
-    def _has_lived(self, member: roster.Member) -> bool | None:
+    def _has_lived(self, member: roster.WorkerHandle) -> bool | None:
         """None: it is not ready yet."""
         ready_ns = member.ready_ns
         return None if ready_ns is None else self.now_ns - ready_ns >= self.supervisor._min_uptime_ns
@@ -682,17 +682,17 @@ def test_who_waits_for_one_of_two_in_a_slot_is_not_left(path: list[Move]) -> Non
 
 
 WITHOUT = [
-    (State.READY, Happened.DIED, Action.LEAVE),
-    (State.READY, Happened.DIED, Action.REPLACE),
-    (State.READY, Happened.FOUND_HUNG, Action.LEAVE),
-    (State.BOOTING, Happened.SAID_READY, Action.ENTER),
-    (State.STOPPING, Happened.TIME_IS_UP, Action.KILL),
+    (State.READY, WorkerEvent.DIED, Action.LEAVE),
+    (State.READY, WorkerEvent.DIED, Action.REPLACE),
+    (State.READY, WorkerEvent.FOUND_HUNG, Action.LEAVE),
+    (State.BOOTING, WorkerEvent.SAID_READY, Action.ENTER),
+    (State.STOPPING, WorkerEvent.TIME_IS_UP, Action.KILL),
 ]
 
 
 @pytest.mark.parametrize(("state", "happened", "action"), WITHOUT, ids=lambda value: value.name)
 def test_without_it_something_is_wrong(
-    monkeypatch: pytest.MonkeyPatch, state: State, happened: Happened, action: Action
+    monkeypatch: pytest.MonkeyPatch, state: State, happened: WorkerEvent, action: Action
 ) -> None:
     """Else nothing was shown."""
     after, actions = lifecycle.TRANSITIONS[state, happened]
@@ -702,14 +702,14 @@ def test_without_it_something_is_wrong(
         [explore(case) for case in SHORT.values()]
 
 
-def promote_at_ready(one: Supervisor, member: roster.Member, ready: Ready) -> None:
+def promote_at_ready(one: Supervisor, member: roster.WorkerHandle, ready: Ready) -> None:
     """Its old one is told to leave before it has answered a ping."""
     on_ready(one, member, ready)
     member.proved = True
     one._promote(member)
 
 
-def promote_at_once(one: Supervisor, member: roster.Member, number: int) -> None:
+def promote_at_once(one: Supervisor, member: roster.WorkerHandle, number: int) -> None:
     """At any answer, whatever the state of the others of its batch."""
     on_pong(one, member, number)
     one._promote(member)

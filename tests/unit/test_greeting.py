@@ -9,13 +9,13 @@ import pytest
 
 from pyfanout.worker.connection import Connection
 from pyfanout.worker.greeting import GRAIN_S, Greeter
-from pyfanout.worker.proxy import Gate, Header
+from pyfanout.worker.proxy import Header, ProxyHeaderReader
 
 LINE = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 443\r\n"
 CLIENT = ("192.0.2.7", 4711)
 
 
-class Counted(Gate):
+class Counted(ProxyHeaderReader):
     looks = 0
 
     def take(self, sock: socket.socket) -> Header | None:  # type: ignore[override]
@@ -24,7 +24,7 @@ class Counted(Gate):
 
 
 @pytest.fixture
-def gate() -> Counted:
+def reader() -> Counted:
     return Counted([])
 
 
@@ -37,8 +37,8 @@ def readable(greeter: Greeter) -> bool:
     return bool(select.select([greeter], [], [], 0)[0])
 
 
-def test_a_header_that_is_there_does_not_wait(gate: Counted) -> None:
-    greeter = Greeter(0, 60, gate)
+def test_a_header_that_is_there_does_not_wait(reader: Counted) -> None:
+    greeter = Greeter(0, 60, reader)
     conn, client = pair()
     with conn, client:
         client.sendall(LINE + b"GET")
@@ -49,8 +49,8 @@ def test_a_header_that_is_there_does_not_wait(gate: Counted) -> None:
     greeter.close()
 
 
-def test_a_look_for_each_time_that_something_has_come(gate: Counted) -> None:
-    greeter = Greeter(0, 60, gate)
+def test_a_look_for_each_time_that_something_has_come(reader: Counted) -> None:
+    greeter = Greeter(0, 60, reader)
     conn, client = pair()
     with conn, client:
         client.sendall(LINE[:1])
@@ -61,7 +61,7 @@ def test_a_look_for_each_time_that_something_has_come(gate: Counted) -> None:
             client.sendall(bytes([byte]))
             assert readable(greeter)
         assert greeter.arrived() is None
-        assert gate.looks <= len(LINE)
+        assert reader.looks <= len(LINE)
         client.sendall(LINE[-1:] + b"GET")
         assert greeter.arrived() == (conn, CLIENT)
         assert greeter.arrived() is None
@@ -71,8 +71,8 @@ def test_a_look_for_each_time_that_something_has_come(gate: Counted) -> None:
 
 
 @pytest.mark.parametrize("last_words", [b"GET /", b""])
-def test_one_without_a_header_is_closed(gate: Counted, last_words: bytes) -> None:
-    greeter = Greeter(0, 60, gate)
+def test_one_without_a_header_is_closed(reader: Counted, last_words: bytes) -> None:
+    greeter = Greeter(0, 60, reader)
     conn, client = pair()
     with client:
         assert greeter.admit(conn, "") is None
@@ -84,10 +84,10 @@ def test_one_without_a_header_is_closed(gate: Counted, last_words: bytes) -> Non
     greeter.close()
 
 
-def test_each_has_its_time(gate: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_has_its_time(reader: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
     monkeypatch.setattr("pyfanout.worker.greeting.monotonic", lambda: now_s)
-    greeter = Greeter(0, 10, gate)
+    greeter = Greeter(0, 10, reader)
     first, second = pair(), pair()
     assert greeter.expire() is None
     greeter.admit(first[0], "")

@@ -17,14 +17,14 @@ from pyfanout.core import ScoreView
 from pyfanout.master import outbox
 from pyfanout.master.health import PAUSE_NS, Health
 from pyfanout.master.lifecycle import State
-from pyfanout.master.roster import Member, Slot
+from pyfanout.master.roster import Slot, WorkerHandle
 
 S = 1_000_000_000
 IDLE = ScoreView(1, 0, 0, 0, 0, 0, 0, 1, 0)
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[Member, socket.socket]]:
+def pair() -> Iterator[tuple[WorkerHandle, socket.socket]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.setblocking(False)
     with ours, theirs:
@@ -42,7 +42,7 @@ def heard(theirs: socket.socket) -> list[int]:
         return numbers
 
 
-def test_one_ping_a_round_and_none_to_who_owes_a_pong(pair: tuple[Member, socket.socket]) -> None:
+def test_one_ping_a_round_and_none_to_who_owes_a_pong(pair: tuple[WorkerHandle, socket.socket]) -> None:
     one, theirs = pair
     health = Health(Config(ping_interval=1, ping_timeout=5))
     health.begin(0)
@@ -60,7 +60,7 @@ def test_one_ping_a_round_and_none_to_who_owes_a_pong(pair: tuple[Member, socket
     assert one.pong_ns == 3 * S
 
 
-def test_the_verdict_is_due_when_the_pong_is(pair: tuple[Member, socket.socket]) -> None:
+def test_the_verdict_is_due_when_the_pong_is(pair: tuple[WorkerHandle, socket.socket]) -> None:
     one, _ = pair
     health = Health(Config(ping_interval=60, ping_timeout=5))
     health.begin(0)
@@ -72,7 +72,7 @@ def test_the_verdict_is_due_when_the_pong_is(pair: tuple[Member, socket.socket])
     assert health.next_deadline_ns([one]) == 11 * S, "who was judged is judged again, but not again and again"
 
 
-def test_without_pings_only_trials_are_judged(pair: tuple[Member, socket.socket]) -> None:
+def test_without_pings_only_trials_are_judged(pair: tuple[WorkerHandle, socket.socket]) -> None:
     one, _ = pair
     health = Health(Config(ping_interval=0, ping_timeout=5))
     health.begin(0)
@@ -82,7 +82,7 @@ def test_without_pings_only_trials_are_judged(pair: tuple[Member, socket.socket]
 
 
 @pytest.mark.parametrize("late_ns", [PAUSE_NS, PAUSE_NS + 1])
-def test_the_time_of_a_pause_counts_for_nobody(pair: tuple[Member, socket.socket], late_ns: int) -> None:
+def test_the_time_of_a_pause_counts_for_nobody(pair: tuple[WorkerHandle, socket.socket], late_ns: int) -> None:
     one, _ = pair
     health = Health(Config(ping_interval=1, ping_timeout=2, timeout=1))
     health.begin(0)
@@ -98,7 +98,7 @@ def test_the_time_of_a_pause_counts_for_nobody(pair: tuple[Member, socket.socket
     assert health.judge(one, IDLE, now_ns + 2 * S) is not None
 
 
-def test_no_verdict_comes_from_a_pause_that_is_shorter(pair: tuple[Member, socket.socket]) -> None:
+def test_no_verdict_comes_from_a_pause_that_is_shorter(pair: tuple[WorkerHandle, socket.socket]) -> None:
     """With a small `ping_timeout` the pongs of all may be late, and unread, after half a second of nothing."""
     one, _ = pair
     health = Health(Config(ping_interval=0.2, ping_timeout=0.4))
@@ -109,7 +109,7 @@ def test_no_verdict_comes_from_a_pause_that_is_shorter(pair: tuple[Member, socke
     assert health.judge(one, IDLE, S) is None
 
 
-def test_pings_go_to_ready_workers_only(pair: tuple[Member, socket.socket]) -> None:
+def test_pings_go_to_ready_workers_only(pair: tuple[WorkerHandle, socket.socket]) -> None:
     one, theirs = pair
     health = Health(Config())
     health.begin(0)
@@ -131,7 +131,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, error: int, clock: list[int]) -> Non
 
 @pytest.mark.parametrize("error", [errno.ENOBUFS, errno.ENOMEM])
 def test_a_ping_that_the_system_has_no_memory_for_is_nobodys_fault(
-    monkeypatch: pytest.MonkeyPatch, pair: tuple[Member, socket.socket], error: int
+    monkeypatch: pytest.MonkeyPatch, pair: tuple[WorkerHandle, socket.socket], error: int
 ) -> None:
     one, theirs = pair
     health = Health(Config(ping_interval=1, ping_timeout=2))
@@ -149,7 +149,7 @@ def test_a_ping_that_the_system_has_no_memory_for_is_nobodys_fault(
 
 
 def test_a_ping_that_a_worker_does_not_read_waits_for_a_pong_like_any_other(
-    monkeypatch: pytest.MonkeyPatch, pair: tuple[Member, socket.socket]
+    monkeypatch: pytest.MonkeyPatch, pair: tuple[WorkerHandle, socket.socket]
 ) -> None:
     one, theirs = pair
     health = Health(Config(ping_interval=1, ping_timeout=2))

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from pyfanout.control import Closing, Message, Ping, hear, tell
+from pyfanout.control import Message, Ping, ServerStopping, hear, tell
 from pyfanout.master import outbox
 from pyfanout.master.outbox import Outbox
 
@@ -49,11 +49,11 @@ def test_what_is_refused_is_sent_later(
     monkeypatch.setattr(outbox, "tell", refuse)
     one.say(Ping(1))
     assert one
-    one.say(Closing())
+    one.say(ServerStopping())
     one.flush()
     assert (bool(one), heard(theirs)) == (True, [])
     one.flush()
-    assert (bool(one), heard(theirs)) == (False, [Ping(1), Closing()])
+    assert (bool(one), heard(theirs)) == (False, [Ping(1), ServerStopping()])
     assert (one.short_ns > 0) == (error in (errno.ENOBUFS, errno.ENOMEM)), "whose fault is it?"
 
 

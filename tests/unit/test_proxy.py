@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyfanout.worker.connection import Connection
-from pyfanout.worker.proxy import V1_BYTES, V2_BYTES, Gate, Header, ProxyError, parse
+from pyfanout.worker.proxy import V1_BYTES, V2_BYTES, Header, ProxyError, ProxyHeaderReader, parse
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 V4, V6 = st.ip_addresses(v=4), st.ip_addresses(v=6)
@@ -126,13 +126,13 @@ def test_a_header_with_wrong_bytes(source: ipaddress.IPv4Address, port: int, dat
 
 
 def test_who_is_trusted() -> None:
-    gate = Gate([ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fe80::/10")])
+    reader = ProxyHeaderReader([ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fe80::/10")])
     with socket.socket() as sock:
         for peer in (("10.1.2.3", 1), ("fe80::1%eth0", 1, 0, 2), ("::ffff:10.1.2.3", 1, 0, 0)):
-            gate.check(sock, peer)
+            reader.check(sock, peer)
         for peer in (("11.1.2.3", 1), ("::1", 1, 0, 0), ("::ffff:11.1.2.3", 1, 0, 0)):
             with pytest.raises(ProxyError, match="not one of the trusted"):
-                gate.check(sock, peer)
+                reader.check(sock, peer)
 
 
 @pytest.mark.parametrize("name", ["file", "abstract"])
@@ -144,22 +144,22 @@ def test_who_is_trusted_on_a_unix_socket(tmp_path: Path, monkeypatch: pytest.Mon
         client.connect(where)
         sock, peer = door.accept()
         with sock:
-            Gate([]).check(sock, peer)
+            ProxyHeaderReader([]).check(sock, peer)
             us = os.geteuid()
             monkeypatch.setattr(os, "geteuid", lambda: us + 1)
             if name == "file" or us == 0:
-                Gate([]).check(sock, peer)
+                ProxyHeaderReader([]).check(sock, peer)
             else:
                 with pytest.raises(ProxyError, match="not one of the trusted"):
-                    Gate([]).check(sock, peer)
+                    ProxyHeaderReader([]).check(sock, peer)
 
 
 def test_nothing_beyond_the_header_is_taken() -> None:
     plain, theirs = socket.socketpair()
     with Connection(fileno=plain.detach()) as ours, theirs:
         theirs.sendall(line(ipaddress.ip_address("192.0.2.1"), 7)[:9])
-        assert Gate.take(ours) is None
+        assert ProxyHeaderReader.take(ours) is None
         theirs.sendall(line(ipaddress.ip_address("192.0.2.1"), 7)[9:] + b"GET /")
-        assert Gate.take(ours) == Header(("192.0.2.1", 7), 37)
+        assert ProxyHeaderReader.take(ours) == Header(("192.0.2.1", 7), 37)
         assert ours.recv(99) == b"GET /"
         assert ours.greeting_bytes == 37

@@ -10,7 +10,7 @@ from workers import member
 
 from pyfanout.core import SEATS
 from pyfanout.master.lifecycle import State
-from pyfanout.master.roster import STACKS_LIMIT_BYTES, Member, Roster
+from pyfanout.master.roster import STACKS_LIMIT_BYTES, Roster, WorkerHandle
 
 
 def roster_of(count: int) -> Roster:
@@ -20,7 +20,7 @@ def roster_of(count: int) -> Roster:
     return roster
 
 
-def with_descriptors(one: Member) -> Member:
+def with_descriptors(one: WorkerHandle) -> WorkerHandle:
     one.control, theirs = socket.socketpair()
     theirs.close()
     one.stacks_fd = os.memfd_create("stacks")

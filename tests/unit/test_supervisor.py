@@ -10,9 +10,9 @@ from typing import Any
 from pyfanout.config import Config
 from pyfanout.control import Failed, Stage, tell
 from pyfanout.master.callbacks import Callbacks
-from pyfanout.master.lifecycle import Happened, State, step
+from pyfanout.master.lifecycle import State, WorkerEvent, step
 from pyfanout.master.readiness import Readiness
-from pyfanout.master.roster import Member, Slot
+from pyfanout.master.roster import Slot, WorkerHandle
 from pyfanout.master.supervisor import GRACE_NS, Supervisor
 
 
@@ -36,7 +36,7 @@ def test_last_words_come_to_an_end() -> None:
     with ours, theirs:
         writer = threading.Thread(target=write)
         writer.start()
-        member = Member(Slot(0), 1, 0, process, ours, -1, None)
+        member = WorkerHandle(Slot(0), 1, 0, process, ours, -1, None)
         Supervisor(Config(), [], worker_main, Callbacks(), signals, Readiness(None))._read_last_words(member)
         writer.join()
     assert member.failure == Failed(Stage.START, "why", "")
@@ -45,6 +45,6 @@ def test_last_words_come_to_an_end() -> None:
 
 def test_a_stop_fits_into_thirty_seconds() -> None:
     """Which Kubernetes waits before it kills, with some time for the exit itself: drain, stop, kill."""
-    ladder = [step(state, Happened.TIME_IS_UP).state for state in (State.DRAINING, State.STOPPING)]
+    ladder = [step(state, WorkerEvent.TIME_IS_UP).state for state in (State.DRAINING, State.STOPPING)]
     assert ladder == [State.STOPPING, State.KILLED]
     assert Config().drain_timeout + 2 * GRACE_NS / 1e9 <= 29

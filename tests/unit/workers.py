@@ -6,14 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from pyfanout.master.lifecycle import State
-from pyfanout.master.roster import Member, Slot
+from pyfanout.master.roster import Slot, WorkerHandle
 
 
 def member(
     slot: Slot, control: Any = None, state: State = State.READY, *, seat: int | None = None, generation: int = 1
-) -> Member:
+) -> WorkerHandle:
     """By default its seat in the core has the number of its slot, as the first worker's has."""
     process: Any = SimpleNamespace(pid=1000 * slot.number + generation)
-    made = Member(slot, generation, slot.number if seat is None else seat, process, control, -1, None)
+    made = WorkerHandle(slot, generation, slot.number if seat is None else seat, process, control, -1, None)
     made.state = state
     return made
