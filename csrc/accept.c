@@ -27,7 +27,7 @@ void fan_listener_close(fan_core *core, int number)
 }
 
 /* The filter of a listener sees the TCP header first; what is accepted inherits it, and never has a SYN. */
-void fan_listener_shut(int fd)
+void fan_listener_stop_new(int fd)
 {
     enum { FLAGS = 13, NEW = TH_SYN, ALL = -1 };
     struct sock_filter newcomers[] = {
@@ -41,11 +41,11 @@ void fan_listener_shut(int fd)
     setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program);
 }
 
-void fan_core_shut(fan_core *core, int listener)
+void fan_core_stop_new(fan_core *core, int listener)
 {
     assert(listener >= 0 && listener < core->listener_count);
     if (core->listeners[listener].fd >= 0)
-        fan_listener_shut(core->listeners[listener].fd);
+        fan_listener_stop_new(core->listeners[listener].fd);
 }
 
 /* Clients come fast and one by one. On a core that the master shares with them, or with the workers, it runs before they

@@ -16,7 +16,7 @@ int fan_core_new(int seats, int policy, fan_core **out)
     fan_core *core = calloc(1, sizeof *core);
     if (!core)
         return rc;
-    core->inner = core->outer = core->front = core->timer = core->scoreboard_fd = -1;
+    core->inner = core->outer = core->poll_fd = core->timer = core->scoreboard_fd = -1;
     core->seat_count = seats;
     core->policy = fan_policy_of(policy);
     core->accept_flags = SOCK_CLOEXEC;
@@ -67,7 +67,7 @@ static void close_most(fan_core *core)
     }
     fan_close(&core->inner);
     fan_close(&core->outer);
-    fan_close(&core->front);
+    fan_close(&core->poll_fd);
     fan_close(&core->timer);
     fan_close(&core->scoreboard_fd);
 }

@@ -96,7 +96,7 @@ static int recall_batch(fan_core *core, int want, int64_t now_ns)
                     core->seats[number].passed -= core->seats[number].passed > 0;
                 count++;
             } else if (rc == -ENOBUFS)
-                core->counters.truncated++;
+                core->counters.lost++;
             else if (rc == -EINTR)
                 core->counters.interrupts++;
             else if (rc != 0) { /* ENOMEM: later */

@@ -58,7 +58,7 @@ typedef struct {
     uint64_t full_channels;    /* pass: EAGAIN, the kernel refused a message that should have had space */
     uint64_t broken_channels;  /* pass: EPIPE and its like */
     uint64_t interrupts;       /* EINTR, of any call */
-    uint64_t truncated;        /* recall: MSG_CTRUNC, a connection lost for want of a descriptor */
+    uint64_t lost;        /* recall: MSG_CTRUNC, a connection lost for want of a descriptor */
 } fan_counters;
 
 /* A copy of a seat's page. Written by the worker, so believed only as far as it harms nobody else. */
@@ -66,7 +66,7 @@ typedef struct {
     uint64_t generation;
     uint64_t taken;        /* connections */
     uint64_t done;         /* connections closed or detached; never more than taken */
-    uint64_t truncated;    /* connections lost in the worker for want of a descriptor */
+    uint64_t lost;    /* connections lost in the worker for want of a descriptor */
     int64_t beat_ns;       /* when the serving loop last asked for a connection; 0: never */
     int64_t busy_since_ns; /* when the oldest connection in a handler was asked for; 0: all threads idle */
     int32_t busy_threads;
@@ -131,14 +131,14 @@ int fan_core_run(fan_core *core, int64_t timeout_ns, fan_event *events, int cap)
 
 /* For a program that has a loop of its own. A descriptor, the core's, that is readable when fan_core_run has something to do
  * or to say; after each fan_core_run, fan_core_arm tells it for how long (as the timeout there) it may stay silent. */
-int fan_core_front(fan_core *core);
+int fan_core_poll_fd(fan_core *core);
 int fan_core_arm(fan_core *core, int64_t timeout_ns);
 
 /* Before fan_core_finish, for a TCP listener that no other process has: nobody new gets into its queue. A SYN is dropped,
  * not answered; its client sends it again after a second, and is refused then, or finds who listens next. So the queue
  * comes to its end under any load, and nobody who is in it is reset. If the kernel refuses that, they come as before. */
-void fan_core_shut(fan_core *core, int listener);
-void fan_listener_shut(int fd); /* the same, of one that no core has */
+void fan_core_stop_new(fan_core *core, int listener);
+void fan_listener_stop_new(int fd); /* the same, of one that no core has */
 
 /* The clean end: pass on what the accept queues hold now (at most `limit` a listener), close the listeners, then end
  * the channels: readers find what is left in them, then end-of-file. Then FAN_EVENT_FINISHED, once. While nobody can take

@@ -180,31 +180,31 @@ int fan_core_run(fan_core *core, int64_t timeout_ns, fan_event *events, int cap)
 
 /* ---- for a program that has a loop of its own ---------------------------------------------------------------------- */
 
-int fan_core_front(fan_core *core)
+int fan_core_poll_fd(fan_core *core)
 {
-    if (core->front >= 0)
-        return core->front;
-    int front = epoll_create1(EPOLL_CLOEXEC), timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-    int rc = front < 0 || timer < 0 ? -errno : 0;
+    if (core->poll_fd >= 0)
+        return core->poll_fd;
+    int poll_fd = epoll_create1(EPOLL_CLOEXEC), timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    int rc = poll_fd < 0 || timer < 0 ? -errno : 0;
     if (rc == 0)
-        rc = fan_epoll(front, EPOLL_CTL_ADD, timer, EPOLLIN, 0);
+        rc = fan_epoll(poll_fd, EPOLL_CTL_ADD, timer, EPOLLIN, 0);
     if (rc == 0)
-        rc = fan_epoll(front, EPOLL_CTL_ADD, core->inner, EPOLLIN, 0);
+        rc = fan_epoll(poll_fd, EPOLL_CTL_ADD, core->inner, EPOLLIN, 0);
     if (rc == 0)
-        rc = fan_epoll(front, EPOLL_CTL_ADD, core->outer, 0, 0); /* asked for only while somebody is hungry, see arm */
+        rc = fan_epoll(poll_fd, EPOLL_CTL_ADD, core->outer, 0, 0); /* asked for only while somebody is hungry, see arm */
     if (rc < 0) {
-        fan_close(&front);
+        fan_close(&poll_fd);
         fan_close(&timer);
         return rc;
     }
-    core->front = front;
+    core->poll_fd = poll_fd;
     core->timer = timer;
-    return front;
+    return poll_fd;
 }
 
 int fan_core_arm(fan_core *core, int64_t timeout_ns)
 {
-    assert(core->front >= 0);
+    assert(core->poll_fd >= 0);
     int64_t now_ns = fan_now_ns();
     int64_t next_ns = next_deadline_ns(core, deadline_after(timeout_ns, now_ns));
     if (core->notice_count > 0 || core->more)
@@ -214,5 +214,5 @@ int fan_core_arm(fan_core *core, int64_t timeout_ns)
         at.it_value = (struct timespec){.tv_sec = next_ns / 1000000000, .tv_nsec = next_ns % 1000000000};
     if (timerfd_settime(core->timer, TFD_TIMER_ABSTIME, &at, NULL) < 0)
         return -errno;
-    return fan_epoll(core->front, EPOLL_CTL_MOD, core->outer, is_listening(core) ? EPOLLIN : 0, 0);
+    return fan_epoll(core->poll_fd, EPOLL_CTL_MOD, core->outer, is_listening(core) ? EPOLLIN : 0, 0);
 }

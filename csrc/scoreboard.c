@@ -22,7 +22,7 @@ struct fan_score {
     _Atomic uint64_t generation;
     _Atomic uint64_t taken;
     _Atomic uint64_t done;
-    _Atomic uint64_t truncated;
+    _Atomic uint64_t lost;
     _Atomic int64_t beat_ns;
     _Atomic int32_t threads;                        /* cells ever used */
     _Atomic int32_t wanted;                         /* set by the master: it waits for a connection to be done */
@@ -149,7 +149,7 @@ uint64_t fan_score_taken(const fan_score *page)
 
 uint64_t fan_score_finished(const fan_score *page)
 {
-    return load(page->done) + load(page->truncated);
+    return load(page->done) + load(page->lost);
 }
 
 void fan_score_want(fan_score *page)
@@ -171,8 +171,8 @@ void fan_score_look(const fan_score *page, fan_score_view *out)
 {
     memset(out, 0, sizeof *out);
     out->generation = load(page->generation);
-    out->truncated = load(page->truncated); /* what is lost is done with: it is nobody's load */
-    out->done = load(page->done) + out->truncated;
+    out->lost = load(page->lost); /* what is lost is done with: it is nobody's load */
+    out->done = load(page->done) + out->lost;
     out->taken = load(page->taken); /* after done: done never seems to be ahead of an honest worker's taken */
     if (out->done > out->taken)
         out->done = out->taken;
@@ -222,7 +222,7 @@ void fan_score_beat(fan_score *page, int64_t now_ns)
 
 void fan_score_lost(fan_score *page, int count)
 {
-    add(page->truncated, (uint64_t)count);
+    add(page->lost, (uint64_t)count);
     add(page->taken, (uint64_t)count);
 }
 

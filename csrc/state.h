@@ -94,7 +94,7 @@ typedef struct {
 struct fan_core {
     int inner;               /* epoll set: channels and watched descriptors */
     int outer;               /* epoll set: the listeners, and `inner`. Waited for only while somebody is hungry */
-    int front, timer;        /* for a program with a loop of its own: all of that, and a timerfd; -1: it has none */
+    int poll_fd, timer;        /* for a program with a loop of its own: all of that, and a timerfd; -1: it has none */
     const fan_policy *policy;
     int seat_count;
     int used_count;          /* the seats from here on were never used; those below may have no channel, either */

@@ -79,7 +79,7 @@ class EventKind(IntEnum):
 class Event(NamedTuple):
     """One thing that `Core.run` has to say."""
 
-    news: EventKind
+    kind: EventKind
     error: int
     """A positive errno, or 0."""
     token: int
@@ -95,7 +95,7 @@ class ScoreView:
     """Connections."""
     done: int
     """Connections closed or detached; never more than `taken`."""
-    truncated: int
+    lost: int
     """Connections lost in the worker because it had no descriptor for them."""
     beat_ns: int
     """CLOCK_MONOTONIC when its serving loop last took something, or looked for it; 0: never."""
@@ -159,17 +159,17 @@ class Core:
         count = check(lib.fan_core_run(self._core, timeout, self._events, len(self._events)), "dispatch")
         return [Event(EventKind(e.kind), e.error, e.token) for e in self._events[0:count]] if count else []
 
-    def front(self) -> int:
+    def poll_fd(self) -> int:
         """A descriptor that is readable when `run` has something to do; it stays the core's."""
-        return check(lib.fan_core_front(self._core), "make a descriptor for a loop of the program's own")
+        return check(lib.fan_core_poll_fd(self._core), "make a descriptor for a loop of the program's own")
 
     def arm(self, timeout_ns: int | None) -> None:
-        """After each `run`: for how long `front` may stay silent."""
+        """After each `run`: for how long `poll_fd` may stay silent."""
         check(lib.fan_core_arm(self._core, -1 if timeout_ns is None else max(timeout_ns, 0)), "set a timer")
 
-    def shut(self, number: int) -> None:
+    def stop_new(self, number: int) -> None:
         """Before `finish`: nobody new gets into this TCP listener's queue, which no other process has; see fanout.h."""
-        lib.fan_core_shut(self._core, number)
+        lib.fan_core_stop_new(self._core, number)
 
     def finish(self, limit: int) -> None:
         """Pass on what is queued (at most `limit` a listener), close the listeners, end the channels; see fanout.h."""
@@ -181,10 +181,10 @@ class Core:
         return {name: getattr(self._counters, name) for name in dir(self._counters)}
 
     @property
-    def truncated(self) -> int:
+    def lost(self) -> int:
         """Connections that the kernel closed on their way back from a channel, for want of a descriptor."""
         lib.fan_core_count(self._core, self._counters)
-        return int(self._counters.truncated)
+        return int(self._counters.lost)
 
     @property
     def message_bytes(self) -> int:
@@ -378,10 +378,10 @@ class Receiver:
         return bool(lib.fan_receiver_sleeps(self._receiver))
 
 
-def shut(listener: socket.socket) -> None:
-    """As `Core.shut`, of one that no core has. No other process may go on with it."""
+def stop_new(listener: socket.socket) -> None:
+    """As `Core.stop_new`, of one that no core has. No other process may go on with it."""
     if listener.family != socket.AF_UNIX:
-        lib.fan_listener_shut(listener.fileno())
+        lib.fan_listener_stop_new(listener.fileno())
 
 
 def interrupt_with(signum: int) -> None:

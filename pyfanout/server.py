@@ -246,6 +246,6 @@ class Master:
 
     def on(self, event: str, callback: Callback) -> None:
         """Have `callback(notice)` called at each `event`: "fork", "ready", "drain", "exit", "hang", "reload",
-        "give_up", "shed" (see `master.callbacks.EVENTS`). It runs in the master, between two events, so it should be
+        "give_up", "pause" (see `master.callbacks.EVENTS`). It runs in the master, between two events, so it should be
         short; if it raises, that is logged and changes nothing. Raises ConfigError if there is no such event."""
         self._callbacks.add(event, callback)

@@ -176,12 +176,12 @@ class JoinedWorkers:
         for worker in self._workers.values():  # what the system had no room for
             worker.outbox.flush()
             self._arrange(worker)
-        self._shortage.lost(self._core.truncated)
+        self._shortage.lost(self._core.lost)
 
     # ---- events -------------------------------------------------------------------------------------------------
 
     def _on_event(self, event: Event) -> None:
-        match event.news:
+        match event.kind:
             case EventKind.WATCHED:
                 self._watches.call(event.token)
             case EventKind.PAUSED:

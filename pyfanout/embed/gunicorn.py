@@ -29,7 +29,7 @@ from gunicorn.workers import base, gasgi, gthread, sync
 
 from pyfanout import greenlets, stdio
 from pyfanout.config import LOG_LEVELS, MAX_SECONDS
-from pyfanout.core import SHORTAGE_S, Receiver, shut
+from pyfanout.core import SHORTAGE_S, Receiver, stop_new
 from pyfanout.dispatcher.owner import Dispatcher, config_of
 from pyfanout.embed.aio import settled
 from pyfanout.embed.asgi import Application
@@ -94,7 +94,7 @@ class GunicornDispatcher:
 
         def stop_and_close() -> None:
             if self._alone():
-                shut(listener.sock)
+                stop_new(listener.sock)
             self._stop()
             close()
 

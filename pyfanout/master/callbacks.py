@@ -19,7 +19,7 @@ EVENTS = {
     "hang": "it is hung, or was not ready in time; `detail` says why",
     "reload": "a reload is over; `detail` says why it failed, and is empty if it did not",
     "give_up": "a slot's workers died so often that it is FAILED, or nothing could start; `detail` says why",
-    "shed": "dispatching rests for a shortage, new clients wait in the kernel's queue; `detail` names it",
+    "pause": "accepting is paused by a shortage, new connections wait in the backlog; `detail` names it",
 }
 
 

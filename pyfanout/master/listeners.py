@@ -191,8 +191,8 @@ class Endpoint:
         self.address = printable(self.sock.family, self.sock.getsockname())
 
     @property
-    def can_be_shut(self) -> bool:
-        """A TCP one of our own, see `Core.shut`: a socket file is deleted instead."""
+    def can_stop_new(self) -> bool:
+        """A TCP one of our own, see `Core.stop_new`: a socket file is deleted instead."""
         return not self.inherited and self.sock.family != socket.AF_UNIX
 
     def detach(self) -> int:

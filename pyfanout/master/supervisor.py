@@ -222,14 +222,14 @@ class Supervisor:
         for event in events:
             self._on_event(event)
         self._looked = True
-        self._shortage.lost(self._core.truncated)
+        self._shortage.lost(self._core.lost)
         if self._has_front:
             self._arm(at_once=bool(events))
         return True
 
     def fileno(self) -> int:
         """Readable when `step` has something to do."""
-        fd = self._core.front()
+        fd = self._core.poll_fd()
         if not self._has_front:
             self._has_front = self._signals.shared = True
             self._arm(at_once=True)
@@ -271,12 +271,12 @@ class Supervisor:
             self._watches.remove(fd)
 
     def _on_event(self, event: Event) -> None:
-        match event.news:
+        match event.kind:
             case EventKind.WATCHED:
                 self._watches.call(event.token)
             case EventKind.PAUSED:
                 if self._shortage.begins(event.error):
-                    self._tell("shed", None, os.strerror(event.error))
+                    self._tell("pause", None, os.strerror(event.error))
             case EventKind.RESUMED:
                 self._shortage.ends()
             case EventKind.LISTENER_FAILED:
@@ -787,8 +787,8 @@ class Supervisor:
         self, seat: int, ours: socket.socket, ends: list[WorkerEnds], start_read: int, start_write: int
     ) -> None:
         """In the child, signals blocked: let go of all that is the master's, in this order. Then wait until the master
-        has closed the writing end of `start_read`: before that it may be refused what it needs to learn of this child's death, and
-        kill it, which must not have a client by then."""
+        has closed its `start_write`: before that it may be refused what it needs to learn of this child's death, and kill
+        it, which must not have a client by then."""
         self._signals.forget()
         ends.append(self._core.abandon(seat))
         ours.close()
@@ -999,8 +999,8 @@ class Supervisor:
             if member.state is State.READY:
                 member.outbox.say(ServerStopping())
         for number, endpoint in enumerate(self._endpoints):
-            if endpoint.can_be_shut:
-                self._core.shut(number)
+            if endpoint.can_stop_new:
+                self._core.stop_new(number)
         self._core.finish(self._config.backlog + 1)
         self._looked = False
         self._stop_deadline_ns = time.monotonic_ns() + int(self._config.drain_timeout * 1e9)

@@ -424,8 +424,8 @@ class House:
         theirs |= {arrival.sock.fileno() for arrival in self._arrivals}
         return {fd: os.fstat(fd).st_ino for fd in descriptors() - theirs}
 
-    def said(self, news: EventKind) -> list[Event]:
-        return [event for event in self.events if event.news is news]
+    def said(self, kind: EventKind) -> list[Event]:
+        return [event for event in self.events if event.kind is kind]
 
     def check(self) -> None:
         """The one identity of the counters."""

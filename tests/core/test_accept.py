@@ -252,12 +252,12 @@ def test_a_long_shortage_is_said_once_and_does_not_spin(house: MakeHouse, faults
     here.run_for(450_000_000)
     assert faults.calls("accept4") <= 6
     assert faults.calls("epoll_wait") <= 20
-    assert [event.news for event in here.events] == [EventKind.PAUSED]
+    assert [event.kind for event in here.events] == [EventKind.PAUSED]
     assert here["accepted"] == 0
     faults.reset()
     here.run_until(lambda: here.core.untaken(0) == 6, "all arrive when it is over")
     here.settle()
-    assert [event.news for event in here.events] == [EventKind.PAUSED, EventKind.RESUMED]
+    assert [event.kind for event in here.events] == [EventKind.PAUSED, EventKind.RESUMED]
     assert clients_of(worker.take()) == list(range(6))
     here.check()
 

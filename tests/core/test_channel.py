@@ -259,7 +259,7 @@ def test_recall_without_a_free_descriptor_loses_nothing(house: MakeHouse, free: 
     with free_descriptors(free):
         here.settle()
     assert here.take_until([second], 20) == list(range(20))
-    assert here["truncated"] == 0
+    assert here["lost"] == 0
     here.check()
 
 
@@ -438,7 +438,7 @@ def test_a_broken_channel_is_replaced_and_nothing_in_it_is_lost(house: MakeHouse
     here.run_until(lambda: here.said(EventKind.CHANNEL_BROKEN), "it is reported")
     assert [event.token for event in here.said(EventKind.CHANNEL_BROKEN)] == [POOL if pool else 0]
     assert here["broken_channels"] == 1
-    assert here["truncated"] == 0
+    assert here["lost"] == 0
     here.check()
 
     second = here.worker(0, 12, pool=pool)
@@ -612,7 +612,7 @@ def test_a_channel_breaks_while_descriptors_are_short(house: MakeHouse, free: in
         here.settle()
     after = here.own_descriptors()
     assert len(set(before.items()) - set(after.items())) <= 2, "only the pair may be gone"
-    assert here["truncated"] == 0
+    assert here["lost"] == 0
     here.connect(1)
     reported = len(here.said(EventKind.CHANNEL_BROKEN))
     second = here.worker(0, 12, pool=pool)
@@ -635,7 +635,7 @@ def test_more_waits_in_a_broken_channel_than_its_size(house: MakeHouse) -> None:
     second = here.worker(0, 6)
     second.shut_down(socket.SHUT_RDWR)
     here.run_until(lambda: here.said(EventKind.CHANNEL_BROKEN), "it is reported")
-    assert here["truncated"] == 0
+    assert here["lost"] == 0
     third = here.worker(0, 32)
     assert sorted(here.take_until([third], 32)) == list(range(32))
 
@@ -649,7 +649,7 @@ def test_the_kernel_refuses_while_a_broken_channel_is_moved(house: MakeHouse, fa
     first.shut_down(socket.SHUT_RDWR)
     faults.fail("sendmmsg", error, after=2, times=2)
     here.run_until(lambda: here.said(EventKind.CHANNEL_BROKEN), "it is reported")
-    assert here["truncated"] == 0
+    assert here["lost"] == 0
     second = here.worker(0, 12)
     assert sorted(here.take_until([second], 5)) == list(range(5))
     here.check()

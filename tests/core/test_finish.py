@@ -80,7 +80,7 @@ def test_one_that_is_shut_serves_its_queue_and_nobody_new(house: MakeHouse, fami
     here = house(listening=False)
     here.listen(("127.0.0.1" if family == socket.AF_INET else "::1", 0), family)
     here.connect(40)
-    here.core.shut(0)
+    here.core.stop_new(0)
     with socket.socket(family) as late:
         late.setblocking(False)
         assert late.connect_ex(here.addresses[0]) == errno.EINPROGRESS
@@ -101,7 +101,7 @@ def test_one_that_cannot_be_shut(house: MakeHouse, faults: Faults) -> None:
     worker = here.worker(0)
     here.connect(5)
     faults.fail("setsockopt", errno.ENOMEM)
-    here.core.shut(0)
+    here.core.stop_new(0)
     assert faults.failed("setsockopt") == 1
     here.connect(5)
     here.core.finish(1000)

@@ -137,7 +137,7 @@ class Life:
         assert not house.said(EventKind.LISTENER_FAILED)
         assert max(self.taken.values(), default=1) == 1, "taken twice"
         count = house.core.count()
-        assert count["truncated"] == 0
+        assert count["lost"] == 0
         in_channels = sum(house.untaken())
         places = in_channels + count["held"] + self.taken.total()
         assert count["accepted"] <= places <= count["accepted"] + count["nudges"]

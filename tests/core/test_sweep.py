@@ -89,7 +89,7 @@ class Life:
         with ExitStack() as stack:
             self.watched, speaks = (stack.enter_context(end) for end in socket.socketpair())
             house = self.house = stack.enter_context(self.insist(lambda: House(4, self.policy, shared=True)))
-            self.insist(house.core.front)
+            self.insist(house.core.poll_fd)
             self.insist(house.listen)
             self.insist(lambda: house.listen("", socket.AF_UNIX))
             self.insist(lambda: house.core.watch(self.watched.fileno(), WATCHED))
@@ -110,7 +110,7 @@ class Life:
             house.connect(5, 1)
             self.drive(50)
             house.connect(5)
-            house.core.shut(0)
+            house.core.stop_new(0)
             house.core.finish(100)
             self.drive(55)
             house.check()

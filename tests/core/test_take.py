@@ -51,7 +51,7 @@ def test_without_a_free_descriptor_nothing_is_taken(house: MakeHouse, pool: bool
         assert rc == -errno.EMFILE
     assert here.core.untaken(POOL if pool else 0) == 3
     view = here.core.look(0)
-    assert (view.taken, view.truncated) == (0, 0)
+    assert (view.taken, view.lost) == (0, 0)
     assert clients_of(worker.take()) == [0, 1, 2]
 
 
@@ -63,7 +63,7 @@ def test_a_promise_of_a_free_descriptor_that_is_wrong_is_counted(house: MakeHous
     with free_descriptors(0):
         assert worker.receiver.take(True) == -errno.ENOBUFS
     view = here.core.look(0)
-    assert (view.taken - view.done, view.truncated, view.busy_threads) == (0, 1, 0)
+    assert (view.taken - view.done, view.lost, view.busy_threads) == (0, 1, 0)
     assert clients_of(worker.take()) == [1]
 
 
@@ -103,7 +103,7 @@ def test_a_table_that_is_full_but_for_low_numbers(house: MakeHouse, holes: int) 
             taken += len(list(raws))
             if rc < 0:
                 break
-        assert here.core.look(0).truncated == 0
+        assert here.core.look(0).lost == 0
         assert rc == -errno.EMFILE
         assert taken == holes
 
@@ -125,7 +125,7 @@ def test_a_thread_that_sleeps_while_others_fill_the_table(house: MakeHouse) -> N
         with free_descriptors(0):
             writing.send(b"!")
             thread.join()
-        assert here.core.look(0).truncated == 0
+        assert here.core.look(0).lost == 0
         assert rcs == [-errno.EMFILE]
 
     def meanwhile() -> None:

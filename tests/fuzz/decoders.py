@@ -74,7 +74,7 @@ def score_page(data: bytes) -> None:
     for page in _pages:
         page[:] = data[: mmap.PAGESIZE].ljust(mmap.PAGESIZE, data[-1:] or b"\0")
     for event in _master.run(0):
-        assert event.news is EventKind.WATCHED, event
+        assert event.kind is EventKind.WATCHED, event
     for seat in range(len(_pages)):
         view = _master.look(seat)
         assert 0 <= view.done <= view.taken

@@ -326,7 +326,7 @@ def test_arguments_that_are_wrong_are_refused_at_once(tmp_path: Path) -> None:
         'workers: True is not a number from 1 to 1024 or "auto"',
         'workers: None is not a number from 1 to 1024 or "auto"',
         "on 'exit': None is not a function of one argument, the notice",
-        "no event is named 'exits': fork, ready, drain, exit, hang, reload, give_up, shed",
+        "no event is named 'exits': fork, ready, drain, exit, hang, reload, give_up, pause",
     ]
 
 

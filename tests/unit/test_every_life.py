@@ -199,7 +199,7 @@ class World:
     def untaken(self, seat: int) -> int:
         return self.waiting[seat]
 
-    truncated = 0
+    lost = 0
 
     def spawn(self, first_steps: Any, entry: Callable[[], int]) -> Process:
         assert not self._forked, "clients wait for two forks"

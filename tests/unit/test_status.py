@@ -12,7 +12,7 @@ from pyfanout.master.status import status_of
 
 S = 1_000_000_000
 VIEW = ScoreView(
-    generation=3, taken=10, done=8, truncated=0, beat_ns=0, busy_since_ns=0, busy_threads=0, threads=1, in_hands=1
+    generation=3, taken=10, done=8, lost=0, beat_ns=0, busy_since_ns=0, busy_threads=0, threads=1, in_hands=1
 )
 
 
