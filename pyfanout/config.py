@@ -72,16 +72,19 @@ class Option:
     """The default in words."""
     python_only: bool
     """It cannot be written as text: it is neither a flag nor a variable."""
-    word: str
-    """What its flag is called."""
+
+    @property
+    def word(self) -> str:
+        """Its name where Python's keywords are no matter: `as` for `as_`."""
+        return self.name.rstrip("_")
 
     @property
     def flag(self) -> str:
-        return f"--{self.word}"
+        return "--" + self.word.replace("_", "-")
 
     @property
     def variable(self) -> str:
-        return PREFIX + self.name.upper()
+        return PREFIX + self.word.upper()
 
     def given(self, environ: Mapping[str, str]) -> bool:
         """Whether its variable says something: one that is blank does not, as compose files and CI say "not set"."""
@@ -93,7 +96,7 @@ class Option:
             return self.values.read(value)
         except (ValueError, TypeError, OverflowError):
             origin = f" (from {source})" if source else ""
-            raise ConfigError(f"{self.name}: {_one_line(value)}{origin} is not {self.values.allowed}") from None
+            raise ConfigError(f"{self.word}: {_one_line(value)}{origin} is not {self.values.allowed}") from None
 
 
 def _whole(low: int, high: int = MAX_COUNT) -> Values:
@@ -291,18 +294,9 @@ def _option(
     short: str | None = None,
     default: str | None = None,
     python_only: bool = False,
-    word: str | None = None,
 ) -> dict[str, object]:
-    """The metadata of a field. `default` is for one whose default does not speak for itself, `word` for one whose flag
-    cannot be the name of an argument."""
-    return {
-        "values": values,
-        "help": help,
-        "short": short,
-        "default": default,
-        "python_only": python_only,
-        "word": word,
-    }
+    """The metadata of a field. `default` is for one whose default does not speak for itself."""
+    return {"values": values, "help": help, "short": short, "default": default, "python_only": python_only}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,15 +340,14 @@ class Config:
     )
     """Processes. One for each CPU: more only take turns."""
 
-    interface: str = field(
+    as_: str = field(
         default="auto",
         metadata=_option(
             _one_of(("auto", *(kind.value for kind in Kind))),
             "what kind of application it is, if its shape does not tell",
-            word="as",
         ),
     )
-    """See `Kind`. Auto: told by its shape. The name is uvicorn's, the flag is `--as`."""
+    """See `Kind`. Auto: told by its shape."""
 
     server: str = field(
         default="auto",
@@ -621,7 +614,7 @@ class Config:
     def describe(self) -> str:
         """What `--check-config` prints: a line `name = value` for each option that has a flag, in order."""
         return "\n".join(
-            f"{name} = {option.default if (value := getattr(self, name)) is None else _text(value)}"
+            f"{option.word} = {option.default if (value := getattr(self, name)) is None else _text(value)}"
             for name, option in options().items()
             if not option.python_only
         )
@@ -638,7 +631,7 @@ class Options(TypedDict, total=False):
     unix_mode: int | str | None
     unix_owner: str | None
     workers: int | str | None
-    interface: str | None
+    as_: str | None
     server: str | None
     factory: bool | None
     chdir: str | os.PathLike[str] | None
@@ -684,20 +677,15 @@ def options() -> dict[str, Option]:
 def _describe(each: Field[Any]) -> Option:
     meta = each.metadata
     default = meta["default"] or (_text(each.default) if each.default is not MISSING else "")
-    word = meta["word"] or each.name.replace("_", "-")
-    return Option(each.name, meta["values"], meta["help"], meta["short"], default, meta["python_only"], word)
+    return Option(each.name, meta["values"], meta["help"], meta["short"], default, meta["python_only"])
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """One line for each `PYFANOUT_` variable that is no option, to find the misspelt ones with."""
-    known = [option for option in options().values() if not option.python_only]
-    names = [option.name.upper() for option in known]
-    by_flag = {option.word.replace("-", "_").upper(): option.name.upper() for option in known}
+    names = [option.variable.removeprefix(PREFIX) for option in options().values() if not option.python_only]
     given = [name.removeprefix(PREFIX) for name in sorted(environ) if name.startswith(PREFIX)]
     return [
-        f"{PREFIX}{name} is not an option{_did_you_mean(by_flag.get(name, name), names, PREFIX)}"
-        for name in given
-        if name not in names
+        f"{PREFIX}{name} is not an option{_did_you_mean(name, names, PREFIX)}" for name in given if name not in names
     ]
 
 

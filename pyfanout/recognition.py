@@ -77,8 +77,8 @@ class Verdict:
     """If there is no kind: why, and what to do. Words that follow the application's name."""
 
 
-def kind_of(app: object, interface: str = "auto", server: str = "auto") -> Kind:
-    """The kind that an application is of, or is served as. `interface` and `server` are the options' values.
+def kind_of(app: object, as_: str = "auto", server: str = "auto") -> Kind:
+    """The kind that an application is of, or is served as. `as_` and `server` are the options' values.
 
     It is a function, a method, an object whose class has `__call__`, or a `functools.partial` of these; or of one of
     the classes named in `Kind`. Raises ConfigError if it cannot be called, if it cannot be what the options say, or, if
@@ -86,10 +86,10 @@ def kind_of(app: object, interface: str = "auto", server: str = "auto") -> Kind:
     """
     verdict = _verdict(app, set())
     kind = verdict.kind
-    if interface != "auto":
-        kind = Kind(interface)
+    if as_ != "auto":
+        kind = Kind(as_)
         if objection := _objection(app, kind, verdict):
-            raise ConfigError(f"--as {interface} does not fit the application {_name(app)}: it {objection}")
+            raise ConfigError(f"--as {as_} does not fit the application {_name(app)}: it {objection}")
     elif server != "auto" and (kind is None or verdict.guessed) and not _objection(app, SERVERS[server], verdict):
         kind = SERVERS[server]
     if kind is None:

@@ -16,7 +16,7 @@ def serve(app: App, **options: Unpack[Options]) -> None:
     """Serve until stopped, with one worker process per CPU unless told otherwise. Blocks; call it in the main thread.
 
     `app` is a handler, or anything else that `pyfanout.kind.Kind` names: a WSGI or ASGI application, a class of the
-    standard library's servers, a `pyfanout.embed.Runner`; told by its shape, or by `interface`. See docs/embedding.md.
+    standard library's servers, a `pyfanout.embed.Runner`; told by its shape, or by `as_`. See docs/embedding.md.
 
     `handler(conn, addr)` is called in a worker for each connection: `conn` a connected, blocking `socket.socket`,
     `addr` the client's address as `socket.accept` gives it. Or it is `async def handler(reader, writer)`, with

@@ -88,7 +88,7 @@ class Master:
         self.config = self._folders.fixed(config)
         self._load = loader_of(app, self._folders, factory=config.factory)
         known = not isinstance(app, str) and not config.factory
-        self._kinds: Iterable[Kind] = [kind_of(app, config.interface, config.server)] if known else Kind
+        self._kinds: Iterable[Kind] = [kind_of(app, config.as_, config.server)] if known else Kind
         if config.server == "gevent" and self._kinds != [Kind.ASGI]:  # which it does not serve at all
             _check_is_imported_later(app)
         self._app = app if isinstance(app, str) else _called(app)
@@ -138,7 +138,7 @@ class Master:
             undo.callback(signals.end)
             if config.preload:
                 handler = preloaded(self._load)
-                self._load, self._kinds = Given(handler), [kind_of(handler, config.interface, config.server)]
+                self._load, self._kinds = Given(handler), [kind_of(handler, config.as_, config.server)]
                 log.info("the application is loaded in the master: a reload keeps its code")
             check_greenlets()
             signals.begin()  # before there is a socket file, or a pidfile, by which the master is found

@@ -787,8 +787,8 @@ class Supervisor:
         self, seat: int, ours: socket.socket, ends: list[WorkerEnds], start_read: int, start_write: int
     ) -> None:
         """In the child, signals blocked: let go of all that is the master's, in this order. Then wait until the master
-        has closed its `start_write`: before that it may be refused what it needs to learn of this child's death, and kill
-        it, which must not have a client by then."""
+        has closed its `start_write`: before that it may be refused what it needs to learn of this child's death, and
+        kill it, which must not have a client by then."""
         self._signals.forget()
         ends.append(self._core.abandon(seat))
         ours.close()

@@ -111,17 +111,17 @@ def _not_async(app: Any, where: str) -> App:
 
 
 def _may_be_on_asyncio(config: Config) -> bool:
-    kind = SERVERS.get(config.server) or (Kind.ASGI if config.interface == "auto" else Kind(config.interface))
+    kind = SERVERS.get(config.server) or (Kind.ASGI if config.as_ == "auto" else Kind(config.as_))
     return kind is Kind.RUNNER or kind in _ON_ASYNCIO
 
 
 def _is_uvicorns(config: Config) -> bool:
-    return config.server == "uvicorn" or (config.server == "auto" and config.interface == Kind.ASGI.value)
+    return config.server == "uvicorn" or (config.server == "auto" and config.as_ == Kind.ASGI.value)
 
 
 def _loop_name(config: Config) -> str:
     """That of the server, if it is known, else uvicorn's: most of those that need it are made for that."""
-    known = config.server == "hypercorn" or config.interface not in ("auto", Kind.ASGI.value, Kind.RUNNER.value)
+    known = config.server == "hypercorn" or config.as_ not in ("auto", Kind.ASGI.value, Kind.RUNNER.value)
     return "asyncio" if known else "auto"
 
 

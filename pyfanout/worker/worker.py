@@ -411,7 +411,7 @@ class Serving(NamedTuple):
 
 def server_of(app: App, config: Config, loops: Loops | None = None) -> Serving:
     """What serves an application in a worker. Raises ConfigError and LoadError."""
-    kind = kind_of(app, config.interface, config.server)
+    kind = kind_of(app, config.as_, config.server)
     if kind is Kind.HANDLER and config.server == "gevent":
         app, kind = importlib.import_module("pyfanout.embed.gevent").Runner(app, handler=True), Kind.RUNNER
     if kind is Kind.HANDLER:
@@ -428,7 +428,7 @@ def server_of(app: App, config: Config, loops: Loops | None = None) -> Serving:
     if runner is None:
 
         def serve_handler(worker: Worker) -> None:
-            if kind is Kind.HANDLER and config.interface == "auto":
+            if kind is Kind.HANDLER and config.as_ == "auto":
                 worker.doubt = doubt(app)
             module.serve(worker, app)
 

@@ -42,7 +42,7 @@ MakeServer = Callable[[], Server]
             "the factory make_broken of 'apps:make_broken' failed: RuntimeError: not today",
         ),
         ("apps:SLOW_S", {}, "'apps:SLOW_S' is not a function: it is of type float"),
-        ("apps:wsgi", {"as": "nonsense"}, "interface: 'nonsense' .* is not one of auto, handler, coroutine, "),
+        ("apps:wsgi", {"as": "nonsense"}, "as: 'nonsense' .* is not one of auto, handler, coroutine, "),
         ("apps:broken_lifespan", {"as": "asgi"}, "the application's startup failed"),
         ("socketserver:TCPServer", {}, "TCPServer needs its class of request handlers: "),
         ("socketserver:UDPServer", {}, "UDPServer serves datagrams"),

@@ -301,7 +301,7 @@ def named(value: Any) -> str:
 )
 def test_kind(app: Any, kind: Kind) -> None:
     assert kind_of(app) is kind
-    assert kind_of(app, interface=kind.value) is kind
+    assert kind_of(app, as_=kind.value) is kind
     assert not is_double_callable(app) or kind in (Kind.SOCKETSERVER, Kind.TORNADO)
 
 
@@ -454,7 +454,7 @@ def test_refused(app: Any, reason: str) -> None:
 )
 def test_as_says_what_is_uncertain(app: Any, kinds: list[str]) -> None:
     for kind in kinds:
-        assert kind_of(app, interface=kind) is Kind(kind)
+        assert kind_of(app, as_=kind) is Kind(kind)
 
 
 @pytest.mark.parametrize(
@@ -493,7 +493,7 @@ def test_as_says_what_is_uncertain(app: Any, kinds: list[str]) -> None:
 )
 def test_as_cannot_say_what_is_surely_wrong(app: Any, kind: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"^--as {kind} does not fit the application .*: it {reason}"):
-        kind_of(app, interface=kind)
+        kind_of(app, as_=kind)
 
 
 def test_the_server_tells_the_kind_of_what_does_not() -> None:
