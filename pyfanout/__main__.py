@@ -8,8 +8,9 @@ from __future__ import annotations
 import atexit
 import sys
 
-from pyfanout import cli, stdio
+from pyfanout import cli
 from pyfanout.errors import CoreError
+from pyfanout.host import stdio
 from pyfanout.master.signals import Signals
 
 

@@ -19,8 +19,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
-from pyfanout import cpus
 from pyfanout.errors import ConfigError
+from pyfanout.host import cpus
 from pyfanout.kind import SERVERS, Kind
 
 if TYPE_CHECKING:

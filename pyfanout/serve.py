@@ -7,8 +7,8 @@ from typing import Unpack
 
 from pyfanout.config import Options
 from pyfanout.errors import FanoutError
+from pyfanout.host.log import plain
 from pyfanout.kind import App
-from pyfanout.log import plain
 from pyfanout.server import Master
 
 

@@ -26,7 +26,7 @@ from typing import Any
 from refusal import refuse_to_take
 
 import pyfanout
-from pyfanout import control
+from pyfanout.link import messages
 
 HTTP_ANSWER = b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\r\nhello\n"
 
@@ -534,7 +534,7 @@ def failing(_worker: pyfanout.Worker) -> None:
 def lying(worker: pyfanout.Worker) -> None:
     """One of them says too early that it serves, and from a queue that it does not read."""
     if (worker.slot, worker.generation) == (0, 1):
-        control.tell(worker.control, control.Ready(True, 64))
+        messages.tell(worker.control, messages.Ready(True, 64))
 
 
 def few_descriptors(_worker: pyfanout.Worker) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 from pyfanout._core import ffi
 
 import pyfanout
-from pyfanout import control
-from pyfanout.control import Failed, HasRoom, Pong, Ready, Retiring, Short, Stage, WantsSuccessor
+from pyfanout.link import messages
+from pyfanout.link.messages import Failed, HasRoom, Pong, Ready, Retiring, Short, Stage, WantsSuccessor
 
 # The socket module has no names for them.
 SO_ATTACH_FILTER, SO_TIMESTAMP, SO_PEEK_OFF, SO_PASSPIDFD, SO_PASSRIGHTS = 26, 29, 42, 76, 83
@@ -160,9 +160,9 @@ def _channels(worker: pyfanout.Worker) -> Iterator[list[socket.socket]]:
         yield found
 
 
-def _say(worker: pyfanout.Worker, message: control.Message) -> None:
+def _say(worker: pyfanout.Worker, message: messages.Message) -> None:
     with contextlib.suppress(OSError):
-        control.tell(worker.control, message)
+        messages.tell(worker.control, message)
 
 
 EVILS: dict[str, Callable[[pyfanout.Worker, random.Random], None]] = {

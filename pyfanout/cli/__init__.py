@@ -11,10 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from pyfanout import __version__, stdio
+from pyfanout import __version__
 from pyfanout.cli import foreign, run
 from pyfanout.errors import ConfigError, FanoutError
-from pyfanout.log import plain
+from pyfanout.host import stdio
+from pyfanout.host.log import plain
 from pyfanout.master.signals import Signals
 
 

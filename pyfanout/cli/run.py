@@ -13,14 +13,14 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pyfanout import stdio
 from pyfanout.app import Given, check_spec, failure_of, loader_of
 from pyfanout.config import BINDS, SWITCH, Config, Option, options, unknown_variables
 from pyfanout.errors import LoadError
 from pyfanout.folders import Folders
-from pyfanout.log import plain
+from pyfanout.host import stdio
+from pyfanout.host.log import plain
 from pyfanout.master.access import Access
-from pyfanout.master.listeners import parse_all
+from pyfanout.master.endpoints import parse_all
 from pyfanout.master.readiness import check_inherited
 from pyfanout.master.signals import Signals
 from pyfanout.server import Master, check_greenlets

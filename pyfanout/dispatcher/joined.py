@@ -15,9 +15,15 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from pyfanout import control
 from pyfanout.config import Config
-from pyfanout.control import (
+from pyfanout.core import POOL, SEATS, Core, Event, EventKind
+from pyfanout.dispatcher import joining
+from pyfanout.dispatcher.joining import NoRequest
+from pyfanout.errors import CoreError, FanoutError
+from pyfanout.host.log import counted_are
+from pyfanout.limits import ANY, OpenFiles
+from pyfanout.link import messages
+from pyfanout.link.messages import (
     DecodeError,
     Drain,
     Failed,
@@ -30,15 +36,9 @@ from pyfanout.control import (
     Short,
     WantsSuccessor,
 )
-from pyfanout.core import POOL, SEATS, Core, Event, EventKind
-from pyfanout.dispatcher import joining
-from pyfanout.dispatcher.joining import NoRequest
-from pyfanout.errors import CoreError, FanoutError
-from pyfanout.limits import ANY, OpenFiles
-from pyfanout.log import counted_are
-from pyfanout.master import policy
-from pyfanout.master.listeners import Endpoint
-from pyfanout.master.outbox import AGAIN_NS, Outbox
+from pyfanout.link.outbox import AGAIN_NS, Outbox
+from pyfanout.master import timing
+from pyfanout.master.endpoints import Endpoint
 from pyfanout.master.shortage import Shortage
 from pyfanout.master.watches import Watches
 
@@ -252,7 +252,7 @@ class JoinedWorkers:
     def _on_message(self, worker: JoinedWorker) -> None:
         for _ in range(MESSAGES):
             try:
-                message = control.hear(worker.control)
+                message = messages.hear(worker.control)
             except OSError:  # there is none; or no memory for it now, and it is told of again
                 return
             except DecodeError as error:
@@ -342,7 +342,7 @@ class JoinedWorkers:
             return
         count = len(self._workers)
         most = self._open_files.soft // IN_FLIGHT // (1 if ready.pool else count)
-        size = policy.channel_size(ready.threads * (count if ready.pool else 1), most)
+        size = timing.channel_size(ready.threads * (count if ready.pool else 1), most)
         try:
             self._core.enter(worker.seat, pool=ready.pool, threads=ready.threads, size=size, most=ready.most)
         except CoreError as error:

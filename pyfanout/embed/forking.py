@@ -9,7 +9,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.control import WAKE
+from pyfanout.link.messages import WAKE
 
 if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener

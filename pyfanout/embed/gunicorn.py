@@ -27,7 +27,7 @@ from gunicorn.errors import AppImportError
 from gunicorn.sock import ssl_context
 from gunicorn.workers import base, gasgi, gthread, sync
 
-from pyfanout import greenlets, stdio
+from pyfanout import greenlets
 from pyfanout.config import LOG_LEVELS, MAX_SECONDS
 from pyfanout.core import SHORTAGE_S, Receiver, stop_new
 from pyfanout.dispatcher.owner import Dispatcher, config_of
@@ -36,6 +36,7 @@ from pyfanout.embed.asgi import Application
 from pyfanout.embed.loop import loop_factory
 from pyfanout.embed.runner import GRACE_S, LOOK_S
 from pyfanout.errors import FanoutError, LoadError, WorkerError
+from pyfanout.host import stdio
 from pyfanout.master.process import own_pidfd
 from pyfanout.worker import idle, loop_child
 from pyfanout.worker.connection import Connection, address_of

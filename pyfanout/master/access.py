@@ -1,6 +1,6 @@
 """Which users may connect to a socket file: its mode, its owner, its group.
 
-Owns no descriptor and no file. `listeners` calls `begin` before it binds and `finish` after that; the socket does not
+Owns no descriptor and no file. `endpoints` calls `begin` before it binds and `finish` after that; the socket does not
 listen before both are done, so that no client gets in by what the file was for a moment.
 """
 

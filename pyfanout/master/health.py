@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterable
 
 from pyfanout.config import Config
-from pyfanout.control import Ping, Pong
 from pyfanout.core import ScoreView
-from pyfanout.master import policy
+from pyfanout.link.messages import Ping, Pong
+from pyfanout.master import timing
 from pyfanout.master.lifecycle import State
 from pyfanout.master.roster import WorkerHandle
 
@@ -82,7 +82,7 @@ class Health:
 
     def judge(self, member: WorkerHandle, view: ScoreView, now_ns: int) -> str | None:
         """Why it is hung, or None."""
-        return policy.hang(
+        return timing.hang(
             now_ns=now_ns,
             pinged_ns=None if member.pinged_ns is None else self._asked_ns(member),
             ping_timeout_ns=self._ping_timeout_ns,

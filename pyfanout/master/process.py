@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from pyfanout import exits, sigmask, stdio
+from pyfanout import exits
 from pyfanout.errors import CoreError, is_refusal
+from pyfanout.host import sigmask, stdio
 from pyfanout.master.signals import name_of
 
 log = logging.getLogger("pyfanout.master")

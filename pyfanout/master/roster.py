@@ -16,11 +16,11 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from pyfanout.control import Failed
 from pyfanout.core import SEATS
-from pyfanout.master import policy
+from pyfanout.link.messages import Failed
+from pyfanout.link.outbox import Outbox
+from pyfanout.master import timing
 from pyfanout.master.lifecycle import State
-from pyfanout.master.outbox import Outbox
 from pyfanout.master.process import Process
 
 log = logging.getLogger("pyfanout.master")
@@ -43,8 +43,8 @@ class Slot:
     seat: int | None = None
     """Of its newest worker: what that leaves in its channel waits there for the next one."""
     deaths: int = 0
-    """In a row, see policy."""
-    died_ns: deque[int] = field(default_factory=lambda: deque(maxlen=policy.BROKEN_WINDOW))
+    """In a row, see timing."""
+    died_ns: deque[int] = field(default_factory=lambda: deque(maxlen=timing.BROKEN_WINDOW))
     failed: bool = False
     """Too many deaths: it is tried again, but slowly."""
     respawn_at_ns: int | None = None

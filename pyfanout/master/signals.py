@@ -21,7 +21,7 @@ from enum import Enum, auto
 from types import FrameType
 from typing import Any
 
-from pyfanout import stdio
+from pyfanout.host import stdio
 
 log = logging.getLogger("pyfanout.master")
 

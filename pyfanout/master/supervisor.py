@@ -20,9 +20,14 @@ import time
 from collections.abc import Callable
 
 import pyfanout
-from pyfanout import control, stdio
 from pyfanout.config import MAX_WORKERS, Config
-from pyfanout.control import (
+from pyfanout.core import POOL, SEATS, Core, Event, EventKind, ScoreView, WorkerEnds
+from pyfanout.errors import CoreError, LoadError, StuckError, WorkerError
+from pyfanout.host import stdio
+from pyfanout.host.log import counted, counted_are
+from pyfanout.limits import OpenFiles
+from pyfanout.link import messages
+from pyfanout.link.messages import (
     WAKE,
     Cut,
     DecodeError,
@@ -38,18 +43,14 @@ from pyfanout.control import (
     Stage,
     WantsSuccessor,
 )
-from pyfanout.core import POOL, SEATS, Core, Event, EventKind, ScoreView, WorkerEnds
-from pyfanout.errors import CoreError, LoadError, StuckError, WorkerError
-from pyfanout.limits import OpenFiles
-from pyfanout.log import counted, counted_are
-from pyfanout.master import policy
+from pyfanout.link.outbox import AGAIN_NS
+from pyfanout.master import timing
 from pyfanout.master.callbacks import Callbacks, Notice
+from pyfanout.master.endpoints import Endpoint
 from pyfanout.master.health import Health
 from pyfanout.master.lifecycle import Action, State, WorkerEvent, step
-from pyfanout.master.listeners import Endpoint
 from pyfanout.master.oom import OomKills
 from pyfanout.master.orphans import LOOK_NS, Orphans
-from pyfanout.master.outbox import AGAIN_NS
 from pyfanout.master.process import ExitReport, file_for_stacks, own_pidfd, spawn
 from pyfanout.master.readiness import Readiness
 from pyfanout.master.reload import Reload
@@ -144,7 +145,7 @@ class Supervisor:
         gc.collect()
         with contextlib.ExitStack() as undo:
             undo.callback(self._open_files.restore)
-            self._open_files.raise_to(policy.open_files(self._config.workers, self._config.threads))
+            self._open_files.raise_to(timing.open_files(self._config.workers, self._config.threads))
             # All workers share the objects that exist now, until a process writes to them, as the collector does. Once,
             # and not at each fork: frozen objects are never collected, and a master makes garbage as long as it lives.
             undo.callback(gc.unfreeze)
@@ -331,7 +332,7 @@ class Supervisor:
     def _read_message(self, member: WorkerHandle) -> bool:
         """Whether there may be another one."""
         try:
-            message = control.hear(member.control)
+            message = messages.hear(member.control)
             if isinstance(message, Ping):
                 raise DecodeError("a ping from a worker")
         except OSError:  # there is none; or no memory for it now, and it is told of again
@@ -496,7 +497,7 @@ class Supervisor:
             member.control.shutdown(socket.SHUT_RD)
         while True:
             try:
-                message = control.hear(member.control)
+                message = messages.hear(member.control)
             except (DecodeError, OSError):
                 return
             match message:
@@ -617,7 +618,7 @@ class Supervisor:
             return
         channels = 1 if member.pool else max(len(self._roster.slots), 1)
         readers = member.threads * (len(self._roster.slots) if member.pool else 1)
-        size = policy.channel_size(readers, self._open_files.soft // IN_FLIGHT // channels)
+        size = timing.channel_size(readers, self._open_files.soft // IN_FLIGHT // channels)
         try:
             self._core.enter(member.seat, pool=member.pool, threads=member.threads, size=size, most=member.most)
         except CoreError as error:
@@ -659,14 +660,14 @@ class Supervisor:
         now_ns = time.monotonic_ns()
         ready_for_ns = None if member.ready_ns is None else now_ns - member.ready_ns
         served = member.served or (member.resigned and self._core.look(member.seat).done > 0)
-        lived = policy.has_lived(ready_for_ns, served, self._min_uptime_ns)
-        slot.deaths = policy.deaths_in_a_row(slot.deaths, lived, member.resigned)
+        lived = timing.has_lived(ready_for_ns, served, self._min_uptime_ns)
+        slot.deaths = timing.deaths_in_a_row(slot.deaths, lived, member.resigned)
         if not slot.deaths:
             return
-        full_window = len(slot.died_ns) == policy.BROKEN_WINDOW
+        full_window = len(slot.died_ns) == timing.BROKEN_WINDOW
         window_ns = now_ns - slot.died_ns[0] if full_window else None
         slot.died_ns.append(now_ns)
-        failed = policy.is_broken(slot.deaths, window_ns, self._min_uptime_ns)
+        failed = timing.is_broken(slot.deaths, window_ns, self._min_uptime_ns)
         before, slot.failed = slot.failed, failed
         if failed and not before and self._ever_ready and self._stopping is None:
             self._fail(slot)
@@ -677,7 +678,7 @@ class Supervisor:
         slot.seat = old.seat
         if old.spent and self._stopping is None:
             slot.deaths += 1
-            slot.respawn_at_ns = time.monotonic_ns() + policy.respawn_delay_ns(max(slot.deaths, 2), random.random())
+            slot.respawn_at_ns = time.monotonic_ns() + timing.respawn_delay_ns(max(slot.deaths, 2), random.random())
 
     def _fail(self, slot: Slot) -> None:
         """A slot whose workers die again and again."""
@@ -711,7 +712,7 @@ class Supervisor:
 
     def _respawn_later(self, slot: Slot) -> None:
         """At once after a first death, else when the delay is over."""
-        delay_ns = policy.respawn_delay_ns(slot.deaths, random.random(), slot.failed)
+        delay_ns = timing.respawn_delay_ns(slot.deaths, random.random(), slot.failed)
         if delay_ns:
             log.info("%s is started again in %.1f s (death %d in a row)", slot, delay_ns / 1e9, slot.deaths)
         slot.respawn_at_ns = time.monotonic_ns() + delay_ns
@@ -738,7 +739,7 @@ class Supervisor:
                 return None  # of a reload: who serves stays
             slot.deaths += 1
             if self._ever_ready:  # else as one that died before it was ready
-                delay_ns = policy.respawn_delay_ns(max(slot.deaths, 2), random.random())
+                delay_ns = timing.respawn_delay_ns(max(slot.deaths, 2), random.random())
                 slot.respawn_at_ns = time.monotonic_ns() + delay_ns
             return None
         self._tell("fork", member)
@@ -942,7 +943,7 @@ class Supervisor:
         if self._stopping or workers == len(self._roster.slots):
             return
         log.info("scaling from %d to %s", len(self._roster.slots), counted(workers))
-        self._open_files.raise_to(policy.open_files(workers, self._config.threads))
+        self._open_files.raise_to(timing.open_files(workers, self._config.threads))
         while len(self._roster.slots) < workers and not self._stopping:
             self._roster.grow().respawn_at_ns = time.monotonic_ns()
         while len(self._roster.slots) > workers and not self._stopping:

@@ -16,8 +16,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pyfanout import exits
-from pyfanout.control import Stage
 from pyfanout.errors import WorkerError
+from pyfanout.link.messages import Stage
 from pyfanout.worker.idle import LOOK_S, Borrowed
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ import signal
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pyfanout.control import WAKE, HasRoom
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Receiver
 from pyfanout.kind import AsyncHandler
+from pyfanout.link.messages import WAKE, HasRoom
 from pyfanout.worker import child, clients, loop_child
 from pyfanout.worker.connection import Address, Connection, address_of
 from pyfanout.worker.idle import IDLE_S, LOOK_S, IdleWatch, end_input, is_silent

@@ -20,8 +20,8 @@ from select import POLLIN, poll
 from time import monotonic, sleep
 from typing import Any
 
-from pyfanout import sigmask
-from pyfanout.control import WAKE
+from pyfanout.host import sigmask
+from pyfanout.link.messages import WAKE
 
 log = logging.getLogger("pyfanout.worker")
 

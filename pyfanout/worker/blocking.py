@@ -20,9 +20,9 @@ from select import POLLIN
 from typing import TYPE_CHECKING, Any
 
 from pyfanout import greenlets
-from pyfanout.control import WAKE
 from pyfanout.core import SHORTAGE_S, Receiver, interrupt_with, is_pooled
 from pyfanout.kind import BlockingHandler
+from pyfanout.link.messages import WAKE
 from pyfanout.worker import clients
 from pyfanout.worker.connection import Connection, address_of
 from pyfanout.worker.idle import LOOK_S, bytes_moved, end_if_idle

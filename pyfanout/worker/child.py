@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pyfanout import exits, stdio
+from pyfanout import exits
+from pyfanout.host import stdio
 from pyfanout.worker.epoll import epoll
 
 if TYPE_CHECKING:

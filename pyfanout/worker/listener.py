@@ -25,8 +25,8 @@ from select import EPOLLET, EPOLLIN, EPOLLOUT, POLLIN, poll
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyfanout.control import MOST_CONNECTIONS, HasRoom
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Receiver
+from pyfanout.link.messages import MOST_CONNECTIONS, HasRoom
 from pyfanout.worker import child
 from pyfanout.worker.connection import Address, Connection, Counting, address_of
 from pyfanout.worker.epoll import epoll

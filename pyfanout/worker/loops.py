@@ -13,8 +13,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.control import WAKE
 from pyfanout.errors import LoadError
+from pyfanout.link.messages import WAKE
 from pyfanout.worker.aio import close, waking
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from _thread import get_ident  # by name: gevent puts in another
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pyfanout import exits, sigmask
-from pyfanout.control import WAKE, says_drain
+from pyfanout import exits
+from pyfanout.host import sigmask
+from pyfanout.link.messages import WAKE, says_drain
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -27,7 +27,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyfanout import exits, greenlets
 from pyfanout.app import failure_of
 from pyfanout.config import Config
-from pyfanout.control import (
+from pyfanout.core import SHORTAGE_S, WorkerEnds, keep_heap
+from pyfanout.errors import ConfigError, LoadError
+from pyfanout.host.log import counted, has_no_way
+from pyfanout.kind import App, Kind
+from pyfanout.limits import OpenFiles, of_connections
+from pyfanout.link.messages import (
     Cut,
     Drain,
     Failed,
@@ -43,11 +48,6 @@ from pyfanout.control import (
     hear,
     tell,
 )
-from pyfanout.core import SHORTAGE_S, WorkerEnds, keep_heap
-from pyfanout.errors import ConfigError, LoadError
-from pyfanout.kind import App, Kind
-from pyfanout.limits import OpenFiles, of_connections
-from pyfanout.log import counted, has_no_way
 from pyfanout.recognition import doubt, kind_of
 from pyfanout.worker import child, connection
 from pyfanout.worker.acceptance import await_acceptance

@@ -19,11 +19,12 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["pyfanout"]):
-    from pyfanout import _core, control
+    from pyfanout import _core
     from pyfanout.config import MAX_THREADS, Policy
     from pyfanout.core import Core, EventKind
     from pyfanout.dispatcher import joining
-    from pyfanout.master import policy
+    from pyfanout.link import messages
+    from pyfanout.master import timing
     from pyfanout.worker import proxy
 
 LIBFUZZER = Path(atheris.__file__).with_name("core_with_libfuzzer" + EXTENSION_SUFFIXES[0])
@@ -34,14 +35,14 @@ CLIENTS = 64
 def control_socket(data: bytes) -> None:
     """A packet on the control socket: one of the messages, which is encoded as it came, or DecodeError."""
     try:
-        message = control.decode(data)
-    except control.DecodeError:
+        message = messages.decode(data)
+    except messages.DecodeError:
         return
-    packet = control.encode(message)
-    assert len(packet) <= control.PACKET_BYTES
-    again = control.decode(packet)
+    packet = messages.encode(message)
+    assert len(packet) <= messages.PACKET_BYTES
+    again = messages.decode(packet)
     assert type(again) is type(message)
-    if not isinstance(message, control.Failed):  # whose texts may be cut, and may not be UTF-8
+    if not isinstance(message, messages.Failed):  # whose texts may be cut, and may not be UTF-8
         assert packet == data
 
 
@@ -82,7 +83,7 @@ def score_page(data: bytes) -> None:
         assert view.busy_since_ns >= 0
         now_ns = time.monotonic_ns()
         for pinged_ns in (None, now_ns, now_ns - 10**11):
-            policy.hang(
+            timing.hang(
                 now_ns=now_ns,
                 pinged_ns=pinged_ns,
                 ping_timeout_ns=10**10,

@@ -103,8 +103,8 @@ SETUP = """
     from dataclasses import replace
 
     import errno
-    from pyfanout.control import ServerStopping, Drain, Ping
-    from pyfanout.master import outbox
+    from pyfanout.link.messages import ServerStopping, Drain, Ping
+    from pyfanout.link import outbox
 
     def refusing(kind, error, times):
         '''The first messages of this kind are not sent. A descriptor, readable when the last of them was not.'''
@@ -362,7 +362,7 @@ def test_one_that_always_finds_a_connection_still_answers_pings(tmp_path: Path) 
     run_with_workers(
         tmp_path,
         """
-        from pyfanout.control import Pong
+        from pyfanout.link.messages import Pong
         from pyfanout.worker.worker import Worker
 
         pongs, say = [], Worker.say

@@ -220,8 +220,8 @@ def test_pings_can_be_switched_off(server: MakeServer, handler: str, options: di
 
 SHORT = """
 import errno
-from pyfanout.control import Ping
-from pyfanout.master import outbox
+from pyfanout.link.messages import Ping
+from pyfanout.link import outbox
 
 class Refusing:
     # No ping is sent: `times` of them in this process

@@ -125,7 +125,7 @@ def test_the_port_stays_open_with_no_worker(server: MakeServer, kind: str, handl
 def test_a_replacement_comes_at_once_the_first_time(server: MakeServer, handler: str, options: dict) -> None:
     one = server().start(f"apps:{handler}", workers=2, **options)
     victim = one.workers[0]
-    # A life of at least a second: only then is a death the first of a new row, see master.policy.
+    # A life of at least a second: only then is a death the first of a new row, see master.timing.
     kill(victim)
     one.wait_workers(2, gone=[victim])
     one.wait_ready_workers(3)

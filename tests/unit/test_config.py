@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyfanout import cpus
 from pyfanout.config import Config, Mode, Policy, options, unknown_variables
 from pyfanout.errors import ConfigError
+from pyfanout.host import cpus
 
 
 @pytest.fixture(autouse=True)

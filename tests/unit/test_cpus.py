@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyfanout import cpus
+from pyfanout.host import cpus
 
 V2 = "30 23 0:26 {root} /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = "33 31 0:30 {root} /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct\n"

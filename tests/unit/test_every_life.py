@@ -30,10 +30,24 @@ from typing import Any
 import pytest
 
 from pyfanout.config import Config
-from pyfanout.control import WAKE, Drain, Failed, Ping, Pong, Ready, Retiring, Short, Stage, WantsSuccessor, hear, tell
 from pyfanout.core import POOL, Event, EventKind, ScoreView
 from pyfanout.errors import CoreError, StuckError, WorkerError
-from pyfanout.master import lifecycle, outbox, policy, roster, supervisor
+from pyfanout.link import outbox
+from pyfanout.link.messages import (
+    WAKE,
+    Drain,
+    Failed,
+    Ping,
+    Pong,
+    Ready,
+    Retiring,
+    Short,
+    Stage,
+    WantsSuccessor,
+    hear,
+    tell,
+)
+from pyfanout.master import lifecycle, roster, supervisor, timing
 from pyfanout.master.callbacks import Callbacks
 from pyfanout.master.lifecycle import Action, State, WorkerEvent
 from pyfanout.master.process import ExitReport
@@ -217,7 +231,7 @@ class World:
     def _worker_main(self, slot: int, _generation: int, _station: Any, control: socket.socket, *_: Any) -> int:
         (it,) = [each for each in self.supervisor._roster.slots if each.number == slot]
         if it.deaths > 1 and it.member is None and self.supervisor._reload is None:
-            assert self.now_ns >= it.died_ns[-1] + policy.FIRST_DELAY_NS, "no back-off"
+            assert self.now_ns >= it.died_ns[-1] + timing.FIRST_DELAY_NS, "no back-off"
         self.workers.append(Process(self, next(self._pids), control.dup()))
         return 0
 
@@ -723,7 +737,7 @@ on_ready, on_pong, wants_another = Supervisor._on_ready, Supervisor._on_pong, Su
     [
         ("reload, fault", Supervisor, "_on_ready", promote_at_ready),
         ("reload, both", Supervisor, "_on_pong", promote_at_once),
-        ("deaths", policy, "respawn_delay_ns", lambda *_: 0),
+        ("deaths", timing, "respawn_delay_ns", lambda *_: 0),
         ("reload, fault", Supervisor, "_on_lost_successor", lambda *_: None),
         (
             *("stop, fault, client", Supervisor, "_wants_another"),

@@ -12,9 +12,9 @@ import pytest
 from workers import member
 
 from pyfanout.config import Config
-from pyfanout.control import PACKET_BYTES, Ping, Pong, decode
 from pyfanout.core import ScoreView
-from pyfanout.master import outbox
+from pyfanout.link import outbox
+from pyfanout.link.messages import PACKET_BYTES, Ping, Pong, decode
 from pyfanout.master.health import PAUSE_NS, Health
 from pyfanout.master.lifecycle import State
 from pyfanout.master.roster import Slot, WorkerHandle

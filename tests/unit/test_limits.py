@@ -109,7 +109,7 @@ def test_the_limits_of_a_server(tmp_path: Path) -> None:
         tmp_path,
         """
         import resource
-        from pyfanout.master.policy import open_files
+        from pyfanout.master.timing import open_files
 
         def limit():
             return resource.getrlimit(resource.RLIMIT_NOFILE)

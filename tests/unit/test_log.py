@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import pytest
 
-from pyfanout.log import PATIENCE_S, Handler, Lines, plain
+from pyfanout.host.log import PATIENCE_S, Handler, Lines, plain
 
 PIPE_BYTES = 4096
 NOTE = re.compile(r"(\d+) lines? (?:was|were) lost: nobody read the log")
@@ -31,7 +31,7 @@ def logging_to(fd: int) -> Iterator[logging.Logger]:
     with (
         open(fd, "w") as stream,
         contextlib.closing(Handler(stream)) as handler,
-        patch("pyfanout.log.handlers_of", lambda _: [handler]),  # pytest has some, which would take the lines
+        patch("pyfanout.host.log.handlers_of", lambda _: [handler]),  # pytest has some, which would take the lines
     ):
         handler.setFormatter(Lines("%(message)s"))
         log = logging.Logger("test")

@@ -10,9 +10,9 @@ from contextlib import suppress
 
 import pytest
 
-from pyfanout.control import Message, Ping, ServerStopping, hear, tell
-from pyfanout.master import outbox
-from pyfanout.master.outbox import Outbox
+from pyfanout.link import outbox
+from pyfanout.link.messages import Message, Ping, ServerStopping, hear, tell
+from pyfanout.link.outbox import Outbox
 
 
 @pytest.fixture

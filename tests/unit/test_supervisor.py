@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pyfanout.config import Config
-from pyfanout.control import Failed, Stage, tell
+from pyfanout.link.messages import Failed, Stage, tell
 from pyfanout.master.callbacks import Callbacks
 from pyfanout.master.lifecycle import State, WorkerEvent, step
 from pyfanout.master.readiness import Readiness

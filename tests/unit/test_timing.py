@@ -1,4 +1,4 @@
-"""policy: when a worker is started again, when it is hung. Made-up numbers, no clock."""
+"""timing: when a worker is started again, when it is hung. Made-up numbers, no clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyfanout.master.policy import (
+from pyfanout.master.timing import (
     BROKEN_ROW,
     BROKEN_WINDOW,
     FIRST_DELAY_NS,

@@ -1,4 +1,4 @@
-"""control: what is encoded is decoded; what is not a message raises DecodeError and nothing else."""
+"""messages: what is encoded is decoded; what is not a message raises DecodeError and nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pyfanout.config import MAX_THREADS
-from pyfanout.control import (
+from pyfanout.link.messages import (
     MOST_CONNECTIONS,
     PACKET_BYTES,
     SERVING_BYTES,

@@ -1,4 +1,4 @@
-"""listeners: every form of an address, every way in which one can be refused, and nothing left behind."""
+"""endpoints: every form of an address, every way in which one can be refused, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyfanout.errors import ConfigError
-from pyfanout.master import access, filelock, listeners
+from pyfanout.master import access, filelock
 from pyfanout.master.access import Access, AccessError
-from pyfanout.master.listeners import (
+from pyfanout.master.endpoints import (
+    PORT_TRIES,
     Endpoint,
     InheritedFd,
+    SocketFile,
     Systemd,
     TcpAddress,
     UnixAddress,
+    open_listeners,
     parse,
     printable,
 )
@@ -67,7 +70,7 @@ def opened(no_descriptor_leaks: None) -> Iterator[Opener]:
     endpoints: list[Endpoint] = []
 
     def open_(*binds: str | socket.socket, **options: Any) -> list[Endpoint]:
-        result = listeners.open_listeners(binds, **{"backlog": 16, "nodelay": True, "environ": {}, **options})
+        result = open_listeners(binds, **{"backlog": 16, "nodelay": True, "environ": {}, **options})
         endpoints.extend(result)
         return result
 
@@ -80,9 +83,7 @@ def refused(*binds: str | socket.socket, environ: dict[str, str] | None = None, 
     """The one line with which `binds` are refused; nothing that was opened on the way is still open."""
     before = descriptors()
     with pytest.raises(ConfigError) as caught:
-        listeners.open_listeners(
-            binds, backlog=16, nodelay=True, environ={} if environ is None else environ, access=access
-        )
+        open_listeners(binds, backlog=16, nodelay=True, environ={} if environ is None else environ, access=access)
     assert descriptors() == before
     assert len(str(caught.value).splitlines()) == 1
     assert str(caught.value).startswith("bind ")
@@ -325,7 +326,7 @@ def test_a_port_that_is_taken_on_the_second_address_is_chosen_anew(
     tries.clear()
     refusals = 1000
     assert "in use" in refused("some.name:0")
-    assert len(tries) == listeners.PORT_TRIES
+    assert len(tries) == PORT_TRIES
 
 
 def test_scope_of_a_link_local_address(opened: Opener) -> None:
@@ -454,7 +455,7 @@ def test_out_of_descriptors() -> None:
         messages = []
         for bind in ("127.0.0.1:0", "unix:@pyfanout-full"):
             with pytest.raises(ConfigError) as caught:
-                listeners.open_listeners([bind], backlog=1, nodelay=True, environ={})
+                open_listeners([bind], backlog=1, nodelay=True, environ={})
             messages.append(str(caught.value))
     finally:
         for fd in taken:
@@ -587,7 +588,7 @@ def test_unix_two_starts_at_the_same_instant(tmp_path: Path, monkeypatch: pytest
                 monkeypatch.setattr(filelock, "FOLDER_S", 60.0)
                 theirs.recv(1)
                 try:
-                    endpoints = listeners.open_listeners([f"unix:{path}"], backlog=1, nodelay=True, environ={})
+                    endpoints = open_listeners([f"unix:{path}"], backlog=1, nodelay=True, environ={})
                     theirs.send(b"has it")
                     theirs.recv(1)
                     assert endpoints
@@ -607,7 +608,7 @@ def test_unix_two_starts_at_the_same_instant(tmp_path: Path, monkeypatch: pytest
 
         with monkeypatch.context() as context:
             context.setattr(os, "unlink", wait_and_delete)
-            (endpoint,) = listeners.open_listeners([f"unix:{path}"], backlog=1, nodelay=True, environ={})
+            (endpoint,) = open_listeners([f"unix:{path}"], backlog=1, nodelay=True, environ={})
         try:
             ours.settimeout(60)
             assert b"another process listens there" in ours.recv(1000)
@@ -637,7 +638,7 @@ def test_unix_folder_that_cannot_be_read() -> None:
         os.chmod(folder, 0o333)
 
         def serve() -> str:
-            (endpoint,) = listeners.open_listeners([f"unix:{folder}/a.sock"], backlog=1, nodelay=True, environ={})
+            (endpoint,) = open_listeners([f"unix:{folder}/a.sock"], backlog=1, nodelay=True, environ={})
             talks(endpoint)
             endpoint.close()
             return "served"
@@ -732,15 +733,15 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may give fil
 def test_mode_of_a_socket_file(opened: Opener, tmp_path: Path, umask: int, mode: int) -> None:
     """Whatever the umask is, and never more than asked for, from the moment it is there."""
     before, seen = os.umask(umask), []
-    real = listeners.SocketFile.made_at
+    real = SocketFile.made_at
 
-    def made_at(path: str) -> listeners.SocketFile:
+    def made_at(path: str) -> SocketFile:
         seen.append(stat.S_IMODE(os.lstat(path).st_mode))
         return real(path)
 
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(listeners.SocketFile, "made_at", made_at)
+            patch.setattr(SocketFile, "made_at", made_at)
             (endpoint,) = opened(f"unix:{tmp_path}/s", access=Access.of(mode, None))
     finally:
         os.umask(before)
@@ -903,7 +904,7 @@ def test_the_same_socket_as_two_descriptors() -> None:
     address = printable(sock.family, sock.getsockname())
     fds = sock.detach(), copy.detach()
     with pytest.raises(ConfigError, match=f"bind 'fd://{fds[1]}': this server listens on {address} already"):
-        listeners.open_listeners([f"fd://{fd}" for fd in fds], backlog=1, nodelay=True, environ={})
+        open_listeners([f"fd://{fd}" for fd in fds], backlog=1, nodelay=True, environ={})
     os.close(fds[1])
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fds[0])
@@ -966,7 +967,7 @@ def systemd(sockets: Sequence[socket.socket], environ: dict[str, str], act: Call
 
 def test_systemd(tmp_path: Path) -> None:
     def act(environ: dict[str, str]) -> str:
-        endpoints = listeners.open_listeners(["systemd"], backlog=4, nodelay=True, environ=environ)
+        endpoints = open_listeners(["systemd"], backlog=4, nodelay=True, environ=environ)
         assert [endpoint.sock.fileno() for endpoint in endpoints] == [3, 4]
         assert all(is_ready(endpoint.sock) for endpoint in endpoints)
         assert environ == {"KEPT": "1"}
@@ -1028,7 +1029,7 @@ def test_one_that_fails_closes_all(tmp_path: Path) -> None:
     with bound() as sock:
         fd = bound().detach()
         with pytest.raises(ConfigError, match="no network interface"):
-            listeners.open_listeners(
+            open_listeners(
                 ["127.0.0.1:0", f"unix:{tmp_path}/a.sock", sock, f"fd://{fd}", "192.0.2.1:0"],
                 backlog=1,
                 nodelay=True,

@@ -9,7 +9,7 @@ import errno
 import socket
 import time
 
-from pyfanout.control import Message, tell
+from pyfanout.link.messages import Message, tell
 
 AGAIN_NS = 100_000_000
 """Between two tries, if nothing else happens: no event tells when the system has memory again."""
