@@ -5,6 +5,7 @@ Servers run in a network namespace of their own, so that the ports of README are
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -232,7 +234,20 @@ def test_the_tests_that_are_named_exist() -> None:
         assert (ROOT / "tests" / path).exists(), each
 
 
-def test_the_worst_number_and_the_picture_are_of_the_committed_report() -> None:
+RESULT = r"([\d.,]+)(?: \w+)?"
+COMPARED = re.compile(rf"\| .+ \(`([a-z\d-]+)`\) \| (.+) \| {RESULT} \| {RESULT} \((.+)\) \| (.+) \|")
+LOSSES = 5
+
+
+def comparison(line: standings.Line) -> str:
+    if line.better_than_ours:
+        return f"{line.subject} is {table.number(1 / line.ratio)} times better"
+    if line.verdict != "we are better":
+        return f"the ranges {line.verdict}"
+    return "pyfanout lost none" if line.ratio == math.inf else f"pyfanout is {table.number(line.ratio)} times better"
+
+
+def test_the_comparison_and_the_picture_are_of_the_committed_report() -> None:
     """Which is of a full run, with everybody in it, and made of the samples beside it."""
     (folder,) = {ROOT / "bench" / "results" / name for name in re.findall(r"bench/results/([\d-]+)/", README)}
     about, found = samples.read(folder / "samples.jsonl")
@@ -242,7 +257,27 @@ def test_the_worst_number_and_the_picture_are_of_the_committed_report() -> None:
     assert {sample.experiment for sample in found} == {question.experiment for question in questions.PEERS}
     report, overview = (folder / "report.md").read_text(), (folder / "overview.svg").read_text()
     assert report == table.report(about, questions.PEERS, found)
-    worst = standings.losses(questions.PEERS, found)[0]
-    assert f"**The worst number**: {table.loss(worst)}" in " ".join(README.split())
     assert overview.startswith("<svg")
     assert f"{overview}\n" in page.page(report, overview)
+
+    section = README.partition("\n## Benchmarks\n")[2].partition("\n## ")[0]
+    for fact in (about["date"][:10], "python -m bench peers", about["machine"], about["python"], about["commit"]):
+        assert fact in section
+    assert about["command"].startswith("python -m bench peers ")
+    _, _, *rows = re.findall(r"^\|.*", section, re.M)
+    asked = {question.name: question for question in questions.PEERS}
+    shown = []
+    for row in rows:
+        matched = COMPARED.fullmatch(row)
+        assert matched, row
+        name, subject, result, ours, beside, words = matched.groups()
+        lines = {line.subject: line for line in standings.lines(asked[name], found)}
+        line = lines[subject]
+        assert [result, ours] == [table.number(median(each.values)) for each in (line, lines[beside])], row
+        assert (beside, words) == (line.beside, comparison(line)), row
+        shown.append((name, subject, line.better_than_ours))
+    worst: dict[str, str] = {}
+    for line in standings.losses(questions.PEERS, found):
+        worst.setdefault(line.question.name, line.subject)
+    assert shown[:LOSSES] == [(name, subject, True) for name, subject in worst.items()][:LOSSES]
+    assert not any(lost for *_, lost in shown[LOSSES:])
