@@ -14,7 +14,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGHUP, SIGQUIT, SIGTERM, Signals
@@ -92,51 +91,52 @@ def program(name: str) -> str | None:
 # ---- ours, and those that the bench has made -----------------------------------------------------------------------
 
 OWN = "{python} -m bench.subjects"
-BLOCKS: dict[str, Any] = {"kind": "handler", "traits": "replaces works sleeps", "exits": True}
-STREAMS: dict[str, Any] = {"kind": "streams", "traits": "keeps replaces works loops", "exits": True}
-HANDLERS = {"blocking": BLOCKS, "asyncio": STREAMS}
+HANDLERS: dict[str, dict[str, Any]] = {
+    "blocking": {"kind": "handler", "traits": "works sleeps", "exits": True},
+    "asyncio": {"kind": "streams", "traits": "keeps works loops", "exits": True},
+}
+BY_HAND = ("by-hand", "reduction")
+"""These do not replace a worker that dies."""
 
 
-def _ours(name: str, handler: str, words: str = "", **more: Any) -> Subject:
-    command = f"{OWN} pyfanout --handler {handler} {words} --port {{port}} --workers {{workers}}"
-    return Subject(f"pyfanout {name}", command=command, **{**HANDLERS[handler], "reload": SIGHUP, **more})
+def _made(name: str, handler: str, server: str = "pyfanout", words: str = "", **more: Any) -> Subject:
+    command = f"{OWN} {server} --handler {handler} {words} --port {{port}} --workers {{workers}}"
+    own = HANDLERS[handler] | ({"reload": SIGHUP} if server == "pyfanout" else {"beside": f"pyfanout {handler}"})
+    traits = own["traits"] if server in BY_HAND else f"replaces {own['traits']}"
+    return Subject(name, command=command, **own | {"traits": traits} | more)
 
 
-def _rivals(name: str, server: str, *, replaces: bool = True, **more: Any) -> Iterator[Subject]:
+def _both(name: str, server: str, **more: Any) -> list[Subject]:
     """One that blocks, and one that loops."""
-    for handler, kind in HANDLERS.items():
-        command = f"{OWN} {server} --handler {handler} --port {{port}} --workers {{workers}}"
-        traits = kind["traits"] if replaces else kind["traits"].replace("replaces ", "")
-        own = {**kind, "traits": traits, "beside": f"pyfanout {handler}", **more}
-        yield Subject(f"{name}{handler}", command=command, **own)
+    return [_made(f"{name}{handler}", handler, server, **more) for handler in HANDLERS]
 
 
 def _released(handler: str) -> Subject:
     """Its application is a file, that can be replaced."""
     command = "{python} -m pyfanout run release:handler --app-dir {folder} --bind 127.0.0.1:{port} --workers {workers}"
     release = f"from bench.workloads import HANDLERS\nhandler = HANDLERS[{handler!r}]\n"
-    more = HANDLERS[handler] | {"asked": ("life",), "reload": SIGHUP, "files": (("release.py", release),)}
-    return Subject(f"pyfanout run, {handler}", command=f"{command} --backlog 4096", **more)
+    more = {"asked": ("life",), "files": (("release.py", release),)}
+    return replace(_made(f"pyfanout run, {handler}", handler), command=f"{command} --backlog 4096", **more)
 
 
 LEAST, HASH = "--policy least-connections", "--policy source-hash"
 SPREAD = ("throughput", "tail", "balance")
 KILLED = ("kill", "stop", "restart", "recovery")
 MIGRATES: dict[str, Any] = {"quick": False, "asked": KILLED, "sysctls": (("net.ipv4.tcp_migrate_req", "1"),)}
-REUSEPORT = [*_rivals("SO_REUSEPORT ", "reuseport", quick=True)]
+REUSEPORT = _both("SO_REUSEPORT ", "reuseport", quick=True)
 MADE = (
-    _ours("blocking", "blocking", quick=True),
-    _ours("blocking, source-hash", "blocking", HASH, asked=SPREAD),
-    _ours("blocking, least-connections", "blocking", LEAST, asked=("dispatch",)),
-    _ours("threads", "blocking", "--threads 4", threads=4, asked=("throughput",)),
-    _ours("asyncio", "asyncio", quick=True),
-    _ours("asyncio, least-connections", "asyncio", LEAST, asked=SPREAD),
-    _ours("asyncio, source-hash", "asyncio", HASH, asked=SPREAD),
+    _made("pyfanout blocking", "blocking", quick=True),
+    _made("pyfanout blocking, source-hash", "blocking", words=HASH, asked=SPREAD),
+    _made("pyfanout blocking, least-connections", "blocking", words=LEAST, asked=("dispatch",)),
+    _made("pyfanout threads", "blocking", words="--threads 4", threads=4, asked=("throughput",)),
+    _made("pyfanout asyncio", "asyncio", quick=True),
+    _made("pyfanout asyncio, least-connections", "asyncio", words=LEAST, asked=SPREAD),
+    _made("pyfanout asyncio, source-hash", "asyncio", words=HASH, asked=SPREAD),
     *REUSEPORT,
     replace(REUSEPORT[0], name="SO_REUSEPORT blocking, tcp_migrate_req", **MIGRATES),
-    *_rivals("shared listener ", "shared"),
-    *_rivals("dispatcher in Python, ", "by-hand", replaces=False),
-    *_rivals("multiprocessing.reduction, ", "reduction", replaces=False, asked=("throughput",)),
+    *_both("shared listener ", "shared"),
+    *_both("dispatcher in Python, ", "by-hand"),
+    *_both("multiprocessing.reduction, ", "reduction", asked=("throughput",)),
     *map(_released, HANDLERS),
 )
 
@@ -178,9 +178,16 @@ SYNC = "replaces works sleeps"
 THREADED = "keeps replaces works sleeps"
 LOOPS = "keeps replaces works loops"
 RELOADS: dict[str, Any] = {"reload": SIGHUP, "preload": "--preload"}
-ANOTHER: dict[str, Any] = {"kind": "another language", "beside": "pyfanout asyncio"}
+ANOTHER, STREAMS, NODE = "another language", "pyfanout asyncio", "node {here}/cluster.js"
 AIOHTTP: dict[str, Any] = {"kind": "aiohttp", "asked": EMBED, "beside": "pyfanout aiohttp"}
-PORT = (("PORT", "{port}"),)
+PORT = ("PORT", "{port}")
+RUNS_NODE: dict[str, Any] = {"needs": "node", "variables": (PORT,)}
+RUNS_PM2 = {
+    "needs": str(PM2),
+    "variables": (PORT, ("PM2_HOME", "{folder}")),
+    "reload": f"{PM2.with_name('pm2')} reload all",
+}
+RUNS_NGINX = {"needs": "nginx", "files": (("nginx.conf", NGINX),), "reload": SIGHUP, "stop": SIGQUIT}
 DRAINS = (("UWSGI_HOOK_MASTER_START", "unix_signal:15 gracefully_kill_them_all"),)
 """Else SIGTERM reloads it."""
 
@@ -202,11 +209,6 @@ def _asgi(name: str, command: str, **more: Any) -> Subject:
     needs = f"python:{name.partition(',')[0]}"
     more = {"kind": "ASGI", "needs": needs, "beside": f"pyfanout {name}", **more}
     return Subject(name, command=command, traits=LOOPS, **more)
-
-
-def _node(name: str, policy: str, *, quick: bool = False) -> Subject:
-    command = f"node {{here}}/cluster.js {policy} {{workers}}"
-    return Subject(name, command=command, traits=LOOPS, quick=quick, needs="node", variables=PORT, **ANOTHER)
 
 
 OTHERS = (
@@ -232,28 +234,10 @@ OTHERS = (
     _asgi("granian", GRANIAN, quick=True, beside="pyfanout uvicorn", reload=SIGHUP),
     _gunicorn("aiohttp", "aiohttp.GunicornWebWorker", LOOPS, app="aiohttp_for_gunicorn", **AIOHTTP),
     _asgi("tornado", "{python} -m bench.peers.app {port} {workers}", asked=EMBED, kind="tornado"),
-    _node("Node cluster, SCHED_RR", "rr", quick=True),
-    _node("Node cluster, SCHED_NONE", "none"),
-    Subject(
-        "PM2 cluster",
-        command=f"{PM2} start {{here}}/app.js -i {{workers}}",
-        traits=LOOPS,
-        needs=str(PM2),
-        variables=(*PORT, ("PM2_HOME", "{folder}")),
-        reload=f"{PM2.with_name('pm2')} reload all",
-        **ANOTHER,
-    ),
-    Subject(
-        "nginx",
-        command="nginx -c {folder}/nginx.conf",
-        traits="keeps replaces",
-        quick=True,
-        needs="nginx",
-        files=(("nginx.conf", NGINX),),
-        reload=SIGHUP,
-        stop=SIGQUIT,
-        **ANOTHER,
-    ),
+    Subject("Node cluster, SCHED_RR", ANOTHER, f"{NODE} rr {{workers}}", LOOPS, STREAMS, quick=True, **RUNS_NODE),
+    Subject("Node cluster, SCHED_NONE", ANOTHER, f"{NODE} none {{workers}}", LOOPS, STREAMS, **RUNS_NODE),
+    Subject("PM2 cluster", ANOTHER, f"{PM2} start {{here}}/app.js -i {{workers}}", LOOPS, STREAMS, **RUNS_PM2),
+    Subject("nginx", ANOTHER, "nginx -c {folder}/nginx.conf", "keeps replaces", STREAMS, quick=True, **RUNS_NGINX),
 )
 FIELD = (*MADE, *OTHERS)
 BY_NAME = {subject.name: subject for subject in FIELD}

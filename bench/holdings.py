@@ -21,17 +21,13 @@ HOLDERS = 4
 """Processes that hold connections, each within its own limit of descriptors."""
 
 
-def _pss_bytes(server: Server) -> int:
-    return sum(procfs.pss_bytes(pid) for pid in procfs.session(server.pid))
-
-
 def memory(_context: Context, subject: Subject, _seed: int, *, ballast_mb: int = 250) -> Values:
     """Of all its processes, what is theirs alone and their shares of what they share (Pss), after 1,000 connections,
     over an application of that size, loaded before the fork if it can."""
     with Server(subject, workers=WORKERS, ballast_mb=ballast_mb, options=subject.preload) as server:
         answers = loadgen.load(server.port, closed=8, count=1000, duration=20)
         time.sleep(SETTLE_S)
-        found = _pss_bytes(server)
+        found = procfs.pss_bytes(server.pid)
     return {"pss_mb": found / 1e6, **common(answers)}
 
 
@@ -43,9 +39,9 @@ def grow_held(context: Context, subject: Subject, _seed: int, *, counts: Sequenc
         with Server(subject, workers=WORKERS, cpu=context.server) as server:
             warm_up(context, server)
             time.sleep(SETTLE_S)
-            before = _pss_bytes(server)
+            before = procfs.pss_bytes(server.pid)
             with held_by_others(server.port, count, HOLDERS):
-                found[f"kb_{count}"] = (_pss_bytes(server) - before) / 1e3 / count
+                found[f"kb_{count}"] = (procfs.pss_bytes(server.pid) - before) / 1e3 / count
                 found[f"cpu_{count}_us"], answers = _cost_us(context, server)
         runs.append(answers)
     return {**found, **common(*runs)}

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 from bench import loadgen, procfs
@@ -18,7 +18,7 @@ from bench.field import Subject
 from bench.loadgen import Answers, common
 from bench.losses import LOSS_RATE, loading
 from bench.model import Context, Values
-from bench.server import Server, ServerError
+from bench.server import Server
 from bench.speed import WORKERS
 
 BROKEN = {
@@ -32,28 +32,20 @@ BOOT_S = 0.02
 """Longer than a worker takes to be ready, of which nothing tells at this log level. If too short, it is slower."""
 
 
-def _wait(server: Server, condition: Callable[[], bool], what: str) -> None:
-    end_s = time.monotonic() + LIMIT_S
-    while not condition():
-        if time.monotonic() > end_s:
-            raise ServerError(f"{what}: not within {LIMIT_S:g} s; the log:\n{server.log[-4000:]}")
-        time.sleep(0.005)
-
-
 def _wait_log(server: Server, pattern: str, count: int) -> None:
     """Until so many lines match."""
-    _wait(server, lambda: len(re.findall(pattern, server.log)) >= count, pattern)
+    server.wait(lambda: len(re.findall(pattern, server.log)) >= count, f"has not logged {pattern}", LIMIT_S)
 
 
 def _wait_workers(server: Server, count: int, without: Collection[int] = ()) -> None:
     """Until there are so many, those that are known aside."""
-    _wait(server, lambda: len(set(server.workers()).difference(without)) == count, f"{count} workers")
+    server.wait(lambda: len({*server.workers()}.difference(without)) == count, f"has not {count} workers", LIMIT_S)
 
 
-def _answer(number: float, detail: str, missed: str, *runs: Answers) -> Values:
-    lost = sum(run["errors_total"] for run in runs)
-    detail = f"{lost} of {sum(run['started'] for run in runs):,} lost; {detail}" if runs else detail
-    return {"number": number, "detail": detail, "missed": missed, **(common(*runs) if runs else {"errors": {}})}
+def _lost(answers: Answers, detail: str, missed: str) -> Values:
+    lost = answers["errors_total"]
+    detail = f"{lost} of {answers['started']:,} lost; {detail}"
+    return {"number": lost, "detail": detail, "missed": missed, **common(answers)}
 
 
 def each_in_a_handler(
@@ -63,35 +55,34 @@ def each_in_a_handler(
     _wait_log(server, r"was killed by SIG\w+", killed)
     named = sum(map(int, re.findall(r"was killed by SIG\w+.* with (\d+) connections? in its hands", server.log)))
     missed = "" if set(answers.errors) <= {*kinds} and answers["errors_total"] <= named else "not each in a handler"
-    return _answer(answers["errors_total"], f"{killed} kills; the log names {named} in handlers", missed, answers)
+    return _lost(answers, f"{killed} kills; the log names {named} in handlers", missed)
 
 
 def broken(context: Context, subject: Subject, seed: int, *, how: str) -> Values:
     """What is lost in two reloads onto a release that does not start; the old workers must stay."""
     with Server(subject, workers=WORKERS, options="--boot-timeout 1.0") as server:
         old = server.workers()
-        with loading(context, server, rate=RATE, seed=seed) as run:
+        with loading(context, server, rate=RATE, seed=seed) as answers:
             fresh = server.folder / "fresh"
             fresh.write_text(BROKEN[how])
             fresh.rename(server.folder / "release.py")
             for count in (1, 2):
                 server.reload()
                 _wait_log(server, "the reload has stopped, 0 of 4 workers are new", count)
-        answers = loadgen.answers(run)
         missed = "" if server.workers() == old else "old workers have left"
-    return _answer(answers["errors_total"], "two reloads", missed, answers)
+    return _lost(answers, "two reloads", missed)
 
 
 def stopped(context: Context, subject: Subject, seed: int) -> Values:
     """p99 after one of 4 workers was stopped and replaced, to p99 before. What is lost must have been in its hands."""
-    knobs = {"cpu": context.load, "rate": RATE, "path": "work", "seed": seed}
-    window = {"duration": context.scale.window_s, "warmup": 1, **knobs}
+    knobs = {"rate": RATE, "path": "work", "seed": seed}
+    window = {"cpu": context.load, "duration": context.scale.window_s, "warmup": 1, **knobs}
     with Server(subject, workers=WORKERS) as server:
         before = loadgen.load(server.port, **window)
-        with loading(context, server, timeout=20, **knobs) as run:
+        with loading(context, server, timeout=20, **knobs) as answers:
             os.kill(server.workers()[0], signal.SIGSTOP)
             _wait_log(server, r"was killed by SIG\w+ \(hung: ", 1)
-        found = each_in_a_handler(server, 1, loadgen.answers(run), kinds=("reset", "short", "timeout"))
+        found = each_in_a_handler(server, 1, answers, kinds=("reset", "short", "timeout"))
         after = loadgen.load(server.port, **window)
     missed = "others were lost before or after" if before.errors or after.errors else found["missed"]
     return found | {"number": after.fast_ns("p99") / before.fast_ns("p99"), "missed": missed}
@@ -100,15 +91,14 @@ def stopped(context: Context, subject: Subject, seed: int) -> Values:
 def scaling(context: Context, subject: Subject, seed: int) -> Values:
     """What is lost while there are 4, 8, 1 and 4 workers, again and again."""
     up, down = signal.SIGTTIN, signal.SIGTTOU
-    with Server(subject, workers=WORKERS) as server:
-        with loading(context, server, rate=RATE, path="work", seed=seed) as run:
-            for _ in range(context.scale.cycles):
-                for signum, counts in ((up, range(5, 9)), (down, range(7, 0, -1)), (up, range(2, 5))):
-                    for count in counts:
-                        os.kill(server.pid, signum)
-                        _wait_workers(server, count)
-        answers = loadgen.answers(run)
-    return _answer(answers["errors_total"], f"{context.scale.cycles} times", "", answers)
+    knobs = {"rate": RATE, "path": "work", "seed": seed}
+    with Server(subject, workers=WORKERS) as server, loading(context, server, **knobs) as answers:
+        for _ in range(context.scale.cycles):
+            for signum, counts in ((up, range(5, 9)), (down, range(7, 0, -1)), (up, range(2, 5))):
+                for count in counts:
+                    os.kill(server.pid, signum)
+                    _wait_workers(server, count)
+    return _lost(answers, f"{context.scale.cycles} times", "")
 
 
 def deaths(context: Context, subject: Subject, _seed: int) -> Values:
@@ -119,7 +109,8 @@ def deaths(context: Context, subject: Subject, _seed: int) -> Values:
         _die(server, context.scale.deaths)
         *after, after_kib = _holdings(server.pid)
     detail = f"descriptors, zombies, mappings {before} -> {after}; resident {before_kib} -> {after_kib} KiB"
-    return _answer(after_kib - before_kib, detail, "" if after == before else "it holds something else")
+    missed = "" if after == before else "it holds something else"
+    return {"number": after_kib - before_kib, "detail": detail, "missed": missed, "errors": {}}
 
 
 def _die(server: Server, count: int) -> None:

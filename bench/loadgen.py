@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import statistics
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +46,7 @@ class Answers(dict[str, Any]):
         return int(self["latency_ns"]["fast"][percentile])
 
 
-Knob = float | str | bool | None
+Knob = float | str | None
 
 
 def load(port: int, *, run_s: float = 60.0, **knobs: Knob) -> Answers:
@@ -58,14 +56,8 @@ def load(port: int, *, run_s: float = 60.0, **knobs: Knob) -> Answers:
 
 def start(port: int, **knobs: Knob) -> subprocess.Popen[bytes]:
     """The same, while something else is done; then `answers`."""
-    command = [str(BINARY)]
-    for name, value in knobs.items():
-        flag = "--" + name.replace("_", "-")
-        if value is True:
-            command.append(flag)
-        elif value is not None and value is not False:
-            command += [flag, str(value)]
-    return subprocess.Popen([*command, f"127.0.0.1:{port}"], stdout=subprocess.PIPE)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in knobs.items() if value is not None]
+    return subprocess.Popen([str(BINARY), *options, f"127.0.0.1:{port}"], stdout=subprocess.PIPE)
 
 
 def answers(process: subprocess.Popen[bytes], run_s: float = 60.0) -> Answers:
@@ -81,25 +73,10 @@ def answers(process: subprocess.Popen[bytes], run_s: float = 60.0) -> Answers:
     return Answers(json.loads(printed))
 
 
-@contextlib.contextmanager
-def beside(port: int, **knobs: Knob) -> Iterator[subprocess.Popen[bytes]]:
-    """A run beside what is done inside, after which its answers are there; if that fails it is ended."""
-    process = start(port, **knobs)
-    try:
-        yield process
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-
-
 def common(*runs: Answers) -> dict[str, Any]:
     """What every sample keeps besides its numbers: errors by kind, how the load generator was, all it said."""
-    errors: Counter[str] = Counter()
-    for one in runs:
-        errors.update(one.errors)
     return {
-        "errors": dict(errors),
+        "errors": dict(sum((Counter(one.errors) for one in runs), Counter[str]())),
         "load_busy": statistics.median(one["self"]["busy_fraction"] for one in runs),
         "late_start_p99_us": statistics.median(one["late_start_ns"]["p99"] for one in runs) / 1e3,
         "load": [dict(one) for one in runs],

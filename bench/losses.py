@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 
@@ -33,14 +32,21 @@ Check = Callable[[Server, int, Answers], Values]
 
 
 @contextlib.contextmanager
-def loading(context: Context, server: Server, **knobs: loadgen.Knob) -> Iterator[subprocess.Popen[bytes]]:
-    """The load generator before, beside and beyond what is done to the server meanwhile."""
-    knobs = {"cpu": context.load, "duration": 3600, **knobs}
-    with loadgen.beside(server.port, **knobs if "closed" in knobs else {"rate": LOSS_RATE, **knobs}) as run:
+def loading(context: Context, server: Server, **knobs: loadgen.Knob) -> Iterator[Answers]:
+    """The load generator before, beside and beyond what is done to the server meanwhile; its answers are there when it
+    has ended."""
+    rate = {} if "closed" in knobs else {"rate": LOSS_RATE}
+    found, run = Answers(), loadgen.start(server.port, cpu=context.load, duration=3600, **rate | knobs)
+    try:
         time.sleep(UNDER_WAY_S)
-        yield run
+        yield found
         time.sleep(BEYOND_S)
         run.terminate()
+        found.update(loadgen.answers(run))
+    except BaseException:
+        run.kill()
+        run.communicate()
+        raise
 
 
 def _path(subject: Subject) -> str:
@@ -54,19 +60,15 @@ def kills(
     *,
     rate: float = LOSS_RATE,
     path: str = "",
-    check: Check = lambda *_: {},
+    check: Check | None = None,
 ) -> Values:
     """Connections that got no whole answer, for each SIGKILL under load, of the worker whose turn it is."""
     with Server(subject, workers=WORKERS, cpu=context.server) as server:
-        with loading(context, server, rate=rate, path=path or _path(subject), seed=seed + 1) as run:
+        with loading(context, server, rate=rate, path=path or _path(subject), seed=seed + 1) as answers:
             killed = sum(_kill_one(server.port) for _ in range(context.scale.kills))
-        answers = loadgen.answers(run)
-        try:
-            at_once(server.port, 1, REPLACED_LIMIT_S)
-        except OSError as error:
-            raise ServerError(f"nobody serves any more after {killed} kills ({answers.errors})") from error
-        more = check(server, killed, answers)
-    lost = sum(answers.errors.values())
+        server.wait(server.answers, f"does not serve any more after {killed} kills", REPLACED_LIMIT_S)
+        more = check(server, killed, answers) if check else {}
+    lost = answers["errors_total"]
     return {"lost_per_kill": lost / max(killed, 1), "lost": lost, "kills": killed, **common(answers), **more}
 
 
@@ -79,13 +81,22 @@ def _kill_one(port: int) -> bool:
     return False
 
 
-def reload(context: Context, subject: Subject, seed: int, *, rate: float = LOSS_RATE, **knobs: loadgen.Knob) -> Values:
-    """Connections that got no whole answer while all workers were replaced, as it is told to do that."""
-    with Server(subject, workers=WORKERS, cpu=context.server) as server:
-        with loading(context, server, rate=rate, seed=seed + 1, **knobs) as run:
-            took_s = [_reload_s(server) for _ in range(context.scale.reloads)]
-        answers = loadgen.answers(run)
-    return {"lost": sum(answers.errors.values()), "took_s": max(took_s), **common(answers)}
+def _while(
+    context: Context, subject: Subject, seed: int, act: Callable[[Server], float], **knobs: loadgen.Knob
+) -> Values:
+    """Connections that got no answer, or not all of it, while this is done to a server, which says how long it took."""
+    with (
+        Server(subject, workers=WORKERS, cpu=context.server) as server,
+        loading(context, server, seed=seed + 1, **knobs) as answers,
+    ):
+        took_s = act(server)
+    return {"lost": answers["errors_total"], "took_s": took_s, **common(answers)}
+
+
+def reload(context: Context, subject: Subject, seed: int, **knobs: loadgen.Knob) -> Values:
+    """What is lost while all workers are replaced, as it is told to do that; the longest of several."""
+    times = range(context.scale.reloads)
+    return _while(context, subject, seed, lambda server: max(_reload_s(server) for _ in times), **knobs)
 
 
 def _reload_s(server: Server) -> float:
@@ -93,34 +104,22 @@ def _reload_s(server: Server) -> float:
     old = at_once(server.port, ASKED_FOR_ALL)
     begin_s = time.monotonic()
     server.reload()
-    for pid in old:
-        if not procfs.exits(pid, begin_s + UNTIL_DONE_S - time.monotonic()):
-            raise ServerError(f"a worker is not replaced after {UNTIL_DONE_S:g} s")
+    if not procfs.exit_before(begin_s + UNTIL_DONE_S, old):
+        raise ServerError(f"a worker is not replaced after {UNTIL_DONE_S:g} s")
     return time.monotonic() - begin_s
 
 
 def stop(context: Context, subject: Subject, seed: int) -> Values:
     """A closed loop of clients while the server is told to stop, and until it has: connections that were made, and got
     no whole answer. Who is refused because it no longer listens is not lost."""
-    with Server(subject, workers=WORKERS, cpu=context.server) as server:
-        with loading(context, server, closed=IN_FLIGHT, path=_path(subject), seed=seed + 1) as run:
-            took_s = server.stopped_s(UNTIL_DONE_S)
-        answers = loadgen.answers(run)
-    lost = sum(count for kind, count in answers.errors.items() if kind != "refused")
-    return {"lost": lost, "took_s": took_s, **common(answers)}
+    knobs = {"closed": IN_FLIGHT, "path": _path(subject)}
+    found = _while(context, subject, seed, lambda server: server.stopped_s(UNTIL_DONE_S), **knobs)
+    return found | {"lost": found["lost"] - found["errors"].get("refused", 0)}
 
 
 def restart(context: Context, subject: Subject, seed: int) -> Values:
-    """Connections that got no answer, refused ones too, around a restart as a service manager does it."""
-    with Server(subject, workers=WORKERS, cpu=context.server) as server:
-        with loading(context, server, seed=seed + 1) as run:
-            begin_s = time.monotonic()
-            server.restart()
-            took_s = time.monotonic() - begin_s
-            if took_s > UNTIL_DONE_S:
-                raise ServerError(f"was not back after {UNTIL_DONE_S:g} s")
-        answers = loadgen.answers(run)
-    return {"lost": sum(answers.errors.values()), "took_s": took_s, **common(answers)}
+    """What is lost, refused ones too, around a restart as a service manager does it."""
+    return _while(context, subject, seed, lambda server: server.restarted_s(UNTIL_DONE_S))
 
 
 def recovery(_context: Context, subject: Subject, _seed: int) -> Values:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
-OURS = Path("/proc/self/ns/net")
 
 
 @contextlib.contextmanager
@@ -22,21 +21,18 @@ def namespace(sysctls: Mapping[str, str]) -> Iterator[None]:
     if not sysctls:
         yield
         return
-    before = os.open(OURS, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _check(_libc.unshare(CLONE_NEWNET), "unshare")
+    with open("/proc/self/ns/net") as before:
+        _call("unshare", CLONE_NEWNET)
         try:
             subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
             for name, value in sysctls.items():
                 Path("/proc/sys", *name.split(".")).write_text(value)
             yield
         finally:
-            _check(_libc.setns(before, CLONE_NEWNET), "setns")
-    finally:
-        os.close(before)
+            _call("setns", before.fileno(), CLONE_NEWNET)
 
 
-def _check(result: int, call: str) -> None:
-    if result:
+def _call(name: str, *numbers: int) -> None:
+    if getattr(_libc, name)(*numbers):
         number = ctypes.get_errno()
-        raise OSError(number, f"{call}: {os.strerror(number)}")
+        raise OSError(number, f"{name}: {os.strerror(number)}")

@@ -6,7 +6,8 @@ import contextlib
 import os
 import re
 import select
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -18,10 +19,9 @@ def cpu_ns(pid: int) -> int:
 
 
 def cpu_ns_if_alive(pid: int) -> int:
-    try:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return cpu_ns(pid)
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
+    return 0
 
 
 def session_cpu_ns(sid: int) -> int:
@@ -41,16 +41,16 @@ def field(path: Path, wanted: str) -> str:
     return found[1] if found else "0"
 
 
-def exits(pid: int, limit_s: float) -> bool:
-    """Wait until a process has exited; False: it has not, after so long."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([fd], [], [], max(0.0, limit_s))[0])
-    finally:
-        os.close(fd)
+def exit_before(end_s: float, pids: Iterable[int]) -> bool:
+    """Wait until all these processes have exited; False: they had not at that time of the monotonic clock."""
+    with contextlib.ExitStack() as stack:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                fd = os.pidfd_open(pid)
+                stack.callback(os.close, fd)
+                if not select.select([fd], [], [], max(0.0, end_s - time.monotonic()))[0]:
+                    return False
+    return True
 
 
 def pin(sid: int, cpu: int) -> None:
@@ -68,33 +68,28 @@ def _move(task: int, cpu: int) -> bool:
     return False
 
 
-def pss_bytes(pid: int) -> int:
-    """What a process has in memory: its own pages, and of those that it shares its part."""
-    return int(field(PROC / str(pid) / "smaps_rollup", "Pss")) * 1024
+def pss_bytes(sid: int) -> int:
+    """What a session has in memory: its own pages, and of those that it shares with others its part."""
+    return sum(int(field(PROC / str(pid) / "smaps_rollup", "Pss")) * 1024 for pid in session(sid))
 
 
 def session(sid: int) -> list[int]:
     """The living processes of a session, zombies left out; the suite starts each server as a session."""
     found = []
-    for path in PROC.iterdir():
-        if not path.name.isdigit():
-            continue
-        try:
+    for path in PROC.glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # gone since the listing
             # the name, in brackets, may hold anything: what follows the last bracket is fixed
-            state, _parent, _group, member_of = (path / "stat").read_text().rpartition(")")[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # gone since the listing
-        if int(member_of) == sid and state not in "ZX":
-            found.append(int(path.name))
+            state, _parent, _group, member_of = path.read_text().rpartition(")")[2].split()[:4]
+            if int(member_of) == sid and state not in "ZX":
+                found.append(int(path.parent.name))
     return sorted(found)
 
 
 def sleeps(sid: int) -> bool:
     """Whether no thread of a session runs, or waits for a core or a disk."""
-    try:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one has just ended
         return all(field(task / "status", "State") == "S" for pid in session(sid) for task in _tasks(pid))
-    except (FileNotFoundError, ProcessLookupError):
-        return False  # one has just ended
+    return False
 
 
 def machine_busy_s() -> float:

@@ -56,24 +56,20 @@ def used_s() -> float:
 
 
 def measure(context: Context, step: Step) -> Sample:
-    """And how much CPU went to others meanwhile, who spoil the numbers."""
+    """Of one that cannot answer, why: the others are asked on. And how much CPU went to others meanwhile, who spoil the
+    numbers."""
     begin_s, busy_s, ours_s = time.monotonic(), procfs.machine_busy_s(), used_s()
-    values = _answer(context, step)
-    others_s = procfs.machine_busy_s() - busy_s - (used_s() - ours_s)
-    values["others_cpu"] = max(0.0, others_s / (time.monotonic() - begin_s))
-    return Sample(step.question.name, step.subject.name, step.round, values, step.start)
-
-
-def _answer(context: Context, step: Step) -> Values:
-    """Of one that cannot answer, why; the others are asked on."""
     seed = step.round * context.scale.starts + step.start
     try:
         with netns.namespace(dict(step.subject.sysctls)):
-            return step.question.measure(context, step.subject, seed)
+            values = step.question.measure(context, step.subject, seed)
     except (ServerError, OSError, subprocess.SubprocessError) as error:
         print(f"{step.subject.name}: {error}", file=sys.stderr)
         words = (str(error) or "no reason").splitlines()  # the rest is its log
-        return {"failed": f"{type(error).__name__}: {words[0]}", "errors": {}}
+        values = {"failed": f"{type(error).__name__}: {words[0]}", "errors": {}}
+    others_s = procfs.machine_busy_s() - busy_s - (used_s() - ours_s)
+    values["others_cpu"] = max(0.0, others_s / (time.monotonic() - begin_s))
+    return Sample(step.question.name, step.subject.name, step.round, values, step.start)
 
 
 def run(questions: Sequence[Question], scale: Scale, keep: Path, header: Values) -> list[Sample]:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bench import clients, installed, procfs
@@ -28,7 +29,8 @@ PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 LEAST_PORT = 10_000
 """Below are those that have names."""
 POLL_S = 0.02
-"""Between two tries to connect to a server that starts: nothing tells when it listens."""
+"""Between two tries to connect to a server that starts, for nothing tells when it listens, and other such looks."""
+LOG_CHARACTERS = 4000
 
 
 class ServerError(Exception):
@@ -80,59 +82,40 @@ class Server:
     def __enter__(self) -> Server:
         with contextlib.ExitStack() as undo:
             self.folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-            self._values = {"port": self.port, "workers": self._workers, "folder": self.folder, "here": PEERS}
+            values = {"port": self.port, "workers": self._workers, "folder": self.folder, "here": PEERS}
             for name, text in self.subject.files:
-                (self.folder / name).write_text(text % self._values)
+                (self.folder / name).write_text(text % values)
+            own = {name: text.format(**values) for name, text in self.subject.variables}
+            self._environment = {**installed.environment(), "BENCH_BALLAST_MB": str(self._ballast_mb), **own}
+            command = f"{self.subject.command} {self._options}".format(**values, python=installed.python())
+            first, *rest = command.split()
+            self._words = [program(first) or first, *rest]
             self._launch([])
             undo.callback(self._end_all)
-            self._wait_for_answer()
-            self._wait_for_rest()
+            self.wait(self.answers, "does not answer")
+            self.wait(self._rests, "does not come to rest")
             if self._cpu is not None:
                 procfs.pin(self.pid, self._cpu)
             self._undo = undo.pop_all()
         return self
 
     def _launch(self, prefix: list[str]) -> None:
+        own = {"cwd": installed.SITE, "env": self._environment, "stdin": subprocess.DEVNULL, "start_new_session": True}
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*prefix, *self._words()],
-                cwd=installed.SITE,
-                env=self._variables(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            self._process = subprocess.Popen([*prefix, *self._words], stdout=log, stderr=log, **own)
 
-    def _words(self) -> list[str]:
-        command = f"{self.subject.command} {self._options}".format(**self._values, python=installed.python())
-        first, *rest = command.split()
-        return [program(first) or first, *rest]
+    def wait(self, condition: Callable[[], bool], otherwise: str, limit_s: float | None = None) -> None:
+        """Until it is true. Raises ServerError, with the log, if the server ends before, or it is not so in time."""
+        end_s = time.monotonic() + (limit_s or READY_LIMIT_S + READY_LIMIT_EACH_S * self._workers)
+        while not condition():
+            if time.monotonic() > end_s or self._process.poll() is not None:
+                raise ServerError(f"{self.subject.name} {otherwise}; its log:\n{self.log[-LOG_CHARACTERS:]}")
+            time.sleep(POLL_S)
 
-    def _variables(self) -> dict[str, str]:
-        own = {name: text.format(**self._values) for name, text in self.subject.variables}
-        return {**installed.environment(), "BENCH_BALLAST_MB": str(self._ballast_mb), **own}
-
-    def _wait_for_answer(self) -> None:
-        end_s = self._end_s()
-        while True:
-            try:
-                clients.at_once(self.port, 1)
-            except OSError as error:  # it does not listen yet
-                if time.monotonic() > end_s or self._process.poll() is not None:
-                    raise ServerError(f"{self.subject.name} does not answer; its log:\n{self.log}") from error
-                time.sleep(POLL_S)
-            else:
-                return
-
-    def _wait_for_rest(self) -> None:
-        end_s = self._end_s()
-        while not self._rests():
-            if time.monotonic() > end_s:
-                raise ServerError(f"{self.subject.name} does not come to rest; its log:\n{self.log}")
-
-    def _end_s(self) -> float:
-        return time.monotonic() + READY_LIMIT_S + READY_LIMIT_EACH_S * self._workers
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError):  # it does not listen yet
+            return bool(clients.at_once(self.port, 1))
+        return False
 
     def _rests(self) -> bool:
         before = procfs.session_cpu_ns(self.pid)
@@ -145,7 +128,7 @@ class Server:
             os.kill(self.pid, self.subject.reload)
         elif self.subject.reload:
             command = self.subject.reload.split()
-            subprocess.run(command, cwd=installed.SITE, env=self._variables(), check=True, capture_output=True)
+            subprocess.run(command, cwd=installed.SITE, env=self._environment, check=True, capture_output=True)
 
     def terminate(self) -> None:
         """To stop gracefully, once."""
@@ -159,20 +142,23 @@ class Server:
         took_s, leaving = 0.0, procfs.session(self.pid)
         self.terminate()
         while leaving:
-            for pid in leaving:
-                if not procfs.exits(pid, begin_s + limit_s - time.monotonic()):
-                    raise ServerError(f"had not stopped after {limit_s:g} s")
+            if not procfs.exit_before(begin_s + limit_s, leaving):
+                raise ServerError(f"had not stopped after {limit_s:g} s")
             took_s = time.monotonic() - begin_s
             leaving = procfs.session(self.pid)  # who was forked meanwhile
         return took_s
 
-    def restart(self) -> None:
+    def restarted_s(self, limit_s: float) -> float:
         """As `systemctl restart` does it: the signal, and when it has ended, the same again, on its core from the
-        beginning. It is over when somebody answers: under load nobody rests."""
+        beginning. How long until somebody answers: under load nobody rests. Raises ServerError."""
+        begin_s = time.monotonic()
         self._stop()
         self._told = False
         self._launch([] if self._cpu is None else ["taskset", "--cpu-list", str(self._cpu)])
-        self._wait_for_answer()
+        self.wait(self.answers, "does not answer")
+        if (took_s := time.monotonic() - begin_s) > limit_s:
+            raise ServerError(f"was not back after {limit_s:g} s")
+        return took_s
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Of those that others have made, at once: how they stop is asked by a question of its own."""

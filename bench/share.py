@@ -14,7 +14,7 @@ from bench.clients import held
 from bench.field import Subject
 from bench.loadgen import common
 from bench.model import Context, Values
-from bench.server import POLL_S, Server, ServerError
+from bench.server import Server
 
 HELD = 1000
 REPLACED_LIMIT_S = 5.0
@@ -64,20 +64,15 @@ def sequence(context: Context, subject: Subject, _seed: int, *, count: int, work
 
 def killed_between(_context: Context, subject: Subject, _seed: int, *, count: int = HELD, workers: int = 4) -> Values:
     """Half of them, then a worker is killed; who was with it comes again, then the other half."""
+
+    def is_replaced() -> bool:
+        with contextlib.suppress(OSError), held(server.port, 8, ASKED_AGAIN_S) as answers:
+            return not set(answers) <= set(before)
+        return False
+
     with Server(subject, workers=workers) as server, held(server.port, count // 2) as before:
-        killed = before[0]
-        os.kill(killed, signal.SIGKILL)
-        _until_replaced(server.port, set(before))
-        kept = Counter(pid for pid in before if pid != killed)
+        os.kill(before[0], signal.SIGKILL)
+        server.wait(is_replaced, "has no other worker after a kill", REPLACED_LIMIT_S)
+        kept = Counter(pid for pid in before if pid != before[0])
         with held(server.port, count - kept.total()) as after:
             return _unevenness([*(kept + Counter(after)).values()], workers) | {"errors": {}}
-
-
-def _until_replaced(port: int, known: set[int]) -> None:
-    end_s = time.monotonic() + REPLACED_LIMIT_S
-    while time.monotonic() < end_s:
-        with contextlib.suppress(OSError), held(port, 8, ASKED_AGAIN_S) as answers:
-            if set(answers) - known:
-                return
-        time.sleep(POLL_S)
-    raise ServerError(f"no other worker answers within {REPLACED_LIMIT_S:g} s of a kill")

@@ -8,6 +8,7 @@ closes it, `/keep` at once and then the next request on the same connection. The
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
 import time
@@ -15,49 +16,40 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 WORK_S = 0.001
-SLOW_S = 0.100
+WAITS_S = {b"/work": WORK_S, b"/slow": 0.100}
 REQUEST_LIMIT_BYTES = 4096
 
 BlockingHandler = Callable[[socket.socket, Any], None]
 StreamsHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Handler = BlockingHandler | StreamsHandler
 
-# Every worker makes its answer once, at its first connection: the pid is the worker's, not the master's.
-_answers: dict[int, bytes] = {}
+
+@functools.cache
+def _answer_of(pid: int) -> bytes:
+    body = b"%d\n" % pid
+    return b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body)
 
 
 def answer() -> bytes:
-    """This process's answer, HTTP/1.0 so that wrk and ab understand it and the close ends it."""
-    pid = os.getpid()
-    made = _answers.get(pid)
-    if made is None:
-        body = b"%d\n" % pid
-        made = b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body)
-        _answers[pid] = made
-    return made
+    """HTTP/1.0 so that wrk and ab understand it and the close ends it. Every worker makes its own once, at its first
+    connection: the pid is the worker's, not the master's."""
+    return _answer_of(os.getpid())
 
 
-def waits_s(request: bytes) -> float:
-    """How long the request, "GET /path ...", wants its answer to take."""
-    if request.startswith(b"GET /work "):
-        return WORK_S
-    if request.startswith(b"GET /slow "):
-        return SLOW_S
-    if request.startswith(b"GET /wait/"):
-        return int(request[10 : request.index(b" ", 10)]) / 1e6
-    return 0
+def waits_s(path: bytes) -> float:
+    """How long a request wants its answer to take."""
+    return int(path[6:]) / 1e6 if path.startswith(b"/wait/") else WAITS_S.get(path, 0)
 
 
 def blocking(conn: socket.socket, _addr: Any) -> None:
     """Answers one request, or as many as come on `/keep`; the serving loop closes the connection."""
-    request = _request(conn)
-    while request.startswith(b"GET /keep "):
+    while request := _request(conn):
+        path = request.split(b" ", 2)[1]
+        if wait_s := waits_s(path):
+            time.sleep(wait_s)
         conn.sendall(answer())
-        request = _request(conn)
-    if wait_s := waits_s(request):
-        time.sleep(wait_s)
-    if request:
-        conn.sendall(answer())
+        if path != b"/keep":
+            return
 
 
 def _request(conn: socket.socket) -> bytes:
@@ -72,18 +64,16 @@ def _request(conn: socket.socket) -> bytes:
 
 
 async def streams(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers one request over asyncio streams and closes, or holds when asked to."""
+    """The same over asyncio streams; holds when asked to."""
     try:
-        request = await reader.readuntil(b"\r\n\r\n")
-        while request.startswith(b"GET /keep "):
+        path = b"/keep"
+        while path == b"/keep":
+            path = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[1]
+            if wait_s := waits_s(path):
+                await asyncio.sleep(wait_s)
             writer.write(answer())
             await writer.drain()
-            request = await reader.readuntil(b"\r\n\r\n")
-        if wait_s := waits_s(request):
-            await asyncio.sleep(wait_s)
-        writer.write(answer())
-        await writer.drain()
-        if request.startswith(b"GET /hold "):
+        if path == b"/hold":
             await reader.read()
     except (asyncio.IncompleteReadError, ConnectionError):
         pass  # the client has left: the load generator counts that on its side
@@ -91,10 +81,6 @@ async def streams(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
         writer.close()
 
 
-def ballast() -> list[tuple[int, str]]:
-    """As many small objects as an application of BENCH_BALLAST_MB has; 150 bytes each."""
-    return [(i, str(i)) for i in range(int(os.environ.get("BENCH_BALLAST_MB", "0")) * 1_000_000 // 150)]
-
-
-BALLAST = ballast()
+BALLAST = [(i, str(i)) for i in range(int(os.environ.get("BENCH_BALLAST_MB", "0")) * 1_000_000 // 150)]
+"""As many small objects as an application of that size has; 150 bytes each."""
 HANDLERS: dict[str, Handler] = {"blocking": blocking, "asyncio": streams}

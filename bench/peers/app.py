@@ -11,18 +11,11 @@ import sys
 import time
 from typing import Any
 
-from bench.workloads import SLOW_S, WORK_S
-
-WAITS_S = {"/work": WORK_S, "/slow": SLOW_S}
-
-
-def waits_s(path: str) -> float:
-    """As `bench.workloads.waits_s`, of what a server makes of a request."""
-    return int(path.removeprefix("/wait/")) / 1e6 if path.startswith("/wait/") else WAITS_S.get(path, 0)
+from bench.workloads import waits_s
 
 
 def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-    if wait_s := waits_s(environ["PATH_INFO"]):
+    if wait_s := waits_s(environ["PATH_INFO"].encode()):
         time.sleep(wait_s)
     body = b"%d\n" % os.getpid()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
@@ -32,7 +25,7 @@ def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
 async def asgi(scope: Any, _receive: Any, send: Any) -> None:
     if scope["type"] != "http":
         raise RuntimeError("no lifespan here")
-    if wait_s := waits_s(scope["path"]):
+    if wait_s := waits_s(scope["path"].encode()):
         await asyncio.sleep(wait_s)
     body = b"%d\n" % os.getpid()
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]

@@ -14,101 +14,84 @@ import itertools
 import os
 import signal
 import socket
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import Pipe, reduction
-from multiprocessing.connection import Connection
 from typing import Any, cast
 
 from bench.rivals import prefork
 from bench.workloads import BlockingHandler, Handler, StreamsHandler
 
 
-class FdsOfSocket:
-    """Descriptors pass by `socket.send_fds`."""
-
-    def __init__(self) -> None:
-        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-    def send(self, fd: int, _pid: int) -> None:
-        socket.send_fds(self.ours, [b"c"], [fd])
-
-    def receive(self) -> int:
-        _, fds, _, _ = socket.recv_fds(self.theirs, 1, 1)
-        if not fds:
-            raise EOFError
-        return fds[0]
+def _send_fds(channel: socket.socket, fd: int, _pid: int) -> None:
+    socket.send_fds(channel, [b"c"], [fd])
 
 
-class Reduction:
-    """Descriptors pass by `multiprocessing.reduction`, over a pipe of multiprocessing."""
-
-    def __init__(self) -> None:
-        self.ours: Connection
-        self.theirs: Connection
-        self.ours, self.theirs = Pipe()
-
-    def send(self, fd: int, pid: int) -> None:
-        reduction.send_handle(self.ours, fd, pid)
-
-    def receive(self) -> int:
-        return cast(int, reduction.recv_handle(self.theirs))
+def _recv_fds(channel: socket.socket) -> int:
+    _, fds, _, _ = socket.recv_fds(channel, 1, 1)
+    if not fds:
+        raise EOFError
+    return fds[0]
 
 
-Channel = FdsOfSocket | Reduction
-CHANNELS: dict[str, type[Channel]] = {"send_fds": FdsOfSocket, "reduction": Reduction}
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How descriptors pass."""
+
+    pair: Callable[[], tuple[Any, Any]]
+    """The master's end, and the worker's."""
+    send: Callable[[Any, int, int], None]
+    """A descriptor to the process of this pid."""
+    receive: Callable[[Any], int]
+    """Raises EOFError."""
 
 
-class _Leave(Exception):
-    """The dispatcher was told to."""
-
-
-def _leave(*_: object) -> None:
-    raise _Leave
+WAYS = {
+    "send_fds": Way(partial(socket.socketpair, type=socket.SOCK_SEQPACKET), _send_fds, _recv_fds),
+    "reduction": Way(Pipe, reduction.send_handle, reduction.recv_handle),
+}
 
 
 def serve(handler: Handler, address: tuple[str, int], workers: int, backlog: int, *, passing: str) -> None:
     """Until SIGTERM: then each worker serves what it was passed, and finds the end."""
+    way = WAYS[passing]
     listener = prefork.listen(address, backlog)
     gc.collect()
     gc.freeze()
-    channels: list[Channel] = []
+    channels: list[Any] = []
     pids: list[int] = []
     for _ in range(workers):
-        channels.append(CHANNELS[passing]())
-        pids.append(prefork.fork(partial(_work, handler, listener, channels)))
-        channels[-1].theirs.close()
-    signal.signal(signal.SIGTERM, _leave)
-    with contextlib.suppress(_Leave):
+        ours, theirs = way.pair()
+        channels.append(ours)
+        pids.append(prefork.fork(partial(_work, handler, partial(way.receive, theirs), theirs, [listener, *channels])))
+        theirs.close()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
         for channel, pid in itertools.cycle(zip(channels, pids, strict=True)):
             conn, _ = listener.accept()
-            channel.send(conn.fileno(), pid)
+            way.send(channel, conn.fileno(), pid)
             conn.close()
-    listener.close()
-    for each in channels:
-        each.ours.close()
+    for each in (listener, *channels):
+        each.close()
     for pid in pids:
         os.waitpid(pid, 0)
 
 
-def _work(handler: Handler, listener: socket.socket, channels: list[Channel]) -> None:
-    """The last channel is this worker's."""
-    listener.close()
-    for each in channels:
-        each.ours.close()
+def _work(handler: Handler, receive: Callable[[], int], channel: Any, inherited: list[Any]) -> None:
+    for each in inherited:
+        each.close()
     if inspect.iscoroutinefunction(handler):
-        asyncio.run(_serve_asyncio(cast(StreamsHandler, handler), channels[-1]))
+        asyncio.run(_serve_asyncio(cast(StreamsHandler, handler), receive, channel))
         return
     with contextlib.suppress(EOFError):
         while True:
-            _serve_one(cast(BlockingHandler, handler), channels[-1])
+            # what a client does that has left is counted on its side
+            with socket.socket(fileno=receive()) as conn, contextlib.suppress(ConnectionError):
+                cast(BlockingHandler, handler)(conn, None)
 
 
-def _serve_one(handler: BlockingHandler, channel: Channel) -> None:
-    with socket.socket(fileno=channel.receive()) as conn, contextlib.suppress(ConnectionError):  # the client has left
-        handler(conn, None)
-
-
-async def _serve_asyncio(handler: StreamsHandler, channel: Channel) -> None:
+async def _serve_asyncio(handler: StreamsHandler, receive: Callable[[], int], channel: Any) -> None:
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[Any]] = set()
     ended = asyncio.Event()
@@ -118,16 +101,16 @@ async def _serve_asyncio(handler: StreamsHandler, channel: Channel) -> None:
 
     def arrived() -> None:
         try:
-            conn = socket.socket(fileno=channel.receive())
+            conn = socket.socket(fileno=receive())
         except EOFError:
-            loop.remove_reader(channel.theirs.fileno())
+            loop.remove_reader(channel)
             ended.set()
             return
         task = loop.create_task(serve_one(conn))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    loop.add_reader(channel.theirs.fileno(), arrived)
+    loop.add_reader(channel, arrived)
     await ended.wait()
     if tasks:
         await asyncio.wait(tasks, timeout=prefork.PATIENCE_S)

@@ -15,7 +15,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from bench.workloads import BlockingHandler, Handler, StreamsHandler
 
@@ -63,24 +63,16 @@ def serve(handler: Handler, address: tuple[str, int], workers: int, backlog: int
 
 
 def fork(work: Callable[[], None]) -> int:
-    """The pid of a worker whose whole life is `work`."""
-    return os.fork() or _live(work)
-
-
-def _live(work: Callable[[], None]) -> NoReturn:
-    """It must never come back into the master's stack."""
-    code = 1
+    """The pid of a worker whose whole life is `work`: it never comes back into the master's stack."""
+    if pid := os.fork():
+        return pid
     try:
         work()
-        code = 0
+        os._exit(0)
     except BaseException:
         traceback.print_exc()
     finally:
-        os._exit(code)
-
-
-class _Leave(Exception):
-    """The worker was told to, and is idle."""
+        os._exit(1)
 
 
 def _serve_blocking(handler: BlockingHandler, listener: socket.socket) -> None:
@@ -91,10 +83,10 @@ def _serve_blocking(handler: BlockingHandler, listener: socket.socket) -> None:
         nonlocal leaving
         leaving = True
         if not busy:
-            raise _Leave
+            raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, leave)
-    with contextlib.suppress(_Leave):
+    with contextlib.suppress(KeyboardInterrupt):
         while not leaving:
             conn, addr = listener.accept()
             busy = True
