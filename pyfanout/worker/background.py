@@ -29,8 +29,7 @@ Task = Callable[[], None]
 """Waits only in `Background.wait` and `Background.sleep`. After a fork it is called again, from its beginning."""
 
 COUNTS_LATE = (3, 12) <= sys.version_info < (3, 13, 10) or (3, 14) <= sys.version_info < (3, 14, 1)
-"""os.fork may count the threads after the functions that are called in the parent, so that these must start none
-"""
+"""os.fork may count the threads after the functions that are called in the parent, so that these must start none."""
 
 PATIENCE_S = 1.0
 """Seconds that a fork waits for the threads to end. One of them may wait for a lock that the forking thread holds."""
@@ -56,7 +55,8 @@ class Background:
         self.stopped: list[Task] = []
         """Tasks that wait for `resume`."""
         self.after_fork: Callable[[], object] = (
-            # In C, and called by os.fork last: Python's handler runs when os.fork has returned.
+            # In C: Python's handler runs when os.fork has returned, unless a function in Python that was registered
+            # later is called before.
             functools.partial(interrupt_main, WAKE) if COUNTS_LATE else self.resume
         )
 

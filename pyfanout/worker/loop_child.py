@@ -6,6 +6,7 @@ import asyncio
 import os
 import selectors
 import sys
+import weakref
 from _thread import get_ident  # by name: gevent puts in another
 from typing import Any
 
@@ -14,8 +15,9 @@ from pyfanout.worker.child import leave
 LEAVES_RUNNING = sys.version_info >= (3, 14)
 """A task can be left only while its loop is the running one of its thread."""
 
-_forking: dict[int, asyncio.Task[Any]] = {}
-"""The tasks that fork now, by thread. In 3.14 a child cannot ask for its own."""
+_forking: dict[int, weakref.ref[asyncio.Task[Any]] | None] = {}
+"""The tasks that were running at the last fork, by thread. In 3.14 a child cannot ask for its own. They stay here: a
+function that forgot them after the fork would run before os.fork counts threads (see `background.COUNTS_LATE`)."""
 
 
 def leave_loop(loop: Any) -> None:
@@ -27,7 +29,8 @@ def leave_loop(loop: Any) -> None:
         selector.close()
         for handle in (*loop._ready, *loop._scheduled):
             handle.cancel()
-    task = _forking.pop(get_ident(), None)
+    forking = _forking.get(get_ident())
+    task = forking() if forking is not None else None
     if task is not None and task.get_loop() is loop:
         task.add_done_callback(leave)
         if LEAVES_RUNNING:
@@ -58,12 +61,8 @@ def _go_on_with(loop: Any, task: asyncio.Task[Any]) -> None:
 
 def _before_fork() -> None:
     loop = asyncio._get_running_loop()
-    if loop is not None and (task := asyncio.current_task(loop)) is not None:
-        _forking[get_ident()] = task
+    task = asyncio.current_task(loop) if loop is not None else None
+    _forking[get_ident()] = weakref.ref(task) if task is not None else None
 
 
-def _after_fork() -> None:
-    _forking.pop(get_ident(), None)
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork)
+os.register_at_fork(before=_before_fork)
