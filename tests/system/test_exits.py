@@ -105,6 +105,7 @@ def begin(server: MakeServer, tmp_path: Path) -> Callable[..., Server]:
         app, more = KINDS[kind]
         one = server()
         one.expect("ResourceWarning: Implicitly cleaning up", "_warnings.warn")  # of the folder
+        one.expect("is multi-threaded, use of fork")  # Python 3.12 on: it forks beside its own threads
         return one.start(app, cwd=tmp_path, workers=1, **{"drain_timeout": 60, **more, **options})
 
     return begin
