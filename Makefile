@@ -38,8 +38,8 @@ valgrind: .venv/ready tools
 dist: .venv/ready
 	$(BIN)/python tests/packages.py
 
-# Part of the tests with each newer Python that can be had here: pyenv's, one on PATH, or Debian's (as root, in a chroot).
-# What cannot be had is named at the end, and fails nothing.
+# The tests of the units, of the core and of a worker's life with each newer Python that can be had here: pyenv's, one on
+# PATH, or Debian's (as root, in a chroot). What cannot be had is named at the end as not run, and fails nothing.
 pythons: .venv/ready
 	$(BIN)/python tests/pythons.py $(TEST_ARGS)
 
