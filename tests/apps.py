@@ -534,7 +534,7 @@ def failing(_worker: pyfanout.Worker) -> None:
 def lying(worker: pyfanout.Worker) -> None:
     """One of them says too early that it serves, and from a queue that it does not read."""
     if (worker.slot, worker.generation) == (0, 1):
-        messages.tell(worker.control, messages.Ready(True, 64))
+        messages.send(worker.link.sock, messages.Ready(True, 64))
 
 
 def few_descriptors(_worker: pyfanout.Worker) -> None:

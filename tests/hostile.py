@@ -88,12 +88,12 @@ def noise(worker: pyfanout.Worker, rng: random.Random) -> None:
     """Bytes that are no message."""
     for _ in range(TIMES):
         with contextlib.suppress(OSError):
-            worker.control.send(rng.randbytes(rng.randrange(1, 300)), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            worker.link.sock.send(rng.randbytes(rng.randrange(1, 300)), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 def hang_up(worker: pyfanout.Worker, _rng: random.Random) -> None:
     """Its end of the control socket is closed, and it goes on."""
-    worker.control.shutdown(socket.SHUT_RDWR)
+    worker.link.sock.shutdown(socket.SHUT_RDWR)
 
 
 def deafness(worker: pyfanout.Worker, _rng: random.Random) -> None:
@@ -162,7 +162,7 @@ def _channels(worker: pyfanout.Worker) -> Iterator[list[socket.socket]]:
 
 def _say(worker: pyfanout.Worker, message: messages.Message) -> None:
     with contextlib.suppress(OSError):
-        messages.tell(worker.control, message)
+        messages.send(worker.link.sock, message)
 
 
 EVILS: dict[str, Callable[[pyfanout.Worker, random.Random], None]] = {

@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pyfanout.config import Config
 from pyfanout.core import POOL, SEATS, Core, Event, EventKind
@@ -22,13 +22,12 @@ from pyfanout.dispatcher.joining import NoRequest
 from pyfanout.errors import CoreError, FanoutError
 from pyfanout.host.log import counted_are
 from pyfanout.limits import ANY, OpenFiles
-from pyfanout.link import messages
+from pyfanout.link.link import Link
 from pyfanout.link.messages import (
     DecodeError,
     Drain,
     Failed,
     Message,
-    Ping,
     Pong,
     Ready,
     Retiring,
@@ -36,7 +35,7 @@ from pyfanout.link.messages import (
     Short,
     WantsSuccessor,
 )
-from pyfanout.link.outbox import AGAIN_NS, Outbox
+from pyfanout.link.outbox import AGAIN_NS
 from pyfanout.master import timing
 from pyfanout.master.endpoints import Endpoint
 from pyfanout.master.shortage import Shortage
@@ -51,9 +50,6 @@ parent, too, whose word comes sooner."""
 IN_FLIGHT = 4
 """At most one in this many descriptors of this process's limit is in a channel."""
 
-MESSAGES = 16
-"""Read of one worker before the others have their turn."""
-
 
 @dataclass(slots=True, eq=False)
 class JoinedWorker:
@@ -63,9 +59,7 @@ class JoinedWorker:
     """Its number in the core."""
     generation: int
     pid: int
-    control: socket.socket
-    outbox: Outbox = field(init=False)
-    """What it is told."""
+    link: Link
     ready: Ready | None = None
     """What it said when it was."""
     spent_ns: int | None = None
@@ -81,20 +75,9 @@ class JoinedWorker:
     """It cannot take connections: others get them until it can."""
     entered: bool = False
     """It is in rotation."""
-    ping_number: int = 0
-    pinged_ns: int | None = None
-    """When the ping was said that waits for its pong; None: none does."""
-
-    def __post_init__(self) -> None:
-        self.outbox = Outbox(self.control)
 
     def __str__(self) -> str:
         return f"worker={self.seat} gen={self.generation} pid={self.pid}"
-
-    @property
-    def asked_ns(self) -> int:
-        """Since when it has been its turn, if it owes a pong."""
-        return max(self.pinged_ns or 0, self.outbox.short_ns)
 
     @property
     def wanted(self) -> bool:
@@ -160,9 +143,9 @@ class JoinedWorkers:
         return not self._workers
 
     def _step(self) -> None:
-        late_ns = [worker.asked_ns + self._patience_ns for worker in self._debtors()]
+        late_ns = [worker.link.owed_since_ns + self._patience_ns for worker in self._debtors()]
         release_ns = [worker.spent_ns + RELEASE_NS for worker in self._waiting() if worker.spent_ns is not None]
-        undone = any(worker.outbox or worker.wanted != worker.entered for worker in self._workers.values())
+        undone = any(worker.link.outbox or worker.wanted != worker.entered for worker in self._workers.values())
         again_ns = time.monotonic_ns() + AGAIN_NS if undone else None
         deadlines_ns = late_ns + release_ns
         deadlines_ns += [ns for ns in (self._round_ns, self._end_ns, again_ns) if ns is not None]
@@ -174,7 +157,7 @@ class JoinedWorkers:
             self._ask_and_judge()
         self._release()
         for worker in self._workers.values():  # what the system had no room for
-            worker.outbox.flush()
+            worker.link.outbox.flush()
             self._arrange(worker)
         self._shortage.lost(self._core.lost)
 
@@ -224,7 +207,7 @@ class JoinedWorkers:
         if seat is None:
             raise OSError(0, f"all {SEATS} seats are taken")
         generation = self._generations[seat] + 1
-        worker = JoinedWorker(seat, generation, joining.pid_of(their_control), their_control)
+        worker = JoinedWorker(seat, generation, joining.pid_of(their_control), Link(their_control))
         self._core.begin(seat, generation, seat)
         try:
             self._watches.add(their_control.fileno(), functools.partial(self._on_message, worker))
@@ -245,31 +228,27 @@ class JoinedWorkers:
         self._watches.remove(self._join_socket.fileno())
         self._join_socket.close()  # a worker that is about to join sees the end
         for worker in self._workers.values():
-            worker.pinged_ns = None
-            worker.outbox.say(ServerStopping())
+            worker.link.send(ServerStopping())
         self._core.finish(self._config.backlog + 1)
 
     def _on_message(self, worker: JoinedWorker) -> None:
-        for _ in range(MESSAGES):
-            try:
-                message = messages.hear(worker.control)
-            except OSError:  # there is none; or no memory for it now, and it is told of again
-                return
-            except DecodeError as error:
-                log.error("%s talks nonsense on its control socket (%s) and gets nothing any more", worker, error)
-                message = None
-            if message is None:
+        try:
+            for message in worker.link.receive():
+                self._on_word(worker, message)
+        except DecodeError as error:
+            log.error("%s talks nonsense on its control socket (%s) and gets nothing any more", worker, error)
+            self._on_gone(worker)
+
+    def _on_word(self, worker: JoinedWorker, message: Message | None) -> None:
+        match message:
+            case None:
                 self._on_gone(worker)
                 return
-            self._on_word(worker, message)
-
-    def _on_word(self, worker: JoinedWorker, message: Message) -> None:
-        match message:
             case Ready():
                 if worker.ready is None:
                     log.debug("%s is ready", worker)
                     if self._end_ns is not None:
-                        worker.outbox.say(ServerStopping())
+                        worker.link.send(ServerStopping())
                 elif worker.entered:  # with another limit: out, and in again
                     worker.entered = False
                     self._core.leave(worker.seat)
@@ -285,12 +264,11 @@ class JoinedWorkers:
                 for _ in range(SEATS):  # the owner may have said before that it stops
                     if self._end_ns is not None or not self._on_request():
                         break
-            case Pong(number, still_ms) if number == worker.ping_number:
-                worker.pinged_ns = None
+            case Pong() if worker.link.is_answered_by(message):
                 if worker.silent:
                     worker.silent = False
                     log.info("%s answers again", worker)
-                self._on_still(worker, still_ms)
+                self._on_still(worker, message.still_ms)
         self._arrange(worker)
 
     def _on_still(self, worker: JoinedWorker, still_ms: int) -> None:
@@ -316,15 +294,15 @@ class JoinedWorkers:
                 continue
             worker.leaving = True
             self._arrange(worker)
-            worker.outbox.say(Drain())
+            worker.link.send(Drain())
 
     def _on_gone(self, worker: JoinedWorker) -> None:
         lost = self._core.look(worker.seat).in_hands
         worker.leaving = True
         self._arrange(worker)
         self._core.end(worker.seat)
-        self._watches.remove(worker.control.fileno())
-        worker.control.close()
+        self._watches.remove(worker.link.fileno())
+        worker.link.close()
         del self._workers[worker.seat]
         level, plural = (logging.WARNING if lost else logging.DEBUG), "" if lost == 1 else "s"
         log.log(level, "%s is gone, with %d connection%s in its hands", worker, lost, plural)
@@ -351,14 +329,16 @@ class JoinedWorkers:
             worker.entered = True
 
     def _debtors(self) -> list[JoinedWorker]:
-        """Who owes a pong, and is not known for it yet."""
-        return [worker for worker in self._workers.values() if worker.pinged_ns is not None and not worker.silent]
+        """Those that owe a pong, and are not known for it yet. In a stop none is judged."""
+        if self._end_ns is not None:
+            return []
+        return [worker for worker in self._workers.values() if worker.link.owes_pong and not worker.silent]
 
     def _ask_and_judge(self) -> None:
         """Who reads from the pool is not asked: nothing waits for it alone."""
         now_ns = time.monotonic_ns()
         for worker in self._debtors():
-            silent_ns = now_ns - worker.asked_ns
+            silent_ns = now_ns - worker.link.owed_since_ns
             if silent_ns >= self._patience_ns:
                 log.warning("%s: no answer to a ping for %.1f s; others have its connections", worker, silent_ns / 1e9)
                 worker.silent = True
@@ -366,12 +346,5 @@ class JoinedWorkers:
         if self._round_ns is not None and now_ns >= self._round_ns:
             self._round_ns = now_ns + self._interval_ns
             for worker in self._workers.values():
-                if (
-                    (worker.entered or worker.stuck)
-                    and worker.pinged_ns is None
-                    and worker.ready
-                    and not worker.ready.pool
-                ):
-                    worker.ping_number = (worker.ping_number + 1) % 2**32
-                    worker.pinged_ns = now_ns
-                    worker.outbox.say(Ping(worker.ping_number))
+                if (worker.entered or worker.stuck) and worker.ready and not worker.ready.pool:
+                    worker.link.ping(now_ns)

@@ -148,10 +148,10 @@ def _hear(worker: Worker) -> None:
     import gevent
     from gevent.socket import wait_read
 
-    fd = worker.control.fileno()
+    fd = worker.link.fileno()
     while True:
         wait_read(fd)
-        if not worker.hear():
+        if not worker.receive():
             break
     gevent.sleep(worker.config.drain_timeout)
     worker.give_up()

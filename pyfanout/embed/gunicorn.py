@@ -256,7 +256,7 @@ class Joined:
         when that has lasted for `--timeout`."""
         if not self._stuck.still_ms():
             super().notify()
-        if not self._worker.hear() and self._retiring:  # nobody is there who could release it
+        if not self._worker.receive() and self._retiring:  # nobody is there who could release it
             self._worker.drain()
 
 
@@ -284,7 +284,7 @@ class Sync(Joined, sync.SyncWorker):
         receiver = Receiver(pool.fileno(), worker.ends, 0)
         self._ready(pool=True, threads=1)
         news = select.poll()
-        for each in (pool, worker.control):
+        for each in (pool, worker.link.sock):
             news.register(each, select.POLLIN)
         while self.alive and self.is_parent_alive():
             self.notify()

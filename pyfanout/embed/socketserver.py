@@ -120,7 +120,7 @@ class Runner(ThreadedRunner):
             patience_s = time.monotonic() + worker.config.drain_timeout
             while self._serves(listener) and time.monotonic() < patience_s:
                 listener.end_silent()
-                listener.hear(LOOK_S)  # the master may be gone
+                listener.receive(LOOK_S)  # the master may be gone
         finally:
             if self._children:  # those that are left: their time is over
                 self._children.end()
@@ -392,7 +392,7 @@ def _hearing(server: Any, worker: Worker, listener: Listener) -> Callable[..., N
                 return
             if len(children) >= server.max_children:
                 worker.is_short(True, "children")
-                listener.hear(LOOK_S)
+                listener.receive(LOOK_S)
         worker.is_short(False, "children")
         collect(blocking=blocking)
 

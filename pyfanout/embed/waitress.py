@@ -67,7 +67,7 @@ class Runner(ThreadedRunner):
                 return False
 
             def handle_read(self) -> None:
-                if not worker.hear():
+                if not worker.receive():
                     self.del_channel()
                     worker.outlive_master()
 
@@ -91,7 +91,7 @@ class Runner(ThreadedRunner):
         known = views(server, worker.public, _names)
         pool = Pool(lambda: len(server.task_dispatcher.threads))
         worker.watch.add(pool.look)
-        Control(worker.control, map=loop)
+        Control(worker.link.sock, map=loop)
         server.adj.connection_limit += 1  # waitress counts the sockets of its loop; one is the control socket
         listener.limit(max(server.adj.connection_limit - len(loop), 1))
         started()

@@ -1,7 +1,7 @@
-"""What master and worker say to each other on a worker's control socket: the messages, encode, decode, tell, hear.
+"""What master and worker say to each other on a worker's control socket: the messages, encode, decode, send, receive.
 
-The socket is a SEQPACKET pair: one message is one packet, a byte that says which, then its payload. The master decodes
-what a worker wrote, so `decode` believes nothing.
+The socket is a SEQPACKET pair: one message is one packet, a byte that says which (`TYPES`), then its payload. The
+master decodes what a worker wrote, so `decode` believes nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import signal
 import socket
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Self
 
 from pyfanout.config import MAX_THREADS
 
@@ -21,11 +22,16 @@ WAKE = signal.SIGURG
 """Sent after a message to a worker that boots and so does not read its socket: at this signal it looks there. Ignored
 by default, so one that comes too early or too late has no effect."""
 
-
 SERVING_BYTES = 200
 
 MOST_CONNECTIONS = 2**31 - 1
 """The highest limit of a worker."""
+
+_SEPARATOR = b"\0"
+
+
+class DecodeError(ValueError):
+    """A packet is not a message."""
 
 
 class Stage(IntEnum):
@@ -37,8 +43,35 @@ class Stage(IntEnum):
     """Its start hook, or the serving loop, failed: exit code 3."""
 
 
+class Message:
+    """One without a payload, unless a subclass has one."""
+
+    __slots__ = ()
+
+    def pack(self) -> bytes:
+        """The payload."""
+        return b""
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Self:
+        """The message of a payload. Raises ValueError if it is none."""
+        if payload:
+            raise ValueError("it has no payload")
+        return cls()
+
+
+def _number_of(payload: bytes, size: int = 4) -> int:
+    if len(payload) != size:
+        raise ValueError("wrong length")
+    return int.from_bytes(payload, "big")
+
+
+def _packed(number: int) -> bytes:
+    return number.to_bytes(4, "big")
+
+
 @dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(Message):
     """Worker to master: my loop takes work now."""
 
     pool: bool
@@ -51,9 +84,23 @@ class Ready:
     """What kind of application it is, and by which server it is served, for the log. Printable ASCII, at most
     SERVING_BYTES."""
 
+    def pack(self) -> bytes:
+        text = "".join(each if " " <= each <= "~" else "?" for each in self.serving[:SERVING_BYTES])
+        return bytes([self.pool]) + self.threads.to_bytes(2, "big") + _packed(self.most) + text.encode()
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Self:
+        if not 7 <= len(payload) <= 7 + SERVING_BYTES or payload[0] > 1:
+            raise ValueError("wrong length, or neither with the pool nor without")
+        pool, threads = bool(payload[0]), _number_of(payload[1:3], 2)
+        most, serving = _number_of(payload[3:7]), payload[7:].decode("ascii")
+        if not (pool <= threads <= MAX_THREADS and most <= MOST_CONNECTIONS and serving.isprintable()):
+            raise ValueError("out of range")
+        return cls(pool, threads, most, serving)
+
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Message):
     """Worker to master: I cannot start, and exit."""
 
     stage: Stage
@@ -62,62 +109,93 @@ class Failed:
     details: str
     """The traceback, or nothing."""
 
+    def pack(self) -> bytes:
+        head = self.reason.encode(errors="replace").replace(_SEPARATOR, b" ")[:1024] + _SEPARATOR
+        tail = self.details.encode(errors="replace")[-(PACKET_BYTES - len(head) - 2) :]
+        return bytes([self.stage]) + head + tail
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Self:
+        reason, _, details = payload[1:].partition(_SEPARATOR)
+        return cls(Stage(_number_of(payload[:1], 1)), reason.decode(errors="replace"), details.decode(errors="replace"))
+
 
 @dataclass(frozen=True, slots=True)
-class WantsSuccessor:
+class WantsSuccessor(Message):
     """Worker to master: I have had my `max_requests` and serve on until another is there in my place. To a dispatcher:
     I shall leave, and serve on until I am released."""
 
 
 @dataclass(frozen=True, slots=True)
-class Retiring:
+class Retiring(Message):
     """Worker to master: I take no more connections (a SIGTERM), finish mine and exit with 0."""
 
 
 @dataclass(frozen=True, slots=True)
-class HasRoom:
+class HasRoom(Message):
     """Worker to master: the scoreboard says that you wait until a connection of mine is done, and one is."""
 
 
 @dataclass(frozen=True, slots=True)
-class Short:
+class Short(Message):
     """Worker to master: I cannot take connections (no descriptor, no memory, too many children): pass them to others,
     also those that wait in my channel. Or: I can again."""
 
     short: bool
 
+    def pack(self) -> bytes:
+        return bytes([self.short])
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Self:
+        return cls([b"\0", b"\1"].index(payload) == 1)
+
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(Message):
     """Worker to master: I stop now, and so many of my connections get no whole answer."""
 
     connections: int
     """From 0 to 2^32 - 1."""
 
+    def pack(self) -> bytes:
+        return _packed(self.connections)
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Self:
+        return cls(_number_of(payload))
+
 
 @dataclass(frozen=True, slots=True)
-class ServerStopping:
+class ServerStopping(Message):
     """Master to worker: the server stops. Serve what still comes, until your channel ends; have idle connections end,
     for they may take the room of those that wait."""
 
 
 @dataclass(frozen=True, slots=True)
-class Drain:
+class Drain(Message):
     """Master to worker: you get no more connections. Finish those that you have begun, and exit. A dispatcher says it
     to a worker that asks to leave, and not when it stops: then the worker takes all connections until the channel ends,
     because there are no other workers."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ping:
+class Ping(Message):
     """Master to worker: are you there?"""
 
     number: int
     """From 0 to 2^32 - 1."""
 
+    def pack(self) -> bytes:
+        return _packed(self.number)
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Self:
+        return cls(_number_of(payload))
+
 
 @dataclass(frozen=True, slots=True)
-class Pong:
+class Pong(Message):
     """Worker to master: I am. From the event loop; of a blocking worker, from its control thread."""
 
     number: int
@@ -126,86 +204,51 @@ class Pong:
     """For how long all serving threads have been in the same requests, while no byte came from a client or went to one;
     0: they have not. Milliseconds, less than 2^32."""
 
+    def pack(self) -> bytes:
+        return _packed(self.number) + _packed(self.still_ms)
 
-Message = Ready | Failed | WantsSuccessor | Retiring | HasRoom | Short | Cut | ServerStopping | Drain | Ping | Pong
+    @classmethod
+    def unpack(cls, payload: bytes) -> Self:
+        return cls(_number_of(payload[:4]), _number_of(payload[4:]))
 
-_SEPARATOR = "\0"
-_STAGES = frozenset(Stage)
 
+TYPES: dict[bytes, type[Message]] = {
+    b"R": Ready,
+    b"F": Failed,
+    b"S": WantsSuccessor,
+    b"T": Retiring,
+    b"O": HasRoom,
+    b"H": Short,
+    b"X": Cut,
+    b"C": ServerStopping,
+    b"D": Drain,
+    b"I": Ping,
+    b"A": Pong,
+}
+"""What the first byte of a packet says."""
 
-class DecodeError(ValueError):
-    """A packet is not a message."""
+_CODES = {each: code for code, each in TYPES.items()}
 
 
 def encode(message: Message) -> bytes:
     """One packet, at most PACKET_BYTES long."""
-    match message:
-        case Ready(pool, threads, most, serving):
-            text = "".join(each if " " <= each <= "~" else "?" for each in serving[:SERVING_BYTES])
-            return b"R" + bytes([pool]) + threads.to_bytes(2, "big") + most.to_bytes(4, "big") + text.encode()
-        case Failed(stage, reason, details):
-            head = reason.replace(_SEPARATOR, " ").encode(errors="replace")[:1024] + b"\0"
-            tail = details.encode(errors="replace")[-(PACKET_BYTES - len(head) - 2) :]
-            return b"F" + bytes([stage]) + head + tail
-        case WantsSuccessor():
-            return b"S"
-        case Retiring():
-            return b"T"
-        case HasRoom():
-            return b"O"
-        case Short(short):
-            return b"H" + bytes([short])
-        case Cut(connections):
-            return b"X" + connections.to_bytes(4, "big")
-        case ServerStopping():
-            return b"C"
-        case Drain():
-            return b"D"
-        case Ping(number):
-            return b"I" + number.to_bytes(4, "big")
-        case Pong(number, still_ms):
-            return b"A" + number.to_bytes(4, "big") + still_ms.to_bytes(4, "big")
+    return _CODES[type(message)] + message.pack()
 
 
 def decode(packet: bytes) -> Message:
     """The message in a packet. Raises DecodeError for anything that `encode` does not make."""
-    match packet[:1], packet[1:]:
-        case b"R", payload if 7 <= len(payload) <= 7 + SERVING_BYTES and payload[0] <= 1:
-            pool, threads = bool(payload[0]), int.from_bytes(payload[1:3], "big")
-            most, serving = int.from_bytes(payload[3:7], "big"), payload[7:].decode("latin-1")
-            plain = serving.isascii() and serving.isprintable()
-            if (1 if pool else 0) <= threads <= MAX_THREADS and most <= MOST_CONNECTIONS and plain:
-                return Ready(pool, threads, most, serving)
-        case b"F", payload if payload and payload[0] in _STAGES:
-            reason, _, details = payload[1:].decode(errors="replace").partition(_SEPARATOR)
-            return Failed(Stage(payload[0]), reason, details)
-        case b"S", b"":
-            return WantsSuccessor()
-        case b"T", b"":
-            return Retiring()
-        case b"O", b"":
-            return HasRoom()
-        case b"H", b"\0" | b"\1" as payload:
-            return Short(payload == b"\1")
-        case b"X", payload if len(payload) == 4:
-            return Cut(int.from_bytes(payload, "big"))
-        case b"C", b"":
-            return ServerStopping()
-        case b"D", b"":
-            return Drain()
-        case b"I", payload if len(payload) == 4:
-            return Ping(int.from_bytes(payload, "big"))
-        case b"A", payload if len(payload) == 8:
-            return Pong(int.from_bytes(payload[:4], "big"), int.from_bytes(payload[4:], "big"))
-    raise DecodeError(f"not a message: {packet[:16]!r}")
+    try:
+        return TYPES[packet[:1]].unpack(packet[1:])
+    except (KeyError, ValueError):
+        raise DecodeError(f"not a message: {packet[:16]!r}") from None
 
 
-def tell(sock: socket.socket, message: Message) -> None:
+def send(sock: socket.socket, message: Message) -> None:
     """Without waiting. Raises OSError: the other side is gone, or does not read."""
     sock.send(encode(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
-def hear(sock: socket.socket) -> Message | None:
+def receive(sock: socket.socket) -> Message | None:
     """The next message; None if the other side has closed its end. Without waiting. Raises BlockingIOError if there is
     none, DecodeError, and OSError."""
     try:
@@ -215,7 +258,7 @@ def hear(sock: socket.socket) -> Message | None:
     return decode(packet) if packet else None
 
 
-def says_drain(sock: socket.socket) -> bool:
+def is_drain_next(sock: socket.socket) -> bool:
     """Whether the next message is `Drain`; it stays where it is."""
     try:
         return sock.recv(PACKET_BYTES, socket.MSG_DONTWAIT | socket.MSG_PEEK) == encode(Drain())

@@ -1,4 +1,4 @@
-"""Outbox: what the master, or a dispatcher, says to one worker on its control socket, and says again until it is sent.
+"""What is to be sent on a control socket, and could not be yet.
 
 Never waits, never raises. What cannot be sent stays, in order; whoever owns it calls `flush` until nothing is left.
 """
@@ -9,12 +9,15 @@ import errno
 import socket
 import time
 
-from pyfanout.link.messages import Message, tell
+from pyfanout.link.messages import Message, send
 
 AGAIN_NS = 100_000_000
 """Between two tries, if nothing else happens: no event tells when the system has memory again."""
 
 _SHORTAGES = (errno.ENOBUFS, errno.ENOMEM)
+
+NOT_NOW = (errno.EAGAIN, *_SHORTAGES)
+"""With these a socket may be tried again."""
 
 
 class Outbox:
@@ -31,7 +34,7 @@ class Outbox:
         """Whether something is left to send."""
         return bool(self._unsent)
 
-    def say(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         self._unsent.append(message)
         self.flush()
 
@@ -39,7 +42,7 @@ class Outbox:
         """As much as can be sent now."""
         try:
             while self._unsent:
-                tell(self._sock, self._unsent[0])
+                send(self._sock, self._unsent[0])
                 del self._unsent[0]
         except OSError as error:
             if error.errno in _SHORTAGES:

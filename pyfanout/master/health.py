@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from pyfanout.config import Config
 from pyfanout.core import ScoreView
-from pyfanout.link.messages import Ping, Pong
+from pyfanout.link.messages import Pong
 from pyfanout.master import timing
 from pyfanout.master.lifecycle import State
 from pyfanout.master.roster import WorkerHandle
@@ -62,17 +62,13 @@ class Health:
 
     def ping(self, member: WorkerHandle, now_ns: int) -> None:
         """Now; unless it owes a pong."""
-        if member.pinged_ns is not None:
-            return
-        member.ping_number = (member.ping_number + 1) % 2**32
-        member.pinged_ns = now_ns
-        member.outbox.say(Ping(member.ping_number))
+        member.link.ping(now_ns)
 
     def on_pong(self, member: WorkerHandle, pong: Pong, now_ns: int) -> bool:
         """Whether it answers the ping that is out; one that was asked before, or never, counts for nothing."""
-        if member.pinged_ns is None or pong.number != member.ping_number:
+        if not member.link.is_answered_by(pong):
             return False
-        member.pinged_ns, member.pong_ns = None, now_ns
+        member.pong_ns = now_ns
         member.still_since_ns = now_ns - pong.still_ms * 1_000_000
         return True
 
@@ -84,7 +80,7 @@ class Health:
         """Why it is hung, or None."""
         return timing.hang(
             now_ns=now_ns,
-            pinged_ns=None if member.pinged_ns is None else self._asked_ns(member),
+            pinged_ns=self._asked_ns(member) if member.link.owes_pong else None,
             ping_timeout_ns=self._ping_timeout_ns,
             threads=member.threads,
             busy_threads=view.busy_threads,
@@ -103,11 +99,11 @@ class Health:
                     self.ping(member, now_ns)
 
     def _owes(self, member: WorkerHandle) -> bool:
-        return member.state is State.READY and member.pinged_ns is not None
+        return member.state is State.READY and member.link.owes_pong
 
     def _asked_ns(self, member: WorkerHandle) -> int:
         """Since when it has been its turn, if it owes a pong."""
-        return self._since(max(member.pinged_ns or 0, member.outbox.short_ns))
+        return self._since(member.link.owed_since_ns)
 
     def _still_ns(self, member: WorkerHandle, view: ScoreView) -> int:
         """How long its threads had been in the same requests at its last pong. For threads of pyfanout the pong says

@@ -11,14 +11,13 @@ from __future__ import annotations
 import logging
 import mmap
 import os
-import socket
 import time
 from collections import deque
 from dataclasses import dataclass, field
 
 from pyfanout.core import SEATS
+from pyfanout.link.link import Link
 from pyfanout.link.messages import Failed
-from pyfanout.link.outbox import Outbox
 from pyfanout.master import timing
 from pyfanout.master.lifecycle import State
 from pyfanout.master.process import Process
@@ -71,13 +70,11 @@ class WorkerHandle:
     seat: int
     """Its number in the core."""
     process: Process
-    control: socket.socket
+    link: Link
     stacks_fd: int
     """A file in memory: what faulthandler writes when it dies of a signal. Owned."""
     deadline_ns: int | None
     """CLOCK_MONOTONIC: until when it may be in its state; None: for ever."""
-    outbox: Outbox = field(init=False)
-    """What it is told."""
     forked_ns: int = field(default_factory=time.monotonic_ns)
     state: State = State.BOOTING
     since_ns: int = field(default_factory=time.monotonic_ns)
@@ -107,18 +104,12 @@ class WorkerHandle:
     needed."""
     verdict: str | None = None
     """Why we ended it, in words."""
-    ping_number: int = 0
-    pinged_ns: int | None = None
-    """When the ping was said that waits for its pong; None: none does."""
     pong_ns: int | None = None
     """When the last pong came."""
     proved: bool = False
     """It has answered a ping after its trial time, `min_uptime`."""
     still_since_ns: int = 0
     """Since when its threads have been in the same requests, as that pong said."""
-
-    def __post_init__(self) -> None:
-        self.outbox = Outbox(self.control)
 
     def __str__(self) -> str:
         return f"worker={self.slot.number} gen={self.generation} pid={self.process.pid}"
@@ -149,7 +140,7 @@ class WorkerHandle:
 
     def close(self) -> None:
         """The master's descriptors of it, but the pidfd; also in a child that has inherited them."""
-        self.control.close()
+        self.link.close()
         os.close(self.stacks_fd)
 
 

@@ -121,7 +121,7 @@ class Signals:
             found = signal.getsignal(signum)
             if signum in _ALWAYS or found is signal.SIG_DFL:
                 self._found[signum] = found  # before its first signal
-                _set(signum, self._hear)
+                _set(signum, self._on_signal)
         for signum in _RESET_IN_MASTER:
             self._found[signum] = _set(signum, signal.SIG_DFL)
         _installed.add(self)
@@ -140,7 +140,7 @@ class Signals:
     def _put_back(self) -> None:
         """Restore the handlers that the program has not replaced meanwhile."""
         for signum, handler in self._found.items():
-            if signum in _RESET_IN_MASTER or _get(signum) == self._hear:
+            if signum in _RESET_IN_MASTER or _get(signum) == self._on_signal:
                 # None: a handler that C code installed, which Python cannot put back.
                 _set(signum, signal.SIG_DFL if handler is None else handler)
 
@@ -161,10 +161,10 @@ class Signals:
         signal.set_wakeup_fd(-1)
         self.close()
 
-    def _hear(self, signum: int, frame: FrameType | None) -> None:
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         match self._time:
             case _Time.BEFORE:
-                self._hear_before(signum, frame)
+                self._on_signal_before(signum, frame)
             case _Time.WHILE:
                 self._heard.append((signum, time.monotonic_ns()))
                 with contextlib.suppress(OSError):  # it is full, and so it is readable
@@ -172,7 +172,7 @@ class Signals:
             case _Time.AFTER if self._request(signum, time.monotonic_ns()) is Request.STOP_NOW:
                 os._exit(self.exit_code)  # a thread or an exit function of the application hangs
 
-    def _hear_before(self, signum: int, frame: FrameType | None) -> None:
+    def _on_signal_before(self, signum: int, frame: FrameType | None) -> None:
         """While the application is imported, which would not know what to do with an exception from a handler."""
         found = self._found[signum]
         if callable(found) and not self._whole_process:

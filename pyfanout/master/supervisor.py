@@ -26,7 +26,7 @@ from pyfanout.errors import CoreError, LoadError, StuckError, WorkerError
 from pyfanout.host import stdio
 from pyfanout.host.log import counted, counted_are
 from pyfanout.limits import OpenFiles
-from pyfanout.link import messages
+from pyfanout.link.link import Link
 from pyfanout.link.messages import (
     WAKE,
     Cut,
@@ -34,6 +34,7 @@ from pyfanout.link.messages import (
     Drain,
     Failed,
     HasRoom,
+    Message,
     Ping,
     Pong,
     Ready,
@@ -268,7 +269,7 @@ class Supervisor:
     # ---- events -------------------------------------------------------------------------------------------------
 
     def _unwatch(self, member: WorkerHandle) -> None:
-        for fd in (member.process.pidfd, member.control.fileno()):
+        for fd in (member.process.pidfd, member.link.fileno()):
             self._watches.remove(fd)
 
     def _on_event(self, event: Event) -> None:
@@ -324,29 +325,21 @@ class Supervisor:
                     log.warning("SIGUSR2 does nothing here: SIGHUP reloads the application")
 
     def _on_message(self, member: WorkerHandle) -> None:
-        """A few messages at a time: the core tells again if there are more."""
-        for _ in range(MESSAGES):
-            if not self._read_message(member):
-                break
-
-    def _read_message(self, member: WorkerHandle) -> bool:
-        """Whether there may be another one."""
         try:
-            message = messages.hear(member.control)
-            if isinstance(message, Ping):
-                raise DecodeError("a ping from a worker")
-        except OSError:  # there is none; or no memory for it now, and it is told of again
-            return False
+            for message in member.link.receive():
+                self._on_word(member, message)
         except DecodeError as error:
             member.verdict = f"nonsense on its control socket: {error}"
             log.error("%s talks nonsense on its control socket (%s) and is killed", member, error)
-            self._watches.remove(member.control.fileno())
+            self._watches.remove(member.link.fileno())
             member.process.send(signal.SIGKILL)
-            return False
+
+    def _on_word(self, member: WorkerHandle, message: Message | None) -> None:
         match message:
             case None:  # it closed its end; most likely it is about to die
-                self._watches.remove(member.control.fileno())
-                return False
+                self._watches.remove(member.link.fileno())
+            case Ping():
+                raise DecodeError("a ping from a worker")
             case Ready():
                 self._on_ready(member, message)
             case Failed():
@@ -364,7 +357,6 @@ class Supervisor:
                 self._on_short(member, short)
             case Cut(connections):
                 member.cut = connections
-        return True
 
     def _on_ready(self, member: WorkerHandle, ready: Ready) -> None:
         if member.state is State.BOOTING:
@@ -379,7 +371,7 @@ class Supervisor:
             self._ever_ready = True
             self._respawn_those_that_failed()
         if self._stopping:
-            member.outbox.say(ServerStopping())
+            member.link.send(ServerStopping())
         self._tell_if_all_are_ready()
 
     def _tell_if_all_are_ready(self) -> None:
@@ -491,18 +483,9 @@ class Supervisor:
             self._tell_if_replaced_are_gone()
 
     def _read_last_words(self, member: WorkerHandle) -> None:
-        """Its death may be reported before what it said. A child that it has left behind may go on to write, but not to
-        an end that is shut: then this comes to one."""
-        with contextlib.suppress(OSError):  # a sandbox
-            member.control.shutdown(socket.SHUT_RD)
-        while True:
-            try:
-                message = messages.hear(member.control)
-            except (DecodeError, OSError):
-                return
+        """Its death may be reported before what it said."""
+        for message in member.link.last_words():
             match message:
-                case None:
-                    return
                 case Failed():
                     member.failure = message
                 case Retiring():
@@ -593,9 +576,9 @@ class Supervisor:
             case Action.LEAVE:
                 self._core.leave(member.seat)
             case Action.CLOSE:
-                member.outbox.say(ServerStopping())
+                member.link.send(ServerStopping())
             case Action.DRAIN:
-                member.outbox.say(Drain())
+                member.link.send(Drain())
                 if member.ready_ns is None:
                     self._wake(member, time.monotonic_ns())
             case Action.QUIT:
@@ -770,7 +753,7 @@ class Supervisor:
                     ),
                 )
             boot_deadline_ns = time.monotonic_ns() + int(self._config.boot_timeout * 1e9)
-            member = WorkerHandle(slot, generation, seat, process, ours, stacks_fd, boot_deadline_ns)
+            member = WorkerHandle(slot, generation, seat, process, Link(ours), stacks_fd, boot_deadline_ns)
             try:
                 self._watches.add(process.pidfd, functools.partial(self._on_death, member))
                 self._watches.add(ours.fileno(), functools.partial(self._on_message, member))
@@ -814,7 +797,7 @@ class Supervisor:
 
     def _keep_time(self, now_ns: int) -> None:
         for member in self._roster.members:
-            member.outbox.flush()
+            member.link.outbox.flush()
             if member.wake_ns is not None and member.wake_ns <= now_ns:
                 self._wake(member, now_ns)
         for member in self._roster.members:
@@ -865,7 +848,7 @@ class Supervisor:
         deadlines = [slot.respawn_at_ns for slot in self._roster.slots]
         deadlines += [ns for member in self._roster.members for ns in (member.deadline_ns, member.wake_ns)]
         deadlines.append(self._stop_deadline_ns)
-        if any(member.outbox for member in self._roster.members):
+        if any(member.link.outbox for member in self._roster.members):
             deadlines.append(time.monotonic_ns() + AGAIN_NS)
         if self._reload and self._reload.next():
             deadlines.append(time.monotonic_ns())
@@ -998,7 +981,7 @@ class Supervisor:
         self._begin_stop(Request.STOP)
         for member in self._roster.members:
             if member.state is State.READY:
-                member.outbox.say(ServerStopping())
+                member.link.send(ServerStopping())
         for number, endpoint in enumerate(self._endpoints):
             if endpoint.can_stop_new:
                 self._core.stop_new(number)

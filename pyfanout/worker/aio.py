@@ -83,7 +83,7 @@ class Server:
         worker.on_drain, worker.on_closing = self._drain, self._close_idle
         signals_through(worker, self._stop)
         worker.farewell.on(loop)
-        loop.add_reader(worker.control.fileno(), self._on_control)
+        loop.add_reader(worker.link.fileno(), self._on_control)
         if self._headless is not None:
             loop.add_reader(self._headless.fileno(), self._open_arrived, self._headless)
         self._read_on()
@@ -241,7 +241,7 @@ class Server:
         """A connection was closed or detached."""
         self._live -= 1
         if self._worker.ends.done():
-            self._worker.say(HasRoom())
+            self._worker.send(HasRoom())
         if not self._reading:
             self._read_on()
             self._leave_if_done()
@@ -312,9 +312,9 @@ class Server:
     def _on_control(self) -> None:
         """A pong from here proves that the loop comes round. End-of-file is the master's death, and the channel says so
         too, when it is empty; which one at `max_connections` does not read."""
-        if not self._worker.hear():
+        if not self._worker.receive():
             self._close_idle()
-            self._loop.remove_reader(self._worker.control.fileno())
+            self._loop.remove_reader(self._worker.link.fileno())
             self._loop.call_later(self._worker.config.drain_timeout, self._worker.give_up)
 
 

@@ -90,7 +90,7 @@ class Server:
         # READY before the thread: the master needs as long to send something as we need to be there.
         self._worker.ready(pool=self._pool, threads=self._threads)
         self._news = self._worker.background.poll()
-        for fd in (self._worker.control.fileno(), self._wakeup.fileno()):
+        for fd in (self._worker.link.fileno(), self._wakeup.fileno()):
             self._news.register(fd, POLLIN)
         # Not threading.Thread: its start() would wait for the new thread, and the first connection for that.
         self._worker.background.start(self._listen)
@@ -256,7 +256,7 @@ class Server:
         runs no Python, and a signal that hits it on its way there is lost. So they are interrupted again and again:
         until all have left, or, if the signal was another, until it was surely handled.
         """
-        worker, control, wakeup = self._worker, self._worker.control.fileno(), self._wakeup
+        worker, control, wakeup = self._worker, self._worker.link.fileno(), self._wakeup
         while True:
             wait_s = None
             if self._idents and (worker.draining or self._nudges_left > 0):
@@ -267,7 +267,7 @@ class Server:
             if wakeup.fileno() in ready:
                 wakeup.recv(4096)
                 self._nudges_left = NUDGES
-            if control in ready and not worker.hear():
+            if control in ready and not worker.receive():
                 self._news.unregister(control)
                 self._end_s = time.monotonic() + worker.config.drain_timeout
                 self._close_idle()

@@ -205,7 +205,7 @@ class Listener(socket.socket):
         """How many bytes came before the client's own first one, by descriptor: a PROXY header, a TLS handshake."""
         self._unserved: dict[int, Callable[[], bool]] = {}
         """See `idle_while`."""
-        self._control_fd = worker.control.fileno() if control else None
+        self._control_fd = worker.link.fileno() if control else None
         if self._control_fd is not None:
             self._epoll.register(self._control_fd, EPOLLIN)
         self._resting = False
@@ -329,13 +329,13 @@ class Listener(socket.socket):
             self._woken = woken
             self._watch_control(EPOLLOUT)  # to which one can write at any time
 
-    def hear(self, timeout_s: float) -> None:
+    def receive(self, timeout_s: float) -> None:
         """Reads what the master says within that time, for a server that does not accept now."""
         news = poll()
         if self._control_fd is not None:
             news.register(self._control_fd, POLLIN)
         if news.poll(timeout_s * 1000):
-            self._hear()
+            self._receive()
 
     def limit(self, count: int) -> None:
         """The server itself stops accepting at `count` connections: beyond that others get them. Before READY."""
@@ -479,7 +479,7 @@ class Listener(socket.socket):
 
     def _watch_control(self, besides: int) -> None:
         """Have the set watch the control socket for `besides`, too."""
-        fd, events = self._worker.control.fileno(), besides | (EPOLLIN if self._control_fd is not None else 0)
+        fd, events = self._worker.link.fileno(), besides | (EPOLLIN if self._control_fd is not None else 0)
         with contextlib.suppress(OSError, ValueError):  # it is not there; or the set was closed
             self._epoll.unregister(fd)
         with contextlib.suppress(OSError, ValueError):
@@ -498,7 +498,7 @@ class Listener(socket.socket):
             self._took = True
             self._unheard += 1  # one that accepts once each time it comes round may never find nothing
             if self._unheard >= UNHEARD:
-                self._hear()
+                self._receive()
             self._arrivals = list(arrivals)[::-1]
             return self._arrivals.pop()
         if rc == 0:  # the master has finished, or is gone
@@ -511,7 +511,7 @@ class Listener(socket.socket):
         if self._took and self._unheard < UNHEARD:  # it was woken for that; what else there is wakes it again
             self._unheard += 1
         else:
-            self._hear()
+            self._receive()
         self._took = False
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
@@ -549,9 +549,9 @@ class Listener(socket.socket):
                 self._epoll.unregister(fd)
         self._worker.is_short(False)
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         self._unheard = 0
-        if self._control_fd is not None and not self._worker.forked and not self._worker.hear():
+        if self._control_fd is not None and not self._worker.forked and not self._worker.receive():
             with contextlib.suppress(OSError, ValueError):
                 self._epoll.unregister(self._control_fd)
             self._control_fd = None
@@ -585,4 +585,4 @@ class Listener(socket.socket):
             else:
                 self._done[0] += 1
         if awaited and not self._worker.forked:
-            self._worker.say(HasRoom())
+            self._worker.send(HasRoom())

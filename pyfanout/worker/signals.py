@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout import exits
 from pyfanout.host import sigmask
-from pyfanout.link.messages import WAKE, says_drain
+from pyfanout.link.messages import WAKE, is_drain_next
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -214,7 +214,7 @@ class Signals:
         not know what to do with an exception. Later it is called after some forks, see `Background`."""
         worker = self._worker
         worker.background.resume()
-        if worker.on_drain is None and not worker.forked and says_drain(worker.control):
+        if worker.on_drain is None and not worker.forked and is_drain_next(worker.link.sock):
             exits.leave(0)
 
     def _terminate(self, _signum: int, _frame: FrameType | None) -> None:

@@ -32,6 +32,8 @@ from pyfanout.errors import ConfigError, LoadError
 from pyfanout.host.log import counted, has_no_way
 from pyfanout.kind import App, Kind
 from pyfanout.limits import OpenFiles, of_connections
+from pyfanout.link import messages
+from pyfanout.link.link import Link
 from pyfanout.link.messages import (
     Cut,
     Drain,
@@ -45,8 +47,6 @@ from pyfanout.link.messages import (
     Short,
     Stage,
     WantsSuccessor,
-    hear,
-    tell,
 )
 from pyfanout.recognition import doubt, kind_of
 from pyfanout.worker import child, connection
@@ -116,7 +116,7 @@ class Worker:
         self.config = config
         self.public = public
         self.ends = ends
-        self.control = control
+        self.link = Link(control)
         self._several = several
         self.joined = joined
         self.most = config.max_connections
@@ -190,7 +190,7 @@ class Worker:
         counted: bool = True,
     ) -> Listener:
         """What a server accepts from, once. `blocking`: whether the connections shall be. `control`: pings are answered
-        when the server accepts; else it has `hear` called when `control` is readable, which a server needs that stops
+        when the server accepts; else it has `receive` called when `link` is readable, which a server needs that stops
         accepting at times. `greedy`: several are taken at once, for a server that accepts until there is nothing; by
         default one with a loop, whose connections do not block. `tls`: if the options ask for TLS, a connection that
         `accept` returns has done its handshake, and is an ssl.SSLSocket; else the server does the handshake. Or the
@@ -223,7 +223,7 @@ class Worker:
 
         def accepts() -> None:
             self._accepts = True
-            self.say(Ready(pool, threads, 0 if threads else self.most, self.serving))
+            self.send(Ready(pool, threads, 0 if threads else self.most, self.serving))
 
         if self.accepting is None or self._accepts:
             accepts()
@@ -241,29 +241,29 @@ class Worker:
     def _count(self, unit: str) -> None:
         if next(self._served) == self._last:
             log.info("worker=%d has served %s and wants to retire", self.slot, counted(self._last, unit))
-            self.say(WantsSuccessor())
+            self.send(WantsSuccessor())
 
     def drain(self) -> None:
         """Take no more connections, finish what was begun, leave. May be called again, and from a signal handler."""
         if not self.draining:
             self.draining = True
             self._drain_end_s = time.monotonic() + self.config.drain_timeout
-            self.say(Retiring())
+            self.send(Retiring())
             if self.on_drain is not None:
                 self.on_drain()
 
     def retire(self) -> None:
         """Serve on until nothing comes to this worker any more, then `drain`. For one that has joined a dispatcher, and
-        may not be the only one to leave: if the dispatcher stops, too, what it has accepted is still served. `hear` is
-        called by what serves. May be called again, and from a signal handler."""
-        self.say(WantsSuccessor())
+        may not be the only one to leave: if the dispatcher stops, too, what it has accepted is still served. What
+        serves calls `receive`. May be called again, and from a signal handler."""
+        self.send(WantsSuccessor())
 
-    def say(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         """To the master. Waits for nobody but, for a second at most, for memory: what is not said now never is, and a
         READY or a PONG that did not come would be the worker's end."""
         for _ in range(TRIES):
             try:
-                tell(self.control, message)
+                messages.send(self.link.sock, message)
                 return
             except OSError as error:
                 if error.errno not in (errno.ENOBUFS, errno.ENOMEM):
@@ -271,22 +271,21 @@ class Worker:
                     return
                 time.sleep(SHORTAGE_S)
 
-    def hear(self) -> bool:
-        """One message of the master is there: do what it asks. False: the master is gone."""
-        try:
-            message = hear(self.control)
-        except OSError as error:  # nothing is there; or no memory for it now, and it is told of again
-            return error.errno in (errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS)
-        match message:
-            case Ping(number):
-                self.say(Pong(number, min(self.watch.still_ms(), 2**32 - 1)))
-                self.signals.hold()
-            case ServerStopping():
-                self.closing = True
-                self.on_closing()
-            case Drain():
-                self.drain()
-        return message is not None
+    def receive(self) -> bool:
+        """Do what the messages of the master ask that are there. False: the master is gone."""
+        for message in self.link.receive():
+            match message:
+                case None:
+                    return False
+                case Ping(number):
+                    self.send(Pong(number, min(self.watch.still_ms(), 2**32 - 1)))
+                    self.signals.hold()
+                case ServerStopping():
+                    self.closing = True
+                    self.on_closing()
+                case Drain():
+                    self.drain()
+        return True
 
     def tls_context(self) -> ssl.SSLContext | None:
         """What TLS is spoken with; None: it is not. Raises ConfigError."""
@@ -319,7 +318,7 @@ class Worker:
         before = len(self._short_of)
         (self._short_of.add if short else self._short_of.discard)(of)
         if bool(before) is not bool(self._short_of):
-            self.say(Short(short))
+            self.send(Short(short))
 
     def short_of(self, error: int) -> None:
         """There was no memory to take a connection with, which is tried again. Says so, once a second at most."""
@@ -334,7 +333,7 @@ class Worker:
             self._stop_is_told = True
             plural = "" if connections == 1 else "s"
             log.warning("worker=%d stops, with %d connection%s in its hands", self.slot, connections, plural)
-            self.say(Cut(connections))
+            self.send(Cut(connections))
 
     def adopt_logger(self, name: str) -> None:
         """The lines of a server go where ours go, unless the application says where, now or later."""
@@ -350,7 +349,7 @@ class Worker:
         at_once = not self.finished or self.signals.quit
         if self.on_drain is not None and not self.draining:  # it was not told to leave: others get new connections
             self.draining = True
-            self.say(Retiring())
+            self.send(Retiring())
         self.signals.end(code)
         left_s = self.config.drain_timeout
         if self._drain_end_s is not None:
@@ -387,7 +386,7 @@ class Worker:
     def fail(self, stage: Stage, error: BaseException) -> int:
         """Tell the master why there will be no READY; the exit code."""
         failure = failure_of(error, whole=stage is not Stage.LOAD)
-        self.say(Failed(stage, failure.reason, failure.trace))
+        self.send(Failed(stage, failure.reason, failure.trace))
         return LoadError.exit_code if stage is Stage.LOAD else 3
 
 
@@ -536,7 +535,7 @@ def _forget(worker: Worker) -> None:
     child.empty_epoll_sets()
     if worker.accepting is not None:
         worker.accepting.disown()
-    worker.control.close()
+    worker.link.close()
     worker.leave_to_parent()
     if worker.on_drain is not None:
         worker.on_drain()

@@ -108,7 +108,7 @@ SETUP = """
 
     def refusing(kind, error, times):
         '''The first messages of this kind are not sent. A descriptor, readable when the last of them was not.'''
-        tell, fifo = outbox.tell, Path("refused").absolute()  # the dispatcher's process keeps no pipe of its owner's
+        send, fifo = outbox.send, Path("refused").absolute()  # the dispatcher's process keeps no pipe of its owner's
         os.mkfifo(fifo)
         reading = os.open(fifo, os.O_RDWR)
 
@@ -119,9 +119,9 @@ SETUP = """
                 if not times:
                     fifo.write_text("!")
                 raise OSError(error, os.strerror(error))
-            tell(sock, message)
+            send(sock, message)
 
-        outbox.tell = refuse
+        outbox.send = refuse
         return reading
 """
 
@@ -365,11 +365,11 @@ def test_one_that_always_finds_a_connection_still_answers_pings(tmp_path: Path) 
         from pyfanout.link.messages import Pong
         from pyfanout.worker.worker import Worker
 
-        pongs, say = [], Worker.say
+        pongs, send = [], Worker.send
 
-        def saying(worker, message):
+        def sending(worker, message):
             pongs.extend([message] * isinstance(message, Pong))
-            say(worker, message)
+            send(worker, message)
 
         def come_round(listener):
             time.sleep(0.01)  # pings come meanwhile
@@ -379,7 +379,7 @@ def test_one_that_always_finds_a_connection_still_answers_pings(tmp_path: Path) 
             conn.recv(99)
             conn.sendall(b"%d" % len(pongs))
 
-        Worker.say = saying
+        Worker.send = sending
         with pyfanout.Dispatcher(ping_interval=0.05, ping_timeout=60, **options) as dispatcher:
             pid = fork(dispatcher, lambda dispatcher: accepting(dispatcher, wait=come_round, handler=tell))
             assert sum(answer(client) for client in [connect(dispatcher) for _ in range(250)]) > 1

@@ -226,13 +226,13 @@ from pyfanout.link import outbox
 class Refusing:
     # No ping is sent: `times` of them in this process
     def __init__(self, error, times):
-        self.error, self.left, self.pid, self.tell = error, times, os.getpid(), outbox.tell
+        self.error, self.left, self.pid, self.send = error, times, os.getpid(), outbox.send
 
     def __call__(self, sock, message):
         if isinstance(message, Ping) and self.left and os.getpid() == self.pid:
             self.left -= 1
             raise OSError(self.error, os.strerror(self.error))
-        self.tell(sock, message)
+        self.send(sock, message)
 
 exits = []
 options |= {"workers": 2, "ping_interval": 0.1, "ping_timeout": 0.5}
@@ -249,8 +249,8 @@ def test_pings_that_cannot_be_sent(tmp_path: Path, error: str) -> None:
         SHORT
         + f"""
 with master:
-    outbox.tell = Refusing(errno.{error}, 40)
-    until(master, lambda: not outbox.tell.left, "all are refused")
+    outbox.send = Refusing(errno.{error}, 40)
+    until(master, lambda: not outbox.send.left, "all are refused")
     until(master, lambda: all(worker.last_pong for worker in master.workers), "all are pinged")
     assert not exits, exits
 """,
@@ -265,7 +265,7 @@ def test_pings_that_a_worker_does_not_read(tmp_path: Path) -> None:
         + """
 with master:
     until_ready(master)
-    outbox.tell = Refusing(errno.EAGAIN, 10**9)
+    outbox.send = Refusing(errno.EAGAIN, 10**9)
     until(master, lambda: exits, "it is found")
     assert "hung: no answer to a ping" in exits[0].detail, exits
 """,

@@ -32,7 +32,7 @@ import pytest
 from pyfanout.config import Config
 from pyfanout.core import POOL, Event, EventKind, ScoreView
 from pyfanout.errors import CoreError, StuckError, WorkerError
-from pyfanout.link import outbox
+from pyfanout.link import link, outbox
 from pyfanout.link.messages import (
     WAKE,
     Drain,
@@ -44,8 +44,8 @@ from pyfanout.link.messages import (
     Short,
     Stage,
     WantsSuccessor,
-    hear,
-    tell,
+    receive,
+    send,
 )
 from pyfanout.master import lifecycle, roster, supervisor, timing
 from pyfanout.master.callbacks import Callbacks
@@ -97,7 +97,7 @@ class Process:
         """What the master has said by now."""
         while True:
             try:
-                message = hear(self.control)
+                message = receive(self.control)
             except OSError:
                 return
             if isinstance(message, Ping):
@@ -115,11 +115,11 @@ class Outbox(outbox.Outbox):
         super().__init__(sock)
         self._world = world
 
-    def say(self, message: Any) -> None:
+    def send(self, message: Any) -> None:
         if isinstance(message, Drain):
-            (member,) = [each for each in self._world.supervisor._roster.members if each.outbox is self]
+            (member,) = [each for each in self._world.supervisor._roster.members if each.link.outbox is self]
             self._world.check_leave(member)
-        super().say(message)
+        super().send(message)
 
 
 class World:
@@ -388,8 +388,8 @@ class World:
             worker.listen()
 
     def _say(self, worker: Process, message: Any) -> None:
-        tell(worker.control, message)
-        token = self._watched.get(self._member(worker).control.fileno())
+        send(worker.control, message)
+        token = self._watched.get(self._member(worker).link.fileno())
         if token is not None:
             self._events.append(Event(EventKind.WATCHED, 0, token))
 
@@ -521,7 +521,7 @@ def world(case: Case) -> Iterator[World]:
             patched.setattr(module, "time", clock)
         patched.setattr(supervisor, "random", SimpleNamespace(random=lambda: 0.0))
         patched.setattr(supervisor, "AGAIN_NS", 10**15)  # a worker that boots is told once, for it hears
-        patched.setattr(roster, "Outbox", functools.partial(Outbox, one))
+        patched.setattr(link, "Outbox", functools.partial(Outbox, one))
         patched.setattr(supervisor, "Core", lambda *_: one)
         patched.setattr(supervisor, "spawn", one.spawn)
         patched.setattr(supervisor, "gc", SimpleNamespace(collect=str, freeze=int, unfreeze=int))

@@ -122,10 +122,10 @@ def test_pings_go_to_ready_workers_only(pair: tuple[WorkerHandle, socket.socket]
 def refuse(monkeypatch: pytest.MonkeyPatch, error: int, clock: list[int]) -> None:
     """No message can be sent, from now on. It is `clock[0]`."""
 
-    def tell(*_: object) -> None:
+    def send(*_: object) -> None:
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(outbox, "tell", tell)
+    monkeypatch.setattr(outbox, "send", send)
     monkeypatch.setattr(outbox, "time", SimpleNamespace(monotonic_ns=lambda: clock[0]))
 
 
@@ -140,10 +140,10 @@ def test_a_ping_that_the_system_has_no_memory_for_is_nobodys_fault(
         refuse(shortage, error, clock)
         for clock[0] in range(0, 10 * S, S):
             health.ping(one, clock[0])
-            one.outbox.flush()
+            one.link.outbox.flush()
             assert health.judge(one, IDLE, clock[0]) is None
     assert health.next_deadline_ns([one]) == 11 * S, "from the last try on"
-    one.outbox.flush()
+    one.link.outbox.flush()
     assert heard(theirs) == [1]
     assert health.judge(one, IDLE, 11 * S) is not None
 
@@ -156,8 +156,8 @@ def test_a_ping_that_a_worker_does_not_read_waits_for_a_pong_like_any_other(
     with monkeypatch.context() as full:
         refuse(full, errno.EAGAIN, [0])
         health.ping(one, S)
-        one.outbox.flush()
+        one.link.outbox.flush()
     assert health.judge(one, IDLE, 3 * S - 1) is None
     assert health.judge(one, IDLE, 3 * S) is not None
-    one.outbox.flush()
+    one.link.outbox.flush()
     assert heard(theirs) == [1], "it may still answer, if nobody has judged it yet"

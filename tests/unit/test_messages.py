@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -33,7 +31,6 @@ from pyfanout.link.messages import (
     decode,
     encode,
 )
-from pyfanout.worker.worker import Worker
 
 REASON_BYTES = 1024
 
@@ -185,33 +182,3 @@ def test_the_largest_packet_arrives_whole() -> None:
     with ours, theirs:
         theirs.send(packet, socket.MSG_DONTWAIT)
         assert ours.recv(PACKET_BYTES) == packet
-
-
-@pytest.mark.parametrize(("error", "lives"), [(errno.EAGAIN, True), (errno.ENOMEM, True), (errno.EBADF, False)])
-def test_no_memory_to_hear_its_master_is_not_its_end(error: int, lives: bool) -> None:
-    class Control:
-        def recv(self, *_: object) -> bytes:
-            raise OSError(error, "refused")
-
-    worker: Any = object.__new__(Worker)
-    worker.control = Control()
-    assert worker.hear() is lives
-
-
-@pytest.mark.parametrize("error", [errno.ENOBUFS, errno.ENOMEM])
-def test_what_there_was_no_memory_for_is_said_again(error: int) -> None:
-    sent: list[bytes] = []
-
-    class Control:
-        refusals = 2
-
-        def send(self, packet: bytes, _flags: int) -> None:
-            if self.refusals:
-                self.refusals -= 1
-                raise OSError(error, "refused")
-            sent.append(packet)
-
-    worker: Any = object.__new__(Worker)
-    worker.control = Control()
-    worker.say(Pong(7, 0))
-    assert sent == [encode(Pong(7, 0))]

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from pyfanout.link import outbox
-from pyfanout.link.messages import Message, Ping, ServerStopping, hear, tell
+from pyfanout.link.messages import Message, Ping, ServerStopping, receive, send
 from pyfanout.link.outbox import Outbox
 
 
@@ -28,7 +28,7 @@ def heard(theirs: socket.socket) -> list[Message | None]:
     messages: list[Message | None] = []
     try:
         while messages[-1:] != [None]:
-            messages.append(hear(theirs))
+            messages.append(receive(theirs))
     except BlockingIOError:
         pass
     return messages
@@ -44,12 +44,12 @@ def test_what_is_refused_is_sent_later(
     def refuse(sock: socket.socket, message: Message) -> None:
         if refusals:
             raise OSError(refusals.pop(), os.strerror(error))
-        tell(sock, message)
+        send(sock, message)
 
-    monkeypatch.setattr(outbox, "tell", refuse)
-    one.say(Ping(1))
+    monkeypatch.setattr(outbox, "send", refuse)
+    one.send(Ping(1))
     assert one
-    one.say(ServerStopping())
+    one.send(ServerStopping())
     one.flush()
     assert (bool(one), heard(theirs)) == (True, [])
     one.flush()
@@ -61,8 +61,8 @@ def test_who_does_not_read_hears_it_when_he_does(pair: tuple[Outbox, socket.sock
     one, ours, theirs = pair
     with suppress(BlockingIOError):
         while True:
-            tell(ours, Ping(1))
-    one.say(Ping(2))
+            send(ours, Ping(1))
+    one.send(Ping(2))
     assert one
     assert one.short_ns == 0
     assert Ping(2) not in heard(theirs)

@@ -9,6 +9,7 @@ import pytest
 from workers import member
 
 from pyfanout.core import SEATS
+from pyfanout.link.link import Link
 from pyfanout.master.lifecycle import State
 from pyfanout.master.roster import STACKS_LIMIT_BYTES, Roster, WorkerHandle
 
@@ -21,7 +22,8 @@ def roster_of(count: int) -> Roster:
 
 
 def with_descriptors(one: WorkerHandle) -> WorkerHandle:
-    one.control, theirs = socket.socketpair()
+    ours, theirs = socket.socketpair()
+    one.link = Link(ours)
     theirs.close()
     one.stacks_fd = os.memfd_create("stacks")
     return one
@@ -86,7 +88,7 @@ def test_a_place_is_free_when_its_worker_is_reaped() -> None:
     roster.remove(one)
     assert roster.free_seat(None) == roster.free_seat(1) == 1
     assert roster.lives_in(1) is None
-    assert one.control.fileno() == -1
+    assert one.link.fileno() == -1
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(one.stacks_fd)
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from pyfanout.config import Config
-from pyfanout.link.messages import Failed, Stage, tell
+from pyfanout.link.link import Link
+from pyfanout.link.messages import Failed, Stage, send
 from pyfanout.master.callbacks import Callbacks
 from pyfanout.master.lifecycle import State, WorkerEvent, step
 from pyfanout.master.readiness import Readiness
@@ -24,7 +25,7 @@ def test_last_words_come_to_an_end() -> None:
     worker_main: Any = None
     signals: Any = None
     stopped = threading.Event()
-    tell(theirs, Failed(Stage.START, "why", ""))
+    send(theirs, Failed(Stage.START, "why", ""))
 
     def write() -> None:
         try:
@@ -36,7 +37,7 @@ def test_last_words_come_to_an_end() -> None:
     with ours, theirs:
         writer = threading.Thread(target=write)
         writer.start()
-        member = WorkerHandle(Slot(0), 1, 0, process, ours, -1, None)
+        member = WorkerHandle(Slot(0), 1, 0, process, Link(ours), -1, None)
         Supervisor(Config(), [], worker_main, Callbacks(), signals, Readiness(None))._read_last_words(member)
         writer.join()
     assert member.failure == Failed(Stage.START, "why", "")

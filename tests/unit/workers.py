@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from pyfanout.link.link import Link
 from pyfanout.master.lifecycle import State
 from pyfanout.master.roster import Slot, WorkerHandle
 
@@ -14,6 +15,6 @@ def member(
 ) -> WorkerHandle:
     """By default its seat in the core has the number of its slot, as the first worker's has."""
     process: Any = SimpleNamespace(pid=1000 * slot.number + generation)
-    made = WorkerHandle(slot, generation, slot.number if seat is None else seat, process, control, -1, None)
+    made = WorkerHandle(slot, generation, slot.number if seat is None else seat, process, Link(control), -1, None)
     made.state = state
     return made
