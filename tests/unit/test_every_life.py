@@ -455,7 +455,7 @@ class World:
             slots.setdefault(slot, []).append(
                 (
                     *(slot.member is member, slot.successor is member, member.seat == slot.seat),
-                    *(member.state.name, away(member.deadline_ns), self._has_lived(member), member.pinged_ns is None),
+                    *(member.state.name, away(member.deadline_ns), self._has_lived(member), not member.link.owes_pong),
                     *(member.seat in self.open, member.seat in self.entered, member.pong_ns is None),
                     *(self.waiting[member.seat], member.seat in self._recalled),
                     *(
