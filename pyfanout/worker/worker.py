@@ -7,7 +7,6 @@ Owns the worker's two descriptors, its channel and its control socket. How conne
 from __future__ import annotations
 
 import contextlib
-import errno
 import faulthandler
 import functools
 import importlib
@@ -27,12 +26,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyfanout import exits, greenlets
 from pyfanout.app import failure_of
 from pyfanout.config import Config
-from pyfanout.core import SHORTAGE_S, WorkerEnds, keep_heap
+from pyfanout.core import WorkerEnds, keep_heap
 from pyfanout.errors import ConfigError, LoadError
 from pyfanout.host.log import counted, has_no_way
 from pyfanout.kind import App, Kind
 from pyfanout.limits import OpenFiles, of_connections
-from pyfanout.link import messages
 from pyfanout.link.link import Link
 from pyfanout.link.messages import (
     Cut,
@@ -48,6 +46,7 @@ from pyfanout.link.messages import (
     Stage,
     WantsSuccessor,
 )
+from pyfanout.link.outbox import AGAIN_NS
 from pyfanout.recognition import doubt, kind_of
 from pyfanout.worker import child, connection
 from pyfanout.worker.acceptance import await_acceptance
@@ -65,8 +64,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pyfanout.worker")
 
-TRIES = 20
-"""To say something, SHORTAGE_S apart."""
+LAST_WORDS_S = 1.0
+"""How long the end of the process may wait until the master has been sent all messages."""
 
 SHORTEST_END_S = 2.0
 """The least time for exit functions, however short `drain_timeout` is: as long as the master waits after a SIGQUIT."""
@@ -117,6 +116,8 @@ class Worker:
         self.public = public
         self.ends = ends
         self.link = Link(control)
+        self._sends_late = False
+        """A thread sends what the outbox holds."""
         self._several = several
         self.joined = joined
         self.most = config.max_connections
@@ -259,17 +260,24 @@ class Worker:
         self.send(WantsSuccessor())
 
     def send(self, message: Message) -> None:
-        """To the master. Waits for nobody but, for a second at most, for memory: what is not said now never is, and a
-        READY or a PONG that did not come would be the worker's end."""
-        for _ in range(TRIES):
+        """To the master, without waiting. What cannot be sent now is sent by a thread of the worker's own, as soon as
+        the system has memory or the master has read: a lost READY or PONG would be the worker's end."""
+        if self.forked:
+            return
+        self.link.send(message)
+        if self.link.outbox and not self._sends_late:
+            self._sends_late = True
             try:
-                messages.send(self.link.sock, message)
-                return
-            except OSError as error:
-                if error.errno not in (errno.ENOBUFS, errno.ENOMEM):
-                    log.debug("worker=%d: %s", self.slot, error)  # the master is gone, which the channel says too
-                    return
-                time.sleep(SHORTAGE_S)
+                self.background.start(self._send_late)
+            except RuntimeError:  # no thread can be had: with the next message, or at the end
+                self._sends_late = False
+
+    def _send_late(self) -> None:
+        while self._sends_late:
+            self.background.sleep(AGAIN_NS / 1e9)
+            self.link.outbox.flush()
+            self._sends_late = False
+            self._sends_late = bool(self.link.outbox)  # also what came between the two
 
     def receive(self) -> bool:
         """Do what the messages of the master ask that are there. False: the master is gone."""
@@ -350,6 +358,7 @@ class Worker:
         if self.on_drain is not None and not self.draining:  # it was not told to leave: others get new connections
             self.draining = True
             self.send(Retiring())
+        self.link.outbox.finish(LAST_WORDS_S)
         self.signals.end(code)
         left_s = self.config.drain_timeout
         if self._drain_end_s is not None:
@@ -387,6 +396,7 @@ class Worker:
         """Tell the master why there will be no READY; the exit code."""
         failure = failure_of(error, whole=stage is not Stage.LOAD)
         self.send(Failed(stage, failure.reason, failure.trace))
+        self.link.outbox.finish(LAST_WORDS_S)
         return LoadError.exit_code if stage is Stage.LOAD else 3
 
 

@@ -270,3 +270,49 @@ with master:
     assert "hung: no answer to a ping" in exits[0].detail, exits
 """,
     )
+
+
+LATE = """
+import errno, mmap
+from pyfanout.link import outbox
+from pyfanout.link.messages import Pong, Ready
+
+release(APP + '''
+async def coroutine(reader, writer):
+    await reader.read(99)
+    writer.write(b"%%d" %% os.getpid())
+''')
+send, counts, master_pid = outbox.send, mmap.mmap(-1, 3), os.getpid()
+READYS, PONGS, ENOUGH = range(3)
+
+def refuse(sock, message):
+    # In the workers: the first READYs, and all PONGs until it is enough
+    if os.getpid() != master_pid:
+        if isinstance(message, Ready) and counts[READYS] < 5:
+            counts[READYS] += 1
+            raise OSError(%s, "refused")
+        if isinstance(message, Pong) and not counts[ENOUGH]:
+            counts[PONGS] = 1
+            raise OSError(%s, "refused")
+    send(sock, message)
+
+outbox.send = refuse
+exits = []
+master = pyfanout.Master("app:%s", **(options | {"workers": 1, "ping_interval": 0.1, "ping_timeout": 60}))
+master.on("exit", exits.append)
+with master:
+    until(master, lambda: counts[PONGS], "its READY was sent, and a PONG is refused")
+    assert counts[READYS] == 5
+    assert ask(master) == master.workers[0].pid, "what serves does not wait until the PONG is sent"
+    assert not master.workers[0].last_pong
+    counts[ENOUGH] = 1
+    until(master, lambda: master.workers[0].last_pong, "its PONG was sent")
+    assert not exits, exits
+"""
+
+
+@pytest.mark.parametrize("error", ["errno.ENOBUFS", "errno.EAGAIN"])
+@pytest.mark.parametrize("kind", ["handler", "coroutine"])
+def test_what_a_worker_cannot_send_now_is_sent_later(tmp_path: Path, kind: str, error: str) -> None:
+    """A READY or a PONG that did not come would be its end; and what serves does not wait for it."""
+    run(tmp_path, LATE % (error, error, kind))
