@@ -163,7 +163,7 @@ class Runner(ThreadedRunner):
 
     def waits(self, listener: Listener, end_s: float) -> bool:
         """Its handlers go on without its loop, which is only for accepting."""
-        return listener.greeting > 0  # for a second at most
+        return listener.in_preamble > 0  # for a second at most
 
     def stop(self) -> None:
         """A `shutdown` that is not overridden waits for BaseServer's own loop, also if another one runs."""

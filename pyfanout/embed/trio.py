@@ -98,7 +98,7 @@ class Runner(runner.Runner):
             worker.on_drain, worker.on_closing = drain, listener.make_room
             worker.ready(pool=False, threads=0)
             await draining.wait()
-            while listener.greeting:  # for a second at most
+            while listener.in_preamble:  # for a second at most
                 await trio.sleep(LOOK_S)
             serving.cancel()
             await _settle(worker, listener, handlers)

@@ -29,7 +29,7 @@ from pyfanout.worker.loop_threads import watch_threads
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from pyfanout.worker.greeting import Greeter
+    from pyfanout.worker.preamble import Preambles
     from pyfanout.worker.worker import Worker
 
 log = logging.getLogger("pyfanout.worker")
@@ -73,7 +73,7 @@ class Server:
         self._context = worker.tls_context()
         self._headless = _headless(worker)
         self._timed = False
-        """Whether a timer checks the time of greetings."""
+        """Whether a timer checks the time of preambles."""
         self._make_transport: Callable[..., Any] | None = getattr(self._loop, "_make_socket_transport", None)
 
     async def run(self) -> None:
@@ -154,19 +154,19 @@ class Server:
         if self._headless is None:
             self._open(conn, address)
         else:
-            greeted = self._headless.admit(conn, address)
-            if greeted is not None:
-                self._open(*greeted)
+            admitted = self._headless.admit(conn, address)
+            if admitted is not None:
+                self._open(*admitted)
             elif not self._timed:
                 self._expire(self._headless)
         if self._count is not None:
             self._count()
 
-    def _open_arrived(self, headless: Greeter) -> None:
+    def _open_arrived(self, headless: Preambles) -> None:
         while known := headless.arrived():
             self._open(*known)
 
-    def _expire(self, headless: Greeter) -> None:
+    def _expire(self, headless: Preambles) -> None:
         due_s = headless.expire()
         self._timed = due_s is not None
         if due_s is not None:
@@ -387,13 +387,13 @@ async def _end_tasks(worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
     await asyncio.wait([closing], timeout=LOOK_S)
 
 
-def _headless(worker: Worker) -> Greeter | None:
-    """The greeter of PROXY headers; None: there are none."""
+def _headless(worker: Worker) -> Preambles | None:
+    """The preambles of PROXY headers; None: there are none."""
     if not worker.config.proxy_protocol:
         return None
-    from pyfanout.worker.greeting import Greeter  # noqa: PLC0415 - few are behind a proxy
+    from pyfanout.worker.preamble import Preambles  # noqa: PLC0415 - few are behind a proxy
 
-    return Greeter.of(worker, tls=False)
+    return Preambles.of(worker, tls=False)
 
 
 @contextlib.asynccontextmanager

@@ -37,8 +37,8 @@ log = logging.getLogger("pyfanout.worker")
 INTERRUPT = WAKE
 """Ends a thread's sleep in `take`. While workers take connections, nothing else needs that signal."""
 
-GREETED = 2
-"""A result of `Intake.take` besides those of `Receiver.take`: a connection has been greeted."""
+ADMITTED = 2
+"""A result of `Intake.take` besides those of `Receiver.take`: a connection has done its preamble."""
 
 NUDGE_S = 0.01
 """Seconds between two such signals: one that hits a thread on its way into `take` is lost."""
@@ -60,7 +60,7 @@ class Server:
         self._count = worker.counter("connection") if counted else None
         self._receivers = [Receiver(self._fd, worker.ends, number) for number in range(self._threads)]
         self._intake = _intake(worker, self._fd)
-        """Where the threads take from if clients are greeted first; None: from the channel itself."""
+        """Where the threads take from if connections have a preamble; None: from the channel itself."""
         self._idents: dict[Receiver, int] = {}
         """Which thread a receiver is on; those that have left are not in it."""
         self._signalling = threading.Lock()
@@ -126,7 +126,7 @@ class Server:
     def _take_each(self, receiver: Receiver) -> None:
         """Until there is no connection to take any more."""
         if self._intake is not None:
-            self._take_each_greeted(self._intake, receiver)
+            self._take_each_admitted(self._intake, receiver)
             return
         worker = self._worker
         done, arrival = worker.ends.done, receiver.arrival
@@ -140,25 +140,25 @@ class Server:
             else:
                 fd_is_free = False
 
-    def _take_each_greeted(self, intake: Intake, receiver: Receiver) -> None:
-        """The same for connections that have to be greeted."""
+    def _take_each_admitted(self, intake: Intake, receiver: Receiver) -> None:
+        """The same for connections that have a preamble."""
         worker = self._worker
         while True:
             rc = intake.take(receiver)
             if rc == 1:
-                greeted = intake.greet(
+                admitted = intake.admit(
                     Connection.arrived(receiver.arrival, True, worker.ends.done), address_of(receiver.arrival)
                 )
-            elif rc == GREETED:
-                greeted = intake.next(receiver)
+            elif rc == ADMITTED:
+                admitted = intake.next(receiver)
             elif self._is_over(rc):
                 break
             else:
                 continue
-            if greeted is not None:
-                self._handle(receiver, *greeted)
-        while not worker.forked and (greeted := intake.last(receiver)) is not None:
-            self._handle(receiver, *greeted)
+            if admitted is not None:
+                self._handle(receiver, *admitted)
+        while not worker.forked and (admitted := intake.last(receiver)) is not None:
+            self._handle(receiver, *admitted)
 
     def _handle(self, receiver: Receiver, conn: Any, address: Any) -> bool:
         """Serve one connection. Whether a descriptor is free afterwards, and no other thread of this worker could use
@@ -325,12 +325,12 @@ def _cancelled() -> type[BaseException]:
 
 
 def _intake(worker: Worker, channel_fd: int) -> Intake | None:
-    """The intake; None: clients need not be greeted. Raises ConfigError."""
+    """The intake; None: connections have no preamble. Raises ConfigError."""
     if not (worker.config.tls or worker.config.proxy_protocol):
         return None
-    from pyfanout.worker.greeting import Greeter  # noqa: PLC0415 - few workers greet
     from pyfanout.worker.intake import Intake  # noqa: PLC0415
+    from pyfanout.worker.preamble import Preambles  # noqa: PLC0415 - few workers have any
 
-    greeter = Greeter.of(worker, tls=True)
-    assert greeter is not None
-    return Intake(worker, channel_fd, greeter)
+    preambles = Preambles.of(worker, tls=True)
+    assert preambles is not None
+    return Intake(worker, channel_fd, preambles)

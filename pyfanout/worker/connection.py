@@ -52,10 +52,10 @@ class Connection(socket.socket):
     A blocking one has no timeout, whatever `socket.setdefaulttimeout` says, unless the handler sets one.
     """
 
-    __slots__ = ("_on_done", "greeting_bytes", "listener", "peer")
+    __slots__ = ("_on_done", "listener", "peer", "preamble_bytes")
     peer: Address | None
     """The client's address according to a proxy, if the proxy has sent one."""
-    greeting_bytes: int
+    preamble_bytes: int
     """Length of the proxy's header and of the client's part of the TLS handshake: bytes that came, but are no
     request."""
     listener: int
@@ -70,7 +70,7 @@ class Connection(socket.socket):
         super().__init__(*arguments, **keywords)
         self._on_done: Callable[[], object] | None = None
         self.peer = None
-        self.greeting_bytes = 0
+        self.preamble_bytes = 0
         self.listener = 0
 
     @classmethod
@@ -86,7 +86,7 @@ class Connection(socket.socket):
         self._closed = False
         self._on_done = on_done
         self.peer = None
-        self.greeting_bytes = 0
+        self.preamble_bytes = 0
         self.listener = arrival.listener
         if nonblocking == blocking:  # accepted for the other kind of worker, and recalled
             self.setblocking(blocking)

@@ -69,14 +69,14 @@ def is_silent(fd: int) -> bool:
         return True
 
 
-def is_at_rest(fd: int, greeting_bytes: int = 0) -> bool:
-    """The same, but false if the client sent last: it may have paused during an upload. `greeting_bytes` of the
+def is_at_rest(fd: int, preamble_bytes: int = 0) -> bool:
+    """The same, but false if the client sent last: it may have paused during an upload. `preamble_bytes` of the
     received bytes were PROXY header and TLS handshake."""
     if is_answered(fd) or has_unread(fd):
         return False
     try:
         with Borrowed(fd) as sock:
-            sent_ms_ago, received_ms_ago = _silences_ms(sock, greeting_bytes)
+            sent_ms_ago, received_ms_ago = _silences_ms(sock, preamble_bytes)
     except (OSError, ValueError):
         return True
     return IDLE_S * 1000 <= sent_ms_ago <= received_ms_ago
@@ -115,11 +115,11 @@ def answering(conn: socket.socket) -> Iterator[None]:
 
 def end_if_idle(conn: socket.socket) -> None:
     """If a connection is silent, and the worker sent last, its reader reads the end. It can still be written to. Of
-    what a server has made of one it is not known how many bytes were its greeting."""
+    what a server has made of one it is not known how many bytes were its preamble."""
     if is_answered(conn.fileno()) or has_unread(conn.fileno()):
         return
     with contextlib.suppress(OSError):  # closed meanwhile
-        sent_ms_ago, received_ms_ago = _silences_ms(conn, getattr(conn, "greeting_bytes", 0))
+        sent_ms_ago, received_ms_ago = _silences_ms(conn, getattr(conn, "preamble_bytes", 0))
         if IDLE_S * 1000 <= sent_ms_ago <= received_ms_ago < math.inf:
             socket.socket.shutdown(conn, socket.SHUT_RD)  # of an ssl.SSLSocket, too, which would forget its keys
 
@@ -176,16 +176,16 @@ def _we_spoke_last(writer: asyncio.StreamWriter) -> bool:
     sock = writer.get_extra_info("socket")
     if sock is None or sock.family == socket.AF_UNIX:
         return True
-    sent_ms_ago, received_ms_ago = _silences_ms(sock, getattr(getattr(sock, "_sock", None), "greeting_bytes", 0))
+    sent_ms_ago, received_ms_ago = _silences_ms(sock, getattr(getattr(sock, "_sock", None), "preamble_bytes", 0))
     return sent_ms_ago <= received_ms_ago
 
 
-def _silences_ms(sock: socket.socket, greeting_bytes: int = 0) -> tuple[float, float]:
+def _silences_ms(sock: socket.socket, preamble_bytes: int = 0) -> tuple[float, float]:
     """Milliseconds since something was sent, and since something came; infinite if it is no TCP connection.
 
     The kernel counts both from the connection's beginning, and in steps of its clock tick. So a request that is as old
     as the connection, of a client that never had an answer, would seem to be answered: if nothing was ever sent, the
-    first is infinite. If nothing came but those `greeting_bytes`, the client has sent no request: then it counts as if
+    first is infinite. If nothing came but those `preamble_bytes`, the client has sent no request: then it counts as if
     the worker had sent when they came.
 
     As long as the client has not taken all that was sent, the worker is sending: a download may pause."""
@@ -196,6 +196,6 @@ def _silences_ms(sock: socket.socket, greeting_bytes: int = 0) -> tuple[float, f
     unacknowledged, sent_ms_ago, received_ms_ago, came, unsent, went = _TCP_INFO.unpack(info)
     if unacknowledged or unsent:
         sent_ms_ago = 0
-    if came <= greeting_bytes:
+    if came <= preamble_bytes:
         return min(sent_ms_ago, received_ms_ago), received_ms_ago
     return math.inf if not went else sent_ms_ago, received_ms_ago

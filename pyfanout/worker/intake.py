@@ -1,7 +1,7 @@
-"""Where the threads of a blocking worker get their connections from, if a client must be greeted before it is served.
+"""Where the threads of a blocking worker get their connections from, if these begin with a preamble.
 
-A thread greets the client that it has taken, as long as that takes only a moment. Slower clients are left to one
-greeting thread, and go to the first serving thread that is free when their greeting is complete.
+A thread reads the preamble of the connection that it has taken, as long as that takes only a moment. Slower connections
+are left to one thread, and go to the first serving thread that is free when their preamble is complete.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections import deque
 from select import EPOLLEXCLUSIVE, EPOLLIN, POLLIN, poll
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.worker.blocking import GREETED
+from pyfanout.worker.blocking import ADMITTED
 from pyfanout.worker.connection import Address, Connection
 from pyfanout.worker.epoll import epoll
 
 if TYPE_CHECKING:
     from pyfanout.core import Receiver
-    from pyfanout.worker.greeting import Greeted, Greeter
+    from pyfanout.worker.preamble import Admitted, Preambles
     from pyfanout.worker.worker import Worker
 
 log = logging.getLogger("pyfanout.worker")
@@ -36,24 +36,24 @@ IMPATIENCE_S = 0.001
 """The least patience: from 0 it could not be doubled."""
 
 LOOK_S = 0.25
-"""Seconds between two checks whether their time is over, or the worker drains, while clients are being greeted."""
+"""Seconds between two checks whether their time is over, or the worker drains, while preambles are under way."""
 
 
 class Intake:
     """Of one worker."""
 
-    def __init__(self, worker: Worker, channel_fd: int, greeter: Greeter) -> None:
+    def __init__(self, worker: Worker, channel_fd: int, preambles: Preambles) -> None:
         self._worker = worker
         self._channel_fd = channel_fd
-        self._greeter = greeter
+        self._preambles = preambles
         self._lock = allocate_lock()
-        """The greeter has one caller at a time."""
+        """The preambles has one caller at a time."""
         self._running = False
-        """Whether the greeting thread runs."""
+        """Whether the thread runs that reads preambles."""
         self._patience_s = PATIENCE_S
-        self._greeted: deque[Greeted] = deque()
+        self._admitted: deque[Admitted] = deque()
         self._tokens = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
-        """Counts `_greeted`: each wakes one thread."""
+        """Counts `_admitted`: each wakes one thread."""
         self._over = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         """Readable for ever once no more is taken."""
         self._news = epoll()
@@ -62,55 +62,55 @@ class Intake:
         self._line_up()
 
     def take(self, receiver: Receiver) -> int:
-        """As `Receiver.take`; or GREETED: then `next` returns a connection, unless another thread has taken it."""
-        rc = GREETED if self._greeted else receiver.take_now()
+        """As `Receiver.take`; or ADMITTED: then `next` returns a connection, unless another thread has taken it."""
+        rc = ADMITTED if self._admitted else receiver.take_now()
         while rc == -errno.EAGAIN:
             self._news.poll(None, 1)
-            if not self._greeted:  # another thread took it before it was counted
+            if not self._admitted:  # another thread took it before it was counted
                 self._uncount()
-            rc = GREETED if self._greeted else receiver.take_now()
+            rc = ADMITTED if self._admitted else receiver.take_now()
         if rc == 1:
             self._line_up()
         return rc
 
-    def next(self, receiver: Receiver) -> Greeted | None:
-        """A connection that has been greeted."""
+    def next(self, receiver: Receiver) -> Admitted | None:
+        """A connection that has done its preamble."""
         self._uncount()
         try:
-            greeted = self._greeted.popleft()
+            admitted = self._admitted.popleft()
         except IndexError:
             return None
         receiver.resume()
-        return greeted
+        return admitted
 
-    def greet(self, conn: Connection, address: Address) -> Greeted | None:
-        """Greet a connection that has just come. None: it takes longer, or was closed."""
-        result = self._greeter.greet(conn, address, self._patience_s)
+    def admit(self, conn: Connection, address: Address) -> Admitted | None:
+        """Read the preamble of a connection that has just come. None: it takes longer, or was closed."""
+        result = self._preambles.begin(conn, address, self._patience_s)
         if result is None or isinstance(result, tuple):
             self._patience_s = min(self._patience_s * 2, PATIENCE_S)
             return result
         self._patience_s = max(self._patience_s / 2, IMPATIENCE_S)
         with self._lock:
-            self._greeter.wait(result)
+            self._preambles.wait(result)
             if not self._running:
                 self._running = True
                 try:
-                    self._worker.background.start(self._greet_all)
+                    self._worker.background.start(self._read_preambles)
                 except RuntimeError as error:  # no thread can be had
                     self._running = False
-                    self._greeter.refuse_all(error)
+                    self._preambles.refuse_all(error)
         return None
 
-    def last(self, receiver: Receiver) -> Greeted | None:
-        """When no more is taken: a connection whose greeting was still under way. None: there are none left."""
-        self._greeter.hurry()
+    def last(self, receiver: Receiver) -> Admitted | None:
+        """When no more is taken: a connection whose preamble was still under way. None: there are none left."""
+        self._preambles.hurry()
         news: Any = poll()
         news.register(self._tokens, POLLIN)
         while True:
             running = self._running
-            greeted = self.next(receiver)
-            if greeted is not None or not running:
-                return greeted
+            admitted = self.next(receiver)
+            if admitted is not None or not running:
+                return admitted
             news.poll(LOOK_S * 1000)
 
     def cancel(self) -> None:
@@ -129,17 +129,17 @@ class Intake:
         with contextlib.suppress(FileExistsError):
             self._news.register(self._channel_fd, EPOLLIN | EPOLLEXCLUSIVE)
 
-    def _greet_all(self) -> None:
+    def _read_preambles(self) -> None:
         """Until no connection waits."""
         background = self._worker.background
         news = background.poll()
-        news.register(self._greeter.fileno(), POLLIN)
+        news.register(self._preambles.fileno(), POLLIN)
         while True:
             with self._lock:
-                while greeted := self._greeter.arrived():
-                    self._greeted.append(greeted)
+                while admitted := self._preambles.arrived():
+                    self._admitted.append(admitted)
                     os.eventfd_write(self._tokens, 1)
-                due_s = self._greeter.expire()
+                due_s = self._preambles.expire()
                 if due_s is None:
                     self._running = False
                     return

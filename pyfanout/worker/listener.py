@@ -162,9 +162,9 @@ class Listener(socket.socket):
         "_done",
         "_epoll",
         "_greedy",
-        "_greeting_bytes",
         "_live",
         "_lock",
+        "_preamble_bytes",
         "_receiver",
         "_resting",
         "_timeout_s",
@@ -201,7 +201,7 @@ class Listener(socket.socket):
         """Since when, of UNIX ones."""
         self._unix: UnixWatch | None = None
         """Made for the first UNIX connection."""
-        self._greeting_bytes: dict[int, int] = {}
+        self._preamble_bytes: dict[int, int] = {}
         """How many bytes came before the client's own first one, by descriptor: a PROXY header, a TLS handshake."""
         self._unserved: dict[int, Callable[[], bool]] = {}
         """See `idle_while`."""
@@ -368,8 +368,8 @@ class Listener(socket.socket):
         return self._worker.config.proxy_protocol
 
     @property
-    def greeting(self) -> int:
-        """Connections that are taken and are being greeted: `accept` returns each when its greeting is complete."""
+    def in_preamble(self) -> int:
+        """Connections that are taken, in their preamble: `accept` returns each when that is complete."""
         return 0
 
     @property
@@ -387,7 +387,7 @@ class Listener(socket.socket):
                 self._unix.look()
             return (
                 not self._arrivals
-                and not self.greeting
+                and not self.in_preamble
                 and all(_is_old(since_s) and self._is_silent(fd) and not has_unread(fd) for fd, since_s in known)
             )
 
@@ -400,11 +400,11 @@ class Listener(socket.socket):
         if self._unix is not None and fd in self._unix:
             busy = self._unix.client_spoke_last(fd) or is_answered(fd) or has_unread(fd)
             return self._is_silent(fd) and not busy
-        return is_at_rest(fd, self._greeting_bytes.get(fd, 0))
+        return is_at_rest(fd, self._preamble_bytes.get(fd, 0))
 
-    def _has_greeted(self, fd: int, greeting_bytes: int) -> None:
+    def _had_preamble(self, fd: int, preamble_bytes: int) -> None:
         """The client's own bytes begin after so many."""
-        self._greeting_bytes[fd] = greeting_bytes
+        self._preamble_bytes[fd] = preamble_bytes
         if self._unix is not None and fd in self._unix:
             self._unix.begin(fd)
 
@@ -427,7 +427,7 @@ class Listener(socket.socket):
         try:
             yield
             if unread is not None:
-                self._has_greeted(fd, bytes_read(fd) - unread())
+                self._had_preamble(fd, bytes_read(fd) - unread())
         finally:
             if self._unserved.get(fd) is unserved:  # else the connection is over, and another one has its number
                 del self._unserved[fd]
@@ -578,7 +578,7 @@ class Listener(socket.socket):
             self._live.pop(fd, None)
             if self._unix is not None:
                 self._unix.discard(fd)
-            self._greeting_bytes.pop(fd, None)
+            self._preamble_bytes.pop(fd, None)
             self._unserved.pop(fd, None)
             if self._worker.most:  # the master may wait for it
                 awaited = self._worker.ends.done()

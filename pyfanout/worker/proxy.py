@@ -150,5 +150,5 @@ class ProxyHeaderReader:
         header = parse(data)
         if header is not None:
             sock.recv(header.length)
-            sock.greeting_bytes = header.length
+            sock.preamble_bytes = header.length
         return header

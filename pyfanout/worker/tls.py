@@ -102,7 +102,7 @@ class SecureConnection(Sending, Counting, ssl.SSLSocket):
     _on_done: Callable[[], object] | None = None
     peer: Address | None = None
     """As in a `Connection`, like the next."""
-    greeting_bytes = 0
+    preamble_bytes = 0
     listener = 0
 
     @classmethod
@@ -117,7 +117,7 @@ class SecureConnection(Sending, Counting, ssl.SSLSocket):
             raise
         self._on_done = on_done
         if on_done is not None:
-            self.peer, self.greeting_bytes, self.listener = sock.peer, sock.greeting_bytes, sock.listener
+            self.peer, self.preamble_bytes, self.listener = sock.peer, sock.preamble_bytes, sock.listener
         return self
 
     def getpeername(self) -> Any:
@@ -195,7 +195,7 @@ def shake_hands(conn: Connection, context: ssl.SSLContext) -> Generator[int, Non
             except ssl.SSLWantWriteError:
                 wanted = EPOLLOUT
             yield wanted
-        secure.greeting_bytes = bytes_read(secure.fileno())  # it reads not a byte too much
+        secure.preamble_bytes = bytes_read(secure.fileno())  # it reads not a byte too much
         secure.settimeout(timeout)
     except BaseException:
         secure._closed = True

@@ -197,19 +197,19 @@ class Worker:
         `accept` returns has done its handshake, and is an ssl.SSLSocket; else the server does the handshake. Or the
         context of a server that has options for TLS of its own. `counted`: `max_requests` counts the connections; else
         the server calls `counter("request")` for each request. Raises ConfigError."""
-        greeter = None
+        preambles = None
         if self.config.proxy_protocol or (tls and (self.config.tls or tls is not True)):
-            from pyfanout.worker.greeting import Greeter  # noqa: PLC0415 - most workers need none
+            from pyfanout.worker.preamble import Preambles  # noqa: PLC0415 - most workers need none
 
-            greeter = Greeter.of(self, tls=tls)
+            preambles = Preambles.of(self, tls=tls)
         fd, greedy = self.channel(pool=False), not blocking if greedy is None else greedy
-        if greeter is None:
+        if preambles is None:
             self.accepting = Listener(self, fd, blocking=blocking, control=control, greedy=greedy, counted=counted)
             return self.accepting
-        from pyfanout.worker.greeted import GreetedListener  # noqa: PLC0415
+        from pyfanout.worker.preamble_listener import PreambleListener  # noqa: PLC0415
 
-        self.accepting = GreetedListener(
-            self, fd, greeter, blocking=blocking, control=control, greedy=greedy, counted=counted
+        self.accepting = PreambleListener(
+            self, fd, preambles, blocking=blocking, control=control, greedy=greedy, counted=counted
         )
         return self.accepting
 

@@ -56,13 +56,13 @@ class Clients:
         if self._header:
             self.stay += [self._sending(self._header[:9]), self._sending(self._header)]
         if self._safe:
-            self.stay += [self._sending(self._header + hello()[:40]), self._greeted()]
+            self.stay += [self._sending(self._header + hello()[:40]), self._admitted()]
         if keeps_alive:
-            kept = self._greeted()
+            kept = self._admitted()
             kept.sendall(ASK)
             read_answer(kept)
             self.stay.append(kept)
-        self.busy = self._greeted()
+        self.busy = self._admitted()
         self.busy.sendall(SLOW)
         self.rude = [self._sending(b"\x80 garbage\r\n\r\n"), self._sending(self._header + b"\x80 garbage\r\n\r\n")]
         connect(address).close()
@@ -72,7 +72,7 @@ class Clients:
         sock.sendall(data)
         return sock
 
-    def _greeted(self) -> socket.socket:
+    def _admitted(self) -> socket.socket:
         """Its PROXY header and its TLS handshake are done."""
         return secure(self._address, self._folder, before=self._header) if self._safe else self._sending(self._header)
 

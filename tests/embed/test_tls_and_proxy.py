@@ -281,7 +281,7 @@ def refused(sock: socket.socket) -> bool:
         return True
 
 
-GREETED = {
+ADMITTED = {
     "handler": ("tls_handler", {}),
     "threads": ("tls_handler", {"threads": 2}),
     "wsgiref": ("wsgi", {"server": "wsgiref"}),
@@ -290,18 +290,18 @@ GREETED = {
     "forking": ("ForkingServer", {}),
     "cheroot": ("wsgi", {"server": "cheroot"}),
 }
-"""Servers whose clients the worker greets."""
+"""Servers whose preambles the worker reads."""
 
 
-@pytest.mark.parametrize("name", list(GREETED))
-@pytest.mark.parametrize("greeting", ["tls", "proxy"])
+@pytest.mark.parametrize("name", list(ADMITTED))
+@pytest.mark.parametrize("preamble", ["tls", "proxy"])
 def test_slow_clients_keep_nobody_waiting(
-    server: MakeServer, tls: dict[str, object], tmp_path: Path, name: str, greeting: str
+    server: MakeServer, tls: dict[str, object], tmp_path: Path, name: str, preamble: str
 ) -> None:
     """More of them than a forking server has children, and none of them is served yet. Nor do they delay the worker's
     exit, although each has a minute."""
-    app, options = GREETED[name]
-    options = {**options, **(tls if greeting == "tls" else {"proxy_protocol": True})}
+    app, options = ADMITTED[name]
+    options = {**options, **(tls if preamble == "tls" else {"proxy_protocol": True})}
     one = server().start(
         f"apps:{app}", cwd=Path(__file__).parent, workers=1, handshake_timeout=60, drain_timeout=60, **options
     )
@@ -309,9 +309,9 @@ def test_slow_clients_keep_nobody_waiting(
     slow = []
     for number in range(45):
         slow.append(connect(one.address))
-        slow[-1].sendall((b"\x16\x03\x01\x02\x00\x01" if greeting == "tls" else V1)[: number % 6])
+        slow[-1].sendall((b"\x16\x03\x01\x02\x00\x01" if preamble == "tls" else V1)[: number % 6])
     for _ in range(3):
-        if greeting == "tls":
+        if preamble == "tls":
             with secure(one.address, tmp_path) as sock:
                 sock.sendall(REQUEST)
                 assert body(read_all(sock))

@@ -188,7 +188,7 @@ def test_a_server_forks_while_a_client_sends_no_header(begin: Callable[..., Serv
     one = begin("Forking", proxy_protocol=True)
     (worker,) = one.workers
     with connect(one.address):
-        one.wait_until(lambda: threads_of(worker) == 2, "the thread that ends its greeting")
+        one.wait_until(lambda: threads_of(worker) == 2, "the thread that ends its preamble")
         assert read_all(connect(one.address, f"{HEADER}count")) == b"1"
         one.wait_until(lambda: threads_of(worker) == 2, "it is there again")
 

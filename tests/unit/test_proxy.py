@@ -162,4 +162,4 @@ def test_nothing_beyond_the_header_is_taken() -> None:
         theirs.sendall(line(ipaddress.ip_address("192.0.2.1"), 7)[9:] + b"GET /")
         assert ProxyHeaderReader.take(ours) == Header(("192.0.2.1", 7), 37)
         assert ours.recv(99) == b"GET /"
-        assert ours.greeting_bytes == 37
+        assert ours.preamble_bytes == 37

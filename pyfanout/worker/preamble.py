@@ -1,5 +1,5 @@
 """What comes before an application's first byte: a PROXY header, a TLS handshake. No thread waits for it: a connection
-whose greeting is not complete at once waits in an epoll set, and goes on when more bytes have come.
+whose preamble is not complete at once waits in an epoll set, and goes on when more bytes have come.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ MOST = 512
 """Connections that wait at once; for one more the oldest is closed. With TLS each takes 50 kB. So many honest clients
 are in a handshake at once if 2,500 come in a second and take 0.2 s."""
 
-Greeted: TypeAlias = "tuple[Any, Address]"
+Admitted: TypeAlias = "tuple[Any, Address]"
 """The connection, which is a `tls.SecureConnection` after a handshake, and its true client."""
 
-_Steps: TypeAlias = "Generator[int, None, Greeted]"
+_Steps: TypeAlias = "Generator[int, None, Admitted]"
 """Yields the epoll event for which the connection waits."""
 
 
@@ -49,12 +49,12 @@ class _Waiting:
     wanted: int = EPOLLIN
 
 
-class Greeter:
-    """The connections of one worker that are being greeted. One whose greeting fails, or takes longer than its time, is
-    closed, with one line in the log.
+class Preambles:
+    """The connections of one worker that are in their preamble. One whose preamble fails, or takes longer than its
+    time, is closed, with one line in the log.
 
     Their epoll set is edge-triggered: half a header, which stays in its socket, would be readable for ever. `fileno` is
-    readable when `arrived` may have a connection. One caller at a time, except for `greet`.
+    readable when `arrived` may have a connection. One caller at a time, except for `begin`.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class Greeter:
         """When `hurry` was called."""
 
     @classmethod
-    def of(cls, worker: Worker, *, tls: bool | ssl.SSLContext) -> Greeter | None:
-        """As the options say; None: clients need no greeting. `tls`: handshakes are part of it, with this context or
-        that of the options; else the server does them. Raises ConfigError."""
+    def of(cls, worker: Worker, *, tls: bool | ssl.SSLContext) -> Preambles | None:
+        """As the options say; None: connections have no preamble. `tls`: handshakes are part of it, with this context
+        or that of the options; else the server does them. Raises ConfigError."""
         config = worker.config
         context = worker.tls_context() if tls is True else tls or None
         reader = ProxyHeaderReader(config.trusted) if config.proxy_protocol else None
@@ -87,16 +87,16 @@ class Greeter:
     def fileno(self) -> int:
         return self._epoll.fileno()
 
-    def admit(self, conn: Connection, address: Address) -> Greeted | None:
-        """Greet a connection that has just come; its `peer` is the true client afterwards. None: it waits, or is
-        closed."""
-        result = self.greet(conn, address)
+    def admit(self, conn: Connection, address: Address) -> Admitted | None:
+        """Read the preamble of a connection that has just come; its `peer` is the true client afterwards. None: it
+        waits, or is closed."""
+        result = self.begin(conn, address)
         if isinstance(result, _Waiting):
             self.wait(result)
             return None
         return result
 
-    def greet(self, conn: Connection, address: Address, patience_s: float = 0) -> Greeted | _Waiting | None:
+    def begin(self, conn: Connection, address: Address, patience_s: float = 0) -> Admitted | _Waiting | None:
         """The same, but if it is not complete after `patience_s` the caller has to call `wait`. From any thread."""
         one = _Waiting(conn, address, self._steps(conn, address), conn.fileno(), monotonic())
         poll = None
@@ -108,7 +108,7 @@ class Greeter:
         return result
 
     def wait(self, one: _Waiting) -> None:
-        """Keep a connection that `greet` has returned incomplete."""
+        """Keep a connection that `begin` has returned incomplete."""
         try:
             self._epoll.register(one.fd, one.wanted | EPOLLET)  # bytes that have come by now count, too
         except OSError as error:
@@ -118,8 +118,8 @@ class Greeter:
         if len(self._waiting) > MOST:
             self._refuse(next(iter(self._waiting.values())), TimeoutError(f"{MOST} clients that came later wait"))
 
-    def arrived(self) -> Greeted | None:
-        """A connection that waited and is greeted now. None: there is none."""
+    def arrived(self) -> Admitted | None:
+        """A connection that waited and has done its preamble. None: there is none."""
         while events := self._epoll.poll(0, 1):  # one at a time: an edge is reported once
             one = self._waiting[events[0][0]]
             wanted = one.wanted
@@ -132,7 +132,7 @@ class Greeter:
         return None
 
     def hurry(self) -> None:
-        """The worker drains: from now on a greeting has no more than IDLE_S, because there is no request yet. May be
+        """The worker drains: from now on a preamble has no more than IDLE_S, because there is no request yet. May be
         called again."""
         self._hurried_s = min(self._hurried_s, monotonic())
 
@@ -173,13 +173,13 @@ class Greeter:
 
         return (yield from shake_hands(conn, self._context)), address
 
-    def _go_on(self, one: _Waiting) -> Greeted | _Waiting | None:
+    def _go_on(self, one: _Waiting) -> Admitted | _Waiting | None:
         """As far as it can without waiting: the result, `one` if more bytes must come, or None: it is closed."""
         try:
             one.wanted = next(one.steps)
         except StopIteration as over:
-            greeted: Greeted = over.value
-            return greeted
+            admitted: Admitted = over.value
+            return admitted
         except OSError as error:  # ssl.SSLError and ProxyError are some
             self._refuse(one, error)
             return None
