@@ -28,11 +28,11 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 asan: .venv/ready
-	$(BIN)/python tests/checked.py asan
+	$(BIN)/python tests/sanitizers.py asan
 
 # The core's tests, too, but without another build: 4 minutes. A short life of the core under valgrind is in `make test`.
 valgrind: .venv/ready tools
-	$(BIN)/python tests/checked.py valgrind $(TEST_ARGS)
+	$(BIN)/python tests/sanitizers.py valgrind $(TEST_ARGS)
 
 # The sdist and the wheel: built, installed in clean environments, and served from.
 dist: .venv/ready

@@ -23,7 +23,7 @@ from collections.abc import Awaitable
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from refusal import refuse_to_take
+from fault_injection import refuse_to_take
 
 import pyfanout
 from pyfanout.link import messages

@@ -17,7 +17,7 @@ from typing import Any
 import pyfanout
 
 if error := os.environ.get("REFUSE"):
-    from refusal import refuse_to_take
+    from fault_injection import refuse_to_take
 
     refuse_to_take(error, 5)
 

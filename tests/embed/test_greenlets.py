@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from harness import Server, connect, read_all
-from programme import run
+from master_script import run
 
 from pyfanout.errors import LoadError
 from pyfanout.greenlets import THREADS, patch_of, refuse

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from harness import Server, close_all, connect, fds_of, read_all, wait_until
-from programme import run
+from master_script import run
 from websockets.sync.client import connect as open_websocket
 
 from pyfanout.worker.idle import is_silent

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from harness import NOBODY, Effort, Server, connect, read_all
-from programme import run
+from master_script import run
 
 from .kit import FOLDER, SUBJECTS, start
 

@@ -96,7 +96,7 @@ def test_it_knows_of_others(server: MakeServer, name: str, tmp_path: Path) -> No
 
 
 def test_a_worker_of_a_dispatcher_may_have_siblings(tmp_path: Path) -> None:
-    from programme import run
+    from master_script import run
 
     run(
         tmp_path,

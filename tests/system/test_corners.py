@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from programme import run
+from master_script import run
 
 ASYNCIO = """
         async def handler(reader, writer):

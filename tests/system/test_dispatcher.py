@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from harness import ask_plain, is_over, kill, session_of, wait_until
-from programme import run
+from master_script import run
 
 EXAMPLE = Path(__file__).parents[2] / "examples/own_workers.py"
 

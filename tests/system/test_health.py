@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from harness import Server, ask, collect, connect, crowd, freeze, hold, is_over, read_line, release, who
-from programme import run
+from master_script import run
 
 MakeServer = Callable[..., Server]
 

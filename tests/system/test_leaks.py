@@ -214,7 +214,7 @@ def test_nothing_is_left_after_connections_and_kills(
     assert children_of(one.pid) == workers
 
 
-def test_a_programme_that_a_worker_runs_inherits_nothing(server: MakeServer, tmp_path: Path) -> None:
+def test_a_program_that_a_worker_runs_inherits_nothing(server: MakeServer, tmp_path: Path) -> None:
     """All descriptors are close-on-exec: a connection, a channel in a long-lived child would never end."""
     (tmp_path / "app.py").write_text(
         "import os, subprocess, sys\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness import Server, collect, crowd, kill
-from programme import run
+from master_script import run
 
 MakeServer = Callable[[], Server]
 

@@ -1,11 +1,11 @@
-"""Master: the object. Each test is a programme of its own, which asserts for itself."""
+"""Master: the object. Each test is a script of its own, which asserts for itself."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from programme import run
+from master_script import run
 
 
 def test_it_serves_and_shows_its_workers(tmp_path: Path) -> None:

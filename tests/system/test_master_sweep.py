@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from core.kit import compiler
 from core.test_sweep import ERRORS
-from programme import run
+from master_script import run
 
 TESTS = Path(__file__).parents[1]
 SOME = 2
@@ -86,7 +86,7 @@ have nobody who does."""
 
 SWEEP = """
 import contextlib, itertools, random, tempfile
-from refusal import CoreRefusal, Refusal
+from fault_injection import CoreRefusal, Refusal
 
 def held():
     return sorted(os.readlink(path) for path in map("/proc/self/fd/{}".format, os.listdir("/proc/self/fd"))

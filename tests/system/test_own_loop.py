@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from harness import ask_plain
-from programme import run
+from master_script import run
 
 EXAMPLE = Path(__file__).parents[2] / "examples/own_loop.py"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from harness import Server, ask, kill
+from master_script import run
 from pages import SIZES, larger
-from programme import run
 
 WORKERS = 6
 """More than fit on one page, if a score had 4 KiB."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from harness import Server, ask, hold, release
-from programme import run
+from master_script import run
 
 MakeServer = Callable[[], Server]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from harness import Server, ask, connect, freeze, hold, wait_until
-from programme import run
+from master_script import run
 
 MakeServer = Callable[[], Server]
 

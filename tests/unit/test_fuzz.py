@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checked
 import pytest
+import sanitizers
 
 DECODERS = Path(__file__).parents[1] / "fuzz" / "decoders.py"
 FUZZ_S = int(os.environ.get("FUZZ_S", "0"))
@@ -37,8 +37,8 @@ def guided_core(folder: Path) -> dict[str, str]:
     copy, coverage = folder / "tree", folder / "coverage.o"
     copy.mkdir()
     source = DECODERS.with_name("coverage.c")
-    subprocess.run([*checked.compiler(), "-c", "-fPIC", "-O1", "-o", coverage, source], check=True)
-    checked.build(copy, "-O1 -fsanitize-coverage=trace-pc", str(coverage))
+    subprocess.run([*sanitizers.compiler(), "-c", "-fPIC", "-O1", "-o", coverage, source], check=True)
+    sanitizers.build(copy, "-O1 -fsanitize-coverage=trace-pc", str(coverage))
     return {"PYTHONPATH": str(copy)}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from programme import run
+from master_script import run
 
 from pyfanout import limits
 from pyfanout.limits import ANY, OpenFiles, of_connections

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from programme import run
+from master_script import run
 
 from pyfanout.errors import ConfigError
 from pyfanout.master.readiness import Readiness

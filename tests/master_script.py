@@ -1,4 +1,4 @@
-"""A programme that has a Master and asserts for itself: each is a process of its own."""
+"""A script that has a Master and asserts for itself: each is a process of its own."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ options = {"bind": "127.0.0.1:0", "log_level": "critical"}
 
 
 def run(folder: Path, body: str, *, code: int = 0, patience_s: float = 60) -> str:
-    """The programme's output; it must end by itself with `code`."""
+    """The script's output; it must end by itself with `code`."""
     done = subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", "-B", "-c", PRELUDE + textwrap.dedent(body)],
         cwd=folder,

@@ -1,4 +1,4 @@
-"""Calls that fail: one of Python's or of the core's, once, for programmes that sweep over all its occurrences; a
+"""Calls that fail: one of Python's or of the core's, once, for scripts that sweep over all its occurrences; a
 worker's looks into its channel, for servers under test."""
 
 from __future__ import annotations
