@@ -226,7 +226,7 @@ async def in_debian(here: SetUp, *, confined: bool) -> Python:
     suite = SUITES[here.version]
     if suite is None:
         raise NotHadError("no suite of Debian's has it")
-    if platform.freedesktop_os_release().get("ID") != "debian":
+    if distribution().get("ID") != "debian":
         raise NotHadError("this is no Debian")
     if not confined:
         raise NotHadError("Debian's needs root, who may make namespaces")
@@ -243,6 +243,12 @@ async def in_debian(here: SetUp, *, confined: bool) -> Python:
     )
     executable = f"/usr/bin/python{here.version}"
     return Python(f"Debian, {suite}", executable, root / "tests", inside, (*CONFINED, mounts, str(root)), environment)
+
+
+def distribution() -> dict[str, str]:
+    with contextlib.suppress(OSError):  # a minimal container may not say
+        return platform.freedesktop_os_release()
+    return {}
 
 
 async def of_pip(here: SetUp, root: Path) -> dict[str, str]:
@@ -289,7 +295,7 @@ async def debootstrap(here: SetUp) -> tuple[str, dict[str, str]]:
 
 async def mirror(here: SetUp) -> str:
     """That of this machine's own suite. Raises NotHadError."""
-    codename = platform.freedesktop_os_release().get("VERSION_CODENAME")
+    codename = distribution().get("VERSION_CODENAME")
     form = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
     for line in (await here.asked("apt-get", "indextargets", "--format", form, "Created-By: Packages")).splitlines():
         address, *where = line.split()
