@@ -37,6 +37,7 @@ def test_a_drain_has_its_time_once(
         on_drain=None,
         signals=SimpleNamespace(quit=quit, end=lambda code: None),
         background=SimpleNamespace(start=started.append),
+        link=SimpleNamespace(outbox=SimpleNamespace(finish=lambda limit_s: None)),
         _end_late=lambda code, since_s, limit_s: limits_s.append(limit_s),
         _drain_end_s=None if gone_s is None else time.monotonic() + 25 - gone_s,
     )
