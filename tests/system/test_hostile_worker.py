@@ -32,7 +32,11 @@ def ask(address: str, line: str) -> int:
 @pytest.mark.parametrize("kind", ["handler", "coroutine"])
 @pytest.mark.parametrize("evil", list(EVILS))
 def test_others_notice_nothing(server: MakeServer, evil: str, kind: str) -> None:
-    one = server().start(f"hostile:{kind}", workers=3, ping_interval=0.2, ping_timeout=PATIENCE_S, drain_timeout=1)
+    # To one that has hung up the master is gone: after `drain_timeout` it cuts its own clients off, and ends.
+    drain_timeout = PATIENCE_S if evil == "hang_up" else 1
+    one = server().start(
+        f"hostile:{kind}", workers=3, ping_interval=0.2, ping_timeout=PATIENCE_S, drain_timeout=drain_timeout
+    )
     one.expect("nonsense", "shut down", "in its hands", "SIGKILL", "no answer to a ping", "failed", "could not")
     one.wait_idle()
     before, workers = len(fds_of(one.pid)), set(one.workers)
