@@ -11,7 +11,7 @@
  * One connection is one request: connect, send, read until the server closes, close. An answer is
  * "HTTP/1.x 200 ...\r\n\r\n<worker id>\n", so that wrk and ab can be pointed at the same server.
  *
- * Client addresses go round in 127.64.0.0/16 (--sources), so that no pair of addresses runs out of ports.
+ * Client addresses go round, from 127.64.0.1 on, so that no pair of addresses runs out of ports.
  * Only 127.0.0.0/8 can be asked: this is a bench, not a weapon.
  *
  * One thread, one epoll. It often shares a core with the server that it measures, so it spares system calls: on
@@ -20,6 +20,8 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <ctype.h>
+#include <err.h>
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
@@ -27,7 +29,6 @@
 #include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -41,14 +42,13 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "histogram.h"
-
 enum {
     ANSWER_BYTES = 512, /* a longer answer is a wrong one */
     PATH_BYTES = 64, TEXT_BYTES = 128, /* of a path, and of a whole request */
     STARTS_PER_TURN = 64,
     EVENTS_PER_TURN = 64,
     WORKERS_MAX = 1024, /* different ids that can be told apart */
+    SOURCES = 64, /* client addresses to go round in */
 };
 
 #define NS_PER_S INT64_C(1000000000)
@@ -85,65 +85,89 @@ static double chance(uint64_t *state)
     return (double)(z >> 11) * 0x1p-53; /* [0, 1) */
 }
 
+/* ---- a histogram of times in ns whose percentiles are right to within 0.4 %, from 1 ns to half an hour -------- */
+
+enum {
+    HISTOGRAM_SUB = 128, /* buckets per power of two: at most 1/128 wide, the middle is reported */
+    HISTOGRAM_TOP = 41, /* 2^41 ns is 36 minutes */
+};
+
+struct histogram {
+    uint64_t bucket[(HISTOGRAM_TOP - 6) * HISTOGRAM_SUB];
+    uint64_t count;
+    int64_t max; /* exact */
+    double sum;
+};
+
+/* Below 128 a bucket is one value; above, each power of two has 128 of equal width. */
+static size_t bucket_of(int64_t value)
+{
+    uint64_t v = value < 0 ? 0 : (uint64_t)value;
+    if (v >= UINT64_C(1) << HISTOGRAM_TOP)
+        v = (UINT64_C(1) << HISTOGRAM_TOP) - 1;
+    if (v < HISTOGRAM_SUB)
+        return v;
+    unsigned top_bit = 63U - (unsigned)__builtin_clzll(v);
+    return (size_t)(top_bit - 6) * HISTOGRAM_SUB + (size_t)(v >> (top_bit - 7)) - HISTOGRAM_SUB;
+}
+
+static int64_t middle_of(size_t bucket)
+{
+    if (bucket < HISTOGRAM_SUB)
+        return (int64_t)bucket;
+    unsigned shift = (unsigned)(bucket / HISTOGRAM_SUB) - 1;
+    uint64_t low = (uint64_t)(HISTOGRAM_SUB + bucket % HISTOGRAM_SUB) << shift;
+    return (int64_t)(low + (UINT64_C(1) << shift) / 2);
+}
+
+static void histogram_add(struct histogram *h, int64_t value)
+{
+    h->bucket[bucket_of(value)]++;
+    h->count++;
+    h->sum += (double)value;
+    if (value > h->max)
+        h->max = value;
+}
+
+/* The smallest value that at least this share of all values does not exceed. */
+static int64_t histogram_at(const struct histogram *h, double share)
+{
+    uint64_t rank = (uint64_t)ceil(share * (double)h->count), seen = 0;
+    for (size_t i = 0; i < sizeof h->bucket / sizeof h->bucket[0]; i++) {
+        seen += h->bucket[i];
+        if (seen >= rank && seen > 0)
+            return middle_of(i) < h->max ? middle_of(i) : h->max;
+    }
+    return 0;
+}
+
+static void histogram_print(const char *name, const struct histogram *h)
+{
+    printf("\"%s\": {\"count\": %" PRIu64 ", \"mean\": %.0f, \"p50\": %" PRId64 ", \"p90\": %" PRId64
+           ", \"p99\": %" PRId64 ", \"p999\": %" PRId64 ", \"max\": %" PRId64 "}",
+           name, h->count, h->count ? h->sum / (double)h->count : 0.0, histogram_at(h, 0.5), histogram_at(h, 0.9),
+           histogram_at(h, 0.99), histogram_at(h, 0.999), h->max);
+}
+
 /* ---- what was asked for ------------------------------------------------------------------------------------ */
 
 struct options {
     struct sockaddr_in target;
-    int closed; /* connections in flight, 0: open loop */
+    double closed; /* connections in flight, 0: open loop */
     double rate; /* arrivals per second, 0: as fast as it goes */
-    bool uniform; /* arrivals at equal distances instead of exponential ones */
-    int hold; /* connections to hold, 0: ask and close */
-    int requests; /* on each connection, one after the other */
-    int64_t duration_ns; /* requests start for this long after the warm-up */
-    int64_t warmup_ns; /* requests before this are made but not timed */
-    int64_t timeout_ns; /* per request, from its true start */
-    uint64_t count; /* requests to start at most, 0: no limit */
-    int max_open; /* in flight at most; an arrival beyond it is an error, "overflow" */
+    double hold; /* connections to hold, 0: ask and close */
+    double requests; /* on each connection, one after the other */
+    double duration_s; /* requests start for this long after the warm-up */
+    double warmup_s; /* requests before this are made but not timed */
+    double timeout_s; /* per request, from its true start */
+    double count; /* requests to start at most, 0: no limit */
+    double max_open; /* in flight at most; an arrival beyond it is an error, "overflow" */
     double slow_fraction; /* of the requests that ask for slow_path */
     const char *path, *slow_path; /* what the others, and those, ask for */
     double exponential_us; /* mean of what all ask to wait, 0: they ask for these paths */
-    uint64_t seed;
-    int sources; /* client addresses to go round in, 0: leave it to the kernel */
-    int cpu; /* to run on, -1: any */
+    double seed;
+    double cpu; /* to run on, -1: any */
 };
-
-__attribute__((noreturn, format(printf, 1, 2))) static void usage_error(const char *format, ...)
-{
-    va_list values;
-    va_start(values, format);
-    fputs("load: ", stderr);
-    vfprintf(stderr, format, values);
-    fputs("\n", stderr);
-    va_end(values);
-    exit(2);
-}
-
-static double number(const char *name, const char *text, double least, double most)
-{
-    char *end;
-    errno = 0;
-    double value = strtod(text, &end);
-    if (end == text || *end != '\0' || errno != 0 || !(value >= least && value <= most))
-        usage_error("--%s wants a number from %g to %g, not '%s'", name, least, most, text);
-    return value;
-}
-
-static struct sockaddr_in loopback(const char *text)
-{
-    struct sockaddr_in address = {.sin_family = AF_INET};
-    char host[64];
-    const char *colon = strrchr(text, ':');
-    if (colon == NULL || (size_t)(colon - text) >= sizeof host)
-        usage_error("the target is 127.0.0.1:port, not '%s'", text);
-    memcpy(host, text, (size_t)(colon - text));
-    host[colon - text] = '\0';
-    if (inet_pton(AF_INET, host, &address.sin_addr) != 1)
-        usage_error("the target is 127.0.0.1:port, not '%s'", text);
-    if (ntohl(address.sin_addr.s_addr) >> 24 != 127)
-        usage_error("refused: %s is not a loopback address", host);
-    address.sin_port = htons((uint16_t)number("target port", colon + 1, 1, 65535));
-    return address;
-}
 
 /* ---- one run ----------------------------------------------------------------------------------------------- */
 
@@ -164,10 +188,10 @@ static const char *const ERROR_NAMES[ERRORS] = {"refused", "reset", "timeout", "
 
 enum request_class { FAST, SLOW, CLASSES };
 
-enum state { FREE, CONNECTING, WAITING, HELD };
+enum state { CONNECTING, WAITING, HELD };
 
 struct request {
-    int fd; /* -1 when free */
+    int fd; /* -1: none */
     enum state state;
     enum request_class class;
     int64_t wait_us; /* what it asks the server to take, in exponential_us */
@@ -225,8 +249,6 @@ static void release(struct run *run, struct request *request)
         run->held--;
     if (request->fd >= 0)
         close(request->fd); /* leaves the epoll by itself: nobody else has this socket */
-    request->fd = -1;
-    request->state = FREE;
     request->next_free = run->free;
     run->free = request;
     run->open--;
@@ -239,7 +261,7 @@ static void fail(struct run *run, struct request *request, enum error error)
         run->answered--; /* it had answered, but then it was not held */
     release(run, request);
     if (error == REFUSED && run->options->closed > 0)
-        run->paused_until[(run->paused_first + run->paused++) % run->options->closed] = now_ns() + REFUSED_PAUSE_NS;
+        run->paused_until[(run->paused_first + run->paused++) % (int)run->options->closed] = now_ns() + REFUSED_PAUSE_NS;
 }
 
 static enum error error_of(int number)
@@ -270,7 +292,7 @@ static void count_worker(struct run *run, uint64_t id)
     run->workers[i < WORKERS_MAX ? i : WORKERS_MAX - 1].answers++;
 }
 
-/* 0 and the worker's id, or the error. */
+/* -1 and the worker's id, or the error. */
 static int parse_answer(const struct request *request, uint64_t *id)
 {
     const char *text = request->answer, *end = text + request->got;
@@ -279,15 +301,9 @@ static int parse_answer(const struct request *request, uint64_t *id)
         return SHORT;
     if (request->got < 13 || memcmp(text, "HTTP/1.", 7) != 0 || memcmp(text + 8, " 200", 4) != 0)
         return WRONG;
-    body += 4;
-    uint64_t value = 0;
-    for (; body < end - 1; body++) {
-        if (*body < '0' || *body > '9')
-            return WRONG;
-        value = value * 10 + (uint64_t)(*body - '0');
-    }
-    *id = value;
-    return -1;
+    char *rest;
+    *id = strtoull(body + 4, &rest, 10);
+    return isdigit((unsigned char)body[4]) && rest == end - 1 ? -1 : WRONG;
 }
 
 static void transmit(struct run *run, struct request *request);
@@ -304,14 +320,8 @@ static const char *ending(const struct options *o)
     return stays_open(o) ? "HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" : "HTTP/1.0\r\n\r\n";
 }
 
-static void finish(struct run *run, struct request *request)
+static void finish(struct run *run, struct request *request, uint64_t id)
 {
-    uint64_t id = 0;
-    int error = parse_answer(request, &id);
-    if (error >= 0) {
-        fail(run, request, (enum error)error);
-        return;
-    }
     if (request->asked < run->options->requests) {
         request->got = 0;
         transmit(run, request);
@@ -356,18 +366,16 @@ static void receive(struct run *run, struct request *request, bool closed)
             return;
         }
         request->got += (size_t)n;
-        if (n == 0 || (closed && (size_t)n < room)) {
-            if (!stays_open(run->options))
-                finish(run, request);
-            else
-                fail(run, request, SHORT);
-            return;
-        }
         uint64_t id;
-        if (stays_open(run->options) && parse_answer(request, &id) != SHORT) {
-            finish(run, request);
-            return;
-        }
+        bool over = n == 0 || (closed && (size_t)n < room);
+        int error = over != stays_open(run->options) ? parse_answer(request, &id) : SHORT;
+        if (error < 0)
+            finish(run, request, id);
+        else if (over || error != SHORT)
+            fail(run, request, (enum error)error);
+        else
+            continue;
+        return;
     }
 }
 
@@ -403,22 +411,16 @@ static void transmit(struct run *run, struct request *request)
         fail(run, request, error_of(errno));
 }
 
-static int open_socket(struct run *run)
+/* 0, or -1 and errno. The port is chosen at connect, when the whole pair of addresses is known. */
+static int open_socket(struct run *run, struct request *request)
 {
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0 || run->options->sources == 0)
-        return fd;
-    uint32_t source = UINT32_C(0x7f400001) + (uint32_t)(run->source++ % (uint64_t)run->options->sources);
+    uint32_t source = UINT32_C(0x7f400001) + (uint32_t)(run->source++ % SOURCES);
     struct sockaddr_in from = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(source)};
-    int on = 1; /* the port is chosen at connect, when the whole pair of addresses is known */
-    if (setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on) < 0 ||
-        bind(fd, (struct sockaddr *)&from, sizeof from) < 0) {
-        int error = errno;
-        close(fd);
-        errno = error;
+    int on = 1;
+    request->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (request->fd < 0 || setsockopt(request->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on) < 0)
         return -1;
-    }
-    return fd;
+    return bind(request->fd, (struct sockaddr *)&from, sizeof from);
 }
 
 static void start(struct run *run, int64_t due_ns, int64_t now)
@@ -437,24 +439,16 @@ static void start(struct run *run, int64_t due_ns, int64_t now)
     struct request *request = run->free;
     run->free = request->next_free;
     run->open++;
-    request->class = class;
-    request->wait_us = wait_us;
-    request->state = WAITING;
-    request->got = 0;
-    request->asked = 0;
-    request->due_ns = due_ns;
-    request->deadline_ns = now + run->options->timeout_ns;
-    request->older = run->youngest;
-    request->younger = NULL;
+    *request = (struct request){.fd = -1, .state = WAITING, .class = class, .wait_us = wait_us, .due_ns = due_ns,
+                                .deadline_ns = now + ns_of(run->options->timeout_s), .older = run->youngest};
     *(run->youngest ? &run->youngest->younger : &run->oldest) = request;
     run->youngest = request;
     if (due_ns >= run->window_ns)
         histogram_add(&run->late_start, now - due_ns);
 
-    request->fd = open_socket(run);
-    if (request->fd < 0 || (connect(request->fd, (const struct sockaddr *)&run->options->target,
-                                    sizeof run->options->target) < 0 &&
-                            errno != EINPROGRESS)) {
+    const struct sockaddr *target = (const struct sockaddr *)&run->options->target;
+    if (open_socket(run, request) < 0 ||
+        (connect(request->fd, target, sizeof run->options->target) < 0 && errno != EINPROGRESS)) {
         fail(run, request, error_of(errno));
         return;
     }
@@ -466,7 +460,7 @@ static bool may_start(const struct run *run, int64_t at_ns)
     if (run->stopped)
         return false;
     if (run->options->hold > 0)
-        return run->started < (uint64_t)run->options->hold;
+        return run->started < run->options->hold;
     return at_ns < run->end_ns && (run->options->count == 0 || run->started < run->options->count);
 }
 
@@ -478,7 +472,7 @@ static bool is_full(const struct run *run)
 static void end_pauses(struct run *run, int64_t now)
 {
     while (run->paused > 0 && run->paused_until[run->paused_first] <= now) {
-        run->paused_first = (run->paused_first + 1) % run->options->closed;
+        run->paused_first = (run->paused_first + 1) % (int)run->options->closed;
         run->paused--;
     }
 }
@@ -493,7 +487,7 @@ static void start_due(struct run *run)
             if (run->next_ns > now || !may_start(run, run->next_ns))
                 return;
             int64_t due_ns = run->next_ns;
-            run->next_ns += ns_of(o->uniform ? 1 / o->rate : -log1p(-chance(&run->arrival_state)) / o->rate);
+            run->next_ns += ns_of(-log1p(-chance(&run->arrival_state)) / o->rate);
             start(run, due_ns, now);
         } else {
             end_pauses(run, now);
@@ -506,8 +500,6 @@ static void start_due(struct run *run)
 
 static void expire(struct run *run)
 {
-    if (run->oldest == NULL)
-        return;
     int64_t now = now_ns();
     while (run->oldest != NULL && run->oldest->deadline_ns <= now) {
         /* A reset instead of a goodbye, so that what nobody waits for leaves no port behind. */
@@ -538,14 +530,6 @@ static bool done(const struct run *run, int64_t now)
     return !may_start(run, next) && run->open == run->held;
 }
 
-/* As at the end of the duration. */
-static void stop(struct run *run, int64_t now)
-{
-    run->stopped = true;
-    if (now < run->end_ns)
-        run->end_ns = now;
-}
-
 static void loop(struct run *run)
 {
     struct epoll_event events[EVENTS_PER_TURN];
@@ -561,17 +545,16 @@ static void loop(struct run *run)
         int64_t wake = next_wake(run, before), wait = wake > before ? wake - before : 0;
         struct timespec timeout = {wait / NS_PER_S, wait % NS_PER_S};
         int n = epoll_pwait2(run->epoll, events, EVENTS_PER_TURN, wake == INT64_MAX ? NULL : &timeout, NULL);
-        if (n < 0 && errno != EINTR) {
-            perror("load: epoll_pwait2");
-            exit(1);
-        }
+        if (n < 0 && errno != EINTR)
+            err(1, "epoll_pwait2");
         turn_ns = now_ns();
         run->idle_ns += turn_ns - before;
         for (int i = 0; i < n; i++) {
             struct request *request = events[i].data.ptr;
-            if (request == NULL)
-                stop(run, turn_ns);
-            else if (request->state == CONNECTING)
+            if (request == NULL) {
+                run->stopped = true; /* as at the end of the duration */
+                run->end_ns = turn_ns < run->end_ns ? turn_ns : run->end_ns;
+            } else if (request->state == CONNECTING)
                 transmit(run, request);
             else
                 receive(run, request, (events[i].events & (EPOLLRDHUP | EPOLLHUP)) != 0);
@@ -584,25 +567,22 @@ static void loop(struct run *run)
 static void prepare(struct run *run, const struct options *o)
 {
     struct rlimit files;
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
-        files.rlim_cur = files.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &files);
-        if ((rlim_t)o->max_open + 16 > files.rlim_max)
-            usage_error("%d open connections need more than the %ju descriptors allowed", o->max_open,
-                        (uintmax_t)files.rlim_max);
-    }
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &files) < 0 || (rlim_t)o->max_open + 16 > files.rlim_max)
+        errx(2, "%.0f open connections need more descriptors than are allowed", o->max_open);
     if (o->cpu >= 0) {
         cpu_set_t set;
         CPU_ZERO(&set);
         CPU_SET((size_t)o->cpu, &set);
         if (sched_setaffinity(0, sizeof set, &set) < 0)
-            usage_error("cannot run on cpu %d: %s", o->cpu, strerror(errno));
+            err(2, "cannot run on cpu %.0f", o->cpu);
     }
     prctl(PR_SET_TIMERSLACK, 1UL); /* 50 us by default: most of what is measured */
 
     run->options = o;
-    run->arrival_state = o->seed;
-    run->class_state = ~o->seed;
+    run->arrival_state = (uint64_t)o->seed;
+    run->class_state = ~run->arrival_state;
     const char *const paths[CLASSES] = {[FAST] = o->path, [SLOW] = o->slow_path};
     for (int i = 0; i < CLASSES; i++)
         run->text_len[i] = (size_t)snprintf(run->text[i], sizeof run->text[i], "GET /%s %s", paths[i], ending(o));
@@ -616,30 +596,15 @@ static void prepare(struct run *run, const struct options *o)
     int told = signalfd(-1, &term, SFD_CLOEXEC);
     struct epoll_event event = {.events = EPOLLIN | EPOLLONESHOT, .data.ptr = NULL}; /* it is not read */
     if (run->epoll < 0 || run->requests == NULL || run->paused_until == NULL || told < 0 ||
-        epoll_ctl(run->epoll, EPOLL_CTL_ADD, told, &event) < 0) {
-        perror("load: start");
-        exit(1);
-    }
-    for (int i = o->max_open - 1; i >= 0; i--) {
-        run->requests[i].fd = -1;
+        epoll_ctl(run->epoll, EPOLL_CTL_ADD, told, &event) < 0)
+        err(1, "start");
+    for (int i = (int)o->max_open - 1; i >= 0; i--) {
         run->requests[i].next_free = run->free;
         run->free = &run->requests[i];
     }
     run->begin_ns = run->next_ns = now_ns();
-    run->window_ns = run->begin_ns + o->warmup_ns;
-    run->end_ns = run->window_ns + o->duration_ns;
-}
-
-/* The second number: how long this thread was ready to run but another had the core. */
-static double waited_for_cpu_s(void)
-{
-    uint64_t ran = 0, waited = 0;
-    FILE *file = fopen("/proc/self/schedstat", "re");
-    if (file == NULL)
-        return -1;
-    int n = fscanf(file, "%" SCNu64 " %" SCNu64, &ran, &waited);
-    fclose(file);
-    return n == 2 ? seconds_of((int64_t)waited) : -1;
+    run->window_ns = run->begin_ns + ns_of(o->warmup_s);
+    run->end_ns = run->window_ns + ns_of(o->duration_s);
 }
 
 static void report(const struct run *run)
@@ -651,12 +616,15 @@ static void report(const struct run *run)
     double window_s = window_end_ns > run->window_ns ? seconds_of(window_end_ns - run->window_ns) : 0;
     struct timespec cpu;
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu);
+    double waited_ns = -1; /* ready to run, while another had the core */
+    FILE *schedstat = fopen("/proc/self/schedstat", "re");
+    if (schedstat == NULL || fscanf(schedstat, "%*u %lf", &waited_ns) != 1)
+        waited_ns = -1e9;
     uint64_t errors_total = 0;
     for (int i = 0; i < ERRORS; i++)
         errors_total += run->errors[i];
 
-    printf("{\"mode\": \"%s\", \"seed\": %" PRIu64 ", \"sources\": %d, ",
-           o->hold ? "hold" : o->rate > 0 ? "open" : "closed", o->seed, o->sources);
+    printf("{\"mode\": \"%s\", \"seed\": %.0f, ", o->hold ? "hold" : o->rate > 0 ? "open" : "closed", o->seed);
     printf("\"started\": %" PRIu64 ", \"answered\": %" PRIu64 ", \"errors_total\": %" PRIu64 ", \"errors\": {",
            run->started, run->answered, errors_total);
     for (int i = 0; i < ERRORS; i++)
@@ -672,7 +640,7 @@ static void report(const struct run *run)
     printf(", \"self\": {\"wall_s\": %.6f, \"cpu_s\": %.6f, \"busy_fraction\": %.4f, \"waited_for_cpu_s\": %.6f, "
            "\"longest_turn_ns\": %" PRId64 "}, ",
            seconds_of(wall_ns), seconds_of(cpu.tv_sec * NS_PER_S + cpu.tv_nsec),
-           1 - (double)run->idle_ns / (double)wall_ns, waited_for_cpu_s(), run->longest_turn_ns);
+           1 - (double)run->idle_ns / (double)wall_ns, waited_ns / 1e9, run->longest_turn_ns);
     printf("\"workers\": {");
     for (int i = 0; i < run->workers_count; i++)
         printf("%s\"%" PRIu64 "\": %" PRIu64, i ? ", " : "", run->workers[i].id, run->workers[i].answers);
@@ -693,9 +661,9 @@ static int histogram_main(void)
 }
 
 static const char *const USAGE =
-    "usage: load [--closed C | --rate R [--uniform] | --hold N [--rate R]] [options] 127.0.0.1:PORT\n"
+    "usage: load [--closed C | --rate R | --hold N [--rate R]] [options] 127.0.0.1:PORT\n"
     "  --closed C         C connections always in flight (default 1); who was refused comes again after 10 ms\n"
-    "  --rate R           open loop: R requests per second, exponential distances (--uniform: equal ones)\n"
+    "  --rate R           open loop: R requests per second, exponential distances\n"
     "  --hold N           open N connections (at once, or at --rate), hold all until the last has answered\n"
     "  --requests N       on each connection, one after the other; it is answered when all are (default 1)\n"
     "  --duration S       start requests for S seconds (default 5), or until SIGTERM; --count N: and at most N of them\n"
@@ -706,78 +674,81 @@ static const char *const USAGE =
     "  --slow-fraction F  and this often (default 0) for --slow-path NAME (default slow)\n"
     "  --exponential US   ask for /wait/T instead, T whole microseconds from an exponential distribution of this mean\n"
     "  --seed N           of arrivals and of which are slow (default 1)\n"
-    "  --sources N        client addresses to go round in, from 127.64.0.1 on (default 64, 0: the kernel's choice)\n"
     "  --cpu N            run on this core\n"
     "  --histogram        only: percentiles of the whole numbers on stdin\n";
 
+static double number(const char *name, const char *text, double least, double most)
+{
+    char *end;
+    errno = 0;
+    double value = strtod(text, &end);
+    if (end == text || *end != '\0' || errno != 0 || !(value >= least && value <= most))
+        errx(2, "--%s wants a number from %g to %g, not '%s'", name, least, most, text);
+    return value;
+}
+
+static struct sockaddr_in loopback(char *text)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET};
+    char *port = strrchr(text, ':');
+    if (port != NULL)
+        *port++ = '\0';
+    if (port == NULL || inet_pton(AF_INET, text, &address.sin_addr) != 1)
+        errx(2, "the target is 127.0.0.1:port, not '%s'", text);
+    if (ntohl(address.sin_addr.s_addr) >> 24 != 127)
+        errx(2, "refused: %s is not a loopback address", text);
+    address.sin_port = htons((uint16_t)number("target port", port, 1, 65535));
+    return address;
+}
+
 static struct options parse(int argc, char **argv)
 {
-    enum { CLOSED, RATE, HOLD, REQUESTS, DURATION, COUNT, WARMUP, PATIENCE, MAX_OPEN, SLOWS, EXPONENTIAL, SEED, SOURCES, CPU, NUMBERS };
-    struct { const char *name; double value, least, most; } knobs[NUMBERS] = {
-        [CLOSED] = {"closed", 0, 1, 1e5}, [RATE] = {"rate", 0, 0.001, 1e7}, [HOLD] = {"hold", 0, 1, 1e6},
-        [REQUESTS] = {"requests", 1, 1, 1e6},
-        [DURATION] = {"duration", 5, 0.001, 3600}, [COUNT] = {"count", 0, 1, 1e15},
-        [WARMUP] = {"warmup", 0, 0, 3600}, [PATIENCE] = {"timeout", 10, 0.001, 600},
-        [MAX_OPEN] = {"max-open", 10000, 1, 1e6}, [SLOWS] = {"slow-fraction", 0, 0, 1},
-        [EXPONENTIAL] = {"exponential", 0, 1, 1e6},
-        [SEED] = {"seed", 1, 0, 9e15}, [SOURCES] = {"sources", 64, 0, 65534}, [CPU] = {"cpu", -1, 0, CPU_SETSIZE - 1},
+    struct options o = {.requests = 1, .duration_s = 5, .timeout_s = 10, .max_open = 10000, .slow_path = "slow",
+                        .seed = 1, .cpu = -1};
+    const struct { const char *name; double *value, least, most; const char **text; } knobs[] = {
+        {"closed", &o.closed, 1, 1e5, NULL}, {"rate", &o.rate, 0.001, 1e7, NULL}, {"hold", &o.hold, 1, 1e6, NULL},
+        {"requests", &o.requests, 1, 1e6, NULL}, {"duration", &o.duration_s, 0.001, 3600, NULL},
+        {"count", &o.count, 1, 1e15, NULL}, {"warmup", &o.warmup_s, 0, 3600, NULL},
+        {"timeout", &o.timeout_s, 0.001, 600, NULL}, {"max-open", &o.max_open, 1, 1e6, NULL},
+        {"slow-fraction", &o.slow_fraction, 0, 1, NULL}, {"exponential", &o.exponential_us, 1, 1e6, NULL},
+        {"seed", &o.seed, 0, 9e15, NULL}, {"cpu", &o.cpu, 0, CPU_SETSIZE - 1, NULL},
+        {"path", NULL, 0, 0, &o.path}, {"slow-path", NULL, 0, 0, &o.slow_path},
     };
-    enum { PATH = NUMBERS, SLOW_PATH, UNIFORM, HISTOGRAM, HELP, ALL };
-    struct option known[ALL + 1] = {
-        [PATH] = {"path", 1, NULL, PATH}, [SLOW_PATH] = {"slow-path", 1, NULL, SLOW_PATH},
-        [UNIFORM] = {"uniform", 0, NULL, UNIFORM},
-        [HISTOGRAM] = {"histogram", 0, NULL, HISTOGRAM}, [HELP] = {"help", 0, NULL, HELP},
-    };
-    for (int i = 0; i < NUMBERS; i++)
+    enum { KNOBS = sizeof knobs / sizeof *knobs, HISTOGRAM = KNOBS, HELP, ALL };
+    struct option known[ALL + 1] = {[HISTOGRAM] = {"histogram", 0, NULL, HISTOGRAM}, [HELP] = {"help", 0, NULL, HELP}};
+    for (int i = 0; i < KNOBS; i++)
         known[i] = (struct option){knobs[i].name, 1, NULL, i};
 
-    struct options o = {.path = NULL, .slow_path = "slow"};
     int choice;
     while ((choice = getopt_long(argc, argv, "", known, NULL)) != -1) {
-        if (choice < NUMBERS)
-            knobs[choice].value = number(knobs[choice].name, optarg, knobs[choice].least, knobs[choice].most);
-        else if (choice == PATH)
-            o.path = optarg;
-        else if (choice == SLOW_PATH)
-            o.slow_path = optarg;
-        else if (choice == UNIFORM)
-            o.uniform = true;
-        else if (choice == HISTOGRAM)
+        if (choice == HISTOGRAM)
             exit(histogram_main());
-        else {
+        if (choice >= KNOBS) {
             fputs(USAGE, choice == HELP ? stdout : stderr);
             exit(choice == HELP ? 0 : 2);
         }
+        if (knobs[choice].text != NULL)
+            *knobs[choice].text = optarg;
+        else
+            *knobs[choice].value = number(knobs[choice].name, optarg, knobs[choice].least, knobs[choice].most);
     }
     if (optind != argc - 1)
-        usage_error("give one target, 127.0.0.1:PORT (--help says more)");
+        errx(2, "give one target, 127.0.0.1:PORT (--help says more)");
     o.target = loopback(argv[optind]);
-    o.closed = (int)knobs[CLOSED].value;
-    o.rate = knobs[RATE].value;
-    o.hold = (int)knobs[HOLD].value;
-    o.requests = (int)knobs[REQUESTS].value;
-    o.duration_ns = ns_of(knobs[DURATION].value);
-    o.count = (uint64_t)knobs[COUNT].value;
-    o.warmup_ns = ns_of(knobs[WARMUP].value);
-    o.timeout_ns = ns_of(knobs[PATIENCE].value);
-    o.slow_fraction = knobs[SLOWS].value;
-    o.seed = (uint64_t)knobs[SEED].value;
-    o.sources = (int)knobs[SOURCES].value;
-    o.cpu = (int)knobs[CPU].value;
     if (o.hold > 0 && o.requests > 1)
-        usage_error("--requests does not go with --hold");
+        errx(2, "--requests does not go with --hold");
     if (o.closed > 0 && (o.rate > 0 || o.hold > 0))
-        usage_error("--closed goes neither with --rate nor with --hold");
+        errx(2, "--closed goes neither with --rate nor with --hold");
+    if (o.exponential_us > 0 && o.slow_fraction > 0)
+        errx(2, "--exponential does not go with --slow-fraction");
     if (o.path == NULL)
         o.path = o.hold > 0 ? "hold" : o.requests > 1 ? "keep" : "fast";
     if (strlen(o.path) > PATH_BYTES || strlen(o.slow_path) > PATH_BYTES)
-        usage_error("--path and --slow-path want at most %d characters", PATH_BYTES);
-    o.exponential_us = knobs[EXPONENTIAL].value;
-    if (o.exponential_us > 0 && o.slow_fraction > 0)
-        usage_error("--exponential does not go with --slow-fraction");
+        errx(2, "--path and --slow-path want at most %d characters", PATH_BYTES);
     if (o.closed == 0 && o.rate == 0 && o.hold == 0)
         o.closed = 1;
-    o.max_open = o.hold > 0 ? o.hold : o.closed > 0 ? o.closed : (int)knobs[MAX_OPEN].value;
+    if (o.hold > 0 || o.closed > 0)
+        o.max_open = o.hold > 0 ? o.hold : o.closed;
     return o;
 }
 
