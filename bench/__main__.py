@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench import field, page, pictures, procfs, runner, samples, selfcheck, table
+from bench import field, pictures, procfs, runner, table
 from bench.field import BY_NAME
 from bench.installed import ROOT
 from bench.model import Question, Sample, Values
@@ -59,7 +59,7 @@ def header(arguments: Sequence[str], questions: Sequence[Question]) -> Values:
         "machine": f"{procfs.cpu_model()}, {len(os.sched_getaffinity(0))} cores",
         "kernel": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "load generator": selfcheck.check(),
+        "load generator": runner.check_load(),
         "versions": field.versions(),
         "absent": [f"{name}: not run, {what} is not installed" for name, what in missing.items() if what],
         "commands": {each.name: each.text() for each in asked if not missing[each.name]},
@@ -110,7 +110,7 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def read(folder: Path, *, refuse: bool = False) -> tuple[Values, list[Question], list[Sample]]:
     """The header of a run, with what is to be said of its samples, its questions, and these."""
-    about, found = samples.read(folder / "samples.jsonl")
+    about, found = runner.read(folder / "samples.jsonl")
     about["commit"] += doubt(about["commit"], refuse=refuse)
     names = {each.experiment for each in found}
     return about, [each for each in ALL if each.experiment in names], found
@@ -120,7 +120,7 @@ def show(folder: Path, *, refuse: bool) -> int:
     about, questions, found = read(folder, refuse=refuse)
     overview = pictures.overview(questions, found)
     (folder / "overview.svg").write_text(overview)
-    (folder / "report.html").write_text(page.page(table.report(about, questions, found), overview))
+    (folder / "report.html").write_text(pictures.page(table.report(about, questions, found), overview))
     print(folder / "report.html")
     return 0
 

@@ -29,21 +29,21 @@ TICK_S = 0.0002
 
 
 @contextlib.contextmanager
-def held(port: int, count: int, limit_s: float = ANSWER_LIMIT_S) -> Iterator[list[int]]:
+def held(
+    port: int, count: int, limit_s: float = ANSWER_LIMIT_S, closed: select.poll | None = None
+) -> Iterator[list[int]]:
     """So many connections, one after the other, that stay open: the pid that each was answered. Raises OSError if one
-    is refused, reset or silent, or answers something else."""
+    is refused, reset or silent, or answers something else. Those that are `closed` meanwhile can be asked for."""
     with contextlib.ExitStack() as stack:
-        yield [pid for _, pid in _hold(stack, port, count, limit_s)]
-
-
-def _hold(stack: contextlib.ExitStack, port: int, count: int, limit_s: float) -> list[tuple[socket.socket, int]]:
-    found = []
-    for i in range(count):
-        source = (f"127.65.0.{1 + i % SOURCES}", 0)
-        conn = stack.enter_context(socket.create_connection(("127.0.0.1", port), limit_s, source))
-        conn.sendall(REQUEST)
-        found.append((conn, _answer(conn)))
-    return found
+        found = []
+        for i in range(count):
+            source = (f"127.65.0.{1 + i % SOURCES}", 0)
+            conn = stack.enter_context(socket.create_connection(("127.0.0.1", port), limit_s, source))
+            conn.sendall(REQUEST)
+            found.append(_answer(conn))
+            if closed:
+                closed.register(conn, select.POLLIN)
+        yield found
 
 
 @contextlib.contextmanager
@@ -96,8 +96,17 @@ def first_answer_s(port: int, limit_s: float) -> float:
     begin_s = next_s = time.monotonic()
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
         while (now_s := time.monotonic()) < begin_s + limit_s:
-            if now_s >= next_s and _asks(stack, selector, port):
-                next_s = now_s + PROBE_S
+            if now_s >= next_s:
+                conn = socket.socket()
+                conn.setblocking(False)
+                conn.connect_ex(("127.0.0.1", port))
+                try:
+                    conn.send(REQUEST)
+                except OSError:  # refused, which loopback says at once
+                    conn.close()
+                else:
+                    selector.register(stack.enter_context(conn), selectors.EVENT_READ)
+                    next_s = now_s + PROBE_S
             time.sleep(TICK_S)  # an epoll sleeps whole milliseconds
             for key, _ in selector.select(0):
                 with contextlib.suppress(OSError):
@@ -108,25 +117,9 @@ def first_answer_s(port: int, limit_s: float) -> float:
     raise TimeoutError(f"no answer within {limit_s:g} s")
 
 
-def _asks(stack: contextlib.ExitStack, selector: selectors.BaseSelector, port: int) -> bool:
-    """False: refused, which loopback says at once."""
-    conn = socket.socket()
-    conn.setblocking(False)
-    conn.connect_ex(("127.0.0.1", port))
-    try:
-        conn.send(REQUEST)
-    except OSError:
-        conn.close()
-        return False
-    selector.register(stack.enter_context(conn), selectors.EVENT_READ)
-    return True
-
-
 if __name__ == "__main__":
-    with contextlib.ExitStack() as stack:
-        closed = select.poll()
-        for conn, _ in _hold(stack, int(sys.argv[1]), int(sys.argv[2]), ANSWER_LIMIT_S):
-            closed.register(conn, select.POLLIN)
+    closed = select.poll()
+    with held(int(sys.argv[1]), int(sys.argv[2]), closed=closed):
         print("held", flush=True)
         sys.stdin.read()
         sys.exit(bool(closed.poll(0)))

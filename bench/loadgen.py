@@ -30,17 +30,9 @@ class Answers(dict[str, Any]):
     """What load printed; the names are in bench/load.c, report()."""
 
     @property
-    def per_s(self) -> float:
-        return float(self["answers_per_s"])
-
-    @property
     def errors(self) -> dict[str, int]:
         """Only the kinds that happened."""
         return {kind: count for kind, count in self["errors"].items() if count}
-
-    @property
-    def by_worker(self) -> list[int]:
-        return sorted(self["workers"].values())
 
     def fast_ns(self, percentile: str) -> int:
         return int(self["latency_ns"]["fast"][percentile])

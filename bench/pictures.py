@@ -1,4 +1,4 @@
-"""The picture of a report, as SVG, drawn by matplotlib."""
+"""The picture of a report, as SVG, drawn by matplotlib, and its page."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ SETTINGS = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; width: 100%; margin: 1rem 0; font-size: 14px; }
+td, th { text-align: left; padding: .2rem .6rem; border-bottom: 1px solid #ddd; } svg { max-width: 100%; }
+"""
 
 
 def overview(questions: Iterable[Question], samples: Sequence[Sample]) -> str:
@@ -71,3 +76,13 @@ def _row(axes: Any, at: int, table: Sequence[Line]) -> float:
     place = {"xytext": (3, 3), "va": "bottom"} if least < worst else {"xytext": (-6, 0), "va": "center"}
     axes.annotate(name, (worst, at), bbox={"fc": "white", "ec": "none", "pad": 0.5}, **look, **place)
     return min(least, worst / LETTER ** len(name))
+
+
+def page(report: str, overview: str) -> str:
+    """A report as one page of HTML with its picture, which needs nothing else."""
+    import markdown  # noqa: PLC0415 - an extra, and only for the page
+
+    title, _, rest = report.removeprefix("# ").partition("\n")
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+    body = markdown.markdown(rest, extensions=["tables"])
+    return f"{head}<h1>{title}</h1>\n{overview}\n{body}\n</html>\n"

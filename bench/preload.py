@@ -10,6 +10,8 @@ import gc
 import os
 import statistics
 import time
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bench import procfs
@@ -47,23 +49,14 @@ def fork_ms() -> float:
     return taken * 1e3
 
 
-def copied_mb(heap: list[dict[str, str]]) -> tuple[float, float]:
-    """In a child that reads each object: how much it has copied, and in how many milliseconds of processor time."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        before, begin = private_mb(), time.thread_time()
-        for each in heap:
-            for _ in each.values():
-                pass
-        taken = time.thread_time() - begin
-        os.write(writer, f"{private_mb() - before} {taken * 1e3}".encode())
-        os._exit(0)
-    os.close(writer)
-    with open(reader, encoding="utf-8") as result:
-        copied, taken = map(float, result.read().split())
-    os.waitpid(pid, 0)
-    return copied, taken
+def read(heap: list[dict[str, str]], result: Connection) -> None:
+    """In a child: how much it copies when it reads each object, and in how many milliseconds of processor time."""
+    before, begin = private_mb(), time.thread_time()
+    for each in heap:
+        for _ in each.values():
+            pass
+    taken = time.thread_time() - begin
+    result.send((private_mb() - before, taken * 1e3))
 
 
 def main() -> None:
@@ -73,7 +66,10 @@ def main() -> None:
         gc.collect()
         gc.freeze()  # as the master does: a collection in the child would write to every object
         times = [fork_ms() for _ in range(FORKS)]
-        copied, taken = copied_mb(heap)
+        result, theirs = Pipe()
+        child = get_context("fork").Process(target=read, args=(heap, theirs))
+        child.start()
+        (copied, taken), _ = result.recv(), child.join()
         spread = f"{statistics.median(times):.2f}, {min(times):.2f}, {max(times):.2f}"
         print(f"{resident_mb():8.0f} {spread:>32} {copied:10.0f} {taken:7.0f}", flush=True)
         gc.unfreeze()

@@ -14,19 +14,15 @@ PROC = Path("/proc")
 
 
 def cpu_ns(pid: int) -> int:
-    """User and system time. schedstat counts ns; utime and stime in stat only ticks of 10 ms."""
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in _tasks(pid))
-
-
-def cpu_ns_if_alive(pid: int) -> int:
+    """User and system time; 0: it is gone. schedstat counts ns; utime and stime in stat only ticks of 10 ms."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return cpu_ns(pid)
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in _tasks(pid))
     return 0
 
 
 def session_cpu_ns(sid: int) -> int:
     """Of all the living processes of a session."""
-    return sum(map(cpu_ns_if_alive, session(sid)))
+    return sum(map(cpu_ns, session(sid)))
 
 
 def switches(pid: int) -> int:

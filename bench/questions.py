@@ -11,24 +11,19 @@ from functools import partial
 from operator import sub, truediv
 from typing import Any
 
-from bench import holdings, life, losses, share, speed
+from bench import life, losses, share, speed
 from bench.field import BY_NAME, FIELD
-from bench.holdings import HOLDS
 from bench.model import Asked, Measure, Question, Scale
 from bench.server import ServerError
-from bench.speed import ONE_IN_100, RATES, SHAPES, SHARES, SIZES
+from bench.speed import HOLDS, ONE_IN_100, RATES, SHAPES, SHARES, SIZES
 
 HANDLERS = ("blocking", "asyncio")
 Names = tuple[str, ...]
 FASTER: dict[str, Any] = {"less_is_better": False, "starts": True}
 
 
-def _bounds(number: str, of: Callable[[float, float], float] | None = None, **bounds: float) -> Asked:
+def _asked(number: str = "{:.3f}", of: Callable[[float, float], float] | None = None, **bounds: float) -> Asked:
     return Asked(number, {word.replace("_", " "): bound for word, bound in bounds.items()}, of)
-
-
-def _ratio(**bounds: float) -> Asked:
-    return _bounds("{:.3f}", truediv, **bounds)
 
 
 # ---- dispatch: beside what it replaces -----------------------------------------------------------------------------
@@ -36,72 +31,63 @@ def _ratio(**bounds: float) -> Asked:
 OURS = {each: (f"pyfanout {each}, least-connections",) for each in HANDLERS}
 REUSEPORT = {each: (*OURS[each], f"SO_REUSEPORT {each}") for each in HANDLERS}
 SHARED = (*OURS["blocking"], "shared listener blocking")
-EVEN = _bounds("{:.4f}", at_most=1.01)
-NEVER = _bounds("{:.0f}", no_round_over=0)
-
-
-def _row(
-    name: str, text: str, unit: str, key: str, measure: Measure, who: Names, asked: Asked, **more: Any
-) -> Question:
-    return Question(name, text, unit, key, measure, who, asked=asked, **more)
+EVEN = _asked("{:.4f}", at_most=1.01)
+ONE_CORE = partial(speed.throughput, one_core=True)
+NEVER = _asked("{:.0f}", no_round_over=0)
 
 
 def _speed(handler: str, what: str, where: str, asked: Asked) -> Question:
-    name, text = (
-        f"throughput-{handler}-{where}",
-        f"conn/s, {what}, 2 workers, {where.replace('-', ' ')}, to SO_REUSEPORT",
-    )
+    text = f"conn/s, {what}, 2 workers, {where.replace('-', ' ')}, to SO_REUSEPORT"
     measure = partial(speed.throughput, one_core=where == "one-core")
-    return _row(name, text, "conn/s", "per_s", measure, REUSEPORT[handler], asked, **FASTER)
+    more = FASTER | {"asked": asked}
+    return Question(f"throughput-{handler}-{where}", text, "conn/s", "per_s", measure, REUSEPORT[handler], **more)
 
 
 def _master(handler: str) -> Question:
-    text, asked = f"master CPU per 100,000 connections, {handler}, one core", _bounds("{:.3f} s", at_most=0.30)
-    measure, source = partial(speed.throughput, one_core=True), f"throughput-{handler}-one-core"
-    name, key = f"master-{handler}", "master_s_per_100k"
-    return _row(name, text, "s", key, measure, OURS[handler], asked, measured_by=source)
+    text, asked = f"master CPU per 100,000 connections, {handler}, one core", _asked("{:.3f} s", at_most=0.30)
+    more = {"measured_by": f"throughput-{handler}-one-core", "asked": asked}
+    return Question(f"master-{handler}", text, "s", "master_s_per_100k", ONE_CORE, OURS[handler], **more)
 
 
 def _tail(load: int) -> Question:
     text = f"p99 of 1 ms requests, 1 % take 100 ms, 4 blocking workers, {load} % load, to the shared listener"
-    measure = partial(speed.tail, shapes={"1ms": ONE_IN_100}, shares=(load,))
-    return _row(f"tail-{load}", text, "ms, p99", f"p99_1ms_{load}_ms", measure, SHARED, _ratio(at_most=1.03))
+    measure, asked = partial(speed.tail, shapes={"1ms": ONE_IN_100}, shares=(load,)), _asked(of=truediv, at_most=1.03)
+    return Question(f"tail-{load}", text, "ms, p99", f"p99_1ms_{load}_ms", measure, SHARED, asked=asked)
 
 
-def _hold(policy: str, how: str, rate: float | None, who: Names) -> Question:
+def _hold(policy: str, how: str, rate: float | None, subjects: Names) -> Question:
     name = f"hold-{policy}-{f'{rate:.0f}' if rate else 'at-once'}"
-    text, measure = (
-        f"4,000 held, 4 asyncio workers, {policy} {how}, max/mean",
-        partial(share.balance, count=4000, rate=rate),
-    )
-    return _row(name, text, "x its share", "max_to_mean", measure, who, EVEN)
+    text = f"4,000 held, 4 asyncio workers, {policy} {how}, max/mean"
+    measure = partial(share.balance, count=4000, rate=rate)
+    return Question(name, text, "x its share", "max_to_mean", measure, subjects, asked=EVEN)
 
 
 def _sequence(handler: str) -> Question:
     text = f"400 one after the other, 4 idle {handler} workers: the furthest from 100"
     measure = partial(share.sequence, count=400)
-    return _row(f"sequence-{handler}", text, "off", "off_by", measure, OURS[handler], NEVER)
+    return Question(f"sequence-{handler}", text, "off", "off_by", measure, OURS[handler], asked=NEVER)
 
 
 def _added(handler: str, rate: int, most: float) -> Question:
     name, text = f"added-{handler}-{rate}", f"p50 added to SO_REUSEPORT's, {handler}, 4 workers, {rate:,}/s"
-    measure, asked = partial(speed.latency, rates={f"{rate}": (rate, 1)}), _bounds("{:.1f} us", sub, at_most=most)
-    return _row(name, text, "us, median", f"p50_{rate}_us", measure, REUSEPORT[handler], asked, starts=True)
+    measure = partial(speed.latency, rates={f"{rate}": (rate, 1)})
+    more = {"asked": _asked("{:.1f} us", sub, at_most=most), "starts": True}
+    return Question(name, text, "us, median", f"p50_{rate}_us", measure, REUSEPORT[handler], **more)
 
 
 def _idle(handler: str) -> list[Question]:
-    name, text, who = f"idle-{handler}", f"idle, 2 {handler} workers and master", OURS[handler]
-    cpu = _row(name, f"{text}: CPU", "ns", "idle_cpu_ns", holdings.idle, who, replace(NEVER, number="{:.0f} ns"))
+    name, text, asked = f"idle-{handler}", f"idle, 2 {handler} workers and master", replace(NEVER, number="{:.0f} ns")
+    cpu = Question(name, f"{text}: CPU", "ns", "idle_cpu_ns", speed.idle, OURS[handler], asked=asked)
     switches = {"name": f"{name}-switches", "text": f"{text}: context switches", "unit": "switches"}
     return [cpu, replace(cpu, key="idle_wakeups", asked=NEVER, measured_by=name, **switches)]
 
 
 RESPAWN = "from SIGKILL of the only worker to the first answer of its replacement"
-SOON = _bounds("{:.2f} ms", at_most=3)
+SOON = _asked("{:.2f} ms", at_most=3)
 DISPATCH = (
-    _speed("blocking", "blocking", "one-core", _ratio(at_least=1.05, no_round_under=0.95)),
-    _speed("asyncio", "asyncio streams", "one-core", _ratio(at_least=1)),
-    _speed("asyncio", "asyncio streams", "core-each", _ratio(at_least=1)),
+    _speed("blocking", "blocking", "one-core", _asked(of=truediv, at_least=1.05, no_round_under=0.95)),
+    _speed("asyncio", "asyncio streams", "one-core", _asked(of=truediv, at_least=1)),
+    _speed("asyncio", "asyncio streams", "core-each", _asked(of=truediv, at_least=1)),
     *map(_master, HANDLERS),
     *map(_tail, (50, 70, 85)),
     _hold("round-robin", "at 2,000/s", 2000, ("pyfanout asyncio",)),
@@ -109,7 +95,7 @@ DISPATCH = (
     _hold("least-connections", "all at once", None, OURS["asyncio"]),
     *map(_sequence, HANDLERS),
     *(_added(each, rate, most) for each in HANDLERS for rate, most in ((500, 75), (5000, 30))),
-    _row("respawn", RESPAWN, "ms", "respawn_ms", losses.respawn, OURS["blocking"], SOON, starts=True),
+    Question("respawn", RESPAWN, "ms", "respawn_ms", losses.respawn, OURS["blocking"], starts=True, asked=SOON),
     *_idle("blocking"),
     *_idle("asyncio"),
 )
@@ -159,23 +145,20 @@ NOTES = {
     " all.",
 }
 TOO_FEW = "a worker serves one at a time, or as many as it has threads"
-UNREPLACED = "does not replace a worker that dies"
-TOO_MANY = "a worker serves any number at once, which is asked below, or has nothing to wait for"
+LACKING = {
+    "sleeps": "a worker serves any number at once, which is asked below, or has nothing to wait for",
+    "loops": "a worker serves one or a few at once, which is asked above, or has nothing to wait for",
+    "keeps": TOO_FEW,
+    "replaces": "does not replace a worker that dies",
+    "reloads": "has no signal or command for it",
+    "works": "has no application",
+}
+"""Why those are not asked that have not these traits."""
+ONE_OF_EACH = "one of each design is, and nobody who starts 64 programs for a minute"
 TOO_LONG = (
     f"{TOO_FEW}; or it looks through all that it holds at each turn, so that 20,000 take minutes (waitress); or"
     " somebody of the same protocol and language is asked"
 )
-UNASKED = {
-    **dict.fromkeys(("tail-one-in-100", "tail-exponential", "tail-bimodal"), TOO_MANY),
-    "tail-event-loop": "a worker serves one or a few at once, which is asked above, or has nothing to wait for",
-    **dict.fromkeys(("balance-at-once", "balance-steady"), TOO_FEW),
-    "balance-restart": f"{TOO_FEW}, or {UNREPLACED}",
-    **dict.fromkeys(("kill", "recovery"), UNREPLACED),
-    "reload": "has no signal or command for it",
-    "memory": "has no application",
-    "workers": "one of each design is, and nobody who starts 64 programs for a minute",
-    **dict.fromkeys(("held-memory", "held-cpu"), TOO_LONG),
-}
 GROWING = (
     *("pyfanout blocking", "pyfanout asyncio", "SO_REUSEPORT blocking", "SO_REUSEPORT asyncio"),
     *("shared listener blocking", "pyfanout gunicorn gthread", "gunicorn gthread", "Node cluster, SCHED_RR", "nginx"),
@@ -195,8 +178,9 @@ def _peer(name: str, unit: str, key: str, measure: Measure, *traits: str, **more
     """Asked of who has these traits; of variants only where what they differ in may matter."""
     asked = more.get("measured_by") or name
     able = [each for each in FIELD if each.has(*traits) and (not each.asked or asked.startswith(each.asked))]
-    more = {"subjects": tuple(each.name for each in able), "notes": NOTES.get(name, ""), **more}
-    return Question(name, TEXTS[name], unit, key, measure, unasked=UNASKED.get(name, ""), **more)
+    unasked = ", or ".join(LACKING[trait] for trait in traits)
+    more = {"subjects": tuple(each.name for each in able), "notes": NOTES.get(name, ""), "unasked": unasked, **more}
+    return Question(name, TEXTS[name], unit, key, measure, **more)
 
 
 def _latency(at: int, name: str) -> Question:
@@ -211,16 +195,21 @@ def _shape(at: int, name: str) -> Question:
     return _peer(f"tail-{name}", "ms, p99", f"p99_{name}_70_ms", speed.tail, "sleeps", points=points, **more)
 
 
-def _grown(name: str, unit: str, key: str, measure: Measure, along: str, at: Sequence[int], **more: Any) -> Question:
+def _held(name: str, unit: str, key: str, measured_by: str = "") -> Question:
+    points, more = _points("held", key, HOLDS), {"measured_by": measured_by, "unasked": TOO_LONG}
+    return _peer(name, unit, points[-1][1], speed.grow_held, subjects=HOLDING, points=points, **more)
+
+
+def _points(along: str, key: str, at: Sequence[int]) -> tuple[tuple[str, str], ...]:
     """`key` has the place of the number that grows."""
-    points = tuple((f"{along} {each:,}", key.format(each)) for each in at)
-    return _peer(name, unit, key.format(at[-1]), measure, points=points, **more)
+    return tuple((f"{along} {each:,}", key.format(each)) for each in at)
 
 
 def _took(what: str) -> dict[str, Any]:
     return {"points": ((f"{what} after, s", "took_s"),), "across": True}
 
 
+CPU = _points("workers", "cpu_{}_us", SIZES)
 PEERS = (
     _peer("throughput", "conn/s", "per_s", speed.throughput, **FASTER),
     _peer("cpu", "us", "cpu_us", speed.throughput, measured_by="throughput"),
@@ -235,12 +224,10 @@ PEERS = (
     _peer("stop", "connections", "lost", losses.stop, **_took("exited")),
     _peer("restart", "connections", "lost", losses.restart, **_took("serves again")),
     _peer("recovery", "ms", "recovery_ms", losses.recovery, "replaces", starts=True, **ACROSS),
-    _peer("memory", "MB", "pss_mb", holdings.memory, "works"),
-    _grown("workers", "us", "cpu_{}_us", speed.grow_workers, "workers", SIZES, subjects=GROWING),
-    _grown("held-memory", "kB a connection", "kb_{}", holdings.grow_held, "held", HOLDS, subjects=HOLDING),
-    _grown(
-        "held-cpu", "us", "cpu_{}_us", holdings.grow_held, "held", HOLDS, subjects=HOLDING, measured_by="held-memory"
-    ),
+    _peer("memory", "MB", "pss_mb", speed.memory, "works"),
+    _peer("workers", "us", CPU[-1][1], speed.grow_workers, subjects=GROWING, points=CPU, unasked=ONE_OF_EACH),
+    _held("held-memory", "kB a connection", "kb_{}"),
+    _held("held-cpu", "us", "cpu_{}_us", "held-memory"),
 )
 LONG = ("tail-event-loop", "restart", "workers", "held-memory")
 """Not in the short run."""
@@ -266,10 +253,10 @@ def _broken(how: str) -> Question:
 
 def _kills(name: str, text: str, path: str, number: str, most: float) -> Question:
     measure = partial(losses.kills, rate=2000, path=path, check=life.each_in_a_handler)
-    return _life(name, text, "lost a kill", "lost_per_kill", measure, _bounds(number, no_round_over=most))
+    return _life(name, text, "lost a kill", "lost_per_kill", measure, _asked(number, no_round_over=most))
 
 
-STOPPED, GROWN = _bounds("{:.2f}", no_round_over=1.10), _bounds("{:.0f} KiB", no_round_over=256)
+STOPPED, GROWN = _asked("{:.2f}", no_round_over=1.10), _asked("{:.0f} KiB", no_round_over=256)
 LIFE = (
     _kills("kill-busy", "failures per SIGKILL, 2,000/s, 1 ms of service, 4 blocking workers", "work", "{:.2f}", 1),
     _kills("kill-idle", "the same, no service time", "fast", "{:.3f}", 0.05),
@@ -289,7 +276,14 @@ KEPT = "requests/s on 64 connections that are kept, 2 workers on one core, to it
 FULLER = "1,000 held, opened one after the other: what the fuller of 2 workers has, to its half"
 EMBED = (
     Question(
-        "embed-new", CONNECTIONS, "conn/s", "per_s", speed.throughput, BOTH, asked=_ratio(at_least=0.95), **FASTER
+        "embed-new",
+        CONNECTIONS,
+        "conn/s",
+        "per_s",
+        speed.throughput,
+        BOTH,
+        asked=_asked(of=truediv, at_least=0.95),
+        **FASTER,
     ),
     Question("embed-kept", KEPT, "requests/s", "requests_per_s", speed.kept, BOTH, **FASTER),
     Question("embed-held", FULLER, "x its half", "max_to_mean", share.one_by_one, BOTH, **ACROSS),

@@ -182,7 +182,7 @@ class Server:
     def _end_all(self) -> list[int]:
         """Kills what is left of the server's session; returns what that was."""
         left = procfs.session(self.pid)
-        Server.orphans_s += sum(procfs.cpu_ns_if_alive(pid) for pid in left if pid != self.pid) / 1e9
+        Server.orphans_s += sum(procfs.cpu_ns(pid) for pid in left if pid != self.pid) / 1e9
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from bench import loadgen
 from bench.clients import held
@@ -32,7 +32,7 @@ def balance(
         answers = loadgen.load(server.port, cpu=context.load, hold=count, rate=rate, seed=1 + seed, timeout=30)
     if answers.errors:
         return {"failed": f"not all could be held: {answers.errors}", "errors": answers.errors}
-    return _unevenness(answers.by_worker, workers) | common(answers)
+    return _unevenness(answers["workers"].values(), workers) | common(answers)
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def _settled(context: Context, subject: Subject, workers: int) -> Iterator[Serve
         yield server
 
 
-def _unevenness(by_worker: list[int], workers: int) -> Values:
+def _unevenness(by_worker: Collection[int], workers: int) -> Values:
     shares = [0] * (workers - len(by_worker)) + sorted(by_worker)
     return {"max_to_mean": max(shares) * workers / sum(shares), "shares": shares}
 
@@ -51,14 +51,14 @@ def _unevenness(by_worker: list[int], workers: int) -> Values:
 def one_by_one(context: Context, subject: Subject, _seed: int, *, count: int = HELD, workers: int = 2) -> Values:
     """Connections that come one after the other, and stay."""
     with _settled(context, subject, workers) as server, held(server.port, count) as pids:
-        return _unevenness([*Counter(pids).values()], workers) | {"errors": {}}
+        return _unevenness(Counter(pids).values(), workers) | {"errors": {}}
 
 
 def sequence(context: Context, subject: Subject, _seed: int, *, count: int, workers: int = 4) -> Values:
     """One connection after the other to idle workers: how far from exactly its share one is."""
     with _settled(context, subject, workers) as server:
         answers = loadgen.load(server.port, cpu=context.load, closed=1, count=count, duration=20)
-    shares = answers.by_worker + [0] * (workers - len(answers.by_worker))
+    shares = [*answers["workers"].values(), *[0] * (workers - len(answers["workers"]))]
     return {"off_by": max(abs(share - count // workers) for share in shares), **common(answers)}
 
 
@@ -75,4 +75,4 @@ def killed_between(_context: Context, subject: Subject, _seed: int, *, count: in
         server.wait(is_replaced, "has no other worker after a kill", REPLACED_LIMIT_S)
         kept = Counter(pid for pid in before if pid != before[0])
         with held(server.port, count - kept.total()) as after:
-            return _unevenness([*(kept + Counter(after)).values()], workers) | {"errors": {}}
+            return _unevenness((kept + Counter(after)).values(), workers) | {"errors": {}}

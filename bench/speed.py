@@ -1,17 +1,22 @@
-"""What a connection costs: how many a second, how much CPU, how long an answer takes, and who waits behind whom."""
+"""What a connection costs: how many a second, how much CPU, how long an answer takes, and who waits behind whom; and
+what a server takes: memory, descriptors that stay open, and CPU when there is nothing to do."""
 
 from __future__ import annotations
 
 import re
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from operator import sub
+from typing import NamedTuple
 
 from bench import loadgen, procfs
+from bench.clients import held_by_others
 from bench.field import BY_NAME, Subject
 from bench.loadgen import Answers, Knob, common
 from bench.model import Context, Values
 from bench.server import Server, ServerError
+from bench.share import SETTLE_S
 from bench.workloads import WORK_S
 
 WORKERS = 4
@@ -27,8 +32,7 @@ STEADY_S = 0.2
 """Of an open loop before its requests are timed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """How long requests take: what the load generator is told."""
 
     mean_ms: float
@@ -45,8 +49,10 @@ RATES = {"low": (200.0, 2.0), "middle": (1000.0, 4 / 3), "high": (3000.0, 4 / 3)
 """Connections a second, and for how long, to a closed loop: the fewer, the longer."""
 SIZES = (1, 4, 16, 64)
 """Workers."""
-Rates = Mapping[str, tuple[float, float]]
-Shapes = Mapping[str, Work]
+HOLDS = (100, 1000, 20_000)
+"""Connections that stay open."""
+HOLDERS = 4
+"""Processes that hold connections, each within its own limit of descriptors."""
 
 
 def warm_up(context: Context, server: Server, workers: int = WORKERS) -> None:
@@ -61,15 +67,15 @@ def throughput(context: Context, subject: Subject, seed: int, *, workers: int = 
     cpu = context.server if one_core else context.load
     with Server(subject, workers=workers, cpu=context.server) as server:
         warm_up(context, server, workers)
-        all_ns, master_ns, switches = _used(server)
+        before = _used(server)
         answers = loadgen.load(server.port, cpu=cpu, closed=IN_FLIGHT, duration=context.start_s, seed=1 + seed)
-        all_then_ns, master_then_ns, switches_then = _used(server)
+        all_ns, master_ns, switches = map(sub, _used(server), before)
     count = max(answers["answered"], 1)
     return {
-        "per_s": answers.per_s,
-        "cpu_us": (all_then_ns - all_ns) / 1e3 / count,
-        "master_s_per_100k": (master_then_ns - master_ns) / 1e4 / count,
-        "master_switches_per_100k": (switches_then - switches) * 1e5 / count,
+        "per_s": answers["answers_per_s"],
+        "cpu_us": all_ns / 1e3 / count,
+        "master_s_per_100k": master_ns / 1e4 / count,
+        "master_switches_per_100k": switches * 1e5 / count,
         **common(answers),
     }
 
@@ -85,7 +91,9 @@ def grow_workers(context: Context, subject: Subject, seed: int, *, sizes: Sequen
     return {**{f"cpu_{size}_us": values["cpu_us"] for size, values in found.items()}, **common(*runs)}
 
 
-def latency(context: Context, subject: Subject, seed: int, *, rates: Rates = RATES) -> Values:
+def latency(
+    context: Context, subject: Subject, seed: int, *, rates: Mapping[str, tuple[float, float]] = RATES
+) -> Values:
     """Open loop, at each of some rates for so many times the closed loop's time: counted from the instant that the
     schedule gave."""
     found, runs = {}, []
@@ -100,7 +108,12 @@ def latency(context: Context, subject: Subject, seed: int, *, rates: Rates = RAT
 
 
 def tail(
-    context: Context, subject: Subject, seed: int, *, shapes: Shapes = SHAPES, shares: Sequence[int] = SHARES
+    context: Context,
+    subject: Subject,
+    seed: int,
+    *,
+    shapes: Mapping[str, Work] = SHAPES,
+    shares: Sequence[int] = SHARES,
 ) -> Values:
     """p99 at some percents of what the workers can do; the same arrivals, and the same times that they take, for all
     in a round."""
@@ -127,7 +140,7 @@ def _overhead_s(context: Context, seed: int) -> float:
         with Server(BY_NAME["shared listener blocking"], workers=WORKERS, cpu=context.server) as server:
             knobs = {"closed": 3 * WORKERS, "warmup": 0.3, "duration": 1, "path": "work"}
             answers = loadgen.load(server.port, cpu=context.load, **knobs)
-        context.overhead_s[seed] = WORKERS / answers.per_s - WORK_S
+        context.overhead_s[seed] = WORKERS / answers["answers_per_s"] - WORK_S
     return context.overhead_s[seed]
 
 
@@ -142,3 +155,46 @@ def kept(context: Context, subject: Subject, _seed: int) -> Values:
     if found is None or "Non-2xx" in printed:
         raise ServerError(f"wrk: {printed}")
     return {"requests_per_s": float(found[1]), "errors": {}}
+
+
+def memory(_context: Context, subject: Subject, _seed: int, *, ballast_mb: int = 250) -> Values:
+    """Of all its processes, what is theirs alone and their shares of what they share (Pss), after 1,000 connections,
+    over an application of that size, loaded before the fork if it can."""
+    with Server(subject, workers=WORKERS, ballast_mb=ballast_mb, options=subject.preload) as server:
+        answers = loadgen.load(server.port, closed=8, count=1000, duration=20)
+        time.sleep(SETTLE_S)
+        found = procfs.pss_bytes(server.pid)
+    return {"pss_mb": found / 1e6, **common(answers)}
+
+
+def grow_held(context: Context, subject: Subject, _seed: int, *, counts: Sequence[int] = HOLDS) -> Values:
+    """Connections opened one after the other that stay, with a server of their own for each number of them: what each
+    takes of memory (Pss), and what answers cost then."""
+    found, runs = {}, []
+    for count in counts:
+        with Server(subject, workers=WORKERS, cpu=context.server) as server:
+            warm_up(context, server)
+            time.sleep(SETTLE_S)
+            before = procfs.pss_bytes(server.pid)
+            with held_by_others(server.port, count, HOLDERS):
+                found[f"kb_{count}"] = (procfs.pss_bytes(server.pid) - before) / 1e3 / count
+                cpu_ns = procfs.session_cpu_ns(server.pid)
+                runs.append(loadgen.load(server.port, cpu=context.load, closed=1, count=1000, duration=20))
+                cpu_ns = procfs.session_cpu_ns(server.pid) - cpu_ns
+        found[f"cpu_{count}_us"] = cpu_ns / 1e3 / max(runs[-1]["answered"], 1)
+    return {**found, **common(*runs)}
+
+
+def idle(context: Context, subject: Subject, _seed: int) -> Values:
+    """What an idle server uses, after it has served: CPU time and wake-ups of master and workers."""
+    with Server(subject, workers=2) as server:
+        answers = loadgen.load(server.port, closed=8, count=1000, duration=20)
+        time.sleep(SETTLE_S)
+        before = _awake(server)
+        time.sleep(context.scale.idle_s)
+        cpu_ns, wakeups = map(sub, _awake(server), before)
+    return {"idle_cpu_ns": cpu_ns, "idle_wakeups": wakeups, **common(answers)}
+
+
+def _awake(server: Server) -> tuple[int, int]:
+    return procfs.session_cpu_ns(server.pid), sum(map(procfs.switches, procfs.session(server.pid)))

@@ -20,7 +20,7 @@ from statistics import median
 
 import pytest
 
-from bench import page, questions, samples, standings, table
+from bench import pictures, questions, runner, standings, table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -250,7 +250,7 @@ def comparison(line: standings.Line) -> str:
 def test_the_comparison_and_the_picture_are_of_the_committed_report() -> None:
     """Which is of a full run, with everybody in it, and made of the samples beside it."""
     (folder,) = {ROOT / "bench" / "results" / name for name in re.findall(r"bench/results/([\d-]+)/", README)}
-    about, found = samples.read(folder / "samples.jsonl")
+    about, found = runner.read(folder / "samples.jsonl")
     full = asdict(questions.RUNS["peers"].full)
     assert {name: full[name] for name in ("rounds", "kills", "each_s", "tail_s")}.items() <= about["scale"].items()
     assert about["absent"] == []
@@ -258,7 +258,7 @@ def test_the_comparison_and_the_picture_are_of_the_committed_report() -> None:
     report, overview = (folder / "report.md").read_text(), (folder / "overview.svg").read_text()
     assert report == table.report(about, questions.PEERS, found)
     assert overview.startswith("<svg")
-    assert f"{overview}\n" in page.page(report, overview)
+    assert f"{overview}\n" in pictures.page(report, overview)
 
     section = README.partition("\n## Benchmarks\n")[2].partition("\n## ")[0]
     for fact in (about["date"][:10], "python -m bench peers", about["machine"], about["python"], about["commit"]):

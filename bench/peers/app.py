@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import sys
 import time
+from functools import partial
 from typing import Any
 
 from bench.workloads import waits_s
@@ -33,31 +35,16 @@ async def asgi(scope: Any, _receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def pyfanout_uvicorn() -> Any:
-    """With the time for idle connections that all have here."""
-    from pyfanout.embed import uvicorn
-
-    return uvicorn.Runner(asgi, timeout_keep_alive=75)
+def _under_pyfanout(server: str, app: Any, **options: Any) -> Any:
+    return importlib.import_module(f"pyfanout.embed.{server}").Runner(app, **options)
 
 
-def pyfanout_uvicorn_asyncio() -> Any:
-    from pyfanout.embed import uvicorn
-
-    return uvicorn.Runner(asgi, timeout_keep_alive=75, loop="asyncio")
-
-
-def pyfanout_hypercorn() -> Any:
-    """As its peer is told on its command line."""
-    from pyfanout.embed import hypercorn
-
-    return hypercorn.Runner(asgi, loop="uvloop", keep_alive_timeout=75)
-
-
-def pyfanout_waitress() -> Any:
-    """waitress has a limit of 100 connections, and select(), unless it is told otherwise."""
-    from pyfanout.embed import waitress
-
-    return waitress.Runner(wsgi, connection_limit=20_000, asyncore_use_poll=True)
+# As their peers are told on their command lines: with the time for idle connections that all have here.
+pyfanout_uvicorn = partial(_under_pyfanout, "uvicorn", asgi, timeout_keep_alive=75)
+pyfanout_uvicorn_asyncio = partial(pyfanout_uvicorn, loop="asyncio")
+pyfanout_hypercorn = partial(_under_pyfanout, "hypercorn", asgi, loop="uvloop", keep_alive_timeout=75)
+# waitress has a limit of 100 connections, and select(), unless it is told otherwise.
+pyfanout_waitress = partial(_under_pyfanout, "waitress", wsgi, connection_limit=20_000, asyncore_use_poll=True)
 
 
 def pyfanout_aiohttp() -> Any:

@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import Pipe, reduction
 from typing import Any, cast
@@ -35,42 +34,32 @@ def _recv_fds(channel: socket.socket) -> int:
     return fds[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How descriptors pass."""
-
-    pair: Callable[[], tuple[Any, Any]]
-    """The master's end, and the worker's."""
-    send: Callable[[Any, int, int], None]
-    """A descriptor to the process of this pid."""
-    receive: Callable[[Any], int]
-    """Raises EOFError."""
-
-
-WAYS = {
-    "send_fds": Way(partial(socket.socketpair, type=socket.SOCK_SEQPACKET), _send_fds, _recv_fds),
-    "reduction": Way(Pipe, reduction.send_handle, reduction.recv_handle),
+WAYS: dict[str, tuple[Callable[[], Any], Callable[[Any, int, int], None], Callable[[Any], int]]] = {
+    "send_fds": (partial(socket.socketpair, type=socket.SOCK_SEQPACKET), _send_fds, _recv_fds),
+    "reduction": (Pipe, reduction.send_handle, reduction.recv_handle),
 }
+"""How descriptors pass: it makes two ends, the master's and the worker's; sends one to the process of a pid; receives
+one, or raises EOFError."""
 
 
 def serve(handler: Handler, address: tuple[str, int], workers: int, backlog: int, *, passing: str) -> None:
     """Until SIGTERM: then each worker serves what it was passed, and finds the end."""
-    way = WAYS[passing]
+    pair, send, receive = WAYS[passing]
     listener = prefork.listen(address, backlog)
     gc.collect()
     gc.freeze()
     channels: list[Any] = []
     pids: list[int] = []
     for _ in range(workers):
-        ours, theirs = way.pair()
+        ours, theirs = pair()
         channels.append(ours)
-        pids.append(prefork.fork(partial(_work, handler, partial(way.receive, theirs), theirs, [listener, *channels])))
+        pids.append(prefork.fork(partial(_work, handler, partial(receive, theirs), theirs, [listener, *channels])))
         theirs.close()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         for channel, pid in itertools.cycle(zip(channels, pids, strict=True)):
             conn, _ = listener.accept()
-            way.send(channel, conn.fileno(), pid)
+            send(channel, conn.fileno(), pid)
             conn.close()
     for each in (listener, *channels):
         each.close()

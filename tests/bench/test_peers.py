@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from bench import __main__ as main
-from bench import clients, field, netns, procfs, runner, samples, selfcheck, speed, standings, table
+from bench import clients, field, procfs, runner, speed, standings, table
 from bench.field import BY_NAME as SUBJECTS
 from bench.field import FIELD
 from bench.installed import ROOT
@@ -297,16 +297,16 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     again = runner.run(both, scale, keep, {"commit": "x", "date": "later"})
     assert asked == [(name, subject) for name in "ab" for subject in (OURS, THEIRS, THEIRS, OURS)]
     assert again[:4] == first
-    assert samples.read(keep) == ({"commit": "x", "scale": asdict(scale)}, again)
+    assert runner.read(keep) == ({"commit": "x", "scale": asdict(scale)}, again)
     with pytest.raises(ServerError, match="is of another commit: x, now y"):
         runner.run(both, scale, keep, {"commit": "y"})
 
 
 def test_a_stall_that_is_not_seen_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "a stall of 200 ms was seen" in selfcheck.check()
-    monkeypatch.setattr(selfcheck, "signal", SimpleNamespace(SIGSTOP=0, SIGCONT=0))  # nobody is stopped
+    assert "a stall of 200 ms was seen" in runner.check_load()
+    monkeypatch.setattr(runner, "signal", SimpleNamespace(SIGSTOP=0, SIGCONT=0))  # nobody is stopped
     with pytest.raises(ServerError, match="not to be trusted"):
-        selfcheck.check()
+        runner.check_load()
 
 
 def test_a_namespace_has_its_own_sysctls() -> None:
@@ -314,7 +314,7 @@ def test_a_namespace_has_its_own_sysctls() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     before, ours = path.read_text(), os.readlink("/proc/self/ns/net")
-    with netns.namespace({name: "1"}):
+    with runner.namespace({name: "1"}):
         assert path.read_text() == "1\n"
         assert os.readlink("/proc/self/ns/net") != ours
     assert path.read_text() == before
@@ -390,7 +390,7 @@ def test_the_picture_names_the_worst_for_us_and_shows_who_lost_none(tmp_path: Pa
 def test_a_short_run_makes_a_report_and_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
     only = ["--only", "latency-low", "--only", "stop", "--who", OURS, "--who", THEIRS]
     bench("peers", "--quick", *only, "--to", str(tmp_path), "--note", "a short one")
-    about, found = samples.read(tmp_path / "samples.jsonl")
+    about, found = runner.read(tmp_path / "samples.jsonl")
     assert {(each.experiment, each.subject) for each in found} == {
         *((question, name) for question in ("latency-low", "stop") for name in (OURS, THEIRS)),
         ("stop", f"{THEIRS}, tcp_migrate_req"),

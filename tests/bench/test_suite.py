@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from bench import installed, life, loadgen, losses, procfs, questions, runner, samples, share, standings, table
+from bench import installed, life, loadgen, losses, procfs, questions, runner, share, standings, table
 from bench.field import BY_NAME
 from bench.model import Asked, Context, Question, Sample
 from bench.questions import RUNS
@@ -172,7 +172,7 @@ def answered(folder: Path, verb: str, only: list[str], who: list[str], **scale: 
     run = RUNS[verb]
     some = questions.selected(run, only, who, quick=True)
     found = runner.run(some, replace(run.quick, **scale), folder / "samples.jsonl", {})
-    assert samples.read(folder / "samples.jsonl")[1] == found
+    assert runner.read(folder / "samples.jsonl")[1] == found
     return found
 
 
