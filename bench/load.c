@@ -141,12 +141,12 @@ static int64_t histogram_at(const struct histogram *h, double share)
     return 0;
 }
 
-static void histogram_print(const char *name, const struct histogram *h)
+static void histogram_print(const char *name, const struct histogram *h, const char *end)
 {
     printf("\"%s\": {\"count\": %" PRIu64 ", \"mean\": %.0f, \"p50\": %" PRId64 ", \"p90\": %" PRId64
-           ", \"p99\": %" PRId64 ", \"p999\": %" PRId64 ", \"max\": %" PRId64 "}",
+           ", \"p99\": %" PRId64 ", \"p999\": %" PRId64 ", \"max\": %" PRId64 "}%s",
            name, h->count, h->count ? h->sum / (double)h->count : 0.0, histogram_at(h, 0.5), histogram_at(h, 0.9),
-           histogram_at(h, 0.99), histogram_at(h, 0.999), h->max);
+           histogram_at(h, 0.99), histogram_at(h, 0.999), h->max, end);
 }
 
 /* ---- what was asked for ------------------------------------------------------------------------------------ */
@@ -464,17 +464,14 @@ static bool may_start(const struct run *run, int64_t at_ns)
     return at_ns < run->end_ns && (run->options->count == 0 || run->started < run->options->count);
 }
 
-static bool is_full(const struct run *run)
+/* When the next one may start: by the schedule, or as soon as a client of the closed loop is free. */
+static int64_t next_start(const struct run *run, int64_t now)
 {
-    return run->options->closed > 0 && run->open + run->paused >= run->options->closed;
-}
-
-static void end_pauses(struct run *run, int64_t now)
-{
-    while (run->paused > 0 && run->paused_until[run->paused_first] <= now) {
-        run->paused_first = (run->paused_first + 1) % (int)run->options->closed;
-        run->paused--;
-    }
+    if (run->options->rate > 0)
+        return run->next_ns;
+    if (run->options->closed == 0 || run->open + run->paused < run->options->closed)
+        return now;
+    return run->paused > 0 ? run->paused_until[run->paused_first] : INT64_MAX;
 }
 
 /* A turn starts only so many that answers are looked at in between. */
@@ -483,18 +480,14 @@ static void start_due(struct run *run)
     const struct options *o = run->options;
     for (int i = 0; i < STARTS_PER_TURN; i++) {
         int64_t now = now_ns();
-        if (o->rate > 0) {
-            if (run->next_ns > now || !may_start(run, run->next_ns))
-                return;
-            int64_t due_ns = run->next_ns;
+        for (; run->paused > 0 && run->paused_until[run->paused_first] <= now; run->paused--)
+            run->paused_first = (run->paused_first + 1) % (int)o->closed;
+        int64_t due_ns = next_start(run, now);
+        if (due_ns > now || !may_start(run, due_ns))
+            return;
+        if (o->rate > 0)
             run->next_ns += ns_of(-log1p(-chance(&run->arrival_state)) / o->rate);
-            start(run, due_ns, now);
-        } else {
-            end_pauses(run, now);
-            if (!may_start(run, now) || is_full(run))
-                return;
-            start(run, now, now);
-        }
+        start(run, due_ns, now);
     }
 }
 
@@ -509,27 +502,6 @@ static void expire(struct run *run)
     }
 }
 
-/* When something has to be done even if no answer comes. */
-static int64_t next_wake(const struct run *run, int64_t now)
-{
-    int64_t wake = run->oldest ? run->oldest->deadline_ns : INT64_MAX;
-    if (run->options->rate > 0) {
-        if (may_start(run, run->next_ns) && run->next_ns < wake)
-            wake = run->next_ns;
-    } else if (may_start(run, now) && !is_full(run)) {
-        wake = now;
-    } else if (may_start(run, now) && run->paused > 0 && run->paused_until[run->paused_first] < wake) {
-        wake = run->paused_until[run->paused_first];
-    }
-    return wake;
-}
-
-static bool done(const struct run *run, int64_t now)
-{
-    int64_t next = run->options->rate > 0 ? run->next_ns : now;
-    return !may_start(run, next) && run->open == run->held;
-}
-
 static void loop(struct run *run)
 {
     struct epoll_event events[EVENTS_PER_TURN];
@@ -537,12 +509,16 @@ static void loop(struct run *run)
     for (;;) {
         expire(run);
         start_due(run);
-        int64_t before = now_ns();
-        if (done(run, before))
+        int64_t before = now_ns(), next = next_start(run, before);
+        int64_t wake = run->oldest ? run->oldest->deadline_ns : INT64_MAX;
+        bool more = may_start(run, next);
+        if (!more && run->open == run->held)
             break;
+        if (more && next < wake)
+            wake = next; /* something has to be done even if no answer comes */
         if (before - turn_ns > run->longest_turn_ns)
             run->longest_turn_ns = before - turn_ns;
-        int64_t wake = next_wake(run, before), wait = wake > before ? wake - before : 0;
+        int64_t wait = wake > before ? wake - before : 0;
         struct timespec timeout = {wait / NS_PER_S, wait % NS_PER_S};
         int n = epoll_pwait2(run->epoll, events, EVENTS_PER_TURN, wake == INT64_MAX ? NULL : &timeout, NULL);
         if (n < 0 && errno != EINTR)
@@ -629,19 +605,15 @@ static void report(const struct run *run)
            run->started, run->answered, errors_total);
     for (int i = 0; i < ERRORS; i++)
         printf("%s\"%s\": %" PRIu64, i ? ", " : "", ERROR_NAMES[i], run->errors[i]);
-    printf("}, \"window_s\": %.6f, \"answers_in_window\": %" PRIu64 ", \"answers_per_s\": %.3f, ", window_s,
+    printf("}, \"window_s\": %.6f, \"answers_in_window\": %" PRIu64 ", \"answers_per_s\": %.3f, \"latency_ns\": {", window_s,
            run->in_window, window_s > 0 ? (double)run->in_window / window_s : 0.0);
-    printf("\"latency_ns\": {");
-    histogram_print("fast", &run->latency[FAST]);
-    printf(", ");
-    histogram_print("slow", &run->latency[SLOW]);
-    printf("}, ");
-    histogram_print("late_start_ns", &run->late_start);
-    printf(", \"self\": {\"wall_s\": %.6f, \"cpu_s\": %.6f, \"busy_fraction\": %.4f, \"waited_for_cpu_s\": %.6f, "
-           "\"longest_turn_ns\": %" PRId64 "}, ",
+    histogram_print("fast", &run->latency[FAST], ", ");
+    histogram_print("slow", &run->latency[SLOW], "}, ");
+    histogram_print("late_start_ns", &run->late_start, ", ");
+    printf("\"self\": {\"wall_s\": %.6f, \"cpu_s\": %.6f, \"busy_fraction\": %.4f, \"waited_for_cpu_s\": %.6f, "
+           "\"longest_turn_ns\": %" PRId64 "}, \"workers\": {",
            seconds_of(wall_ns), seconds_of(cpu.tv_sec * NS_PER_S + cpu.tv_nsec),
            1 - (double)run->idle_ns / (double)wall_ns, waited_ns / 1e9, run->longest_turn_ns);
-    printf("\"workers\": {");
     for (int i = 0; i < run->workers_count; i++)
         printf("%s\"%" PRIu64 "\": %" PRIu64, i ? ", " : "", run->workers[i].id, run->workers[i].answers);
     printf("}}\n");
@@ -655,8 +627,7 @@ static int histogram_main(void)
     while (scanf("%" SCNd64, &value) == 1)
         histogram_add(&h, value);
     printf("{");
-    histogram_print("stdin", &h);
-    printf("}\n");
+    histogram_print("stdin", &h, "}\n");
     return 0;
 }
 
