@@ -52,10 +52,12 @@ def header(arguments: Sequence[str], questions: Sequence[Question]) -> Values:
     """What a number is worth nothing without."""
     asked = [BY_NAME[name] for name in dict.fromkeys(name for each in questions for name in each.subjects)]
     missing = {each.name: each.missing() for each in asked}
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python -m bench", *arguments]),
-        "commit": commit(),
+        "commit": commit or "unknown",
         "machine": f"{procfs.cpu_model()}, {len(os.sched_getaffinity(0))} cores",
         "kernel": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -64,12 +66,6 @@ def header(arguments: Sequence[str], questions: Sequence[Question]) -> Values:
         "absent": [f"{name}: not run, {what} is not installed" for name, what in missing.items() if what],
         "commands": {each.name: each.text() for each in asked if not missing[each.name]},
     }
-
-
-def commit() -> str:
-    """The commit that is measured, marked when the tree is not what was committed."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def doubt(commit: str, *, refuse: bool) -> str:
@@ -83,9 +79,7 @@ def doubt(commit: str, *, refuse: bool) -> str:
     if code > 1:
         return ", which is not known here: nobody can tell whether it measured the same as it does now"
     if code and refuse:
-        raise ServerError(
-            f"measured by {commit}, which measures otherwise than what is here: check that out, or --anyway"
-        )
+        raise ServerError(f"measured by {commit}, which measures otherwise than this tree: check it out, or --anyway")
     return ", and what measures has changed since" if code else ""
 
 

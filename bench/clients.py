@@ -16,7 +16,7 @@ from subprocess import PIPE, Popen
 
 from bench.installed import ROOT
 
-ANSWER_LIMIT_S = 20.0
+LIMIT_S = 20.0
 REQUEST = b"GET /hold HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 """After which the connection may stay open."""
 SOURCES = 64
@@ -29,17 +29,12 @@ TICK_S = 0.0002
 
 
 @contextlib.contextmanager
-def held(
-    port: int, count: int, limit_s: float = ANSWER_LIMIT_S, closed: select.poll | None = None
-) -> Iterator[list[int]]:
+def held(port: int, count: int, limit_s: float = LIMIT_S, closed: select.poll | None = None) -> Iterator[list[int]]:
     """So many connections, one after the other, that stay open: the pid that each was answered. Raises OSError if one
     is refused, reset or silent, or answers something else. Those that are `closed` meanwhile can be asked for."""
     with contextlib.ExitStack() as stack:
         found = []
-        for i in range(count):
-            source = (f"127.65.0.{1 + i % SOURCES}", 0)
-            conn = stack.enter_context(socket.create_connection(("127.0.0.1", port), limit_s, source))
-            conn.sendall(REQUEST)
+        for conn in _asking(stack, port, count, limit_s):
             found.append(_answer(conn))
             if closed:
                 closed.register(conn, select.POLLIN)
@@ -62,19 +57,23 @@ def held_by_others(port: int, count: int, processes: int) -> Iterator[None]:
             raise OSError("some of those that were held were closed meanwhile")
 
 
-def at_once(port: int, count: int, limit_s: float = ANSWER_LIMIT_S) -> set[int]:
+def at_once(port: int, count: int, limit_s: float = LIMIT_S) -> set[int]:
     """Who answers so many that are all there before the first is answered: one after the other, it may be always the
     same. Raises as `held`."""
+    found = set()
     with contextlib.ExitStack() as stack:
-        address = ("127.0.0.1", port)
-        conns = [stack.enter_context(socket.create_connection(address, limit_s)) for _ in range(count)]
-        for conn in conns:
-            conn.sendall(REQUEST)
-        found = set()
-        for conn in conns:
+        for conn in [*_asking(stack, port, count, limit_s)]:
             found.add(_answer(conn))
             conn.close()  # gunicorn lingers until then
-        return found
+    return found
+
+
+def _asking(stack: contextlib.ExitStack, port: int, count: int, limit_s: float) -> Iterator[socket.socket]:
+    for i in range(count):
+        source = (f"127.65.0.{1 + i % SOURCES}", 0)
+        conn = stack.enter_context(socket.create_connection(("127.0.0.1", port), limit_s, source))
+        conn.sendall(REQUEST)
+        yield conn
 
 
 def _answer(conn: socket.socket) -> int:

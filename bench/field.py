@@ -20,6 +20,7 @@ from signal import SIGHUP, SIGQUIT, SIGTERM, Signals
 from typing import Any
 
 PEERS = Path(__file__).parent / "peers"
+PROGRAMS = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 PM2 = PEERS / "node_modules" / ".bin" / "pm2-runtime"
 
 
@@ -85,7 +86,7 @@ class Subject:
 
 def program(name: str) -> str | None:
     """Where it is, also in the environment of the bench."""
-    return shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
+    return shutil.which(name, path=PROGRAMS)
 
 
 # ---- ours, and those that the bench has made -----------------------------------------------------------------------
@@ -180,13 +181,9 @@ LOOPS = "keeps replaces works loops"
 RELOADS: dict[str, Any] = {"reload": SIGHUP, "preload": "--preload"}
 ANOTHER, STREAMS, NODE = "another language", "pyfanout asyncio", "node {here}/cluster.js"
 AIOHTTP: dict[str, Any] = {"kind": "aiohttp", "asked": EMBED, "beside": "pyfanout aiohttp"}
-PORT = ("PORT", "{port}")
+PORT, PM2_HOME = ("PORT", "{port}"), ("PM2_HOME", "{folder}")
 RUNS_NODE: dict[str, Any] = {"needs": "node", "variables": (PORT,)}
-RUNS_PM2 = {
-    "needs": str(PM2),
-    "variables": (PORT, ("PM2_HOME", "{folder}")),
-    "reload": f"{PM2.with_name('pm2')} reload all",
-}
+RUNS_PM2 = {"needs": str(PM2), "variables": (PORT, PM2_HOME), "reload": f"{PM2.with_name('pm2')} reload all"}
 RUNS_NGINX = {"needs": "nginx", "files": (("nginx.conf", NGINX),), "reload": SIGHUP, "stop": SIGQUIT}
 DRAINS = (("UWSGI_HOOK_MASTER_START", "unix_signal:15 gracefully_kill_them_all"),)
 """Else SIGTERM reloads it."""
@@ -225,9 +222,7 @@ OTHERS = (
     _gunicorn("gunicorn sync, reuse_port", "sync", SYNC, "--reuse-port", beside="pyfanout gunicorn sync"),
     _gunicorn("gunicorn gthread", "gthread", THREADED, FOUR, threads=4, quick=True, beside="pyfanout gunicorn gthread"),
     _gunicorn("gunicorn asgi", "asgi", LOOPS, MANY, app="asgi", asked=EMBED, beside="pyfanout gunicorn asgi"),
-    Subject(
-        "uWSGI", "WSGI", UWSGI, SYNC, needs="uwsgi", variables=DRAINS, reload=SIGHUP, beside="pyfanout gunicorn sync"
-    ),
+    Subject("uWSGI", "WSGI", UWSGI, SYNC, "pyfanout gunicorn sync", needs="uwsgi", variables=DRAINS, reload=SIGHUP),
     _asgi("uvicorn", f"{UVICORN} uvloop", quick=True, reload=SIGHUP),
     _asgi("uvicorn, asyncio", f"{UVICORN} asyncio", asked=EMBED, reload=SIGHUP),
     _asgi("hypercorn", HYPERCORN),

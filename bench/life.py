@@ -43,18 +43,19 @@ def _wait_workers(server: Server, count: int, without: Collection[int] = ()) -> 
 
 
 def _lost(answers: Answers, detail: str, missed: str) -> Values:
-    lost = answers["errors_total"]
-    detail = f"{lost} of {answers['started']:,} lost; {detail}"
-    return {"number": lost, "detail": detail, "missed": missed, **common(answers)}
+    detail = f"{answers['errors_total']} of {answers['started']:,} lost; {detail}"
+    return {"number": answers["errors_total"], "detail": detail, "missed": missed, **common(answers)}
 
 
-def each_in_a_handler(
-    server: Server, killed: int, answers: Answers, *, kinds: Collection[str] = ("reset", "short")
-) -> Values:
+def each_in_a_handler(server: Server, killed: int, answers: Answers, *more: str) -> Values:
     """The log names the connections that workers had in their hands when they were killed: no other may be lost."""
     _wait_log(server, r"was killed by SIG\w+", killed)
     named = sum(map(int, re.findall(r"was killed by SIG\w+.* with (\d+) connections? in its hands", server.log)))
-    missed = "" if set(answers.errors) <= {*kinds} and answers["errors_total"] <= named else "not each in a handler"
+    missed = (
+        ""
+        if set(answers.errors) <= {"reset", "short", *more} and answers["errors_total"] <= named
+        else "not each in a handler"
+    )
     return _lost(answers, f"{killed} kills; the log names {named} in handlers", missed)
 
 
@@ -82,7 +83,7 @@ def stopped(context: Context, subject: Subject, seed: int) -> Values:
         with loading(context, server, timeout=20, **knobs) as answers:
             os.kill(server.workers()[0], signal.SIGSTOP)
             _wait_log(server, r"was killed by SIG\w+ \(hung: ", 1)
-        found = each_in_a_handler(server, 1, answers, kinds=("reset", "short", "timeout"))
+        found = each_in_a_handler(server, 1, answers, "timeout")
         after = loadgen.load(server.port, **window)
     missed = "others were lost before or after" if before.errors or after.errors else found["missed"]
     return found | {"number": after.fast_ns("p99") / before.fast_ns("p99"), "missed": missed}

@@ -1,4 +1,5 @@
-"""What is lost, and for how long a service is away, when workers are killed, replaced, stopped or started again."""
+"""How evenly connections are spread over workers; what is lost, and for how long a service is away, when workers are
+killed, replaced, stopped or started again."""
 
 from __future__ import annotations
 
@@ -6,17 +7,21 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 
 from bench import loadgen, procfs
 from bench.clients import at_once, first_answer_s, held
 from bench.field import Subject
-from bench.loadgen import Answers, common
+from bench.loadgen import Answers, Knob, common
 from bench.model import Context, Values
-from bench.server import Server, ServerError
-from bench.share import REPLACED_LIMIT_S
+from bench.server import SETTLE_S, Server, ServerError
 from bench.speed import IN_FLIGHT, WORKERS
 
+HELD = 1000
+REPLACED_LIMIT_S = 5.0
+ASKED_AGAIN_S = 0.25
+"""Some servers lose those who come just after a kill, and let them wait."""
 LOSS_RATE = 500.0
 KILL_EVERY_S = 0.5
 UNDER_WAY_S = 0.5
@@ -31,8 +36,60 @@ Check = Callable[[Server, int, Answers], Values]
 """What else is to be said of so many kills."""
 
 
+def balance(context: Context, subject: Subject, seed: int, *, count: int = HELD, rate: float | None = None) -> Values:
+    """Connections that come so many a second, or at once, and stay: what the fullest worker has, to its share."""
+    with _settled(context, subject, WORKERS) as server:
+        answers = loadgen.load(server.port, cpu=context.load, hold=count, rate=rate, seed=1 + seed, timeout=30)
+    if answers.errors:
+        return {"failed": f"not all could be held: {answers.errors}", "errors": answers.errors}
+    return _unevenness(answers["workers"].values(), WORKERS) | common(answers)
+
+
 @contextlib.contextmanager
-def loading(context: Context, server: Server, **knobs: loadgen.Knob) -> Iterator[Answers]:
+def _settled(context: Context, subject: Subject, workers: int) -> Iterator[Server]:
+    """Where those who asked whether it has started have gone, and it knows that."""
+    with Server(subject, workers=workers, cpu=context.server) as server:
+        time.sleep(SETTLE_S)
+        yield server
+
+
+def _unevenness(by_worker: Collection[int], workers: int) -> Values:
+    shares = [0] * (workers - len(by_worker)) + sorted(by_worker)
+    return {"max_to_mean": max(shares) * workers / sum(shares), "shares": shares}
+
+
+def one_by_one(context: Context, subject: Subject, _seed: int, *, count: int = HELD, workers: int = 2) -> Values:
+    """Connections that come one after the other, and stay."""
+    with _settled(context, subject, workers) as server, held(server.port, count) as pids:
+        return _unevenness(Counter(pids).values(), workers) | {"errors": {}}
+
+
+def sequence(context: Context, subject: Subject, _seed: int, *, count: int, workers: int = 4) -> Values:
+    """One connection after the other to idle workers: how far from exactly its share one is."""
+    with _settled(context, subject, workers) as server:
+        answers = loadgen.load(server.port, cpu=context.load, closed=1, count=count, duration=20)
+    shares = _unevenness(answers["workers"].values(), workers)["shares"]
+    return {"off_by": max(abs(share - count // workers) for share in shares), **common(answers)}
+
+
+def killed_between(_context: Context, subject: Subject, _seed: int, *, count: int = HELD, workers: int = 4) -> Values:
+    """Half of them, then a worker is killed; who was with it comes again, then the other half."""
+
+    def is_replaced() -> bool:
+        with contextlib.suppress(OSError), held(server.port, 8, ASKED_AGAIN_S) as answers:
+            return not set(answers) <= set(before)
+        return False
+
+    with Server(subject, workers=workers) as server, held(server.port, count // 2) as before:
+        os.kill(before[0], signal.SIGKILL)
+        server.wait(is_replaced, "has no other worker after a kill", REPLACED_LIMIT_S)
+        kept = Counter(pid for pid in before if pid != before[0])
+        with held(server.port, count - kept.total()) as after:
+            return _unevenness((kept + Counter(after)).values(), workers) | {"errors": {}}
+
+
+@contextlib.contextmanager
+def loading(context: Context, server: Server, **knobs: Knob) -> Iterator[Answers]:
     """The load generator before, beside and beyond what is done to the server meanwhile; its answers are there when it
     has ended."""
     rate = {} if "closed" in knobs else {"rate": LOSS_RATE}
@@ -44,8 +101,8 @@ def loading(context: Context, server: Server, **knobs: loadgen.Knob) -> Iterator
         run.terminate()
         found.update(loadgen.answers(run))
     except BaseException:
-        run.kill()
-        run.communicate()
+        with run:
+            run.kill()
         raise
 
 
@@ -53,18 +110,10 @@ def _path(subject: Subject) -> str:
     return "work" if subject.has("works") else "fast"
 
 
-def kills(
-    context: Context,
-    subject: Subject,
-    seed: int,
-    *,
-    rate: float = LOSS_RATE,
-    path: str = "",
-    check: Check | None = None,
-) -> Values:
+def kills(context: Context, subject: Subject, seed: int, *, check: Check | None = None, **knobs: Knob) -> Values:
     """Connections that got no whole answer, for each SIGKILL under load, of the worker whose turn it is."""
     with Server(subject, workers=WORKERS, cpu=context.server) as server:
-        with loading(context, server, rate=rate, path=path or _path(subject), seed=seed + 1) as answers:
+        with loading(context, server, seed=seed + 1, **{"path": _path(subject)} | knobs) as answers:
             killed = sum(_kill_one(server.port) for _ in range(context.scale.kills))
         server.wait(server.answers, f"does not serve any more after {killed} kills", REPLACED_LIMIT_S)
         more = check(server, killed, answers) if check else {}
@@ -81,9 +130,7 @@ def _kill_one(port: int) -> bool:
     return False
 
 
-def _while(
-    context: Context, subject: Subject, seed: int, act: Callable[[Server], float], **knobs: loadgen.Knob
-) -> Values:
+def _while(context: Context, subject: Subject, seed: int, act: Callable[[Server], float], **knobs: Knob) -> Values:
     """Connections that got no answer, or not all of it, while this is done to a server, which says how long it took."""
     with (
         Server(subject, workers=WORKERS, cpu=context.server) as server,
@@ -93,7 +140,7 @@ def _while(
     return {"lost": answers["errors_total"], "took_s": took_s, **common(answers)}
 
 
-def reload(context: Context, subject: Subject, seed: int, **knobs: loadgen.Knob) -> Values:
+def reload(context: Context, subject: Subject, seed: int, **knobs: Knob) -> Values:
     """What is lost while all workers are replaced, as it is told to do that; the longest of several."""
     times = range(context.scale.reloads)
     return _while(context, subject, seed, lambda server: max(_reload_s(server) for _ in times), **knobs)

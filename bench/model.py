@@ -4,9 +4,10 @@ a sample.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import ge, le
+from statistics import median
 from typing import Any
 
 from bench.field import BY_NAME, Subject
@@ -34,7 +35,7 @@ class Scale:
     deaths: int = 10_000
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Context:
     """What the measures of one run share."""
 
@@ -43,8 +44,6 @@ class Context:
     """The core that serves; None: all do."""
     load: int | None
     """The core that asks."""
-    overhead_s: dict[int, float] = field(default_factory=dict)
-    """Of a request in the questions about the tail, calibrated once in each round with the shared listener."""
 
     @property
     def start_s(self) -> float:
@@ -55,12 +54,7 @@ class Context:
 Measure = Callable[[Context, Subject, int], Values]
 """Of one start of a subject, with a seed that is the same for all who are compared."""
 
-BOUNDS: dict[str, Callable[[Sequence[float], float], bool]] = {
-    "at least": lambda values, bound: statistics.median(values) >= bound,
-    "at most": lambda values, bound: statistics.median(values) <= bound,
-    "no round under": lambda values, bound: min(values) >= bound,
-    "no round over": lambda values, bound: max(values) <= bound,
-}
+BOUNDS = {"at least": (median, ge), "at most": (median, le), "no round under": (min, ge), "no round over": (max, le)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +68,7 @@ class Asked:
     """What is made of ours and of the rival's; None: it is asked of ours alone."""
 
     def met_by(self, values: Sequence[float]) -> bool:
-        return all(BOUNDS[word](values, bound) for word, bound in self.bounds.items())
+        return all(meets(of(values), self.bounds[word]) for word, (of, meets) in BOUNDS.items() if word in self.bounds)
 
     def text(self) -> str:
         return ", ".join(f"{word} {self.number.format(bound)}" for word, bound in self.bounds.items())

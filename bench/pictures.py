@@ -65,13 +65,10 @@ def _row(axes: Any, at: int, table: Sequence[Line]) -> float:
         marker = ">" if ratio == EDGE else "<" if ratio == 1 / EDGE else "o"
         axes.plot(ratio, at, marker, ms=6, color=colour, alpha=0.75, mec="none", zorder=3)
     least = min(ratio for _, ratio in dots)
-    name, worst = min(
-        ((line.subject, ratio) for line, ratio in dots if line.better_than_ours),
-        key=lambda dot: dot[1],
-        default=("", 1.0),
-    )
-    if not name:
+    red = [(ratio, line.subject) for line, ratio in dots if line.better_than_ours]
+    if not red:
         return least
+    worst, name = min(red)
     look = {"color": RED, "fontsize": 8, "ha": "right", "textcoords": "offset points"}
     place = {"xytext": (3, 3), "va": "bottom"} if least < worst else {"xytext": (-6, 0), "va": "center"}
     axes.annotate(name, (worst, at), bbox={"fc": "white", "ec": "none", "pad": 0.5}, **look, **place)

@@ -23,19 +23,15 @@ ROLLUP = Path("/proc/self/smaps_rollup")
 
 def filled(megabytes: int) -> list[dict[str, str]]:
     """Objects of about that size, as an application has them."""
-    before = resident_mb()
+    before = memory_mb("Rss")
     heap: list[dict[str, str]] = []
-    while resident_mb() - before < megabytes:
+    while memory_mb("Rss") - before < megabytes:
         heap += [{"name": f"object {len(heap) + each}", "kind": f"kind {each}"} for each in range(2000)]
     return heap
 
 
-def resident_mb() -> float:
-    return int(procfs.field(ROLLUP, "Rss")) / 1024
-
-
-def private_mb() -> float:
-    return sum(int(procfs.field(ROLLUP, f"Private_{kind}")) for kind in ("Clean", "Dirty")) / 1024
+def memory_mb(*kinds: str) -> float:
+    return sum(int(procfs.field(ROLLUP, kind)) for kind in kinds) / 1024
 
 
 def fork_ms() -> float:
@@ -51,12 +47,12 @@ def fork_ms() -> float:
 
 def read(heap: list[dict[str, str]], result: Connection) -> None:
     """In a child: how much it copies when it reads each object, and in how many milliseconds of processor time."""
-    before, begin = private_mb(), time.thread_time()
+    before, begin = memory_mb("Private_Clean", "Private_Dirty"), time.thread_time()
     for each in heap:
         for _ in each.values():
             pass
     taken = time.thread_time() - begin
-    result.send((private_mb() - before, taken * 1e3))
+    result.send((memory_mb("Private_Clean", "Private_Dirty") - before, taken * 1e3))
 
 
 def main() -> None:
@@ -71,7 +67,7 @@ def main() -> None:
         child.start()
         (copied, taken), _ = result.recv(), child.join()
         spread = f"{statistics.median(times):.2f}, {min(times):.2f}, {max(times):.2f}"
-        print(f"{resident_mb():8.0f} {spread:>32} {copied:10.0f} {taken:7.0f}", flush=True)
+        print(f"{memory_mb('Rss'):8.0f} {spread:>32} {copied:10.0f} {taken:7.0f}", flush=True)
         gc.unfreeze()
         del heap
         gc.collect()

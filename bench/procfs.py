@@ -31,6 +31,11 @@ def switches(pid: int) -> int:
     return sum(int(field(task / "status", name)) for task in _tasks(pid) for name in names)
 
 
+def used(sid: int) -> tuple[int, int, int, int]:
+    """CPU time in ns and context switches, of a session, and of its first process alone."""
+    return session_cpu_ns(sid), sum(map(switches, session(sid))), cpu_ns(sid), switches(sid)
+
+
 def field(path: Path, wanted: str) -> str:
     """The first word of a line "name: words" in a file of /proc; "0": it has none."""
     found = re.search(rf"^{wanted}:\s*(\S+)", path.read_text(), re.MULTILINE)
@@ -51,17 +56,13 @@ def exit_before(end_s: float, pids: Iterable[int]) -> bool:
 
 def pin(sid: int, cpu: int) -> None:
     """All the processes of a session, and what they will start, to one core."""
-    while sum(_move(int(task.name), cpu) for pid in session(sid) for task in _tasks(pid)):
-        pass  # one that was elsewhere may have started others meanwhile
-
-
-def _move(task: int, cpu: int) -> bool:
-    """To a core; whether it could run elsewhere before."""
-    with contextlib.suppress(ProcessLookupError):
-        elsewhere = os.sched_getaffinity(task) != {cpu}
-        os.sched_setaffinity(task, {cpu})
-        return elsewhere
-    return False
+    elsewhere = True
+    while elsewhere:  # one that was elsewhere may have started others meanwhile
+        elsewhere = False
+        for task in [int(path.name) for pid in session(sid) for path in _tasks(pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                elsewhere |= os.sched_getaffinity(task) != {cpu}
+                os.sched_setaffinity(task, {cpu})
 
 
 def pss_bytes(sid: int) -> int:

@@ -6,19 +6,17 @@ Of each its words, its unit, its number, its measure, and whom it is asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from operator import sub, truediv
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench import life, losses, share, speed
-from bench.field import BY_NAME, FIELD
+from bench import life, losses, speed
+from bench.field import BY_NAME, FIELD, HANDLERS
 from bench.model import Asked, Measure, Question, Scale
 from bench.server import ServerError
 from bench.speed import HOLDS, ONE_IN_100, RATES, SHAPES, SHARES, SIZES
 
-HANDLERS = ("blocking", "asyncio")
-Names = tuple[str, ...]
 FASTER: dict[str, Any] = {"less_is_better": False, "starts": True}
 
 
@@ -55,16 +53,16 @@ def _tail(load: int) -> Question:
     return Question(f"tail-{load}", text, "ms, p99", f"p99_1ms_{load}_ms", measure, SHARED, asked=asked)
 
 
-def _hold(policy: str, how: str, rate: float | None, subjects: Names) -> Question:
+def _hold(policy: str, how: str, rate: float | None, subjects: tuple[str, ...]) -> Question:
     name = f"hold-{policy}-{f'{rate:.0f}' if rate else 'at-once'}"
     text = f"4,000 held, 4 asyncio workers, {policy} {how}, max/mean"
-    measure = partial(share.balance, count=4000, rate=rate)
+    measure = partial(losses.balance, count=4000, rate=rate)
     return Question(name, text, "x its share", "max_to_mean", measure, subjects, asked=EVEN)
 
 
 def _sequence(handler: str) -> Question:
     text = f"400 one after the other, 4 idle {handler} workers: the furthest from 100"
-    measure = partial(share.sequence, count=400)
+    measure = partial(losses.sequence, count=400)
     return Question(f"sequence-{handler}", text, "off", "off_by", measure, OURS[handler], asked=NEVER)
 
 
@@ -83,7 +81,7 @@ def _idle(handler: str) -> list[Question]:
 
 
 RESPAWN = "from SIGKILL of the only worker to the first answer of its replacement"
-SOON = _asked("{:.2f} ms", at_most=3)
+SOON = {"asked": _asked("{:.2f} ms", at_most=3), "starts": True}
 DISPATCH = (
     _speed("blocking", "blocking", "one-core", _asked(of=truediv, at_least=1.05, no_round_under=0.95)),
     _speed("asyncio", "asyncio streams", "one-core", _asked(of=truediv, at_least=1)),
@@ -95,7 +93,7 @@ DISPATCH = (
     _hold("least-connections", "all at once", None, OURS["asyncio"]),
     *map(_sequence, HANDLERS),
     *(_added(each, rate, most) for each in HANDLERS for rate, most in ((500, 75), (5000, 30))),
-    Question("respawn", RESPAWN, "ms", "respawn_ms", losses.respawn, OURS["blocking"], starts=True, asked=SOON),
+    Question("respawn", RESPAWN, "ms", "respawn_ms", losses.respawn, OURS["blocking"], **SOON),
     *_idle("blocking"),
     *_idle("asyncio"),
 )
@@ -170,7 +168,7 @@ HOLDING = (
 )
 """One of each protocol and language: who accepts does not matter to one that stays."""
 ACROSS: dict[str, Any] = {"across": True}
-STEADY = partial(share.balance, rate=500)
+STEADY = partial(losses.balance, rate=500)
 LOOP = partial(speed.tail, shapes={"one-in-100": ONE_IN_100}, shares=(70,))
 
 
@@ -216,9 +214,9 @@ PEERS = (
     *(_latency(at, name) for at, name in enumerate(RATES)),
     *(_shape(at, name) for at, name in enumerate(SHAPES)),
     _peer("tail-event-loop", "ms, p99", "p99_one-in-100_70_ms", LOOP, "loops"),
-    _peer("balance-at-once", "x its share", "max_to_mean", share.balance, "keeps", **ACROSS),
+    _peer("balance-at-once", "x its share", "max_to_mean", losses.balance, "keeps", **ACROSS),
     _peer("balance-steady", "x its share", "max_to_mean", STEADY, "keeps", **ACROSS),
-    _peer("balance-restart", "x its share", "max_to_mean", share.killed_between, "keeps", "replaces", **ACROSS),
+    _peer("balance-restart", "x its share", "max_to_mean", losses.killed_between, "keeps", "replaces", **ACROSS),
     _peer("kill", "connections a kill", "lost_per_kill", losses.kills, "replaces", **ACROSS),
     _peer("reload", "connections", "lost", losses.reload, "reloads", **_took("all replaced")),
     _peer("stop", "connections", "lost", losses.stop, **_took("exited")),
@@ -274,26 +272,17 @@ BOTH = tuple(name for each in ITSELF for name in (BY_NAME[each].beside, each))
 CONNECTIONS = "conn/s, a new connection for each request, 64 in flight, 2 workers on one core, to itself"
 KEPT = "requests/s on 64 connections that are kept, 2 workers on one core, to itself"
 FULLER = "1,000 held, opened one after the other: what the fuller of 2 workers has, to its half"
+NEARLY = {"asked": _asked(of=truediv, at_least=0.95)}
 EMBED = (
-    Question(
-        "embed-new",
-        CONNECTIONS,
-        "conn/s",
-        "per_s",
-        speed.throughput,
-        BOTH,
-        asked=_asked(of=truediv, at_least=0.95),
-        **FASTER,
-    ),
+    Question("embed-new", CONNECTIONS, "conn/s", "per_s", speed.throughput, BOTH, **FASTER | NEARLY),
     Question("embed-kept", KEPT, "requests/s", "requests_per_s", speed.kept, BOTH, **FASTER),
-    Question("embed-held", FULLER, "x its half", "max_to_mean", share.one_by_one, BOTH, **ACROSS),
+    Question("embed-held", FULLER, "x its half", "max_to_mean", losses.one_by_one, BOTH, **ACROSS),
 )
 
 # ---- the runs ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     about: str
     questions: tuple[Question, ...]
     full: Scale
@@ -330,13 +319,12 @@ def selected(run: Run, only: Sequence[str], who: Sequence[str], *, quick: bool) 
     none. `quick`: of the long run only some, unless some are named."""
     quick = quick and run.questions is PEERS
 
-    def is_asked(each: Question) -> bool:
-        return each.name.startswith(tuple(only)) if only else not (quick and each.name in LONG)
-
     def is_wanted(name: str) -> bool:
         return name.startswith(tuple(who)) if who else BY_NAME[name].quick or not quick
 
-    wanted = {each.experiment for each in run.questions if is_asked(each)}
+    long = LONG if quick and not only else ()
+    named = [each for each in run.questions if each.name.startswith((*only,) or "") and each.name not in long]
+    wanted = {each.experiment for each in named}
     found = [
         replace(each, subjects=tuple(filter(is_wanted, each.subjects)))
         for each in run.questions

@@ -14,8 +14,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from bench import loadgen, procfs
 from bench.field import BY_NAME, Subject
@@ -29,14 +30,17 @@ CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One start of one subject."""
 
     round: int
     start: int
     question: Question
     subject: Subject
+
+    @property
+    def key(self) -> tuple[int, int, str, str]:
+        return self.round, self.start, self.question.name, self.subject.name
 
 
 def choose_cores() -> tuple[int, int]:
@@ -147,11 +151,6 @@ def resume(path: Path, header: Values) -> list[Sample]:
     return samples
 
 
-def append(path: Path, sample: Sample) -> None:
-    with path.open("a") as out:
-        out.write(json.dumps(asdict(sample)) + "\n")
-
-
 def run(questions: Sequence[Question], scale: Scale, keep: Path, header: Values) -> list[Sample]:
     """Measures everything, writing each sample to `keep` as it comes. A run that was broken off goes on: what is in
     `keep` is not measured again."""
@@ -159,15 +158,12 @@ def run(questions: Sequence[Question], scale: Scale, keep: Path, header: Values)
     context = Context(scale, *(choose_cores() if scale.pinned else (None, None)))
     found = resume(keep, header | {"scale": asdict(scale)})
     done = {(each.round, each.start, each.experiment, each.subject) for each in found}
-    plan = [
-        step
-        for step in steps(questions, scale)
-        if (step.round, step.start, step.question.name, step.subject.name) not in done
-    ]
+    plan = [step for step in steps(questions, scale) if step.key not in done]
     begin_s = time.monotonic()
     for at, step in enumerate(plan, 1):
         found.append(measure(context, step))
-        append(keep, found[-1])
+        with keep.open("a") as out:
+            out.write(json.dumps(asdict(found[-1])) + "\n")
         left_s = (time.monotonic() - begin_s) / at * (len(plan) - at)
         print(f"[{at}/{len(plan)}, about {left_s / 60:.1f} min left] {_brief(found[-1])}", file=sys.stderr, flush=True)
     return found

@@ -25,6 +25,8 @@ may for long where others use them all. They are not asked before: a worker of p
 two connections is spared for 10 s (csrc/route.c)."""
 REST_CPU_NS = 4_000_000
 STOP_LIMIT_S = 20.0
+SETTLE_S = 0.5
+"""For what a server does when those that were there before have gone."""
 PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 LEAST_PORT = 10_000
 """Below are those that have names."""
@@ -167,10 +169,8 @@ class Server:
                 return
             left = self._stop()
             if kind is None and (left or self._process.returncode != 0):
-                raise ServerError(
-                    f"{self.subject.name} ended with {self._process.returncode} after TERM and left {len(left)}"
-                    f" processes; its log:\n{self.log}"
-                )
+                said = f"ended with {self._process.returncode} after TERM and left {len(left)} processes"
+                raise ServerError(f"{self.subject.name} {said}; its log:\n{self.log}")
 
     def _stop(self) -> list[int]:
         """Gracefully, or by force; returns what was left."""

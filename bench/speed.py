@@ -3,6 +3,7 @@ what a server takes: memory, descriptors that stay open, and CPU when there is n
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import time
@@ -15,8 +16,7 @@ from bench.clients import held_by_others
 from bench.field import BY_NAME, Subject
 from bench.loadgen import Answers, Knob, common
 from bench.model import Context, Values
-from bench.server import Server, ServerError
-from bench.share import SETTLE_S
+from bench.server import SETTLE_S, Server, ServerError
 from bench.workloads import WORK_S
 
 WORKERS = 4
@@ -32,6 +32,9 @@ STEADY_S = 0.2
 """Of an open loop before its requests are timed."""
 
 
+Rates = Mapping[str, tuple[float, float]]
+
+
 class Work(NamedTuple):
     """How long requests take: what the load generator is told."""
 
@@ -39,6 +42,7 @@ class Work(NamedTuple):
     knobs: dict[str, Knob]
 
 
+Shapes = Mapping[str, Work]
 ONE_IN_100 = Work(0.99 * 1 + 0.01 * 100, {"path": "work", "slow_fraction": 0.01})
 EXPONENTIAL = Work(2, {"exponential": 2000})
 BIMODAL = Work(0.9 * 1 + 0.1 * 11, {"path": "wait/1000", "slow_path": "wait/11000", "slow_fraction": 0.1})
@@ -67,9 +71,9 @@ def throughput(context: Context, subject: Subject, seed: int, *, workers: int = 
     cpu = context.server if one_core else context.load
     with Server(subject, workers=workers, cpu=context.server) as server:
         warm_up(context, server, workers)
-        before = _used(server)
+        before = procfs.used(server.pid)
         answers = loadgen.load(server.port, cpu=cpu, closed=IN_FLIGHT, duration=context.start_s, seed=1 + seed)
-        all_ns, master_ns, switches = map(sub, _used(server), before)
+        all_ns, _, master_ns, switches = map(sub, procfs.used(server.pid), before)
     count = max(answers["answered"], 1)
     return {
         "per_s": answers["answers_per_s"],
@@ -80,10 +84,6 @@ def throughput(context: Context, subject: Subject, seed: int, *, workers: int = 
     }
 
 
-def _used(server: Server) -> tuple[int, int, int]:
-    return procfs.session_cpu_ns(server.pid), procfs.cpu_ns(server.pid), procfs.switches(server.pid)
-
-
 def grow_workers(context: Context, subject: Subject, seed: int, *, sizes: Sequence[int] = SIZES) -> Values:
     """CPU time of a connection, as in `throughput`, with few workers and with many."""
     found = {size: throughput(context, subject, seed, workers=size) for size in sizes}
@@ -91,9 +91,7 @@ def grow_workers(context: Context, subject: Subject, seed: int, *, sizes: Sequen
     return {**{f"cpu_{size}_us": values["cpu_us"] for size, values in found.items()}, **common(*runs)}
 
 
-def latency(
-    context: Context, subject: Subject, seed: int, *, rates: Mapping[str, tuple[float, float]] = RATES
-) -> Values:
+def latency(context: Context, subject: Subject, seed: int, *, rates: Rates = RATES) -> Values:
     """Open loop, at each of some rates for so many times the closed loop's time: counted from the instant that the
     schedule gave."""
     found, runs = {}, []
@@ -108,12 +106,7 @@ def latency(
 
 
 def tail(
-    context: Context,
-    subject: Subject,
-    seed: int,
-    *,
-    shapes: Mapping[str, Work] = SHAPES,
-    shares: Sequence[int] = SHARES,
+    context: Context, subject: Subject, seed: int, *, shapes: Shapes = SHAPES, shares: Sequence[int] = SHARES
 ) -> Values:
     """p99 at some percents of what the workers can do; the same arrivals, and the same times that they take, for all
     in a round."""
@@ -130,26 +123,22 @@ def tail(
     return {**found, **common(*runs)}
 
 
-def _overhead_s(context: Context, seed: int) -> float:
-    """What a 1 ms request takes a worker, besides its 1 ms.
-
-    Only 1 ms requests are measured: how many slow ones fall into a short run varies by a tenth, but what they
-    add is known.
-    """
-    if seed not in context.overhead_s:
-        with Server(BY_NAME["shared listener blocking"], workers=WORKERS, cpu=context.server) as server:
-            knobs = {"closed": 3 * WORKERS, "warmup": 0.3, "duration": 1, "path": "work"}
-            answers = loadgen.load(server.port, cpu=context.load, **knobs)
-        context.overhead_s[seed] = WORKERS / answers["answers_per_s"] - WORK_S
-    return context.overhead_s[seed]
+@functools.cache
+def _overhead_s(context: Context, _seed: int) -> float:
+    """What a 1 ms request takes a worker, besides its 1 ms; once a round, with the shared listener. Only
+    1 ms requests are measured: how many slow ones fall into a short run varies by a tenth, but what they add is
+    known."""
+    with Server(BY_NAME["shared listener blocking"], workers=WORKERS, cpu=context.server) as server:
+        knobs = {"closed": 3 * WORKERS, "warmup": 0.3, "duration": 1, "path": "work"}
+        return WORKERS / loadgen.load(server.port, cpu=context.load, **knobs)["answers_per_s"] - WORK_S
 
 
 def kept(context: Context, subject: Subject, _seed: int) -> Values:
     """Requests per second on connections that are kept, two workers."""
     with Server(subject, workers=2, cpu=context.server) as server:
         warm_up(context, server, 2)
-        loop = ["wrk", "-t1", f"-c{IN_FLIGHT}", f"-d{max(1, round(context.start_s))}s"]
-        command = ["taskset", "--cpu-list", f"{context.load}", *loop, f"http://127.0.0.1:{server.port}/fast"]
+        wrk = f"wrk -t1 -c{IN_FLIGHT} -d{max(1, round(context.start_s))}s http://127.0.0.1:{server.port}/fast"
+        command = ["taskset", "--cpu-list", f"{context.load}", *wrk.split()]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"Requests/sec:\s*([\d.]+)", printed)
     if found is None or "Non-2xx" in printed:
@@ -163,8 +152,7 @@ def memory(_context: Context, subject: Subject, _seed: int, *, ballast_mb: int =
     with Server(subject, workers=WORKERS, ballast_mb=ballast_mb, options=subject.preload) as server:
         answers = loadgen.load(server.port, closed=8, count=1000, duration=20)
         time.sleep(SETTLE_S)
-        found = procfs.pss_bytes(server.pid)
-    return {"pss_mb": found / 1e6, **common(answers)}
+        return {"pss_mb": procfs.pss_bytes(server.pid) / 1e6, **common(answers)}
 
 
 def grow_held(context: Context, subject: Subject, _seed: int, *, counts: Sequence[int] = HOLDS) -> Values:
@@ -190,11 +178,7 @@ def idle(context: Context, subject: Subject, _seed: int) -> Values:
     with Server(subject, workers=2) as server:
         answers = loadgen.load(server.port, closed=8, count=1000, duration=20)
         time.sleep(SETTLE_S)
-        before = _awake(server)
+        before = procfs.used(server.pid)
         time.sleep(context.scale.idle_s)
-        cpu_ns, wakeups = map(sub, _awake(server), before)
+        cpu_ns, wakeups, _, _ = map(sub, procfs.used(server.pid), before)
     return {"idle_cpu_ns": cpu_ns, "idle_wakeups": wakeups, **common(answers)}
-
-
-def _awake(server: Server) -> tuple[int, int]:
-    return procfs.session_cpu_ns(server.pid), sum(map(procfs.switches, procfs.session(server.pid)))

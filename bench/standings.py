@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import median
 
 from bench.field import BY_NAME
@@ -20,7 +21,6 @@ LOAD_LIMIT = 0.9
 LEAST = 0.02
 """By so much at least somebody must be better, in the median, to be called so."""
 ROUNDS_TO_RANK = 3
-VARIANT = "asked only where what they differ in may matter"
 
 Rounds = dict[int, list[Values]]
 """What one subject said: its starts in each round."""
@@ -33,10 +33,6 @@ def chance(rounds: int) -> int:
 
 def _numbers(rounds: Rounds, key: str) -> dict[int, float]:
     return {at: median(values[key] for values in starts) for at, starts in rounds.items()}
-
-
-def _said(rounds: Rounds) -> list[Values]:
-    return [values for starts in rounds.values() for values in starts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +115,12 @@ def lines(question: Question, samples: Iterable[Sample]) -> list[Line]:
 def _line(question: Question, name: str, said: dict[str, Rounds]) -> Line:
     rounds, beside = said[name], _beside(question, name)
     numbers, ours, base = (_numbers(said.get(each, {}), question.key) for each in (name, beside, question.added_to))
-    busy = [[values.get("load_busy", 0.0) for values in _said(said[each])] for each in (name, beside) if each in said]
+    starts = {each: [*chain.from_iterable(said[each].values())] for each in (name, beside) if each in said}
+    busy = [[values.get("load_busy", 0.0) for values in each] for each in starts.values()]
     return Line(
         question,
         name,
-        _said(rounds),
+        starts[name],
         [*numbers.values()],
         [median(_numbers(rounds, key).values()) for _, key in question.points],
         beside if ours else "",
@@ -155,18 +152,12 @@ def _beside(question: Question, name: str) -> str:
     return subject.beside if subject.beside in question.subjects else question.subjects[0]
 
 
-def failed(question: Question, samples: Iterable[Sample]) -> list[str]:
-    """Who could not be measured, and why."""
-    mine = [each for each in samples if each.experiment == question.experiment and "failed" in each.values]
-    return [f"- {each.subject}, round {each.round + 1}: {each.values['failed']}" for each in mine]
-
-
 def unasked(question: Question, questions: Iterable[Question]) -> list[str]:
     """Who is asked others of these questions, but not this one, and why."""
     rest = dict.fromkeys(name for each in questions for name in each.subjects if name not in question.subjects)
     groups = {
         question.unasked: [name for name in rest if not BY_NAME[name].asked],
-        VARIANT: [name for name in rest if BY_NAME[name].asked],
+        "asked only where what they differ in may matter": [name for name in rest if BY_NAME[name].asked],
     }
     return [f"Not asked: {'; '.join(names)}: {why}." for why, names in groups.items() if names]
 

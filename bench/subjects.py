@@ -34,8 +34,8 @@ def main() -> None:
     handler, workers = HANDLERS[options.handler], options.workers
     if options.name == "pyfanout":
         own = {"threads": options.threads, "policy": options.policy, "nodelay": True, "log_level": "warning"}
-        bind = f"{HOST}:{options.port}"
-        importlib.import_module("pyfanout").serve(handler, bind=bind, workers=workers, backlog=BACKLOG, **own)
+        own |= {"bind": f"{HOST}:{options.port}", "workers": workers, "backlog": BACKLOG}
+        importlib.import_module("pyfanout").serve(handler, **own)
     else:
         module, more = RIVALS[options.name]
         serve = importlib.import_module(f"bench.rivals.{module}").serve

@@ -8,7 +8,7 @@ from statistics import median
 
 from bench.field import BY_NAME
 from bench.model import Question, Sample, Values
-from bench.standings import LEAST, ROUNDS_TO_RANK, Line, chance, failed, lines, losses, unasked
+from bench.standings import LEAST, ROUNDS_TO_RANK, Line, chance, lines, losses, unasked
 
 LATE_LIMIT = 0.1
 """Of the time that requests took: a load generator that itself started them later than that has added to it."""
@@ -22,7 +22,11 @@ def report(header: Values, questions: Sequence[Question], samples: Sequence[Samp
     for question in questions:
         if found := lines(question, samples):
             parts += [f"## {question.text}", _answers(question, found)]
-            parts += ["\n".join(failed(question, samples)), question.notes, *unasked(question, questions)]
+            mine = [each for each in samples if each.experiment == question.experiment and "failed" in each.values]
+            parts.append(
+                "\n".join(f"- {each.subject}, round {each.round + 1}: {each.values['failed']}" for each in mine)
+            )
+            parts += [question.notes, *unasked(question, questions)]
     commands = [f"- {name}: `{command}`" for name, command in header.get("commands", {}).items()]
     return "\n\n".join(part for part in (*parts, "## How each was started", "\n".join(commands)) if part) + "\n"
 

@@ -25,21 +25,15 @@ PATIENCE_S = 10.0
 
 def listen(address: tuple[str, int], backlog: int, *, reuse_port: bool = False) -> socket.socket:
     """A listener; TCP_NODELAY on it is inherited by what it accepts."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if reuse_port:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener = socket.create_server(address, backlog=backlog, reuse_port=reuse_port)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.bind(address)
-    listener.listen(backlog)
     return listener
 
 
 def serve(handler: Handler, address: tuple[str, int], workers: int, backlog: int, *, reuse_port: bool) -> None:
     """Forks the workers, and replaces those that die, until TERM."""
     shared = None if reuse_port else listen(address, backlog)
-    stop = {signal.SIGTERM, signal.SIGINT}
-    awaited = stop | {signal.SIGCHLD}
+    awaited = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     gc.collect()
     gc.freeze()

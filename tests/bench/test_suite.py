@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from bench import installed, life, loadgen, losses, procfs, questions, runner, share, standings, table
+from bench import installed, life, loadgen, losses, procfs, questions, runner, standings, table
 from bench.field import BY_NAME
 from bench.model import Asked, Context, Question, Sample
 from bench.questions import RUNS
@@ -183,7 +183,7 @@ def test_a_server_beside_its_own_way(tmp_path: Path) -> None:
         assert {line.subject for line in lines} == {"tornado", "pyfanout tornado"}
     assert all(min(line.values) > 0 for line in speeds + kept)
     context = Context(RUNS["embed"].quick, *choose_cores())
-    few = share.one_by_one(context, BY_NAME["pyfanout tornado"], 0, count=20)
+    few = losses.one_by_one(context, BY_NAME["pyfanout tornado"], 0, count=20)
     assert few["max_to_mean"] == 1, "20 connections in exact turn"
 
 
