@@ -46,7 +46,7 @@ pythons: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m bench dispatch $(BENCH_ARGS)
 
-# Everybody that the report compares with; who cannot be installed here is named there as not run.
+# All that the report compares with; it names a server that cannot be installed here as not run.
 peers: .venv/ready
 	$(BIN)/python -m pip install --quiet --editable '.[peers,report]'
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -22,7 +22,7 @@ from bench.server import ServerError
 
 RESULTS = ROOT / "bench" / "results"
 LAST = RESULTS / "2026-11-28"
-"""The last full run beside everybody, which is kept in git."""
+"""The last full run beside other servers, which is kept in git."""
 MEASURES = ("bench", "pyfanout", "csrc", ":!bench/results", ":!*.md")
 """A change in these may have changed the samples, or what is said of them."""
 
@@ -34,14 +34,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         verb = verbs.add_parser(name, help=run.about)
         verb.add_argument("--quick", action="store_true", help="one short round")
         verb.add_argument("--rounds", type=int, help=f"default {run.full.rounds}, with --quick 1")
-        verb.add_argument("--only", action="append", default=[], metavar="NAME", help="questions whose name begins so")
-        verb.add_argument("--who", action="append", default=[], metavar="NAME", help="subjects whose name begins so")
+        names = {"action": "append", "default": [], "metavar": "NAME"}
+        verb.add_argument("--only", **names, help="questions with a name that begins with NAME")
+        verb.add_argument("--subject", **names, help="subjects with a name that begins with NAME")
         verb.add_argument("--to", metavar="FOLDER", help="where to write, or to go on; default: below bench/results")
-        verb.add_argument("--note", metavar="TEXT", help="what readers shall know of this run")
-        verb.add_argument("--list", action="store_true", help="print the names of the questions and leave")
+        verb.add_argument("--note", metavar="TEXT", help="a remark for the report")
+        verb.add_argument("--list", action="store_true", help="only print the names of the questions")
     pages = verbs.add_parser("page", help="overview.svg and report.html, from the samples of a run")
     pages.add_argument("folder", nargs="?", type=Path, default=LAST, help="default: the last full run")
-    pages.add_argument("--anyway", action="store_true", help="although what measures has changed since")
+    pages.add_argument("--anyway", action="store_true", help="even if the bench, or pyfanout, has changed since")
     options = parser.parse_args(arguments)
     if options.verb != "page" and options.rounds is not None and options.rounds < 1:
         parser.error("--rounds wants 1 or more")
@@ -75,18 +76,18 @@ def doubt(commit: str, *, refuse: bool) -> str:
     command = ["git", "diff", "--quiet", known, "--", *MEASURES]
     code = subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode
     if known != commit:
-        return ", and what was not committed: nobody can tell whether it measures the same now"
+        return ", with changes that were not committed: whether this tree measures the same is not known"
     if code > 1:
-        return ", which is not known here: nobody can tell whether it measured the same as it does now"
+        return ", which is not known here: whether this tree measures the same is not known either"
     if code and refuse:
         raise ServerError(f"measured by {commit}, which measures otherwise than this tree: check it out, or --anyway")
-    return ", and what measures has changed since" if code else ""
+    return ", and the bench, or pyfanout, has changed since" if code else ""
 
 
 def measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     run = RUNS[options.verb]
     scale = run.quick if options.quick else run.full
-    questions = selected(run, options.only, options.who, quick=options.quick)
+    questions = selected(run, options.only, options.subject, quick=options.quick)
     if options.list:
         print("\n".join(each.name for each in questions))
         return 0

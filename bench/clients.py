@@ -1,4 +1,4 @@
-"""The few connections that the bench makes itself, to know who answers, or to hold them. The load is load.c's.
+"""The few connections that the bench makes itself, to know which worker answers, or to hold them. The load is load.c's.
 
 `python -m bench.clients PORT COUNT` holds so many until its stdin ends; it fails if one was closed meanwhile.
 """
@@ -23,7 +23,7 @@ SOURCES = 64
 """Addresses of clients, each with its own ports: the thousands of connections before are not yet forgotten."""
 OK = (b"HTTP/1.0 200", b"HTTP/1.1 200")
 PROBE_S = 0.0005
-"""Between two connections that look whether somebody answers again."""
+"""Between two connections that look whether the server answers again."""
 TICK_S = 0.0002
 """Between two looks for an answer, and after a refusal: more often, and it would need a core of its own."""
 
@@ -58,8 +58,8 @@ def held_by_others(port: int, count: int, processes: int) -> Iterator[None]:
 
 
 def at_once(port: int, count: int, limit_s: float = LIMIT_S) -> set[int]:
-    """Who answers so many that are all there before the first is answered: one after the other, it may be always the
-    same. Raises as `held`."""
+    """Which workers answer so many that are all there before the first is answered: one after the other, it may always
+    be the same. Raises as `held`."""
     found = set()
     with contextlib.ExitStack() as stack:
         for conn in [*_asking(stack, port, count, limit_s)]:
@@ -77,7 +77,7 @@ def _asking(stack: contextlib.ExitStack, port: int, count: int, limit_s: float) 
 
 
 def _answer(conn: socket.socket) -> int:
-    """The pid of whom has it."""
+    """The pid of the worker that has it."""
     answer = b""
     while not (answer.endswith(b"\n") and answer.partition(b"\r\n\r\n")[2]):
         more = conn.recv(4096)
@@ -90,7 +90,7 @@ def _answer(conn: socket.socket) -> int:
 
 
 def first_answer_s(port: int, limit_s: float) -> float:
-    """From now to the first answer to anybody, with a new client every PROBE_S, and after a refusal: those that a
+    """From now to the first answer to any client, with a new client every PROBE_S, and after a refusal: those that a
     server has lost do not count. Raises TimeoutError."""
     begin_s = next_s = time.monotonic()
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:

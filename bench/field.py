@@ -1,4 +1,4 @@
-"""The field: whoever serves one address with several processes, how each is started, and what it is compared with.
+"""The field: servers of one address with several processes, how each is started, and what it is compared with.
 
 Each is a command that serves on 127.0.0.1:{port} with {workers} processes, in the foreground, and answers with the pid
 of the process that has the connection. `{folder}` is a fresh one for it, `{here}` is bench/peers. `make peers` installs
@@ -28,18 +28,18 @@ PM2 = PEERS / "node_modules" / ".bin" / "pm2-runtime"
 class Subject:
     name: str
     kind: str
-    """What it speaks: who differs in that is not compared where the speed of that decides."""
+    """What it speaks: subjects that differ in that are not compared where the speed of that decides."""
     command: str
     traits: str
     """Of `keeps`: a worker can hold many connections. `replaces`: it forks another when one dies. `works`: it can be
     asked for what takes a while. `sleeps`: a worker serves so many at once as it has threads, and sleeps when its
     handler does. `loops`: it works, and serves any number at once."""
     beside: str = ""
-    """Which of ours it is compared with: the one that does the same work. Empty: it is ours, and has no verdict."""
+    """The subject of pyfanout that does the same work: the two are compared. Empty: it is one, and has no verdict."""
     asked: tuple[str, ...] = ()
-    """A variant, that is asked only the questions whose names begin so."""
+    """A variant, that is asked only the questions with these begins of a name."""
     threads: int = 1
-    """Of a worker, that serve at once: who has more is not compared with who has fewer."""
+    """Of a worker, that serve at once: only subjects with equal numbers are compared."""
     quick: bool = False
     """It is in the short run, too."""
     needs: str = ""
@@ -54,7 +54,7 @@ class Subject:
     preload: str = ""
     """Option to load the application before the fork; empty: it does so by itself, or cannot."""
     exits: bool = False
-    """It must stop with 0, and leave nothing: ours and those that the bench has made."""
+    """It must stop with 0, and leave nothing: subjects that this repository has made."""
     sysctls: tuple[tuple[str, str], ...] = ()
     """Of the network, which it is measured with: in a namespace of its own."""
 
@@ -69,7 +69,7 @@ class Subject:
     def missing(self) -> str | None:
         """What is not here; None: it can run."""
         if self.sysctls and os.geteuid() != 0:
-            return "root, who may set sysctls in a network namespace,"
+            return "root, which may set sysctls in a network namespace,"
         if self.needs.startswith("python:"):
             module = self.needs.removeprefix("python:")
             return None if importlib.util.find_spec(module) else module
@@ -89,7 +89,7 @@ def program(name: str) -> str | None:
     return shutil.which(name, path=PROGRAMS)
 
 
-# ---- ours, and those that the bench has made -----------------------------------------------------------------------
+# ---- pyfanout, and the rivals that the bench has made --------------------------------------------------------------
 
 OWN = "{python} -m bench.subjects"
 HANDLERS: dict[str, dict[str, Any]] = {

@@ -53,6 +53,6 @@ def _run(*words: str) -> None:
 
 
 def environment() -> dict[str, str]:
-    """The variables of a subject: ours, without those that tell Python where modules are, or not to keep bytecode; the
-    programs of our environment are found."""
+    """The variables of a subject: the bench's, without those that tell Python where modules are, or not to keep
+    bytecode; programs of its environment are found."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | {"PATH": PROGRAMS}

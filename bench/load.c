@@ -3,7 +3,7 @@
  *
  * Closed loop (--closed C): C connections are always in flight, the next starts when one ends.
  * Open loop (--rate R): requests start by a schedule that does not care how the server does. Latency is counted
- * from the instant the schedule gave, so a server that stalls is charged for everyone who had to wait.
+ * from the instant the schedule gave, so a server that stalls is charged for every request that had to wait.
  * Hold (--hold N): opens N connections, reads from each the id of the worker that has it, keeps all of them open
  * until the last has answered.
  * SIGTERM ends each of them early: nothing more is started, what is under way is finished, and all is said.
@@ -217,7 +217,7 @@ struct run {
     struct request *requests, *free, *oldest, *youngest;
     int open; /* in flight, held ones too */
     int held;
-    int64_t *paused_until; /* closed loop: a ring of when those who were refused come again, the first one first */
+    int64_t *paused_until; /* closed loop: a ring of when refused clients come again, the first one first */
     int paused, paused_first;
     bool stopped; /* by SIGTERM */
 
@@ -248,7 +248,7 @@ static void release(struct run *run, struct request *request)
     else
         run->held--;
     if (request->fd >= 0)
-        close(request->fd); /* leaves the epoll by itself: nobody else has this socket */
+        close(request->fd); /* leaves the epoll by itself: no other process has this socket */
     request->next_free = run->free;
     run->free = request;
     run->open--;
@@ -495,7 +495,7 @@ static void expire(struct run *run)
 {
     int64_t now = now_ns();
     while (run->oldest != NULL && run->oldest->deadline_ns <= now) {
-        /* A reset instead of a goodbye, so that what nobody waits for leaves no port behind. */
+        /* A reset, so that a connection without a use leaves no port behind. */
         struct linger none = {.l_onoff = 1, .l_linger = 0};
         setsockopt(run->oldest->fd, SOL_SOCKET, SO_LINGER, &none, sizeof none);
         fail(run, run->oldest, TIMEOUT);
@@ -633,12 +633,12 @@ static int histogram_main(void)
 
 static const char *const USAGE =
     "usage: load [--closed C | --rate R | --hold N [--rate R]] [options] 127.0.0.1:PORT\n"
-    "  --closed C         C connections always in flight (default 1); who was refused comes again after 10 ms\n"
+    "  --closed C         C connections always in flight (default 1); a refused one comes again after 10 ms\n"
     "  --rate R           open loop: R requests per second, exponential distances\n"
     "  --hold N           open N connections (at once, or at --rate), hold all until the last has answered\n"
     "  --requests N       on each connection, one after the other; it is answered when all are (default 1)\n"
     "  --duration S       start requests for S seconds (default 5), or until SIGTERM; --count N: and at most N of them\n"
-    "  --warmup S         before that, S seconds whose requests are not timed (default 0)\n"
+    "  --warmup S         before that, S seconds of requests that are not timed (default 0)\n"
     "  --timeout S        for one request (default 10)\n"
     "  --max-open N       open loop: in flight at most, beyond is an error 'overflow' (default 10000)\n"
     "  --path NAME        ask for /NAME (default fast, or hold, or keep)\n"

@@ -21,7 +21,7 @@ from bench.speed import IN_FLIGHT, WORKERS
 HELD = 1000
 REPLACED_LIMIT_S = 5.0
 ASKED_AGAIN_S = 0.25
-"""Some servers lose those who come just after a kill, and let them wait."""
+"""Some servers lose clients that come just after a kill, and let them wait."""
 LOSS_RATE = 500.0
 KILL_EVERY_S = 0.5
 UNDER_WAY_S = 0.5
@@ -29,7 +29,7 @@ UNDER_WAY_S = 0.5
 BEYOND_S = 1.0
 """Of load, after it was done."""
 UNTIL_DONE_S = 12.0
-"""It must be done by then: who is slower has failed."""
+"""It must be done by then: a subject that is slower has failed."""
 ASKED_FOR_ALL = 64
 """At once, in which every worker is found."""
 Check = Callable[[Server, int, Answers], Values]
@@ -47,7 +47,7 @@ def balance(context: Context, subject: Subject, seed: int, *, count: int = HELD,
 
 @contextlib.contextmanager
 def _settled(context: Context, subject: Subject, workers: int) -> Iterator[Server]:
-    """Where those who asked whether it has started have gone, and it knows that."""
+    """Where the clients that asked whether it has started have gone, and it knows that."""
     with Server(subject, workers=workers, cpu=context.server) as server:
         time.sleep(SETTLE_S)
         yield server
@@ -73,7 +73,7 @@ def sequence(context: Context, subject: Subject, _seed: int, *, count: int, work
 
 
 def killed_between(_context: Context, subject: Subject, _seed: int, *, count: int = HELD, workers: int = 4) -> Values:
-    """Half of them, then a worker is killed; who was with it comes again, then the other half."""
+    """Half of them, then a worker is killed; its clients come again, then the other half."""
 
     def is_replaced() -> bool:
         with contextlib.suppress(OSError), held(server.port, 8, ASKED_AGAIN_S) as answers:
@@ -111,7 +111,7 @@ def _path(subject: Subject) -> str:
 
 
 def kills(context: Context, subject: Subject, seed: int, *, check: Check | None = None, **knobs: Knob) -> Values:
-    """Connections that got no whole answer, for each SIGKILL under load, of the worker whose turn it is."""
+    """Connections that got no whole answer, for each SIGKILL under load, of the next worker in turn."""
     with Server(subject, workers=WORKERS, cpu=context.server) as server:
         with loading(context, server, seed=seed + 1, **{"path": _path(subject)} | knobs) as answers:
             killed = sum(_kill_one(server.port) for _ in range(context.scale.kills))
@@ -158,7 +158,7 @@ def _reload_s(server: Server) -> float:
 
 def stop(context: Context, subject: Subject, seed: int) -> Values:
     """A closed loop of clients while the server is told to stop, and until it has: connections that were made, and got
-    no whole answer. Who is refused because it no longer listens is not lost."""
+    no whole answer. A client that is refused because it no longer listens is not lost."""
     knobs = {"closed": IN_FLIGHT, "path": _path(subject)}
     found = _while(context, subject, seed, lambda server: server.stopped_s(UNTIL_DONE_S), **knobs)
     return found | {"lost": found["lost"] - found["errors"].get("refused", 0)}

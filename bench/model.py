@@ -52,7 +52,7 @@ class Context:
 
 
 Measure = Callable[[Context, Subject, int], Values]
-"""Of one start of a subject, with a seed that is the same for all who are compared."""
+"""Of one start of a subject, with a seed that is the same for all that are compared."""
 
 BOUNDS = {"at least": (median, ge), "at most": (median, le), "no round under": (min, ge), "no round over": (max, le)}
 
@@ -65,7 +65,7 @@ class Asked:
     """How one is written, with its unit."""
     bounds: dict[str, float]
     of: Callable[[float, float], float] | None = None
-    """What is made of ours and of the rival's; None: it is asked of ours alone."""
+    """What is made of pyfanout's number and of the rival's; None: it is asked of pyfanout alone."""
 
     def met_by(self, values: Sequence[float]) -> bool:
         return all(meets(of(values), self.bounds[word]) for word, (of, meets) in BOUNDS.items() if word in self.bounds)
@@ -89,7 +89,7 @@ class Question:
     """Its subjects are started several times in each round."""
     asked: Asked | None = None
     across: bool = False
-    """All are compared; else only who speaks the same."""
+    """All are compared; else only those that speak the same."""
     notes: str = ""
     unasked: str = ""
     """Why the others cannot, or need not."""

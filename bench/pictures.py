@@ -10,11 +10,11 @@ from bench.model import Question, Sample
 from bench.standings import Line, lines
 
 EDGE = 100.0
-"""Where the overview ends: who lost something where we lost nothing is there."""
+"""Where the overview ends: a rival that lost something where pyfanout lost nothing is there."""
 MARGIN, LETTER = 1.3, 1.15
 """What the axis goes on beyond a dot, and for each letter of a name to the left of it, as ratios."""
 GREEN, RED, GREY = "#2a7f3f", "#c0392b", "#9aa5b1"
-MEANINGS = {RED: "better than ours", GREY: "equal, overlap or not ranked", GREEN: "ours is better"}
+MEANINGS = {RED: "better than pyfanout", GREY: "equal, overlap or not ranked", GREEN: "pyfanout is better"}
 SETTINGS = {
     "svg.hashsalt": "pyfanout",  # the same picture from the same samples
     "svg.fonttype": "none",  # letters, not their outlines
@@ -29,7 +29,7 @@ td, th { text-align: left; padding: .2rem .6rem; border-bottom: 1px solid #ddd; 
 
 
 def overview(questions: Iterable[Question], samples: Sequence[Sample]) -> str:
-    """Everybody, in every question, to ours that does the same work."""
+    """Every rival, in every question, to pyfanout doing the same work."""
     import matplotlib  # noqa: PLC0415 - an extra, and only for the picture
     from matplotlib.figure import Figure  # noqa: PLC0415 - the same
 
@@ -47,7 +47,7 @@ def overview(questions: Iterable[Question], samples: Sequence[Sample]) -> str:
         axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=9)
         axes.set_ylim(-0.7, len(rows) - 0.3)
         axes.grid(axis="y", color="#eee", lw=0.8)
-        axes.set_xlabel("how many times as good ours is", fontsize=9)
+        axes.set_xlabel("how many times as good pyfanout is", fontsize=9)
         marks = [axes.plot([], [], "o", color=colour, mec="none")[0] for colour in MEANINGS]
         place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "handletextpad": 0.1, "columnspacing": 1.2}
         axes.legend(marks, MEANINGS.values(), fontsize=8, ncols=len(marks), frameon=False, **place)
@@ -57,11 +57,11 @@ def overview(questions: Iterable[Question], samples: Sequence[Sample]) -> str:
 
 
 def _row(axes: Any, at: int, table: Sequence[Line]) -> float:
-    """The dots of one question, and the name of the worst for us; how far they go to the left. The name is to the left
-    of its dot, or above where another dot, which is not red, is in the way."""
+    """The dots of one question, and the name of the worst for pyfanout; how far left they go. The name is left of its
+    dot, or above where another dot, which is not red, is in the way."""
     dots = [(line, min(max(line.ratio, 1 / EDGE), EDGE)) for line in table]
     for line, ratio in dots:
-        colour = RED if line.better_than_ours else GREEN if line.verdict == "we are better" else GREY
+        colour = RED if line.better_than_ours else GREEN if line.verdict == "pyfanout is better" else GREY
         marker = ">" if ratio == EDGE else "<" if ratio == 1 / EDGE else "o"
         axes.plot(ratio, at, marker, ms=6, color=colour, alpha=0.75, mec="none", zorder=3)
     least = min(ratio for _, ratio in dots)

@@ -1,4 +1,4 @@
-"""What /proc says about processes: CPU time in ns, context switches, who is in a session."""
+"""What /proc says about processes: CPU time in ns, context switches, what belongs to a session."""
 
 from __future__ import annotations
 

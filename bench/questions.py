@@ -1,6 +1,6 @@
-"""What is asked, of whom, and in which run: `python -m bench dispatch`, `peers`, `life` or `embed`.
+"""The questions, their subjects, and their runs: `python -m bench dispatch`, `peers`, `life` or `embed`.
 
-Of each its words, its unit, its number, its measure, and whom it is asked.
+Of each its words, its unit, its number, its measure, and its subjects.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ DISPATCH = (
     *_idle("asyncio"),
 )
 
-# ---- peers: beside everybody else ----------------------------------------------------------------------------------
+# ---- peers: beside other servers -----------------------------------------------------------------------------------
 
 TAIL = "at 70 % of what 4 blocking workers can do"
 WAITS = f"Does a short request wait behind a long one? p99 of {{}} {TAIL}, where a worker serves one or a few at once."
@@ -135,10 +135,10 @@ TEXTS = {
 NOTES = {
     "kill": "A worker that is killed cannot finish what it had begun. nginx has nothing that takes a while.",
     "stop": "A client that was refused comes again after 10 ms.",
-    "restart": "Nobody listens meanwhile. A service manager that holds the listener (systemd's socket units) lets them"
-    " wait instead; pyfanout's `--bind fd://` takes such a one.",
-    "memory": "It is loaded before the fork by all who can, and are told to if they must be. uvicorn, hypercorn,"
-    " granian, Node and PM2 load it in every worker.",
+    "restart": "Nothing listens meanwhile. A service manager that holds the listener (systemd's socket units) lets"
+    " clients wait instead; pyfanout's `--bind fd://` takes such a one.",
+    "memory": "It is loaded before the fork by all servers that can, with an option where they need it. uvicorn,"
+    " hypercorn, granian, Node and PM2 load it in every worker.",
     "held-memory": "The processes' own (Pss); what the kernel takes for the sockets is not in it, and is the same for"
     " all.",
 }
@@ -151,11 +151,11 @@ LACKING = {
     "reloads": "has no signal or command for it",
     "works": "has no application",
 }
-"""Why those are not asked that have not these traits."""
-ONE_OF_EACH = "one of each design is, and nobody who starts 64 programs for a minute"
+"""Why subjects without these traits are not asked."""
+ONE_OF_EACH = "one of each design is, and none that starts 64 programs for a minute"
 TOO_LONG = (
     f"{TOO_FEW}; or it looks through all that it holds at each turn, so that 20,000 take minutes (waitress); or"
-    " somebody of the same protocol and language is asked"
+    " another of the same protocol and language is asked"
 )
 GROWING = (
     *("pyfanout blocking", "pyfanout asyncio", "SO_REUSEPORT blocking", "SO_REUSEPORT asyncio"),
@@ -166,14 +166,14 @@ HOLDING = (
     *("pyfanout asyncio", "SO_REUSEPORT asyncio", "pyfanout gunicorn gthread", "pyfanout uvicorn", "gunicorn gthread"),
     *("uvicorn", "granian", "Node cluster, SCHED_RR", "nginx"),
 )
-"""One of each protocol and language: who accepts does not matter to one that stays."""
+"""One of each protocol and language: which process accepts does not matter to a connection that stays."""
 ACROSS: dict[str, Any] = {"across": True}
 STEADY = partial(losses.balance, rate=500)
 LOOP = partial(speed.tail, shapes={"one-in-100": ONE_IN_100}, shares=(70,))
 
 
 def _peer(name: str, unit: str, key: str, measure: Measure, *traits: str, **more: Any) -> Question:
-    """Asked of who has these traits; of variants only where what they differ in may matter."""
+    """Asked of subjects with these traits; of variants only where what they differ in may matter."""
     asked = more.get("measured_by") or name
     able = [each for each in FIELD if each.has(*traits) and (not each.asked or asked.startswith(each.asked))]
     unasked = ", or ".join(LACKING[trait] for trait in traits)
@@ -230,7 +230,7 @@ PEERS = (
 LONG = ("tail-event-loop", "restart", "workers", "held-memory")
 """Not in the short run."""
 
-# ---- life: while workers of ours die, hang, are replaced and scaled ------------------------------------------------
+# ---- life: while workers of pyfanout die, hang, are replaced and scaled --------------------------------------------
 
 
 def _life(name: str, text: str, unit: str, key: str, measure: Measure, most: Asked = NEVER) -> Question:
@@ -297,7 +297,7 @@ RUNS = {
         Scale(rounds=5, starts=3, each_s=3, tail_s=20),
         replace(QUICK, each_s=1, tail_s=3),
     ),
-    "peers": Run("pyfanout beside who else serves with several processes", PEERS, Scale(rounds=3, starts=2), QUICK),
+    "peers": Run("pyfanout beside other servers with several processes", PEERS, Scale(rounds=3, starts=2), QUICK),
     "life": Run(
         "what clients see while workers die, hang, are replaced and scaled",
         LIFE,
@@ -314,13 +314,13 @@ RUNS = {
 ALL = tuple(question for run in RUNS.values() for question in run.questions)
 
 
-def selected(run: Run, only: Sequence[str], who: Sequence[str], *, quick: bool) -> list[Question]:
-    """Those to measure: of the questions, and with the subjects, whose names begin with one of these; all if there are
+def selected(run: Run, only: Sequence[str], subjects: Sequence[str], *, quick: bool) -> list[Question]:
+    """Those to measure: questions, and of them subjects, with a name that begins with one of these; all if there are
     none. `quick`: of the long run only some, unless some are named."""
     quick = quick and run.questions is PEERS
 
     def is_wanted(name: str) -> bool:
-        return name.startswith(tuple(who)) if who else BY_NAME[name].quick or not quick
+        return name.startswith(tuple(subjects)) if subjects else BY_NAME[name].quick or not quick
 
     long = LONG if quick and not only else ()
     named = [each for each in run.questions if each.name.startswith((*only,) or "") and each.name not in long]
@@ -331,5 +331,5 @@ def selected(run: Run, only: Sequence[str], who: Sequence[str], *, quick: bool) 
         if each.name in wanted and any(map(is_wanted, each.subjects))
     ]
     if not found:
-        raise ServerError(f"no question is called so; there are {', '.join(each.name for each in run.questions)}")
+        raise ServerError(f"no question has this name; there are {', '.join(each.name for each in run.questions)}")
     return found

@@ -1,6 +1,6 @@
 """The one run of the bench. In every round each question is asked of each of its subjects, and where speed is asked of
 several starts of each. They take turns, in an order that rotates: what drifts on the machine drifts for all.
-What it finds is kept in a file whose first line is what was run, and each other one a sample.
+What it finds is kept in a file: its first line is what was run, and each other one a sample.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def choose_cores() -> tuple[int, int]:
 def check_load() -> str:
     """The load generator is checked before it is trusted: the only worker is stopped for a while; what was seen of it,
     in words. Raises ServerError if it was not: a generator that waits for an answer before it asks again would count
-    one slow request instead of everybody's wait."""
+    one slow request instead of every client's wait."""
     loadgen.build()
     serves, asks = choose_cores()
     with Server(BY_NAME["shared listener asyncio"], workers=1, cpu=serves) as server:
@@ -117,8 +117,8 @@ def used_s() -> float:
 
 
 def measure(context: Context, step: Step) -> Sample:
-    """Of one that cannot answer, why: the others are asked on. And how much CPU went to others meanwhile, who spoil the
-    numbers."""
+    """Of one that cannot answer, why: the others are asked on. And how much CPU other processes had meanwhile, which
+    spoils the numbers."""
     begin_s, busy_s, ours_s = time.monotonic(), procfs.machine_busy_s(), used_s()
     seed = step.round * context.scale.starts + step.start
     try:

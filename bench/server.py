@@ -18,7 +18,7 @@ from bench.field import PEERS, Subject, program
 
 READY_LIMIT_S = 20.0
 READY_LIMIT_EACH_S = 1.0
-"""And so much for each worker, of the slowest who start them one after the other."""
+"""And so much for each worker, of the slowest servers, which start them one after the other."""
 REST_S = 0.2
 """All workers are there when a server has used no CPU for so long, and none of its processes waits for a core, as one
 may for long where others use them all. They are not asked before: a worker of pyfanout that enters where another has
@@ -40,7 +40,7 @@ class ServerError(Exception):
 
 
 def free_port() -> int:
-    """A port nobody has now, nor has before the server binds it, or does so again: if there are any, it is one of those
+    """A port that is free now, and until the server binds it, and does so again: if there are any, it is one of those
     that the kernel does not give to clients, and to listeners that ask for any."""
     first, last = map(int, PORT_RANGE.read_text().split())
     beside = [*range(LEAST_PORT, first), *range(last + 1, 1 << 16)]
@@ -56,7 +56,7 @@ class Server:
     nothing more to do. It starts on all cores, which is quicker; then it has `cpu`."""
 
     orphans_s = 0.0
-    """CPU of workers that were killed beside their parent: nobody waits for them, so `os.times` never counts them."""
+    """CPU of workers that were killed beside their parent: nothing waits for them, so `os.times` never counts them."""
 
     def __init__(
         self, subject: Subject, *, workers: int, cpu: int | None = None, ballast_mb: int = 0, options: str = ""
@@ -147,12 +147,12 @@ class Server:
             if not procfs.exit_before(begin_s + limit_s, leaving):
                 raise ServerError(f"had not stopped after {limit_s:g} s")
             took_s = time.monotonic() - begin_s
-            leaving = procfs.session(self.pid)  # who was forked meanwhile
+            leaving = procfs.session(self.pid)  # what was forked meanwhile
         return took_s
 
     def restarted_s(self, limit_s: float) -> float:
         """As `systemctl restart` does it: the signal, and when it has ended, the same again, on its core from the
-        beginning. How long until somebody answers: under load nobody rests. Raises ServerError."""
+        beginning. How long until it answers: under load it never rests. Raises ServerError."""
         begin_s = time.monotonic()
         self._stop()
         self._told = False

@@ -1,4 +1,4 @@
-"""What a connection costs: how many a second, how much CPU, how long an answer takes, and who waits behind whom; and
+"""What a connection costs: how many a second, how much CPU, how long an answer takes, and what waits for what;
 what a server takes: memory, descriptors that stay open, and CPU when there is nothing to do."""
 
 from __future__ import annotations

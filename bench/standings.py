@@ -1,6 +1,6 @@
-"""Who stands where: each subject's answer to a question, and how the one of ours that does the same work compares.
+"""Each subject's answer to a question, and how the subject of pyfanout that does the same work compares.
 
-Of the starts of a round the median counts. Ratios are taken within a round. Nobody is called better unless all rounds
+Of the starts of a round the median counts. Ratios are taken within a round. None is called better unless all rounds
 agree, by LEAST in the median, and the worst round of the one is better than the best of the other.
 """
 
@@ -19,7 +19,7 @@ from bench.model import Question, Sample, Values
 LOAD_LIMIT = 0.9
 """Of its core: a load generator that is busier than that was what limited the number."""
 LEAST = 0.02
-"""By so much at least somebody must be better, in the median, to be called so."""
+"""By so much at least a subject must be better, in the median, to be called so."""
 ROUNDS_TO_RANK = 3
 
 Rounds = dict[int, list[Values]]
@@ -27,7 +27,7 @@ Rounds = dict[int, list[Values]]
 
 
 def chance(rounds: int) -> int:
-    """Of two equals, one is in all its rounds above the other in all of his, by chance once in so many."""
+    """Of two equals, one is in all its rounds above the other in all of its own, by chance once in so many."""
     return math.comb(2 * rounds, rounds) // 2
 
 
@@ -47,17 +47,17 @@ class Line:
     points: list[float]
     """Medians."""
     beside: str
-    """The one of ours that it is compared with, if there is one."""
+    """The subject of pyfanout that it is compared with, if there is one."""
     pairs: list[tuple[float, float]]
     """What that one has, and what it has itself, in each round that both have."""
     added: float | None
     """By how much it has more than what the question counts from; None: there is nothing to subtract."""
     limited: bool
-    """By the load generator: it, or the one of ours that it is compared with, might have been faster."""
+    """By the load generator: it, or the one that it is compared with, might have been faster."""
 
     @property
     def ratios(self) -> list[float]:
-        """More than 1: ours is better."""
+        """More than 1: pyfanout is better."""
         pairs = [(theirs, ours) if self.question.less_is_better else (ours, theirs) for ours, theirs in self.pairs]
         return [more / less if less else (1.0 if more == less else math.inf) for more, less in pairs]
 
@@ -81,7 +81,7 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        """How the one of ours beside it stands to it."""
+        """How the subject of pyfanout beside it stands to it."""
         if not self.pairs:
             return ""
         if self.limited:
@@ -92,8 +92,8 @@ class Line:
         if max(ours) >= min(theirs) and max(theirs) >= min(ours):
             return "overlap"
         if max(self.ratios) < 1 and self.ratio <= 1 - LEAST:
-            return "**better than we are**"
-        return "we are better" if min(self.ratios) > 1 and self.ratio >= 1 + LEAST else "equal within 2 %"
+            return "**better than pyfanout**"
+        return "pyfanout is better" if min(self.ratios) > 1 and self.ratio >= 1 + LEAST else "equal within 2 %"
 
     @property
     def better_than_ours(self) -> bool:
@@ -153,7 +153,7 @@ def _beside(question: Question, name: str) -> str:
 
 
 def unasked(question: Question, questions: Iterable[Question]) -> list[str]:
-    """Who is asked others of these questions, but not this one, and why."""
+    """Which subjects are asked others of these questions, but not this one, and why."""
     rest = dict.fromkeys(name for each in questions for name in each.subjects if name not in question.subjects)
     groups = {
         question.unasked: [name for name in rest if not BY_NAME[name].asked],
@@ -163,6 +163,6 @@ def unasked(question: Question, questions: Iterable[Question]) -> list[str]:
 
 
 def losses(questions: Iterable[Question], samples: Sequence[Sample]) -> list[Line]:
-    """Who was better than the one of ours beside it; the worst for us first."""
+    """Rivals that were better than pyfanout beside them; the worst for pyfanout first."""
     found = [line for question in questions for line in lines(question, samples) if line.better_than_ours]
     return sorted(found, key=lambda line: line.ratio)

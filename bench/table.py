@@ -1,4 +1,4 @@
-"""What a run found, in Markdown: where we are slower first, then what was asked for, then a table a question."""
+"""What a run found, in Markdown: where pyfanout is slower first, then what was asked for, then a table a question."""
 
 from __future__ import annotations
 
@@ -44,41 +44,41 @@ def _about(header: Values) -> str:
 
 
 def noise(samples: Iterable[Sample]) -> str:
-    """A warning when others had so much of the machine that the numbers mean little; else nothing."""
+    """A warning when other processes had so much of the machine that the numbers mean little; else nothing."""
     loud = [each for each in samples if each.values.get("others_cpu", 0.0) > QUIET_SHARE]
     hit: dict[str, set[str]] = {}
     for each in loud:
         hit.setdefault(each.experiment, set()).add(each.subject)
     most = max((each.values["others_cpu"] for each in loud), default=0.0)
     during = ", ".join(f"{experiment} ({'; '.join(sorted(subjects))})" for experiment, subjects in sorted(hit.items()))
-    warning = f"**The machine was not quiet**: others used up to {most:.0%} of a core, during {during}. Measure again."
-    return warning if loud else ""
+    warning = f"**The machine was not quiet**: other processes used up to {most:.0%} of a core, during {during}."
+    return f"{warning} Measure again." if loud else ""
 
 
 def _worse_first(questions: Sequence[Question], samples: Sequence[Sample]) -> str:
-    """What we lose, before what we win."""
+    """What pyfanout loses, before what it wins."""
     rounds = len({each.round for each in samples})
     if rounds < ROUNDS_TO_RANK:
-        return "Too few rounds to rank anybody."
+        return "Too few rounds for a ranking."
     rule = (
         f"by {LEAST:.0%} or more in the median, and in the worst of {rounds} rounds than the other in its best, which"
         f" comes by chance once in {chance(rounds)} where two are equal"
     )
     found = [f"- {loss(line)}" for line in losses(questions, samples)]
     if found:
-        return "\n".join([f"Better than the one of ours beside it ({rule}), the worst for us first:", "", *found])
-    return f"Nobody was better than the one of ours beside it ({rule})."
+        return "\n".join([f"Better than pyfanout at the same work ({rule}), the worst for pyfanout first:", "", *found])
+    return f"No rival was better than pyfanout at the same work ({rule})."
 
 
 def loss(line: Line) -> str:
-    """Who is better than ours, in what, and by how much."""
+    """Which rival is better, in what, and by how much."""
     times = number(1 / line.ratio if line.ratio else math.inf)
     return f"{line.question.name}: {line.subject}, {times} times as good as {line.beside}"
 
 
 def bounds(questions: Iterable[Question], samples: Sequence[Sample]) -> list[list[str]]:
     """What was asked for: a row for each question with bounds, or for each of the rivals in it. It was reached or
-    missed; how we stand to the rival, what failed of the two, and what happened in the last round."""
+    missed; how pyfanout stands to the rival, what failed of the two, and what happened in the last round."""
     rows = []
     for question in questions:
         asked = question.asked
@@ -108,7 +108,7 @@ def _answers(question: Question, found: Iterable[Line]) -> str:
         rows.append([name, BY_NAME[line.subject].kind, spread(line.values, number), compared, *added])
         rows[-1] += [*map(number, line.points), "; ".join(_remarks(question, line))]
     measured = f"{question.unit}: median (min..max)"
-    return _table(["who", "speaks", measured, "ours beside it, to it", *titles, ""], rows)
+    return _table(["subject", "speaks", measured, "pyfanout beside it, to it", *titles, ""], rows)
 
 
 def _remarks(question: Question, line: Line) -> list[str]:
@@ -116,7 +116,7 @@ def _remarks(question: Question, line: Line) -> list[str]:
     remarks = {
         line.verdict: True,
         f"failed: {_kinds(line)}": line.errors and "lost" not in question.key,
-        "the load generator was the limit, of its number or of ours": line.limited,
+        "the load generator was the limit, of its number or of pyfanout's": line.limited,
         late: line.late > LATE_LIMIT,
     }
     return [words for words, said in remarks.items() if words and said]

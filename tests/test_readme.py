@@ -242,7 +242,7 @@ LOSSES = 5
 def comparison(line: standings.Line) -> str:
     if line.better_than_ours:
         return f"{line.subject} is {table.number(1 / line.ratio)} times better"
-    if line.verdict != "we are better":
+    if line.verdict != "pyfanout is better":
         return f"the ranges {line.verdict}"
     return "pyfanout lost none" if line.ratio == math.inf else f"pyfanout is {table.number(line.ratio)} times better"
 

@@ -57,7 +57,7 @@ def serve(handler: Handler, address: tuple[str, int], workers: int, backlog: int
 
 
 def fork(work: Callable[[], None]) -> int:
-    """The pid of a worker whose whole life is `work`: it never comes back into the master's stack."""
+    """The pid of a worker with `work` as its whole life: it never comes back into the master's stack."""
     if pid := os.fork():
         return pid
     try:

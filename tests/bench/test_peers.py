@@ -57,8 +57,8 @@ STREAMS = "pyfanout asyncio"
 @pytest.mark.parametrize(
     ("ours", "theirs", "verdict"),
     [
-        ([100.0, 110.0, 90.0], [50.0, 80.0, 89.0], "we are better"),
-        ([50.0, 80.0, 89.0], [100.0, 110.0, 90.0], "**better than we are**"),
+        ([100.0, 110.0, 90.0], [50.0, 80.0, 89.0], "pyfanout is better"),
+        ([50.0, 80.0, 89.0], [100.0, 110.0, 90.0], "**better than pyfanout**"),
         ([100.0, 110.0, 90.0], [50.0, 100.0, 80.0], "overlap"),  # 1.1 and more in every round, but 90 is less than 100
         ([100.0, 110.0, 90.0], [90.0, 120.0, 80.0], "overlap"),
         ([100.0, 110.0], [50.0, 60.0], "too few rounds to rank"),
@@ -72,7 +72,7 @@ def test_less_is_better_where_it_is_and_none_is_best() -> None:
     numbers = {OURS: [0.0] * 3, STREAMS: [0.0] * 3, THEIRS: [64.0] * 3, "nginx": [0.0] * 3}
     found = {line.subject: line.verdict for line in standings.lines(BY_NAME["stop"], answers("stop", numbers))}
     assert list(found)[-1] == THEIRS
-    assert found == {OURS: "", STREAMS: "", THEIRS: "we are better", "nginx": "overlap"}
+    assert found == {OURS: "", STREAMS: "", THEIRS: "pyfanout is better", "nginx": "overlap"}
     assert "∞" in markdown(answers("stop", {OURS: [0.0] * 3, THEIRS: [64.0] * 3}))
 
 
@@ -146,7 +146,7 @@ def test_samples_that_other_code_has_measured_are_refused(tmp_path: Path) -> Non
         main.doubt(first, refuse=True)
     keep(tmp_path, ABOUT | {"commit": first}, found)
     bench("page", str(tmp_path), "--anyway")
-    assert "what measures has changed since" in (tmp_path / "report.html").read_text().partition("<h2>")[0]
+    assert "pyfanout, has changed since" in (tmp_path / "report.html").read_text().partition("<h2>")[0]
 
 
 def test_who_was_limited_by_the_load_generator_is_not_ranked() -> None:
@@ -158,11 +158,11 @@ def test_who_was_limited_by_the_load_generator_is_not_ranked() -> None:
     assert not line.better_than_ours
 
 
-@pytest.mark.parametrize(("ours", "verdict"), [(1.01, "equal within 2 %"), (1.03, "we are better")])
+@pytest.mark.parametrize(("ours", "verdict"), [(1.01, "equal within 2 %"), (1.03, "pyfanout is better")])
 def test_a_hair_is_no_victory(ours: float, verdict: str) -> None:
     assert verdicts("throughput", {OURS: [ours] * 3, THEIRS: [1.0] * 3})[THEIRS] == verdict
     other_way = verdicts("throughput", {OURS: [1.0] * 3, THEIRS: [ours] * 3})[THEIRS]
-    assert other_way == ("**better than we are**" if verdict == "we are better" else verdict)
+    assert other_way == ("**better than pyfanout**" if verdict == "pyfanout is better" else verdict)
 
 
 class _Half(socketserver.BaseRequestHandler):
@@ -214,7 +214,7 @@ def test_other_languages_are_compared_where_speed_is_not_what_is_asked() -> None
     numbers = {OURS: [0.0] * 3, STREAMS: [2.0] * 3, THEIRS: [4.0] * 3, "nginx": [1.0] * 3}
     found = {line.subject: line for line in standings.lines(BY_NAME["kill"], answers("kill", numbers))}
     assert found[THEIRS].ratios == [float("inf")] * 3
-    assert found["nginx"].verdict == "**better than we are**"
+    assert found["nginx"].verdict == "**better than pyfanout**"
 
 
 def test_a_curve_has_a_number_for_each_point() -> None:
@@ -251,7 +251,7 @@ def test_what_we_lose_is_said_first_and_who_was_not_run() -> None:
     assert "throughput: SO_REUSEPORT blocking, 2 times as good as pyfanout blocking" in before
     assert "once in 10 where two are equal" in before
     assert "PM2 cluster: not run" in before
-    assert "**better than we are**" in after
+    assert "**better than pyfanout**" in after
 
 
 def test_one_that_failed_is_named() -> None:
@@ -388,7 +388,7 @@ def test_the_picture_names_the_worst_for_us_and_shows_who_lost_none(tmp_path: Pa
 
 
 def test_a_short_run_makes_a_report_and_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
-    only = ["--only", "latency-low", "--only", "stop", "--who", OURS, "--who", THEIRS]
+    only = ["--only", "latency-low", "--only", "stop", "--subject", OURS, "--subject", THEIRS]
     bench("peers", "--quick", *only, "--to", str(tmp_path), "--note", "a short one")
     about, found = runner.read(tmp_path / "samples.jsonl")
     assert {(each.experiment, each.subject) for each in found} == {

@@ -46,11 +46,11 @@ def verdict(question: Question, found: list[Sample]) -> str:
 @pytest.mark.parametrize(
     ("ours", "theirs", "said"),
     [
-        ([11, 12, 13], [10, 10, 10], "reached; we are better"),
+        ([11, 12, 13], [10, 10, 10], "reached; pyfanout is better"),
         ([11, 22, 33], [10, 20, 30], "reached; overlap"),  # better in each round, but the spreads overlap
         ([11, 19, 33], [10, 20, 30], "reached; overlap"),
         ([11, 18, 33], [10, 20, 30], "**missed**; overlap"),  # one round at 0.90
-        ([9, 9, 9], [10, 11, 12], "**missed**; **better than we are**"),
+        ([9, 9, 9], [10, 11, 12], "**missed**; **better than pyfanout**"),
         ([10, 20, 30], [10, 20, 30], "**missed**; overlap"),
         ([11, 22], [10, 20], "reached; too few rounds to rank"),
     ],
@@ -62,8 +62,8 @@ def test_bounds_are_of_ratios_within_rounds(ours: list[float], theirs: list[floa
 def test_less_is_better_where_it_is() -> None:
     asked = Asked("{:.2f}", {"at most": 1.03}, of=truediv)
     question = replace(RACE, less_is_better=True, asked=asked)
-    assert verdict(question, answers([9, 9, 9], [10, 10, 10])) == "reached; we are better"
-    assert verdict(question, answers([11, 11, 11], [10, 10, 10])) == "**missed**; **better than we are**"
+    assert verdict(question, answers([9, 9, 9], [10, 10, 10])) == "reached; pyfanout is better"
+    assert verdict(question, answers([11, 11, 11], [10, 10, 10])) == "**missed**; **better than pyfanout**"
 
 
 def test_of_the_starts_of_a_round_the_median_counts() -> None:
@@ -80,7 +80,7 @@ def test_of_the_starts_of_a_round_the_median_counts() -> None:
 def test_errors_and_what_should_not_have_been_stand_beside_the_verdict() -> None:
     found = answers([11] * 3, [10] * 3)
     found[-1].values["errors"] = {"reset": 2, "timeout": 1}
-    assert verdict(RACE, found) == f"reached; we are better; failed of {THEIRS}: 2 reset, 1 timeout"
+    assert verdict(RACE, found) == f"reached; pyfanout is better; failed of {THEIRS}: 2 reset, 1 timeout"
     alone = replace(RACE, subjects=(OURS,), asked=Asked("{:.2f}", {"at least": 1}))
     found = answers([11] * 3, [], detail="12 kills", missed="old workers have left")
     assert verdict(alone, found) == "**missed**; old workers have left; 12 kills"
@@ -91,7 +91,7 @@ def test_a_busy_machine_is_said() -> None:
     quiet.values["others_cpu"] = 0.02
     loud.values["others_cpu"] = 0.35
     assert table.noise([quiet]) == ""
-    assert "not quiet**: others used up to 35% of a core, during race" in table.noise([quiet, loud])
+    assert "not quiet**: other processes used up to 35% of a core, during race" in table.noise([quiet, loud])
 
 
 def test_a_row_without_its_rival_is_left_out() -> None:
@@ -125,7 +125,7 @@ def test_rounds_are_interleaved_and_the_order_rotates() -> None:
                 turned = order[::-1] if (round_ * starts + start) % 2 else order
                 expected.append((round_, start, name, [*turned]))
     assert plan == expected
-    with pytest.raises(ServerError, match="no question is called so; there are throughput-blocking"):
+    with pytest.raises(ServerError, match="no question has this name; there are throughput-blocking"):
         questions.selected(run, ["nonsense"], [], quick=False)
 
 
