@@ -103,7 +103,7 @@ static int accept_one(fan_core *core, int number, int64_t now_ns, fan_held *held
         case ENFILE:
         case ENOBUFS:
         case ENOMEM:
-            fan_accept_pause(core, errno);
+            fan_pause(core, errno);
             return -1;
         case ECONNABORTED:
         case EPERM:
@@ -120,17 +120,17 @@ static int accept_one(fan_core *core, int number, int64_t now_ns, fan_held *held
             core->counters.aborted++;
             break;
         default: /* a refusal that accept(2) does not list: later */
-            fan_accept_pause(core, errno);
+            fan_pause(core, errno);
             return -1;
         case EBADF:
         case EINVAL:
         case ENOTSOCK: /* not a listening socket any more; nothing here can mend it */
-            fan_core_notice(core, FAN_EVENT_LISTENER_FAILED, errno, number);
+            fan_event_add(core, FAN_EVENT_LISTENER_FAILED, errno, number);
             fan_listener_close(core, number);
             return 0;
         }
     }
-    fan_accept_pause(core, errno); /* one after the other fails: a firewall, a security module */
+    fan_pause(core, errno); /* one after the other fails: a firewall, a security module */
     return -1;
 }
 
@@ -170,7 +170,7 @@ int fan_accept_batch(fan_core *core, int want, int64_t now_ns)
                 listener->remaining--;
             if (core->paused) {
                 core->paused = false;
-                fan_core_notice(core, FAN_EVENT_RESUMED, 0, 0);
+                fan_event_add(core, FAN_EVENT_RESUMED, 0, 0);
             }
         }
     }

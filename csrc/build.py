@@ -18,7 +18,7 @@ SOURCES = (
     "route.c",
     "seat.c",
     "channel.c",
-    "news.c",
+    "events.c",
     "take.c",
     "turns.c",
     "linger.c",

@@ -23,10 +23,10 @@ int fan_core_new(int seats, int policy, fan_core **out)
     core->channels = calloc((size_t)seats + 1, sizeof *core->channels);
     core->seats = calloc((size_t)seats, sizeof *core->seats);
     core->rotation = calloc((size_t)seats + 1, sizeof *core->rotation);
-    core->notices = calloc((size_t)FAN_NOTICES(seats), sizeof *core->notices);
+    core->events = calloc((size_t)FAN_EVENTS(seats), sizeof *core->events);
     for (int i = 0; core->channels && i <= seats; i++)
         core->channels[i] = (fan_channel){.write_fd = -1, .read_fd = -1, .spill_fd = -1};
-    if (!core->channels || !core->seats || !core->rotation || !core->notices)
+    if (!core->channels || !core->seats || !core->rotation || !core->events)
         goto fail;
     rc = fan_scoreboard_map(&core->scoreboard, seats);
     if (rc < 0)
@@ -77,7 +77,7 @@ static void free_memory(fan_core *core)
     free(core->channels);
     free(core->seats);
     free(core->rotation);
-    free(core->notices);
+    free(core->events);
     free(core);
 }
 

@@ -4,11 +4,11 @@
 
 #include "state.h"
 
-/* news.c */
+/* events.c */
 int fan_epoll(int set, int op, int fd, uint32_t events, uint64_t about);
-void fan_core_notice(fan_core *core, int kind, int error, int64_t token);
-bool fan_accept_rests(const fan_core *core);
-void fan_accept_pause(fan_core *core, int error);
+void fan_event_add(fan_core *core, int kind, int error, int64_t token);
+bool fan_is_paused(const fan_core *core);
+void fan_pause(fan_core *core, int error);
 
 /* dispatch.c */
 bool fan_core_dispatch(fan_core *core);

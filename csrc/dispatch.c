@@ -85,7 +85,7 @@ static int recall_batch(fan_core *core, int want, int64_t now_ns)
             int source = channel->spill_fd >= 0 ? channel->spill_fd : channel->read_fd;
             int rc = fan_channel_room(source, 1);
             if (rc < 0) {
-                fan_accept_pause(core, -rc);
+                fan_pause(core, -rc);
                 goto out;
             }
             rc = fan_channel_recall(source, held);
@@ -118,7 +118,7 @@ out:
 
 static int refill(fan_core *core, int space, int64_t now_ns)
 {
-    if (fan_accept_rests(core))
+    if (fan_is_paused(core))
         return 0;
     int want = space < FAN_BATCH ? space : FAN_BATCH;
     int count = recall_batch(core, want, now_ns);
@@ -156,7 +156,7 @@ static void refused(fan_core *core, int number, int error, int64_t now_ns)
     else
         core->counters.memory_shortages++;
     if (!core->stall_told)
-        fan_core_notice(core, FAN_EVENT_PAUSED, error, 0);
+        fan_event_add(core, FAN_EVENT_PAUSED, error, 0);
     core->stall_told = true;
 }
 
@@ -185,7 +185,7 @@ static int pass_to(fan_core *core, int number, int64_t now_ns)
     core->counters.passed += (uint64_t)passed;
     if (core->stall_told) {
         core->stall_told = false;
-        fan_core_notice(core, FAN_EVENT_RESUMED, 0, 0);
+        fan_event_add(core, FAN_EVENT_RESUMED, 0, 0);
     }
     /* Hungry is who has a quarter left or less. One that may have more is asked before it gets more, and has the
      * master wait until it is hungry: so a busy house is fed in batches instead of being woken into by each client. */
@@ -249,7 +249,7 @@ void fan_core_finish_if_done(fan_core *core)
         if (core->channels[i].write_fd >= 0)
             shutdown(core->channels[i].write_fd, SHUT_WR);
     core->finished = true;
-    fan_core_notice(core, FAN_EVENT_FINISHED, 0, 0);
+    fan_event_add(core, FAN_EVENT_FINISHED, 0, 0);
 }
 
 /* Move connections until nobody is hungry or nothing is there. True if it stopped only to let others have a turn. */
@@ -260,7 +260,7 @@ bool fan_core_dispatch(fan_core *core)
         if (core->finished || now_ns < core->stall_until_ns)
             return false;
         core->stall_until_ns = core->lag_until_ns = 0;
-        if (core->broken_count && !fan_accept_rests(core))
+        if (core->broken_count && !fan_is_paused(core))
             fan_channels_mend(core);
         int space = total_space(core, now_ns);
         if (space == 0 && want_room(core))

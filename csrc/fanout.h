@@ -27,11 +27,11 @@ typedef struct fan_receiver fan_receiver;  /* a worker's (or thread's) reading e
 
 enum { FAN_ROUND_ROBIN, FAN_LEAST_CONNECTIONS, FAN_SOURCE_HASH };
 
-/* What fan_core_run has to say. */
+/* What fan_core_run reports. */
 enum {
     FAN_EVENT_WATCHED,          /* `token`: a watched descriptor is readable */
-    FAN_EVENT_PAUSED,           /* `error`: dispatching rests: a shortage, or each client fails */
-    FAN_EVENT_RESUMED,          /* accepting goes on after a pause */
+    FAN_EVENT_PAUSED,           /* `error`: accepting is paused: a shortage, or each accept() fails */
+    FAN_EVENT_RESUMED,          /* accepting is resumed */
     FAN_EVENT_LISTENER_FAILED,  /* `token`: listener number, `error`: why it was closed */
     FAN_EVENT_CHANNEL_BROKEN,   /* `token`: seat, or -1 for the pool: a worker shut it down; a new one has taken its place */
     FAN_EVENT_FINISHED          /* after fan_core_finish: all that was queued has been passed, the listeners are closed */
@@ -61,7 +61,7 @@ typedef struct {
     uint64_t lost;        /* recall: MSG_CTRUNC, a connection lost for want of a descriptor */
 } fan_counters;
 
-/* A copy of a seat's page. Written by the worker, so believed only as far as it harms nobody else. */
+/* A copy of a seat's page. Written by the worker, so never trusted where a lie could harm another worker. */
 typedef struct {
     uint64_t generation;
     uint64_t taken;        /* connections */

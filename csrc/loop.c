@@ -96,7 +96,7 @@ static bool anybody_hungry(const fan_core *core)
 
 static bool is_listening(const fan_core *core)
 {
-    return core->held_count == 0 && !core->stall_until_ns && !fan_accept_rests(core) && anybody_hungry(core);
+    return core->held_count == 0 && !core->stall_until_ns && !fan_is_paused(core) && anybody_hungry(core);
 }
 
 static void channel_writable(fan_core *core, int number, uint32_t events)
@@ -157,11 +157,11 @@ int fan_core_run(fan_core *core, int64_t timeout_ns, fan_event *events, int cap)
         keep_time(core, fan_now_ns());
         core->more = fan_core_dispatch(core);
         fan_core_finish_if_done(core);
-        int told = core->notice_count < cap ? core->notice_count : cap;
+        int told = core->event_count < cap ? core->event_count : cap;
         if (told) {
-            memcpy(events, core->notices, (size_t)told * sizeof *events);
-            core->notice_count -= told;
-            memmove(core->notices, core->notices + told, (size_t)core->notice_count * sizeof *events);
+            memcpy(events, core->events, (size_t)told * sizeof *events);
+            core->event_count -= told;
+            memmove(core->events, core->events + told, (size_t)core->event_count * sizeof *events);
             return told;
         }
         int64_t now_ns = fan_now_ns();
@@ -207,7 +207,7 @@ int fan_core_arm(fan_core *core, int64_t timeout_ns)
     assert(core->poll_fd >= 0);
     int64_t now_ns = fan_now_ns();
     int64_t next_ns = next_deadline_ns(core, deadline_after(timeout_ns, now_ns));
-    if (core->notice_count > 0 || core->more)
+    if (core->event_count > 0 || core->more)
         next_ns = now_ns;
     struct itimerspec at = {0}; /* all zero: never */
     if (next_ns != INT64_MAX)

@@ -50,7 +50,7 @@ static void mend(fan_core *core, int number)
         return;
     int rc = fan_channel_birth(core, number, &fresh);
     if (rc < 0) {
-        fan_accept_pause(core, -rc);
+        fan_pause(core, -rc);
         return;
     }
     fan_channel_resize(&fresh, channel->size, core->message_bytes);
@@ -115,7 +115,7 @@ int fan_seat_enter(fan_core *core, int seat, int pool, int threads, int size, in
     fan_channel *channel = &core->channels[pool ? core->seat_count : seat];
     size = fan_channel_resize(channel, size, core->message_bytes);
     if (channel->broken) { /* it has inherited the old pair, and is of no use */
-        fan_core_notice(core, FAN_EVENT_CHANNEL_BROKEN, 0, pool ? -1 : seat);
+        fan_event_add(core, FAN_EVENT_CHANNEL_BROKEN, 0, pool ? -1 : seat);
         return size;
     }
     it->entered_ns = fan_now_ns();
@@ -232,6 +232,6 @@ void fan_channel_replace(fan_core *core, int number)
     channel->broken = channel->recalling = core->recall = true;
     core->broken_count++;
     rebuild_rotation(core);
-    fan_core_notice(core, FAN_EVENT_CHANNEL_BROKEN, 0, number < core->seat_count ? number : -1);
+    fan_event_add(core, FAN_EVENT_CHANNEL_BROKEN, 0, number < core->seat_count ? number : -1);
     mend(core, number);
 }

@@ -88,8 +88,8 @@ typedef struct {
 } fan_policy;
 
 #define FAN_LOOK_NS (10 * FAN_MS) /* how long a message may wait beside an idle reader before somebody is nudged */
-#define FAN_OFTEN 8
-#define FAN_NOTICES(seats) (FAN_OFTEN + (seats) + 1 + FAN_MAX_LISTENERS + 1)
+#define FAN_PAUSE_EVENTS 8
+#define FAN_EVENTS(seats) (FAN_PAUSE_EVENTS + (seats) + 1 + FAN_MAX_LISTENERS + 1)
 
 struct fan_core {
     int inner;               /* epoll set: channels and watched descriptors */
@@ -122,8 +122,8 @@ struct fan_core {
     int held_count;
     fan_held held[FAN_BATCH];
     bool more;               /* dispatching stopped only to let others have a turn */
-    int notice_count;
-    fan_event *notices;      /* own news for the next return to Python */
+    int event_count;
+    fan_event *events;       /* for the next return to Python */
     int broken_count;        /* channels to be mended */
     bool recall;             /* some channel may be recalling, or have a spill_fd */
     fan_counters counters;
