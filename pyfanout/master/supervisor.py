@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import pyfanout
 from pyfanout.config import MAX_WORKERS, Config
-from pyfanout.core import POOL, SEATS, Core, Event, EventKind, ScoreView, WorkerEnds
+from pyfanout.core import POOL, SEATS, Core, Event, EventKind, WorkerEnds
 from pyfanout.errors import CoreError, LoadError, StuckError, WorkerError
 from pyfanout.host import stdio
 from pyfanout.host.log import counted, counted_are
@@ -47,12 +47,12 @@ from pyfanout.link.messages import (
 from pyfanout.link.outbox import AGAIN_NS
 from pyfanout.master import timing
 from pyfanout.master.callbacks import Callbacks, Notice
+from pyfanout.master.deaths import Deaths
 from pyfanout.master.endpoints import Endpoint
 from pyfanout.master.health import Health
 from pyfanout.master.lifecycle import Action, State, WorkerEvent, step
-from pyfanout.master.oom import OomKills
 from pyfanout.master.orphans import LOOK_NS, Orphans
-from pyfanout.master.process import ExitReport, file_for_stacks, own_pidfd, spawn
+from pyfanout.master.process import file_for_stacks, own_pidfd, spawn
 from pyfanout.master.readiness import Readiness
 from pyfanout.master.reload import Reload
 from pyfanout.master.roster import Roster, Slot, WorkerHandle
@@ -109,7 +109,7 @@ class Supervisor:
         self._open_files = OpenFiles()
         self._roster = Roster()
         self._health = Health(config)
-        self._oom_kills = OomKills()
+        self._deaths = Deaths()
         self._min_uptime_ns = int(config.min_uptime * 1e9)
         self._ever_ready = False
         self._told_ready = False
@@ -133,9 +133,6 @@ class Supervisor:
         self._reload_again: list[WhenReloaded] | None = None
         """Who asked for one more while one was under way; None: nobody did."""
         self._first_failure: Failed | None = None
-        self._shown: Failed | None = None
-        self._shown_stacks = ""
-        """The last one that was logged."""
         self._broken: WorkerError | None = None
         """Why a stop is a failure."""
 
@@ -452,7 +449,7 @@ class Supervisor:
         self._unwatch(member)
         self._read_last_words(member)
         report, was, view = member.process.reap(), member.state, self._core.look(member.seat)
-        words = f"{report}{self._cause(member, report)}"
+        words = self._deaths.words(member, report)
         stacks = member.stacks() if report.signum is not None else ""
         if member.failure and self._first_failure is None:
             self._first_failure = member.failure
@@ -464,10 +461,11 @@ class Supervisor:
         unwanted = member.slot.retired or member.slot.seat != member.seat
         if unwanted and self._roster.lives_in(member.seat) is None:  # a callback may have had it taken
             self._core.end(member.seat)
-        self._log_death(member, was, report, words, view)
-        if stacks and (self._ever_ready or stacks != self._shown_stacks):  # at first all of them fail for one reason
-            log.error("%s was here when it died:\n%s", member, stacks)
-            self._shown_stacks = stacks
+        if member.failure:
+            self._deaths.log_failure(member, member.failure, ever_ready=self._ever_ready)
+        else:
+            self._deaths.log(member, was, report, words, view.in_hands, stopping=self._stopping is not None)
+        self._deaths.log_stacks(member, stacks, ever_ready=self._ever_ready)
         if self._notify.wanted("exit"):
             self._call(Notice("exit", status_of(member.slot, member, view, time.monotonic_ns()), words))
         self._count_out(member, member.failure.reason if member.failure else f"{member} {words}")
@@ -494,42 +492,6 @@ class Supervisor:
                     member.spent = True
                 case Cut(connections):
                     member.cut = connections
-
-    def _cause(self, member: WorkerHandle, report: ExitReport) -> str:
-        """Why it ended, as far as we know more than how."""
-        if member.verdict:
-            return f" ({member.verdict})"
-        if report.signum == signal.SIGKILL and self._oom_kills.happened(time.monotonic_ns()):
-            return " (out of memory: the kernel's OOM killer was at work)"
-        if member.spent and report.code == 0:
-            return " (max_requests)"
-        return ""
-
-    def _log_death(self, member: WorkerHandle, was: State, report: ExitReport, words: str, view: ScoreView) -> None:
-        if failure := member.failure:
-            shown, self._shown = self._shown, failure
-            new = failure.details if shown is None or failure.details != shown.details else ""
-            # Until the first worker was ready all of them fail for one reason, which the last line repeats.
-            repeated = failure == shown and not self._ever_ready
-            level = logging.DEBUG if repeated else logging.ERROR
-            log.log(level, "%s could not start: %s%s", member, failure.reason, new and f"\n{new.rstrip()}")
-            return
-        lost = view.in_hands
-        # By the signal itself: one that was told to leave before it could listen.
-        told = report.code == 0 or report.signum in (signal.SIGTERM, signal.SIGQUIT)
-        as_told = was in (State.DRAINING, State.STOPPING) and told
-        if as_told and not lost:
-            log.debug("%s has left", member)
-            return
-        log.log(
-            logging.WARNING if self._stopping is None else logging.INFO,
-            "%s %s after %.1f s, with %d connection%s in its hands",
-            member,
-            words,
-            (member.since_ns - (member.ready_ns or member.forked_ns)) / 1e9,
-            lost,
-            "" if lost == 1 else "s",
-        )
 
     def _tell(self, event: str, member: WorkerHandle | None, detail: str = "") -> None:
         """The callbacks."""
@@ -841,7 +803,7 @@ class Supervisor:
                 log.error("%s is %s", member, member.verdict)
                 self._happened(member, WorkerEvent.FOUND_HUNG)
         self._health.next_round(self._roster.members, now_ns)
-        self._oom_kills.look(now_ns)
+        self._deaths.oom_kills.look(now_ns)
 
     def _deadlines(self) -> list[int]:
         """All that is to be done by the clock."""

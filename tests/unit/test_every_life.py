@@ -525,7 +525,7 @@ def world(case: Case) -> Iterator[World]:
         patched.setattr(supervisor, "Core", lambda *_: one)
         patched.setattr(supervisor, "spawn", one.spawn)
         patched.setattr(supervisor, "gc", SimpleNamespace(collect=str, freeze=int, unfreeze=int))
-        one.supervisor._oom_kills = SimpleNamespace(look=id, happened=lambda _: False)  # type: ignore[assignment]
+        one.supervisor._deaths.oom_kills = SimpleNamespace(look=id, happened=lambda _: False)  # type: ignore[assignment]
         logging.disable()
         undo.callback(logging.disable, logging.NOTSET)
         with one.supervisor:
