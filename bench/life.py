@@ -50,7 +50,7 @@ def _lost(answers: Answers, detail: str, missed: str) -> Values:
 def each_in_a_handler(server: Server, killed: int, answers: Answers, *more: str) -> Values:
     """The log names the connections that workers had in their hands when they were killed: no other may be lost."""
     _wait_log(server, r"was killed by SIG\w+", killed)
-    named = sum(map(int, re.findall(r"was killed by SIG\w+.* with (\d+) connections? in its hands", server.log)))
+    named = sum(map(int, re.findall(r"was killed by SIG\w+.* with (\d+) connections? in progress", server.log)))
     missed = (
         ""
         if set(answers.errors) <= {"reset", "short", *more} and answers["errors_total"] <= named

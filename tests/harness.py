@@ -46,7 +46,7 @@ in flight, by user, and some tests see to it that a user has too many: those tha
 SUSPECT = re.compile(
     r" (ERROR|CRITICAL) |^ *(Traceback|Exception) |Warning\b|Fatal Python error|AddressSanitizer|assert"
 )
-IN_HANDS = re.compile(r"with (\d+) connections? in its hands")
+IN_HANDS = re.compile(r"with (\d+) connections? in progress")
 LISTENING = re.compile(r"listening on (.*) with (\d+) workers?, ([\w-]+)$", re.MULTILINE)
 
 

@@ -128,7 +128,7 @@ class JoinedWorkers:
             self._watches.add(self._join_socket.fileno(), self._on_request)
             self._watches.add(self._owner_fd, self._stop)
             where = ", ".join(endpoint.address for endpoint in self._endpoints)
-            log.info("dispatching %s to who joins, %s", where, self._config.policy)
+            log.info("accepting on %s for joined workers, policy %s", where, self._config.policy)
             if self._interval_ns:
                 self._round_ns = time.monotonic_ns() + self._interval_ns
             while not self._over():
@@ -138,7 +138,11 @@ class JoinedWorkers:
         if self._end_ns is None:
             return False
         if self._workers and time.monotonic_ns() >= self._end_ns:
-            log.warning("%g s are over: %s left alone", self._config.drain_timeout, counted_are(len(self._workers)))
+            log.warning(
+                "drain_timeout of %g s is over: %s left alone",
+                self._config.drain_timeout,
+                counted_are(len(self._workers)),
+            )
             return True
         return not self._workers
 
@@ -190,13 +194,13 @@ class JoinedWorkers:
         try:
             found = joining.answer(self._join_socket)
         except OSError as error:
-            log.error("somebody could not join: %s", error.strerror)
+            log.error("a worker failed to join: %s", error.strerror)
             return True
         if isinstance(found, socket.socket):
             try:
                 self._admit(found)
             except OSError as error:
-                log.error("somebody could not join: %s", error.strerror)
+                log.error("a worker failed to join: %s", error.strerror)
                 found.close()
         elif found is NoRequest.STOP:
             self._stop()
@@ -236,7 +240,7 @@ class JoinedWorkers:
             for message in worker.link.receive():
                 self._on_word(worker, message)
         except DecodeError as error:
-            log.error("%s talks nonsense on its control socket (%s) and gets nothing any more", worker, error)
+            log.error("%s: protocol error on its control socket (%s); it gets no more connections", worker, error)
             self._on_gone(worker)
 
     def _on_word(self, worker: JoinedWorker, message: Message | None) -> None:
@@ -305,7 +309,7 @@ class JoinedWorkers:
         worker.link.close()
         del self._workers[worker.seat]
         level, plural = (logging.WARNING if lost else logging.DEBUG), "" if lost == 1 else "s"
-        log.log(level, "%s is gone, with %d connection%s in its hands", worker, lost, plural)
+        log.log(level, "%s is gone, with %d connection%s in progress", worker, lost, plural)
 
     # ---- rotation -----------------------------------------------------------------------------------------------
 
@@ -324,7 +328,7 @@ class JoinedWorkers:
         try:
             self._core.enter(worker.seat, pool=ready.pool, threads=ready.threads, size=size, most=ready.most)
         except CoreError as error:
-            log.error("%s cannot have connections yet: %s", worker, error.strerror)
+            log.error("%s: cannot be put into rotation yet (%s)", worker, error.strerror)
         else:
             worker.entered = True
 

@@ -45,7 +45,7 @@ class Deaths:
             return
         log.log(
             logging.INFO if stopping else logging.WARNING,
-            "%s %s after %.1f s, with %d connection%s in its hands",
+            "%s %s after %.1f s, with %d connection%s in progress",
             member,
             words,
             (member.since_ns - (member.ready_ns or member.forked_ns)) / 1e9,
@@ -62,5 +62,5 @@ class Deaths:
 
     def log_stacks(self, member: WorkerHandle, stacks: str, *, ever_ready: bool) -> None:
         if stacks and (ever_ready or stacks != self._stacks):
-            log.error("%s was here when it died:\n%s", member, stacks)
+            log.error("%s: Python stacks at death:\n%s", member, stacks)
             self._stacks = stacks

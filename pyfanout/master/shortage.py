@@ -26,13 +26,13 @@ class Shortage:
         if now_ns < self._said_ns + INTERVAL_NS:
             return False
         self._said, self._said_ns = True, now_ns
-        log.error("accepting rests: %s; new clients wait in the kernel's queue", os.strerror(error))
+        log.error("accept paused: %s; new connections wait in the backlog", os.strerror(error))
         return True
 
     def ends(self) -> None:
         if self._said:
             self._said = False
-            log.info("accepting goes on")
+            log.info("accept resumed")
 
     def lost(self, count: int) -> None:
         """So many, by now, were lost on their way back from a worker's channel."""

@@ -326,8 +326,8 @@ class Supervisor:
             for message in member.link.receive():
                 self._on_word(member, message)
         except DecodeError as error:
-            member.verdict = f"nonsense on its control socket: {error}"
-            log.error("%s talks nonsense on its control socket (%s) and is killed", member, error)
+            member.verdict = f"protocol error on its control socket: {error}"
+            log.error("%s: protocol error on its control socket (%s); killing it", member, error)
             self._watches.remove(member.link.fileno())
             member.process.send(signal.SIGKILL)
 
@@ -567,7 +567,7 @@ class Supervisor:
         try:
             self._core.enter(member.seat, pool=member.pool, threads=member.threads, size=size, most=member.most)
         except CoreError as error:
-            log.error("%s cannot have connections, and is replaced: %s", member, error.strerror)
+            log.error("%s: cannot be put into rotation (%s); replacing it", member, error.strerror)
             self._happened(member, WorkerEvent.NOT_ENTERED)
 
     def _replace(self, member: WorkerHandle) -> None:
@@ -939,7 +939,7 @@ class Supervisor:
 
     def _stop_gracefully(self) -> None:
         """Pass on what is queued, end the channels, wait for the workers; then less and less patience."""
-        log.info("stopping: what was begun may take %g s more", self._config.drain_timeout)
+        log.info("graceful stop: workers have %g s to finish", self._config.drain_timeout)
         self._begin_stop(Request.STOP)
         for member in self._roster.members:
             if member.state is State.READY:
@@ -952,7 +952,7 @@ class Supervisor:
         self._stop_deadline_ns = time.monotonic_ns() + int(self._config.drain_timeout * 1e9)
 
     def _lose_patience(self) -> None:
-        log.warning("%g s are over: workers that are left stop now", self._config.drain_timeout)
+        log.warning("drain_timeout of %g s is over: remaining workers stop now", self._config.drain_timeout)
         self._late = True
         self._forget_respawns()
         self._all(WorkerEvent.TOLD_TO_STOP)

@@ -340,7 +340,7 @@ class Worker:
         if connections and not self._stop_is_told:
             self._stop_is_told = True
             plural = "" if connections == 1 else "s"
-            log.warning("worker=%d stops, with %d connection%s in its hands", self.slot, connections, plural)
+            log.warning("worker=%d stops, with %d connection%s in progress", self.slot, connections, plural)
             self.send(Cut(connections))
 
     def adopt_logger(self, name: str) -> None:

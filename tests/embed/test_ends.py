@@ -50,4 +50,4 @@ def test_what_is_kept_keeps_no_connection(
             assert ask(one.address)["pid"] == pid
     one.wait_until(lambda: connections(one, pid) == 0, "all are closed")
     assert one.stop() == 0
-    assert "in its hands" not in one.log
+    assert "in progress" not in one.log

@@ -115,7 +115,7 @@ def cut_off(one: Server, pids: list[int], clients: list[socket.socket], count: i
     one.wait_until(lambda: all(map(is_over, pids)), "the children have ended")
     assert [read_all(client) for client in clients] == [b""] * len(clients)
     plural = "" if count == 1 else "s"
-    one.wait_log(rf"worker=0 stops, with {count} connection{plural} in its hands")
+    one.wait_log(rf"worker=0 stops, with {count} connection{plural} in progress")
 
 
 def printed_by(one: Server, what: str) -> list[int]:
@@ -187,7 +187,7 @@ def test_a_drain_waits_for_them(begin: Begin, app: str) -> None:
         assert read_all(clients[0]) == b"whole\n"
     assert one.wait_exit() == 0
     assert session_of(one.pid) == []
-    assert "in its hands" not in one.log
+    assert "in progress" not in one.log
 
 
 @pytest.mark.parametrize("app", ["Forking", "NeverWaits"])

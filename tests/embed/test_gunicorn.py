@@ -76,12 +76,12 @@ class Gunicorn(Server):
     @property
     def dispatcher(self) -> int:
         """The pid of the newest."""
-        found = self.wait_until(lambda: re.findall(r"\[(\d+)\] INFO dispatching", self.log), "a dispatcher")
+        found = self.wait_until(lambda: re.findall(r"\[(\d+)\] INFO accepting on", self.log), "a dispatcher")
         return int(found[-1])
 
     @property
     def workers(self) -> list[int]:
-        dispatchers = set(map(int, re.findall(r"\[(\d+)\] INFO dispatching", self.log)))
+        dispatchers = set(map(int, re.findall(r"\[(\d+)\] INFO accepting on", self.log)))
         return [pid for pid in children_of(self.pid) if not is_over(pid) and pid not in dispatchers]
 
 
@@ -135,7 +135,7 @@ def test_threads_that_are_all_stuck(gunicorn: MakeGunicorn, kind: str, app: str)
     Meanwhile other workers get its connections."""
     one = gunicorn()
     one.expect(
-        "every thread has been in the same request", "WORKER TIMEOUT", "SIGABRT", "Error handling", "in its hands"
+        "every thread has been in the same request", "WORKER TIMEOUT", "SIGABRT", "Error handling", "in progress"
     )
     one.serve(kind, "--threads", "4", "--timeout", "2", app=app, workers=1, **QUICK).ready(1)
     (pid,) = one.workers
@@ -358,7 +358,7 @@ def test_a_stop_lets_a_request_finish(gunicorn: MakeGunicorn, kind: str) -> None
     thread.join()
     assert answers
     assert one.wait_exit() == 0
-    assert "in its hands" not in one.log.replace("with 0 connections in its hands", "")
+    assert "in progress" not in one.log.replace("with 0 connections in progress", "")
     one.wait_nobody()
 
 
@@ -376,7 +376,7 @@ def test_requests_are_cut_off_by_a_stop_of_asgi(gunicorn: MakeGunicorn, signum: 
     one.wait_until(lambda: one.out.count("app: request") == 2, "the requests are under way")
     assert one.stop(signum) == 0
     close_all(clients)
-    assert one.log.count("worker=0 stops, with 2 connections in its hands") == 1
+    assert one.log.count("worker=0 stops, with 2 connections in progress") == 1
     assert one.out.count("app: hook\n") == one.out.count("app: atexit\n") == 1
     assert one.out.count("app: clean-up\n") == (signum == signal.SIGTERM)
 

@@ -294,7 +294,7 @@ def test_a_stop_waits_for_who_has_just_connected_by_unix(server: MakeServer, tmp
         client.connect(f"{tmp_path}/s")
         one.wait_until(lambda: len(fds_of(worker)) > before, "it is accepted")
         one.send(signal.SIGTERM)
-        one.wait_log("stopping: what was begun")
+        one.wait_log("graceful stop: workers have")
         one.wait_until(lambda: f"pid={worker} READY->DRAINING" in one.log, "it drains")
         assert not select.select([client], [], [], 0.3)[0], "nor ended at the server's next look"
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -345,7 +345,7 @@ def test_a_websocket_is_told_when_the_time_is_up(server: MakeServer, name: str) 
             socket.recv(timeout=20)
         assert "1012" in str(caught.value)
     assert one.wait_exit() == 0
-    assert one.log.count("worker=0 stops, with 1 connection in its hands") == 1
+    assert one.log.count("worker=0 stops, with 1 connection in progress") == 1
 
 
 # ---- others ----------------------------------------------------------------------------------------------------------
@@ -443,7 +443,7 @@ def test_an_upload_that_pauses_is_not_cut(server: MakeServer, name: str) -> None
         client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 10\r\n\r\n12345")
         one.wait_until(lambda: is_silent(client.fileno()), "it pauses")
         one.send(signal.SIGTERM)
-        one.wait_log("stopping: what was begun")
+        one.wait_log("graceful stop: workers have")
         assert not select.select([client], [], [], 0.7)[0], "not as long as a look or two takes"
         client.sendall(b"67890")
         assert b"1234567890" in read_all(client)

@@ -81,7 +81,7 @@ def read_and_close(client: socket.socket) -> bytes:
 @pytest.mark.parametrize("name", list(SUBJECTS))
 def test_threads_that_are_all_stuck(server: MakeServer, name: str) -> None:
     one = start(server(), name)
-    one.expect("is hung: every thread", "was here when it died", "Fatal Python error: Aborted", "Aborted", "Traceback")
+    one.expect("is hung: every thread", "Python stacks at death", "Fatal Python error: Aborted", "Aborted", "Traceback")
     (pid,) = one.workers
     threads = 1 if name == "uvicorn-asgiref" else FEW
     with asking(one, "/stick", threads + 1):  # one more waits

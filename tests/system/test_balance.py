@@ -64,7 +64,7 @@ def test_a_busy_blocking_worker_gets_nothing_while_others_are_idle(server: MakeS
 
 def test_nobody_waits_behind_a_blocked_loop(server: MakeServer) -> None:
     one = server().start("apps:act_async", workers=2, ping_timeout=60)
-    one.expect("in its hands", "SIGKILL")
+    one.expect("in progress", "SIGKILL")
     with connect(one.address, "stick sleep"):
         (pid,) = one.wait_log(r"stuck pid=\d+")
         stuck = int(pid.rpartition("=")[2])

@@ -144,7 +144,7 @@ def test_workers_without_a_free_descriptor(server: MakeServer, tmp_path: Path, h
 
 def test_workers_that_never_become_ready(server: MakeServer, tmp_path: Path) -> None:
     one = run_app(server, tmp_path, "slow:handler", boot_timeout=3)
-    one.expect("^ *Fatal Python error", "was here when it died")
+    one.expect("^ *Fatal Python error", "Python stacks at death")
     assert one.wait_exit() == 3
     one.wait_nobody()
     assert len(re.findall("is not ready after 3 s and is killed", one.log)) == 2

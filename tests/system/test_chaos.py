@@ -31,7 +31,7 @@ DEEDS = {"kill": 6, "stop": 1, "nap": 3, "term": 3, "crash": 1, "reload": 3, "mo
 
 EXPECTED = (
     r"is hung: ",
-    r"was here when it died",
+    r"Python stacks at death",
     r"Fatal Python error: ",
     r"does not stop and is killed",
     r"has not finished after",

@@ -34,7 +34,7 @@ ASYNCIO = """
         over = []
         class Over(logging.Handler):
             def emit(self, record):
-                if "are over" in record.getMessage() or "connections in its hands" in record.getMessage():
+                if "is over" in record.getMessage() or "connections in progress" in record.getMessage():
                     over.append(record.getMessage())
         logging.getLogger("pyfanout").addHandler(Over())
         options["log_level"] = "info"

@@ -802,8 +802,8 @@ def test_its_process_keeps_nothing_of_its_owner_s(tmp_path: Path) -> None:
                 assert False, "somebody listens"
             except ConnectionRefusedError:
                 pass
-            soon(lambda: "dispatching 127.0.0.1:" in Path("lines").read_text(), "its lines")
-            assert "dispatching 127.0.0.1:" in queue.get(timeout=20).getMessage()
+            soon(lambda: "accepting on 127.0.0.1:" in Path("lines").read_text(), "its lines")
+            assert "accepting on 127.0.0.1:" in queue.get(timeout=20).getMessage()
         unsaved.close()
         assert Path("unsaved").read_text() == "once"
         for each in (client, theirs, datagrams[1], journal, epoll, lines, queue):

@@ -49,12 +49,12 @@ def limit_descriptors(pid: int, soft: int) -> int:
 def test_the_master_has_none_left(server: MakeServer, handler: str, options: dict) -> None:
     """It pauses, says so once, uses no CPU, and goes on as soon as there is one."""
     one = server()
-    one.expect("ERROR accepting rests: Too many open files; new clients wait in the kernel's queue")
+    one.expect("ERROR accept paused: Too many open files; new connections wait in the backlog")
     one.start(f"apps:{handler}", workers=2, **options)
     lowest_free = next(fd for fd in range(3, 1000) if fd not in fds_of(one.pid))
     before = limit_descriptors(one.pid, lowest_free)
     queued = crowd(one.address, 50, "identity")
-    one.wait_log("accepting rests")
+    one.wait_log("accept paused")
     effort = Effort.of(one.pid)
     nobody_is_answered(queued)
     used = Effort.of(one.pid)
@@ -62,8 +62,8 @@ def test_the_master_has_none_left(server: MakeServer, handler: str, options: dic
     assert used.voluntary_switches - effort.voluntary_switches <= 12  # it looks ten times a second
     limit_descriptors(one.pid, before)
     assert None not in who(collect(queued))
-    one.wait_log("accepting goes on")
-    assert one.log.count("accepting rests") == 1
+    one.wait_log("accept resumed")
+    assert one.log.count("accept paused") == 1
     assert ask(one.address)["pid"] in one.workers
 
 
@@ -74,7 +74,7 @@ def nobody_is_answered(socks: list[socket.socket], seconds: float = 0.5) -> None
 def test_the_master_has_few(server: MakeServer, handler: str, options: dict) -> None:
     """Always at the edge: a batch never fits, each connection is served all the same."""
     one = server()
-    one.expect("ERROR accepting rests: Too many open files")
+    one.expect("ERROR accept paused: Too many open files")
     one.start(f"apps:{handler}", workers=2, **options)
     highest = max(fds_of(one.pid))
     limit_descriptors(one.pid, highest + 3)
@@ -85,7 +85,7 @@ def test_the_master_has_few(server: MakeServer, handler: str, options: dict) -> 
 def test_a_worker_dies_while_the_master_has_none_left(server: MakeServer) -> None:
     """The slot is tried again until there is a descriptor; the other worker serves what it got."""
     one = server()
-    one.expect("ERROR worker=. cannot be started: Too many open files", "ERROR accepting rests")
+    one.expect("ERROR worker=. cannot be started: Too many open files", "ERROR accept paused")
     one.start("apps:act", workers=2)
     before = limit_descriptors(one.pid, 4)
     victim = one.workers[0]
@@ -200,7 +200,7 @@ def test_a_channel_that_cannot_be_read(server: MakeServer) -> None:
     one.wait_idle()  # that client is gone, for the worker, too
     waiting = crowd(one.address, 5, "identity")
     assert collect(held) == [b""] * 3
-    one.wait_log("WARNING worker=0 stops, with 3 connections in its hands")
+    one.wait_log("WARNING worker=0 stops, with 3 connections in progress")
     assert not {answer["pid"] for answer in who(collect(waiting))} & set(pids)
 
 
@@ -286,16 +286,16 @@ def test_too_many_in_flight(
     """ETOOMANYREFS: the user has more descriptors in flight than its limit. Clients wait, the master does not spin."""
     one = server().start(handler, script={"uid": NOBODY, "nofile": 100}, workers=2, **options)
     assert ask(one.address)["uid"] != 0
-    one.expect("accepting rests: Too many references")
+    one.expect("accept paused: Too many references")
     end = many_in_flight()
     queued = crowd(one.address, 60, "identity")
     effort = Effort.of(one.pid)
     nobody_is_answered(queued)
-    one.wait_log("accepting rests: Too many references")
+    one.wait_log("accept paused: Too many references")
     assert Effort.of(one.pid).cpu_ticks - effort.cpu_ticks <= 5
     end()
     assert None not in who(collect(queued))
-    one.wait_log("accepting goes on")
+    one.wait_log("accept resumed")
     assert ask(one.address)["pid"] in one.workers
 
 

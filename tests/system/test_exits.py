@@ -164,7 +164,7 @@ def test_an_exit_function_that_hangs(begin: Callable[..., Server], kind: str) ->
     one = begin(kind, drain_timeout=0.5)
     tell(one, kind, "hang")
     assert one.stop() == 0
-    one.wait_log("0.5 s are over: workers that are left stop now")
+    one.wait_log("drain_timeout of 0.5 s is over: remaining workers stop now")
     assert "does not stop and is killed" not in one.log
     one.wait_nobody()
 

@@ -25,7 +25,7 @@ HUNG = r"is hung: "
 
 def hangs(one: Server, pid: int, reason: str) -> None:
     """It is found out, for this reason, and replaced."""
-    one.expect(HUNG, "was here when it died", "Fatal Python error: Aborted")
+    one.expect(HUNG, "Python stacks at death", "Fatal Python error: Aborted")
     one.wait_log(rf"pid={pid} is hung: {reason}")
     one.wait_until(lambda: is_over(pid), "it is gone")
     one.wait_log(rf"pid={pid} was killed by .* \(hung: {reason}")
@@ -90,7 +90,7 @@ def test_a_core_only_if_asked(server: MakeServer, tmp_path: Path, asked: bool) -
     with stuck(one, "stick sleep") as pid:
         hangs(one, pid, "a handler has run for")
     words = one.wait_log(rf"pid={pid} was killed by SIGABRT")[0]
-    one.wait_log("was here when it died")
+    one.wait_log("Python stacks at death")
     if not asked or hard != 0:  # nobody may leave one
         assert ("has left a core" in words) == asked
     left = list(tmp_path.glob("core*"))  # where the system writes them, if its pattern names no other place

@@ -37,7 +37,7 @@ def test_others_notice_nothing(server: MakeServer, evil: str, kind: str) -> None
     one = server().start(
         f"hostile:{kind}", workers=3, ping_interval=0.2, ping_timeout=PATIENCE_S, drain_timeout=drain_timeout
     )
-    one.expect("nonsense", "shut down", "in its hands", "SIGKILL", "no answer to a ping", "failed", "could not")
+    one.expect("protocol error", "shut down", "in progress", "SIGKILL", "no answer to a ping", "failed", "could not")
     one.wait_idle()
     before, workers = len(fds_of(one.pid)), set(one.workers)
     guilty, failures = set(), []

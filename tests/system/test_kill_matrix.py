@@ -27,7 +27,7 @@ QUICK = {
 
 EXPECTED = (
     "is hung: ",
-    "was here when it died",
+    "Python stacks at death",
     "Fatal Python error: ",
     "is not ready",
     "does not stop",

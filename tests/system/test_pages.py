@@ -39,7 +39,7 @@ def test_a_server(server: Callable[..., Server], environment: dict[str, str], ha
     third = one.wait_workers(WORKERS, gone=second)
     one.wait_all_serve(third)
     assert one.stop() == 0
-    ended = [line for line in one.log.splitlines() if "in its hands" in line and "SIGKILL" not in line]
+    ended = [line for line in one.log.splitlines() if "in progress" in line and "SIGKILL" not in line]
     assert not ended, "no worker ends that was not told to"
 
 

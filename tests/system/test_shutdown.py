@@ -61,7 +61,7 @@ def test_term_finishes_what_is_there(server: MakeServer, handler: str, options: 
         freeze(pid)  # so that channels and accept queue fill
     queued = crowd(address, 100, "identity")
     one.send(signal.SIGTERM)
-    one.wait_log("stopping: what was begun")
+    one.wait_log("graceful stop: workers have")
     for pid in one.workers:
         os.kill(pid, signal.SIGCONT)
     assert [release(sock) for sock in held] == [b"released\n"] * busy
@@ -112,7 +112,7 @@ def test_a_worker_killed_while_it_drains(server: MakeServer, handler: str, optio
     freeze(pid)
     queued = crowd(one.address, 40, "identity")
     one.send(signal.SIGTERM)
-    one.wait_log("stopping: what was begun")
+    one.wait_log("graceful stop: workers have")
     kill(pid)
     answers = who(collect(queued))
     # Blocking threads that slept in their receive call have nothing in their hands; a loop was stopped before it took.
@@ -182,7 +182,7 @@ def test_the_ladder(server: MakeServer, handler: str, options: dict) -> None:
     took = time.monotonic() - start
     held.close()
     assert took >= 0.3
-    one.wait_log("0.3 s are over: workers that are left stop now")
+    one.wait_log("drain_timeout of 0.3 s is over: remaining workers stop now")
     assert "app: exited" in one.log
     if options != {"threads": 3}:  # a thread cannot be told to stop
         assert "app: hold ended" in one.log
@@ -299,7 +299,7 @@ def test_int_while_it_drains(server: MakeServer, handler: str, options: dict) ->
     one = server().start(f"apps:{handler}", workers=2, **options)
     sock = hold(one.address)
     one.send(signal.SIGTERM)
-    one.wait_log("stopping: what was begun")
+    one.wait_log("graceful stop: workers have")
     start = time.monotonic()
     assert one.stop(signal.SIGINT) == 0
     assert time.monotonic() - start < 1.8

@@ -68,7 +68,7 @@ def test_what_would_kill_it_stops_it_gracefully(server: MakeServer, tmp_path: Pa
     one = server().start("apps:act", workers=1, pidfile=str(pidfile))
     with hold(one.address) as held:
         one.send(signum)
-        one.wait_log("stopping: what was begun")
+        one.wait_log("graceful stop: workers have")
         assert release(held) == b"released\n"
     assert one.wait_exit() == 0
     assert not pidfile.exists()

@@ -46,7 +46,7 @@ def test_nothing_is_lost(server: MakeServer, handler: str, options: dict[str, An
         one.wait_ready_workers(4)
     client = hold(one.address)
     one.send(signal.SIGTERM)
-    one.wait_log("stopping: what was begun")
+    one.wait_log("graceful stop: workers have")
     release(client)
     assert one.wait_exit() == 0
     assert last_line(one) == "stopped: 0 connections were cut off"
@@ -69,7 +69,7 @@ def test_one_that_is_killed_in_a_stop_is_counted(server: MakeServer) -> None:
     one = server().start("apps:act", workers=1)
     client = hold(one.address)
     one.send(signal.SIGTERM)
-    one.wait_log("stopping: what was begun")
+    one.wait_log("graceful stop: workers have")
     kill(one.workers[0])
     assert one.wait_exit() == 0
     client.close()

@@ -55,7 +55,7 @@ def test_what_is_queued_behind_a_killed_worker_is_answered(server: MakeServer, p
     # Killed while their handlers ran: an end without an answer, as soon as the process is gone.
     assert all(answer in (b"", None) for answer in collect(held, deadline_s=5))
     one.wait_workers(workers, gone=before)
-    one.wait_log(r"was killed by SIGKILL .* with 1 connection in its hands", workers)
+    one.wait_log(r"was killed by SIGKILL .* with 1 connection in progress", workers)
 
 
 def hold_all(one: Server, workers: int) -> list[socket.socket]:
@@ -190,7 +190,7 @@ INTERRUPTS = ["interrupt KeyboardInterrupt", "interrupt GeneratorExit"]
 def test_a_handler_that_ends_its_worker(server: MakeServer, handler: str, options: dict, line: str) -> None:
     """The client sees the end at once, the slot gets a new worker, the log says how the old one ended."""
     one = server()
-    one.expect("^ *Traceback ", "^ *Fatal Python error", "was here when it died", "the handler failed")
+    one.expect("^ *Traceback ", "^ *Fatal Python error", "Python stacks at death", "the handler failed")
     one.expect("an exception ends this process")
     one.start(f"apps:{handler}", workers=1, **options)
     before = one.workers
@@ -236,7 +236,7 @@ def test_the_connection_is_closed_once(server: MakeServer, kind: str, handler: s
     one.wait_idle()
     kill(answer["pid"])
     # What the scoreboard says about it now: all five, and `whoami`, were done.
-    one.wait_log(rf"pid={answer['pid']} was killed by SIGKILL .* with 0 connections in its hands")
+    one.wait_log(rf"pid={answer['pid']} was killed by SIGKILL .* with 0 connections in progress")
 
 
 @pytest.mark.parametrize("daemon", ["daemon", "nondaemon"])
@@ -289,7 +289,7 @@ def test_a_handler_that_forks(server: MakeServer, handler: str, options: dict, e
     one.wait_workers(2, gone=workers)
     one.wait_ready_workers(4)
     assert ask(one.address)["generation"] == 2
-    assert re.search("in its hands", one.log) is None
+    assert re.search("in progress", one.log) is None
     for pid in forked:
         kill(pid)
     one.wait_until(lambda: all(is_over(pid) for pid in forked), "the forked children are gone")
@@ -600,7 +600,7 @@ def test_boot_timeout_of_a_replacement(server: MakeServer, tmp_path: Path) -> No
     """One that does not become ready is killed, and tried again with back-off; the other one serves."""
     (tmp_path / "app.py").write_text(FRAGILE.format(when_broken="time.sleep(100)"))
     one = server()
-    one.expect("is not ready after 0.5 s and is killed", "was here when it died", "^ *Fatal Python error")
+    one.expect("is not ready after 0.5 s and is killed", "Python stacks at death", "^ *Fatal Python error")
     one.start("app:handler", cwd=tmp_path, workers=2, boot_timeout=0.5)
     assert read_all(connect(one.address, "break")) == b""
     one.wait_log("is not ready after 0.5 s and is killed", 2)
