@@ -310,7 +310,7 @@ class Config:
         default=("127.0.0.1:8000",),
         metadata=_option(
             BINDS,
-            "listen here: host:port, [ipv6]:port, :port, unix:/path, unix:@name, fd://N or systemd; "
+            "the address to listen on: host:port, [ipv6]:port, :port, unix:/path, unix:@name, fd://N or systemd; "
             "give it again for another",
             short="-b",
         ),
@@ -333,7 +333,7 @@ class Config:
         default_factory=_auto_workers,
         metadata=_option(
             _workers(),
-            "worker processes; auto: WEB_CONCURRENCY, or the CPUs that affinity and cgroup quota leave us",
+            "worker processes; auto: WEB_CONCURRENCY, or the number of CPUs that affinity and cgroup quota allow",
             short="-w",
             default="auto",
         ),
@@ -344,7 +344,7 @@ class Config:
         default="auto",
         metadata=_option(
             _one_of(("auto", *(kind.value for kind in Kind))),
-            "what kind of application it is, if its shape does not tell",
+            "the kind of the application, if its shape does not show it",
         ),
     )
     """See `Kind`. Auto: told by its shape."""
@@ -382,7 +382,7 @@ class Config:
 
     policy: Policy = field(
         default=Policy.LEAST_CONNECTIONS,
-        metadata=_option(_one_of(Policy, Policy), "which worker has the next connection"),
+        metadata=_option(_one_of(Policy, Policy), "how the worker for the next connection is chosen"),
     )
     """Of workers that hold many connections the one with the fewest, equals in turn: no quick request waits behind slow
     ones while another worker is idle, whether the slow ones occupy the threads behind a server's loop, or the loop. It
@@ -390,7 +390,9 @@ class Config:
 
     backlog: int = field(
         default=2048,
-        metadata=_option(_whole(1), "connections that the kernel queues for each listener before we accept them"),
+        metadata=_option(
+            _whole(1), "connections that the kernel queues for each listener before the master accepts them"
+        ),
     )
     """Connections. 2048 is gunicorn's and uvicorn's; the kernel's own limit is net.core.somaxconn, 4096."""
 
@@ -422,13 +424,13 @@ class Config:
 
     drain_timeout: float = field(
         default=25.0,
-        metadata=_option(_seconds(zero=True), "how long a stopping worker may finish what it has begun"),
+        metadata=_option(_seconds(zero=True), "how long a stopping worker may take to finish its connections"),
     )
     """Seconds. 25: Kubernetes kills after 30, and what follows (exit hooks, SIGKILL) takes 3 at most."""
 
     boot_timeout: float = field(
         default=30.0,
-        metadata=_option(_seconds(zero=False), "how long a new worker may take until it is ready"),
+        metadata=_option(_seconds(zero=False), "how long a new worker may take to become ready"),
     )
     """Seconds. 30 is gunicorn's timeout, which also bounds its workers' start."""
 
@@ -436,21 +438,23 @@ class Config:
         default=30.0,
         metadata=_option(
             _seconds(zero=True),
-            "how long all threads may be in the same requests, no byte moving, before a worker is hung; 0: for ever",
+            "how long all threads may be in the same requests, without a byte moving, before the worker counts as "
+            "hung; 0: for ever",
         ),
     )
     """Seconds. 30 is gunicorn's timeout. With threads a worker is hung only when all of them are busy."""
 
     ping_interval: float = field(
         default=1.0,
-        metadata=_option(_seconds(zero=True), "how often each worker is asked whether it is alive; 0: never"),
+        metadata=_option(_seconds(zero=True), "seconds between two pings of a worker; 0: no pings"),
     )
     """Seconds. One: a hung worker is found `ping_timeout` and at most this long after it hangs."""
 
     ping_timeout: float = field(
         default=5.0,
         metadata=_option(
-            _seconds(zero=False), "a worker that has not answered for so long is hung, unless a blocking handler runs"
+            _seconds(zero=False),
+            "a worker that has not answered a ping for so long counts as hung, unless a blocking handler runs",
         ),
     )
     """Seconds. 5 is uvicorn's timeout_worker_healthcheck: more than a collection of garbage or some swapping takes."""
@@ -459,8 +463,8 @@ class Config:
         default=1.0,
         metadata=_option(
             _seconds(zero=True),
-            "a worker that dies is replaced at once if it was ready for so long, or has served; else ever later. "
-            "A new one serves for so long beside the one that it is to replace",
+            "minimum uptime: a worker that dies earlier, without having served, is restarted with increasing delay. "
+            "A new worker serves for so long beside the one that it is to replace",
         ),
     )
     """Seconds. 1 is PM2's min_uptime. A release that dies of its first requests does so within it, and a reload of one
@@ -474,7 +478,9 @@ class Config:
 
     core_dumps: bool = field(
         default=False,
-        metadata=_option(SWITCH, "a hung worker that is ended may write a core, if the limits of the system allow it"),
+        metadata=_option(
+            SWITCH, "a hung worker that is killed may write a core dump, if the limits of the system allow it"
+        ),
     )
     """Off: the log has the stacks of all threads anyway. A core has keys and clients' data in it."""
 
@@ -529,7 +535,7 @@ class Config:
 
     trusted: tuple[Network, ...] = field(
         default=(ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1")),
-        metadata=_option(_NETWORKS, "the proxies that may send a PROXY header; others are closed"),
+        metadata=_option(_NETWORKS, "the networks whose proxies may send a PROXY header; others are closed"),
     )
     """Networks. This machine, like gunicorn's proxy_allow_ips and uvicorn's forwarded_allow_ips."""
 

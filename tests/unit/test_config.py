@@ -17,6 +17,8 @@ from pyfanout.config import Config, Mode, Policy, options, unknown_variables
 from pyfanout.errors import ConfigError
 from pyfanout.host import cpus
 
+OPTIONS_MD = Path(__file__).parents[2] / "docs" / "options.md"
+
 
 @pytest.fixture(autouse=True)
 def three_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,6 +319,18 @@ def test_every_option_is_described() -> None:
         assert option.help, name
         assert option.default, name
         assert option.variable == f"PYFANOUT_{option.word.upper()}"
+
+
+def test_the_help_is_the_table_of_the_docs() -> None:
+    """Beginning with it: the table may go on with links, which are of no use in `--help`."""
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+) \|$", OPTIONS_MD.read_text(), re.M)
+    table = {name: (flag, default, text) for name, flag, default, text in rows if name in options()}
+    assert list(table) == list(options())
+    for name, option in options().items():
+        flag, default, text = table[name]
+        assert flag == ("(Python only)" if option.python_only else f"`{option.flag}`")
+        assert default == option.default
+        assert text.startswith(option.help), name
 
 
 @settings(deadline=None, database=None)
