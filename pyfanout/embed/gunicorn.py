@@ -269,7 +269,7 @@ class Sync(Joined, sync.SyncWorker):
             raise RuntimeError("threads: a Sync worker has one; use pyfanout.embed.gunicorn.GThread")
         for name in ("PYFANOUT_PROXY_PROTOCOL", "PYFANOUT_POLICY"):
             if os.environ.get(name):
-                raise RuntimeError(f"{name}: means nothing to Sync workers, who share one queue; use GThread")
+                raise RuntimeError(f"{name}: means nothing to Sync workers, which share one queue; use GThread")
         super().check_config(cfg, log)
 
     def _open(self) -> Any:

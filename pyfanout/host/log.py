@@ -116,7 +116,7 @@ class Handler(logging.StreamHandler[TextIO]):
         try:
             text = self.format(record)
             if self._lost:
-                words = f"{self._lost} line{'s were' if self._lost > 1 else ' was'} lost: nobody read the log"
+                words = f"{self._lost} line{'s were' if self._lost > 1 else ' was'} lost: the log was not read"
                 note = logging.LogRecord(record.name, logging.WARNING, "", 0, words, None, None)
                 text = f"{self.format(note)}\n{text}"
             self._lost = 0 if self._put(fd, write, text) else self._lost + 1

@@ -372,7 +372,8 @@ class _Opening:
         except OSError as error:
             if error.errno == errno.ENOTSOCK:
                 raise _error(text, f"descriptor {fd} is not a socket") from error
-            raise _error(text, f"descriptor {fd} is not open; whoever starts us must leave it open") from error
+            what = f"descriptor {fd} is not open; the program that starts pyfanout must leave it open"
+            raise _error(text, what) from error
         try:
             self._adopt(text, sock)
         except BaseException:

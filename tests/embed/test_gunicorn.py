@@ -565,7 +565,7 @@ def test_options_that_cannot_be(gunicorn: MakeGunicorn, kind: str, option: tuple
         ("GThread", "POLICY", "fair", "policy: 'fair' (from PYFANOUT_POLICY) is not one of"),
         ("GThread", "CERTFILE", "x.pem", "PYFANOUT_CERTFILE: gunicorn speaks TLS itself; use its --certfile"),
         ("ASGI", "CERTFILE", "x.pem", "PYFANOUT_CERTFILE: gunicorn speaks TLS itself; use its --certfile"),
-        ("Sync", "POLICY", "round-robin", "PYFANOUT_POLICY: means nothing to Sync workers, who share one queue"),
+        ("Sync", "POLICY", "round-robin", "PYFANOUT_POLICY: means nothing to Sync workers, which share one queue"),
         ("Sync", "PROXY_PROTOCOL", "1", "PYFANOUT_PROXY_PROTOCOL: means nothing to Sync workers"),
         ("Sync", "WORKERS", "4", "PYFANOUT_WORKERS: a Dispatcher forks no workers; the program that does decides that"),
     ],

@@ -19,7 +19,7 @@ import pytest
 from pyfanout.host.log import PATIENCE_S, Handler, Lines, plain
 
 PIPE_BYTES = 4096
-NOTE = re.compile(r"(\d+) lines? (?:was|were) lost: nobody read the log")
+NOTE = re.compile(r"(\d+) lines? (?:was|were) lost: the log was not read")
 
 Log = tuple[logging.Logger, Callable[[], str]]
 """What is logged to, and what reads all that is there now."""
