@@ -1,6 +1,6 @@
 /* accept.c: takes connections off the listeners, a small batch at a time; rests when the system is short of something.
  *
- * The kernel's accept queue is the central queue: this file is called only when somebody is hungry and nothing is in
+ * The kernel's accept queue is the central queue: this file is called only when a channel is hungry and nothing is in
  * the master's hands. It never retries at once what the system has just refused.
  */
 #define _GNU_SOURCE
@@ -50,7 +50,7 @@ void fan_core_stop_new(fan_core *core, int listener)
 
 /* Clients come fast and one by one. On a core that the master shares with them, or with the workers, it runs before they
  * get any further: the client has not yet sent its request, and the worker falls asleep again waiting for it. One yield,
- * and there are several. It costs 0.5 us if nobody else wants the core. Measured on 2026-11-22 on the machine of
+ * and there are several. It costs 0.5 us if no other process wants the core. Measured on 2026-11-22 on the machine of
  * bench/README.md, blocking: conn/s on one core from 0.92 to 0.99 of SO_REUSEPORT, p50 at 5,000/s 206 to 193 us, p99
  * beside workers that spin for 5 ms the same (5.1 and 5.2 ms at 4,000/s, 4.0 and 3.8 ms at 8,000/s). SCHED_BATCH, which
  * does it always, cost 5 ms there. */
@@ -95,7 +95,7 @@ static int accept_one(fan_core *core, int number, int64_t now_ns, fan_held *held
         }
         switch (errno) {
         case EAGAIN:
-            break; /* somebody else has taken it; the poll says whether there is another */
+            break; /* another process has taken it; the poll says whether there is another */
         case EINTR:
             core->counters.interrupts++;
             break; /* the connection is still queued */
@@ -134,7 +134,7 @@ static int accept_one(fan_core *core, int number, int64_t now_ns, fan_held *held
     return -1;
 }
 
-/* Finishing while nobody is hungry: a listener that has no client now is done. */
+/* Finishing while no channel is hungry: a listener that has no client now is done. */
 void fan_accept_finish_empty(fan_core *core)
 {
     for (int number = 0; number < core->listener_count; number++) {

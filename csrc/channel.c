@@ -28,7 +28,7 @@ typedef union {
     char bytes[CMSG_SPACE(sizeof(int))];
 } fd_control;
 
-/* To receive: space also for what any of those who share a socket may have the kernel add, before or behind the
+/* To receive: space also for what any of those that share a socket may have the kernel add, before or behind the
  * descriptor: times, credentials, a security label, a pidfd (SO_TIMESTAMP, SO_PASSCRED, SO_PASSSEC, SO_PASSPIDFD). */
 typedef union {
     struct cmsghdr align;
@@ -68,8 +68,8 @@ static int enclosed(struct msghdr *message)
 
 /* ---- birth, death, size ------------------------------------------------------------------------------------------ */
 
-/* Workers share the reading end, and are not trusted with it: nothing goes back through it, or descriptors that nobody
- * reads would stay in flight for ever, and nobody puts a filter before it that drops what is passed. A channel to which
+/* Workers share the reading end, and are not trusted with it: nothing goes back through it, or descriptors that are
+ * never read would stay in flight for ever, and no worker puts a filter before it that drops what is passed. A channel to which
  * that could not be done is one all the same. */
 static void protect(int write_fd, int read_fd)
 {
@@ -187,7 +187,7 @@ int fan_channel_pass(fan_channel *channel, fan_held *const *held, int count)
     return passed < 0 ? -errno : passed;
 }
 
-/* Undo what any reader can set for all: with SO_PEEK_OFF nobody who waits sees a message, without SO_PASSRIGHTS none with a
+/* Undo what any reader can set for all: with SO_PEEK_OFF no reader that waits sees a message, without SO_PASSRIGHTS none with a
  * descriptor is taken (EPERM). Whether the latter was so, and is no more. If this fails nothing is worse. */
 bool fan_channel_mend(fan_channel *channel)
 {
@@ -261,7 +261,7 @@ int fan_channel_wait(int channel_fd)
         int flags = fcntl(channel_fd, F_GETFL);
         if (flags >= 0 && !(flags & O_NONBLOCK))
             return -EAGAIN; /* SO_RCVTIMEO */
-        /* Somebody with a duplicate has set O_NONBLOCK, for all of us. */
+        /* A process with a duplicate has set O_NONBLOCK, for all. */
         if (flags < 0 || fcntl(channel_fd, F_SETFL, flags & ~O_NONBLOCK) < 0)
             return -errno;
     }

@@ -187,7 +187,7 @@ static int pass_to(fan_core *core, int number, int64_t now_ns)
         core->stall_told = false;
         fan_event_add(core, FAN_EVENT_RESUMED, 0, 0);
     }
-    /* Hungry is who has a quarter left or less. One that may have more is asked before it gets more, and has the
+    /* Hungry is a channel that has a quarter left or less. One that may have more is asked before it gets more, and has the
      * master wait until it is hungry: so a busy house is fed in batches instead of being woken into by each client. */
     channel->untaken += passed;
     if (channel->untaken > channel->quarter)
@@ -196,7 +196,7 @@ static int pass_to(fan_core *core, int number, int64_t now_ns)
         core->seats[number].passed += (uint64_t)passed;
     if (channel->threads > 0) {
         channel->nudgeable = true;
-        channel->nudges = 0; /* those before were for others, who may all be gone by now */
+        channel->nudges = 0; /* those before were for others, which may all be gone by now */
         if (core->look_at_ns == 0)
             core->look_at_ns = now_ns + FAN_LOOK_NS;
     }
@@ -252,7 +252,7 @@ void fan_core_finish_if_done(fan_core *core)
     fan_event_add(core, FAN_EVENT_FINISHED, 0, 0);
 }
 
-/* Move connections until nobody is hungry or nothing is there. True if it stopped only to let others have a turn. */
+/* Move connections until no channel is hungry or nothing is there. True if it stopped only to let others have a turn. */
 bool fan_core_dispatch(fan_core *core)
 {
     for (int round = 0; round < ROUNDS; round++) {

@@ -134,14 +134,14 @@ int fan_core_run(fan_core *core, int64_t timeout_ns, fan_event *events, int cap)
 int fan_core_poll_fd(fan_core *core);
 int fan_core_arm(fan_core *core, int64_t timeout_ns);
 
-/* Before fan_core_finish, for a TCP listener that no other process has: nobody new gets into its queue. A SYN is dropped,
- * not answered; its client sends it again after a second, and is refused then, or finds who listens next. So the queue
- * comes to its end under any load, and nobody who is in it is reset. If the kernel refuses that, they come as before. */
+/* Before fan_core_finish, for a TCP listener that no other process has: no new client gets into its queue. A SYN is dropped,
+ * not answered; its client sends it again after a second, and is refused then, or finds what listens next. So the queue
+ * comes to its end under any load, and no client that is in it is reset. If the kernel refuses that, they come as before. */
 void fan_core_stop_new(fan_core *core, int listener);
 void fan_listener_stop_new(int fd); /* the same, of one that no core has */
 
 /* The clean end: pass on what the accept queues hold now (at most `limit` a listener), close the listeners, then end
- * the channels: readers find what is left in them, then end-of-file. Then FAN_EVENT_FINISHED, once. While nobody can take
+ * the channels: readers find what is left in them, then end-of-file. Then FAN_EVENT_FINISHED, once. While no worker can take
  * them, clients wait; a listener without any is closed all the same. */
 void fan_core_finish(fan_core *core, int64_t limit);
 
@@ -197,7 +197,7 @@ fan_receiver *fan_receiver_new(int fd, fan_score *score, int thread, fan_turns *
 void fan_receiver_free(fan_receiver *receiver);
 
 /* Block until a connection, or end-of-file, may be there. 1: it took a while. 0: it was there. -EINTR: a signal came.
- * -ECANCELED: fan_receiver_cancel. -EAGAIN: the time of SO_RCVTIMEO, if that is set. Takes nothing: who waits for a
+ * -ECANCELED: fan_receiver_cancel. -EAGAIN: the time of SO_RCVTIMEO, if that is set. Takes nothing: a thread that waits for a
  * connection without the interpreter's lock might have to wait for the lock afterwards, with a client in its hands. */
 int fan_take_wait(fan_receiver *receiver);
 

@@ -1,8 +1,8 @@
 /* loop.c: the one loop of the master: dispatch, wait, events out.
  *
  * Two epoll sets. `inner` holds the channels and what Python watches; `outer` holds the listeners and `inner`. The
- * master waits for `outer` only while somebody is hungry and nothing is in its hands. So a full house is not woken by
- * each new client, and changing between the two states costs no system call.
+ * master waits for `outer` only while a channel is hungry and it holds no connection. So a master whose
+ * workers are full is not woken by each new client, and changing between the two states costs no system call.
  */
 #define _GNU_SOURCE
 #include "core.h"
@@ -111,7 +111,7 @@ static void channel_writable(fan_core *core, int number, uint32_t events)
     channel->untaken = fan_channel_untaken(channel);
     /* The kernel's word counts: if it says there is space, one message is tried. */
     channel->space = channel->untaken >= 0 && channel->untaken < channel->size ? channel->size - channel->untaken : 1;
-    listeners_may_have_more(core); /* nobody listened while all were full */
+    listeners_may_have_more(core); /* no listener was watched while all were full */
 }
 
 /* One wait. Returns how many events for Python, or -errno. */
@@ -191,7 +191,7 @@ int fan_core_poll_fd(fan_core *core)
     if (rc == 0)
         rc = fan_epoll(poll_fd, EPOLL_CTL_ADD, core->inner, EPOLLIN, 0);
     if (rc == 0)
-        rc = fan_epoll(poll_fd, EPOLL_CTL_ADD, core->outer, 0, 0); /* asked for only while somebody is hungry, see arm */
+        rc = fan_epoll(poll_fd, EPOLL_CTL_ADD, core->outer, 0, 0); /* asked for only while a channel is hungry, see arm */
     if (rc < 0) {
         fan_close(&poll_fd);
         fan_close(&timer);

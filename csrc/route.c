@@ -21,8 +21,8 @@
 #define BOUND_NUMERATOR 5
 #define BOUND_DENOMINATOR 4
 
-/* least-connections, when a worker enters: what it pretends to hold at first, besides what it does hold. As much as the emptiest of
- * the others; the mean would starve it beside one hog. */
+/* least-connections, when a worker enters: what it pretends to hold at first, besides what it does hold. As much as the
+ * emptiest of the others; the mean would starve it beside one hog. */
 static void warm_up(fan_core *core, int seat)
 {
     uint64_t least = UINT64_MAX;

@@ -66,7 +66,7 @@ int fan_scoreboard_map(fan_scoreboard *scoreboard, int seats)
     return 0;
 }
 
-/* Put a file in the place of the pages, which nobody uses yet. Returns its descriptor or -errno. It keeps its size: who
+/* Put a file in the place of the pages, which no worker uses yet. Returns its descriptor or -errno. It keeps its size: who
  * made it shorter, under the master's eyes, would end the master with a SIGBUS. */
 int fan_scoreboard_share(const fan_scoreboard *scoreboard)
 {
@@ -134,7 +134,7 @@ void fan_score_begin(fan_score *page, uint64_t generation)
     store(page->generation, generation);
 }
 
-/* In a child that a worker forked: from now on it writes to a page of its own that nobody reads. */
+/* In a child that a worker forked: from now on it writes to a page of its own that is never read. */
 void fan_score_disown(fan_score *page)
 {
     size_t bytes = whole_pages(sizeof *page);
@@ -171,7 +171,7 @@ void fan_score_look(const fan_score *page, fan_score_view *out)
 {
     memset(out, 0, sizeof *out);
     out->generation = load(page->generation);
-    out->lost = load(page->lost); /* what is lost is done with: it is nobody's load */
+    out->lost = load(page->lost); /* what is lost is done with: it is no load */
     out->done = load(page->done) + out->lost;
     out->taken = load(page->taken); /* after done: done never seems to be ahead of an honest worker's taken */
     if (out->done > out->taken)
@@ -226,8 +226,8 @@ void fan_score_lost(fan_score *page, int count)
     add(page->taken, (uint64_t)count);
 }
 
-/* The worker counts first, then looks at `wanted`; the master writes `wanted` first, then looks at the count. So at least one of
- * them sees the write of the other; that needs one order of all four accesses (sequential consistency). */
+/* The worker counts first, then looks at `wanted`; the master writes `wanted` first, then looks at the count. So at least one
+ * of them sees the write of the other; that needs one order of all four accesses (sequential consistency). */
 int fan_score_done(fan_score *page)
 {
     atomic_fetch_add(&page->done, 1);

@@ -1,4 +1,4 @@
-/* seat.c: seats for workers, and the channels that outlive them. Who is in rotation; what happens to a channel when its
+/* seat.c: seats for workers, and the channels that outlive them. Which are in rotation; what happens to a channel when its
  * reader comes, goes or breaks it.
  *
  * It never moves a connection from a listener and never waits.

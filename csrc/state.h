@@ -80,20 +80,20 @@ typedef struct {
     int64_t remaining;       /* finishing: how many more to accept */
 } fan_listener;
 
-/* Who gets a connection. */
+/* Which worker gets a connection. */
 typedef struct {
     bool pooled; /* blocking workers share one channel */
     int (*choose)(fan_core *core, const fan_record *record, int64_t now_ns); /* a channel that is hungry, or -1 */
     void (*enter)(fan_core *core, int seat); /* a worker comes into rotation; NULL: nothing to do */
 } fan_policy;
 
-#define FAN_LOOK_NS (10 * FAN_MS) /* how long a message may wait beside an idle reader before somebody is nudged */
+#define FAN_LOOK_NS (10 * FAN_MS) /* how long a message may wait beside an idle reader before a reader is nudged */
 #define FAN_PAUSE_EVENTS 8
 #define FAN_EVENTS(seats) (FAN_PAUSE_EVENTS + (seats) + 1 + FAN_MAX_LISTENERS + 1)
 
 struct fan_core {
     int inner;               /* epoll set: channels and watched descriptors */
-    int outer;               /* epoll set: the listeners, and `inner`. Waited for only while somebody is hungry */
+    int outer;               /* epoll set: the listeners, and `inner`. Waited for only while a channel is hungry */
     int poll_fd, timer;        /* for a program with a loop of its own: all of that, and a timerfd; -1: it has none */
     const fan_policy *policy;
     int seat_count;

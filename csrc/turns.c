@@ -2,8 +2,9 @@
  *
  * The kernel wakes the thread that has slept longest, but a woken thread takes some time to run, and a thread that comes
  * meanwhile would find the message first. So each thread that comes passes a gate, in the order of coming. Before it sleeps it
- * lets the threads take theirs that are inside: asleep, or woken and not running yet. The page, which workers share, is believed
- * for PATIENCE_NS only: a worker that was killed or stopped, or writes what is not true, delays the others by that much.
+ * lets the threads take theirs that are inside: asleep, or woken and not running yet. The page, which workers share,
+ * is believed for PATIENCE_NS only: a worker that was killed or stopped, or writes what is not true, delays the others by
+ * that much.
  */
 #define _GNU_SOURCE
 #include "core.h"

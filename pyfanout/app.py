@@ -88,7 +88,7 @@ def import_from(spec: str, folders: Folders | None = None, *, factory: bool = Fa
         path += f".{name}"
     if factory:
         found = _call(found, spec)
-        if inspect.iscoroutine(found):  # an async factory: whoever has a loop awaits it
+        if inspect.iscoroutine(found):  # an async factory: the caller that has a loop awaits it
             return cast("App", found)
     if not callable(found) and known_class(found) is None:
         what = f"what {spec!r} returns" if factory else repr(spec)

@@ -2,7 +2,7 @@
 
 Owns what an option is called, which values it takes, what it is by default and why. Never opens, binds or
 forks anything. `serve()` and `pyfanout run` call `Config.resolve`; `pyfanout.cli` makes its flags from
-`options()`; everybody else is handed a finished `Config` and trusts it.
+`options()`; all other modules are handed a finished `Config` and trust it.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def _read_callable(value: object) -> object:
 
 
 def _read_tls(value: object) -> object:
-    if not callable(value) and type(value).__module__ != "ssl":  # ssl takes 10 ms to import, for who has no context
+    if not callable(value) and type(value).__module__ != "ssl":  # not isinstance: ssl takes 10 ms to import
         raise TypeError("neither a context nor a function")
     return value
 
@@ -315,7 +315,7 @@ class Config:
             short="-b",
         ),
     )
-    """The default is gunicorn's and uvicorn's: this machine only, until somebody decides otherwise."""
+    """The default is gunicorn's and uvicorn's: this machine only, until the operator decides otherwise."""
 
     unix_mode: Mode | None = field(
         default=None, metadata=_option(_MODE, "the mode of socket files, in octal, such as 660", default="none")
@@ -531,7 +531,7 @@ class Config:
         default=False,
         metadata=_option(SWITCH, "each connection begins with a PROXY header, version 1 or 2, that names the client"),
     )
-    """Off. gunicorn's name. On, a connection without one is closed: who may come directly could lie about himself."""
+    """Off. gunicorn's name. On, a connection without one is closed: a client that comes directly could lie."""
 
     trusted: tuple[Network, ...] = field(
         default=(ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1")),
@@ -546,7 +546,7 @@ class Config:
         default=None,
         metadata=_option(_whole(0), "write one newline to this descriptor when every worker is ready", default="none"),
     )
-    """A number of an open descriptor. None: nobody waits for us unless he says how."""
+    """A number of an open descriptor. None: no program waits for the newline."""
 
     pidfile: str | None = field(
         default=None, metadata=_option(_PATH, "keep the master's process id in this file", default="none")

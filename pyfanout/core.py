@@ -143,7 +143,7 @@ class Core:
         return check(lib.fan_core_listen(self._core, fd), f"add listener {fd}")
 
     def share(self) -> None:
-        """Before the first `begin`: there will be workers that are no children of ours, see `ends`."""
+        """Before the first `begin`: there will be workers that are no children of this process, see `ends`."""
         check(lib.fan_core_share(self._core), "make a file of the scoreboard")
 
     def watch(self, fd: int, token: int) -> None:
@@ -168,7 +168,7 @@ class Core:
         check(lib.fan_core_arm(self._core, -1 if timeout_ns is None else max(timeout_ns, 0)), "set a timer")
 
     def stop_new(self, number: int) -> None:
-        """Before `finish`: nobody new gets into this TCP listener's queue, which no other process has; see fanout.h."""
+        """Before `finish`: no new client gets into the queue of this TCP listener, which no other process has."""
         lib.fan_core_stop_new(self._core, number)
 
     def finish(self, limit: int) -> None:
@@ -337,7 +337,7 @@ class Receiver:
         self.arrival: Any = self._arrivals + 0  # a pointer to the first
         """What `take` has filled: a fan_connection of fanout.h."""
         self.conn: Any = None
-        """For whoever takes: the connection that was made of it last."""
+        """Scratch field of the caller: the Connection made of the last arrival."""
         self._take: Callable[[bool], int] = functools.partial(lib.fan_take, self._receiver, self.arrival)
         self._wait: Callable[[], int] = functools.partial(lib.fan_take_wait, self._receiver)
         self._slow = False

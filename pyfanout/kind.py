@@ -57,7 +57,7 @@ SERVERS = {
     "gevent": Kind.WSGI,
     "wsgiref": Kind.WSGI,
 }
-"""Who speaks HTTP for an application that does not: modules of `pyfanout.embed`, each with a `Runner`. The first of a
+"""What speaks HTTP for an application that does not: modules of `pyfanout.embed`, each with a `Runner`. The first of a
 kind is its default."""
 
 _CLASSES = {
@@ -79,7 +79,7 @@ def known_class(app: object) -> Kind | None:
 
 def is_socketserver(app: object) -> bool:
     """A class of the standard library's socketserver, or one made from it."""
-    module = sys.modules.get("socketserver")  # who has such a class has imported it
+    module = sys.modules.get("socketserver")  # an application with such a class has imported it
     return (
         module is not None and isinstance(app, type) and issubclass(app, module.BaseServer | module.BaseRequestHandler)
     )

@@ -147,7 +147,7 @@ class Master:
             for endpoint in endpoints:
                 undo.callback(endpoint.close)
             readiness.refuse_listener()
-            # Once, here, and not after each fork. Clients wait meanwhile: while nobody listens they would be refused.
+            # Once, here, and not after each fork. Clients wait meanwhile: without a listener they are refused.
             for kind in self._kinds:
                 server_module(kind)
             if pidfile:

@@ -44,8 +44,8 @@ from pyfanout.master.watches import Watches
 log = logging.getLogger("pyfanout.master")
 
 RELEASE_NS = 1_000_000_000
-"""How long the last one in rotation waits for others before it may leave. Who stops all processes at once stops their
-parent, too, whose word comes sooner."""
+"""How long the last one in rotation waits for others before it may leave. A program that stops all of its
+processes at once stops their parent, too, and the parent's message comes sooner."""
 
 IN_FLIGHT = 4
 """At most one in this many descriptors of this process's limit is in a channel."""
@@ -190,7 +190,7 @@ class JoinedWorkers:
                 self._arrange(worker)
 
     def _on_request(self) -> bool:
-        """Whether there was anybody."""
+        """Whether there was a request."""
         try:
             found = joining.answer(self._join_socket)
         except OSError as error:
@@ -225,7 +225,7 @@ class JoinedWorkers:
         log.debug("%s has joined", worker)
 
     def _stop(self) -> None:
-        """Pass on what is queued, end the channels; and nobody joins any more."""
+        """Pass on what is queued, end the channels; no worker joins any more."""
         self._end_ns = time.monotonic_ns() + int(self._config.drain_timeout * 1e9)
         self._round_ns = None
         self._watches.remove(self._owner_fd)
@@ -285,7 +285,7 @@ class JoinedWorkers:
         worker.stuck = stuck
 
     def _waiting(self) -> list[JoinedWorker]:
-        """Who wants to leave, and may not yet. If the owner has stopped all stay, and find the end in their channel."""
+        """Those that want to leave, and may not yet. After a stop of the owner all stay until their channel ends."""
         if self._end_ns is not None:
             return []
         return [worker for worker in self._workers.values() if worker.spent_ns is not None and not worker.leaving]
@@ -339,7 +339,7 @@ class JoinedWorkers:
         return [worker for worker in self._workers.values() if worker.link.owes_pong and not worker.silent]
 
     def _ask_and_judge(self) -> None:
-        """Who reads from the pool is not asked: nothing waits for it alone."""
+        """A worker that reads from the pool is not asked: nothing waits for it alone."""
         now_ns = time.monotonic_ns()
         for worker in self._debtors():
             silent_ns = now_ns - worker.link.owed_since_ns

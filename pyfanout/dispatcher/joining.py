@@ -50,7 +50,7 @@ class NoRequest(Enum):
 def make_join_socket() -> tuple[socket.socket, socket.socket]:
     """The owner's side, which the workers inherit, and the dispatcher's."""
     outside, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    outside.settimeout(ANSWER_S)  # before anybody inherits it: O_NONBLOCK is the same for all, the timeout is not
+    outside.settimeout(ANSWER_S)  # before a worker inherits it: O_NONBLOCK is the same for all, the timeout is not
     return outside, inside
 
 

@@ -90,7 +90,7 @@ class GunicornDispatcher:
 
     def _stop_before(self, listener: Any) -> Callable[[], None]:
         """The arbiter closes its listeners just before it tells its workers to leave: then they know that all that was
-        accepted is theirs, since there are no others. Nor does anybody new come, unless somebody else has it, too."""
+        accepted is theirs, since there are no others. Nor do new clients come, unless another process has it, too."""
         close = listener.close
 
         def stop_and_close() -> None:
@@ -256,7 +256,7 @@ class Joined:
         when that has lasted for `--timeout`."""
         if not self._stuck.still_ms():
             super().notify()
-        if not self._worker.receive() and self._retiring:  # nobody is there who could release it
+        if not self._worker.receive() and self._retiring:  # there is no dispatcher that could release it
             self._worker.drain()
 
 
@@ -278,7 +278,7 @@ class Sync(Joined, sync.SyncWorker):
     def run(self) -> None:
         worker, pool = self._worker, self.sockets[0]
         heartbeat_s = min(HEARTBEAT_S, self.timeout or HEARTBEAT_S)
-        # Not settimeout: that would make it non-blocking, for all who share it.
+        # Not settimeout: that would make it non-blocking, for all that share it.
         timeval = _TIMEVAL.pack(int(heartbeat_s), int(heartbeat_s % 1 * 1e6))
         pool.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
         receiver = Receiver(pool.fileno(), worker.ends, 0)
@@ -357,7 +357,7 @@ class GThread(Joined, gthread.ThreadWorker):
         super().run()
 
     def _accept_all(self) -> None:
-        """The server stops. At its limit of connections it would not find the end, and nobody else serves the rest."""
+        """The server stops. At its limit of connections it would not find the end, and no other serves the rest."""
         self.worker_connections = sys.maxsize
         self._worker.most = 0
         self._worker.ready()
@@ -469,7 +469,7 @@ class _Pool(socket.socket):
         return self._address
 
     def quiet(self) -> None:
-        """Nothing is to be done: who drains does not ask for more."""
+        """Nothing is to be done: a worker that drains does not ask for more."""
 
 
 def _decided(should_close: Callable[[], bool], leaves: Callable[[], bool]) -> Callable[[], bool]:

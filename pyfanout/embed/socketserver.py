@@ -1,8 +1,8 @@
 """The standard library's socketserver, http.server, xmlrpc.server and what is made of them.
 
 A server that handles one request at a time is run as a blocking handler: it shares the pool with the other workers', so
-that nobody waits behind a busy one. One with ThreadingMixIn or ForkingMixIn, whose accept loop is always free, has its
-own loop and a listener.
+that no client waits behind a busy one. One with ThreadingMixIn or ForkingMixIn, whose accept loop is always free, has
+its own loop and a listener.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Where log lines go: to stderr, unless the application has said. Nobody waits for who should read them, and no text of
-others looks like a line of ours.
+"""Where log lines go: to stderr, unless the application has said. No process waits for their reader, and no text of
+others looks like a line of pyfanout's.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Lines(logging.Formatter):
 
 
 class Handler(logging.StreamHandler[TextIO]):
-    """Never waits, but for PATIENCE_S, when the stream is a pipe, a terminal or a socket: a log that nobody reads would
+    """Never waits, but for PATIENCE_S, when the stream is a pipe, a terminal or a socket: a log that is not read would
     stop the whole server. A line that does not fit is dropped; how many were is said as soon as there is room.
 
     The stream's own file cannot be made non-blocking, for it may be the shell's, too. So a pipe or a terminal is opened
@@ -145,7 +145,7 @@ class Handler(logging.StreamHandler[TextIO]):
 
     def _let_go(self) -> None:
         fd, self._fd = self._fd, -1
-        if fd >= 0 and file_of(fd) == self._file:  # else the number is somebody else's by now
+        if fd >= 0 and file_of(fd) == self._file:  # else the number is another file's by now
             os.close(fd)
 
     def _forget(self) -> None:
@@ -185,7 +185,7 @@ def _push(data: bytes, fd: int, write: Callable[[bytes], int], patience_s: float
 
 
 def _send(fd: int, data: bytes) -> int:
-    # As if it were non-blocking: else `socket.setdefaulttimeout` would make it so, for all who have it.
+    # As if it were non-blocking: else `socket.setdefaulttimeout` would make it so, for all that have it.
     sock = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, fd)
     try:
         return sock.send(data, socket.MSG_DONTWAIT)

@@ -1,4 +1,4 @@
-"""Who wants to be told what happens to the workers. A callback that raises is logged and changes nothing."""
+"""What is called when something happens to the workers. A callback that raises is logged and changes nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Notice:
     event: str
     """One of EVENTS."""
     worker: WorkerStatus | None
-    """Whom it is about; None: the whole server."""
+    """The worker that it is about; None: the whole server."""
     detail: str
     """In words; may be empty."""
 

@@ -61,7 +61,7 @@ class UnixAddress:
 
 @dataclass(frozen=True, slots=True)
 class InheritedFd:
-    """`fd://N`: a descriptor that whoever started us left open."""
+    """`fd://N`: a descriptor that the program which started pyfanout left open."""
 
     fd: int
 
@@ -163,7 +163,7 @@ class SocketFile:
         return cls(os.path.join(os.path.realpath(folder), name), status.st_dev, status.st_ino, os.getpid())
 
     def remove(self) -> None:
-        """Delete the file, unless we are a fork of its maker, or somebody has put another in its place."""
+        """Delete the file, unless we are a fork of its maker, or another file is in its place by now."""
         if os.getpid() != self.pid:
             return
         try:
@@ -183,7 +183,7 @@ class Endpoint:
     file: SocketFile | None = None
     """The file that we made for it, which only `unlink` takes away."""
     inherited: bool = False
-    """Somebody else has opened it, and may have it still."""
+    """Another program has opened it, and may have it still."""
     address: str = field(init=False)
     """For people, with the real port: 127.0.0.1:8000, [::1]:8000, unix:/path, unix:@name."""
 
@@ -229,7 +229,7 @@ def open_listeners(
     `nodelay` sets TCP_NODELAY, which what is accepted inherits. `access` says which users may connect to socket files.
     `environ` is where systemd's LISTEN_* are found, and removed so that no child takes them for its own.
 
-    An open socket is duplicated, and the caller keeps his; but both share one file description, so his
+    An open socket is duplicated, and the caller keeps its own; but both share one file description, so its
     becomes non-blocking and starts to listen. A descriptor named by `fd://N` or systemd becomes ours.
 
     Raises ConfigError, one line, when one of them cannot be had; then those already opened are closed, and
@@ -407,7 +407,7 @@ class _Opening:
             raise
 
     def _adopt(self, text: str, sock: socket.socket) -> None:
-        """Make a socket that somebody else opened into one like ours. ConfigError if it cannot be."""
+        """Make a socket that another program opened into one like pyfanout's own. ConfigError if it cannot be."""
         what = f"descriptor {sock.fileno()}"
         if ours := next((e for e in self.endpoints if os.path.sameopenfile(e.sock.fileno(), sock.fileno())), None):
             raise _ours(text, ours)
@@ -481,8 +481,8 @@ def _remove_stale(text: str, path: str) -> None:
         return
     if not stat.S_ISSOCK(before.st_mode):
         raise _error(text, "a file is there that is not a socket; remove it or choose another path")
-    # A datagram socket asks who has this file without a connection that a living server would have to accept:
-    # the answer for a stream socket is EPROTOTYPE, for nobody ECONNREFUSED (unix_find_bsd in af_unix.c).
+    # A datagram socket asks which process has this file without a connection that a living server would have to accept:
+    # the answer for a stream socket is EPROTOTYPE, for none ECONNREFUSED (unix_find_bsd in af_unix.c).
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(path)

@@ -1,6 +1,6 @@
 """Pings, and the verdict on each worker. Sends pings; never touches a worker otherwise.
 
-Asynchronous: a ping is sent every `ping_interval` to those that owe none, and nobody waits for its pong.
+Asynchronous: a ping is sent every `ping_interval` to those that owe none, and nothing waits for its pong.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class WorkerEvent(Enum):
 
     SAID_READY = auto()
     SAID_RETIRING = auto()
-    """It takes no more: somebody sent it a SIGTERM, or we did."""
+    """It takes no more: the master, or another process, sent it a SIGTERM."""
     CHANNELS_ENDED = auto()
     """Graceful stop: it finds what is left in its channel, then end-of-file."""
     TOLD_TO_DRAIN = auto()
@@ -100,7 +100,7 @@ TRANSITIONS: dict[tuple[State, WorkerEvent], Step] = {
     (_B, WorkerEvent.CHANNEL_BROKEN): Step(_B),  # it finds out by itself
     (_B, WorkerEvent.TIME_IS_UP): Step(_H, (Action.ABORT,)),
     (_B, WorkerEvent.DIED): Step(_G, (Action.REPLACE,)),
-    (_R, WorkerEvent.SAID_READY): Step(_R),  # said twice: it harms nobody
+    (_R, WorkerEvent.SAID_READY): Step(_R),  # said twice: no harm
     (_R, WorkerEvent.SAID_RETIRING): Step(_D, (Action.LEAVE, Action.REPLACE)),
     (_R, WorkerEvent.CHANNELS_ENDED): Step(_D),
     (_R, WorkerEvent.TOLD_TO_DRAIN): Step(_D, (Action.LEAVE, Action.DRAIN)),

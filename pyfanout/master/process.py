@@ -49,7 +49,7 @@ class ExitReport:
 
 
 class Process:
-    """A child of ours, known by its pidfd: its pid cannot become another's while we hold that."""
+    """A child of this process, known by its pidfd: its pid cannot become another's while we hold that."""
 
     __slots__ = ("pid", "pidfd")
 
@@ -190,7 +190,7 @@ def spawn(first_steps: Callable[[], None], entry: Callable[[], int]) -> Process:
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
-            os.kill(pid, signal.SIGKILL)  # without a pidfd nobody would learn of its death
+            os.kill(pid, signal.SIGKILL)  # without a pidfd its death would not be seen
             os.waitpid(pid, 0)
             raise
         return Process(pid, pidfd)

@@ -36,7 +36,7 @@ class Slot:
     generation: int = 0
     """Of its last worker, from 1."""
     member: WorkerHandle | None = None
-    """Who serves, or will when it has booted."""
+    """The worker that serves, or will when it has booted."""
     successor: WorkerHandle | None = None
     """The worker on trial: it gets the slot if it lives for `min_uptime`. Meanwhile it serves, too."""
     seat: int | None = None
@@ -145,7 +145,7 @@ class WorkerHandle:
 
 
 class Roster:
-    """All slots, and who is in them."""
+    """All slots, and the workers in them."""
 
     def __init__(self) -> None:
         self.slots: list[Slot] = []
@@ -156,11 +156,11 @@ class Roster:
 
     @property
     def members(self) -> list[WorkerHandle]:
-        """Who is alive, or not yet reaped; those that are about to leave included."""
+        """Workers that are alive, or not yet reaped; those that are about to leave included."""
         return list(self._by_seat.values())
 
     def lives_in(self, seat: int | None) -> WorkerHandle | None:
-        """Who has this seat."""
+        """The worker in this seat."""
         return None if seat is None else self._by_seat.get(seat)
 
     def of_state(self, state: State) -> int:
@@ -200,7 +200,7 @@ class Roster:
             slot.member = member
 
     def promote(self, member: WorkerHandle) -> WorkerHandle | None:
-        """The successor takes the slot over; who had it before lives on without one."""
+        """The successor takes the slot over; the worker before it lives on without one."""
         slot = member.slot
         old, slot.member, slot.successor = slot.member, member, None
         return old

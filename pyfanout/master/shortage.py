@@ -1,5 +1,5 @@
 """Shortage: what the log has of it. Accepting that rests, once a second at most, for at a limit it comes and goes with
-each connection; and who was lost by it."""
+each connection; and the connections that were lost by it."""
 
 from __future__ import annotations
 

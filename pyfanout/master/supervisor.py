@@ -124,14 +124,14 @@ class Supervisor:
         self._late = False
         """The drain timeout of a graceful stop is over."""
         self._has_front = False
-        """Somebody else's loop calls `step`."""
+        """The loop of the program calls `step`."""
         self._shortage = Shortage()
         self._reload: Reload | None = None
         self._replaced: set[WorkerHandle] = set()
         """Workers that reloads have replaced and that have not exited yet."""
         self._when_reloaded: list[WhenReloaded] = []
         self._reload_again: list[WhenReloaded] | None = None
-        """Who asked for one more while one was under way; None: nobody did."""
+        """Those that asked for one more while one was under way; None: none did."""
         self._first_failure: Failed | None = None
         self._broken: WorkerError | None = None
         """Why a stop is a failure."""
@@ -392,7 +392,7 @@ class Supervisor:
         )
 
     def _respawn_those_that_failed(self) -> None:
-        """Until the first worker was ready nobody was replaced: it might have been for ever."""
+        """Until the first worker was ready no worker was replaced: it might have been for ever."""
         for slot in self._roster.slots:
             if slot.member is None and slot.respawn_at_ns is None and self._stopping is None:
                 self._respawn_later(slot)
@@ -591,7 +591,7 @@ class Supervisor:
             return
         if successor is not None:  # told to leave
             self._roster.vacate(successor)
-            slot.seat = member.seat  # where somebody may wait
+            slot.seat = member.seat  # where a client may wait
         self._count_death(slot, member)
         if self._wants_another(slot):
             self._respawn_later(slot)
@@ -681,7 +681,7 @@ class Supervisor:
             log.error("%s cannot be started: %s", slot, error.strerror)
             slot.respawn_at_ns = None
             if slot.member is not None and not slot.member.spent:
-                return None  # of a reload: who serves stays
+                return None  # of a reload: the worker that serves stays
             slot.deaths += 1
             if self._ever_ready:  # else as one that died before it was ready
                 delay_ns = timing.respawn_delay_ns(max(slot.deaths, 2), random.random())
@@ -793,7 +793,7 @@ class Supervisor:
             self._count_out(member, f"{member} cannot be killed")
 
     def _judge(self, now_ns: int) -> None:
-        """Who is hung leaves; the others are pinged."""
+        """A worker that is hung leaves; the others are pinged."""
         for member in self._roster.members:
             if member.state is not State.READY:
                 continue
@@ -974,9 +974,9 @@ class Supervisor:
         for endpoint in self._endpoints:
             endpoint.unlink()
         if self._reload:
-            self._end_reload("the server stops")  # and whoever asked for one more is told that, too
+            self._end_reload("the server stops")  # and those that asked for one more are told that, too
         for slot in self._roster.slots:
-            if slot.successor is not None:  # whose channel nobody would look after
+            if slot.successor is not None:  # its channel would be forgotten
                 self._happened(slot.successor, WorkerEvent.TOLD_TO_DRAIN)
 
     def _kill_all(self) -> None:

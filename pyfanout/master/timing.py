@@ -26,7 +26,7 @@ the first seven clients, into the loop's work: measured on 2026-11-22, conn/s to
 core each) with 32, 1.04 and 1.16 with 8, on the machine of bench/README.md."""
 
 SIZE_PER_THREAD = 4
-"""Messages per blocking thread in its channel: refilled at one, so nobody waits for the master."""
+"""Messages per blocking thread in its channel: refilled at one, so no thread waits for the master."""
 
 
 def channel_size(threads: int, most: int) -> int:
@@ -46,7 +46,7 @@ def has_lived(ready_for_ns: int | None, served: bool, min_uptime_ns: int) -> boo
     """Whether a worker has shown that the application can start. `ready_for_ns` is None if it never was ready.
 
     Also one that has `served`, a connection or more from its beginning to its end: if the deaths of such were held
-    back, workers that somebody kills again and again would soon all be, although each of them works.
+    back, workers that an operator kills again and again would soon all be, although each of them works.
     """
     return ready_for_ns is not None and (served or ready_for_ns >= min_uptime_ns)
 

@@ -1,4 +1,4 @@
-"""Watches: which function is called when a descriptor is readable. The core tells; this knows whom."""
+"""Which function is called when a descriptor is readable. The core reports a token; this knows the function."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Watches:
         if token is not None:
             del self._callbacks[token]
             # Nothing is to be done about a refusal: the kernel forgets `fd` when that is closed, and until then what it
-            # reports has a token that nobody knows.
+            # reports has a token that stands for nothing.
             with contextlib.suppress(CoreError):
                 self._core.unwatch(fd)
 

@@ -242,7 +242,7 @@ class Listener(socket.socket):
         return conn
 
     def _accept(self) -> tuple[int, Address]:
-        """What `socket.socket.accept` is made of; some servers call it. The descriptor is the caller's, who need not
+        """What `socket.socket.accept` is made of; some servers call it. The descriptor is the caller's, which need not
         tell when it is closed: it counts as closed now."""
         conn, address = self.accept()
         return conn.detach(), address
@@ -520,7 +520,7 @@ class Listener(socket.socket):
         once: most servers would each time they come round, and some would end."""
         channel = poll()
         channel.register(fd, POLLIN)
-        if channel.poll(0):  # else it was the master who has woken us
+        if channel.poll(0):  # else it was the master that has woken us
             memory = -error in OUT_OF_MEMORY
             if memory:
                 self._worker.short_of(error)

@@ -29,7 +29,7 @@ _CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
 class ProxyError(OSError):
-    """No header, a bad one, or none from whoever may send one. One line."""
+    """No header, a bad one, or none from a proxy that may send one. One line."""
 
 
 class Header(NamedTuple):

@@ -35,7 +35,7 @@ class Watch:
         self._looks.append(look)
 
     def again(self) -> Watch:
-        """A watch of the same pools, for another caller, who asks at other times."""
+        """A watch of the same pools, for another caller, which asks at other times."""
         return Watch(self._looks)
 
     def still_ms(self) -> int:

@@ -214,9 +214,10 @@ class Worker:
         return self.accepting
 
     def ready(self, *, pool: bool = False, threads: int = 0) -> None:
-        """Connections may come: from the pool's channel, or our own. `threads` of ours block until they do; 0: we are
-        told by `listener` and never block. Then the master hears of it when the server first accepts; if it never does,
-        the worker ends, with a line that says so, when `boot_timeout` is nearly over."""
+        """Connections may come: from the pool's channel, or the worker's own. `threads`: so many threads of the worker
+        block until they do; 0: none does, and `listener` tells of them. Then the master learns of it when the server
+        first accepts; if it never does, the worker ends, with a line that says so, when `boot_timeout` is nearly over.
+        """
         if not threads and not self.joined:  # a process that has joined is its parent's affair
             self._open_files.raise_to(of_connections(self.most))
         self.watch.still_ms()  # a first look: a thread that is stuck before the first ping counts, too
