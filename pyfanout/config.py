@@ -1,4 +1,5 @@
-"""The options of pyfanout: one frozen dataclass, and with each field the one description of how it is read.
+"""The options of pyfanout: one frozen dataclass, and with each field the one description of how it is read (`options`
+has how that is done).
 
 Owns what an option is called, which values it takes, what it is by default and why. Never opens, binds or
 forks anything. `serve()` and `pyfanout run` call `Config.resolve`; `pyfanout.cli` makes its flags from
@@ -7,34 +8,48 @@ forks anything. `serve()` and `pyfanout run` call `Config.resolve`; `pyfanout.cl
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
-import math
-import operator
 import os
-import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pyfanout.errors import ConfigError
-from pyfanout.host import cpus
 from pyfanout.kind import SERVERS, Kind
+from pyfanout.options import (
+    BINDS,
+    FOLDER,
+    HOOK,
+    MAX_THREADS,
+    MAX_WORKERS,
+    MODE,
+    NETWORKS,
+    OWNER,
+    PATH,
+    PREFIX,
+    SWITCH,
+    TLS,
+    Mode,
+    Network,
+    Option,
+    auto_workers,
+    described,
+    did_you_mean,
+    is_auto,
+    one_of,
+    seconds,
+    text_of,
+    whole,
+    worker_count,
+)
 
 if TYPE_CHECKING:
     import ssl
 
     from pyfanout.worker.worker import Worker
 
-Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
-
-MAX_WORKERS = 1024  # half of the places in the core: each may have a successor
-MAX_THREADS = 256  # per worker; more blocking handlers than this belong on an asyncio loop
-MAX_SECONDS = 1_000_000  # eleven days; keeps every deadline far inside 64 bits of nanoseconds
-MAX_COUNT = 2**31 - 1  # a C int
-PREFIX = "PYFANOUT_"  # of the variables
 WEB_CONCURRENCY = "WEB_CONCURRENCY"  # what Heroku and others tell a server, and gunicorn and uvicorn read
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -47,258 +62,6 @@ class Policy(StrEnum):
     SOURCE_HASH = "source-hash"
 
 
-@dataclass(frozen=True, slots=True)
-class Values:
-    """A set of values: how one is read, and in words which they are."""
-
-    allowed: str
-    """Ends the sentence "workers: 'many' is not ..."."""
-    metavar: str
-    """Stands for the value in `--help`."""
-    read: Callable[[Any], object]
-    """From a value of the right type, or its text, to the value; or an error if it is neither."""
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """What is known of one field of `Config` besides its type; kept in the field's metadata."""
-
-    name: str
-    values: Values
-    help: str
-    short: str | None
-    """The short flag, such as `-w`."""
-    default: str
-    """The default in words."""
-    python_only: bool
-    """It cannot be written as text: it is neither a flag nor a variable."""
-
-    @property
-    def word(self) -> str:
-        """Its name where Python's keywords are no matter: `as` for `as_`."""
-        return self.name.rstrip("_")
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.word.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        return PREFIX + self.word.upper()
-
-    def given(self, environ: Mapping[str, str]) -> bool:
-        """Whether its variable says something: one that is blank does not, as compose files and CI say "not set"."""
-        return not self.python_only and bool(environ.get(self.variable, "").strip())
-
-    def read(self, value: object, source: str | None = None) -> object:
-        """The value that `value` stands for. Raises ConfigError, naming `source`, if it is not allowed."""
-        try:
-            return self.values.read(value)
-        except (ValueError, TypeError, OverflowError):
-            origin = f" (from {source})" if source else ""
-            raise ConfigError(f"{self.word}: {_one_line(value)}{origin} is not {self.values.allowed}") from None
-
-
-def _whole(low: int, high: int = MAX_COUNT) -> Values:
-    def read(value: object) -> int:
-        if isinstance(value, bool):
-            raise TypeError("a truth value is not a number")
-        number = _digits(value) if isinstance(value, str) else operator.index(value)  # type: ignore[arg-type]
-        if not low <= number <= high:
-            raise ValueError("out of range")
-        return number
-
-    return Values(f"a number from {low} to {high}", "N", read)
-
-
-def _digits(text: str) -> int:
-    """`int()` would take `1_000` and the digits of every script as well."""
-    text = text.strip()
-    if not (text.isascii() and text.isdecimal()):
-        raise ValueError("not digits")
-    return int(text)
-
-
-_DECIMAL = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-
-
-def _decimal(text: str) -> float:
-    """The same for `float()`: `1.5` and `1e3`, and neither `1_0.5` nor `+1`."""
-    text = text.strip()
-    if not _DECIMAL.fullmatch(text):
-        raise ValueError("not a decimal number")
-    return float(text)
-
-
-def _auto_workers() -> int:
-    return min(cpus.available(), MAX_WORKERS)
-
-
-def _workers() -> Values:
-    number = _whole(1, MAX_WORKERS)
-
-    def read(value: object) -> object:
-        return _auto_workers() if _is_auto(value) else number.read(value)
-
-    return Values(f'{number.allowed} or "auto"', "N", read)
-
-
-def _is_auto(value: object) -> bool:
-    return isinstance(value, str) and value.strip().lower() == "auto"
-
-
-def _seconds(*, zero: bool) -> Values:
-    def read(value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise TypeError("not a number")
-        seconds = _decimal(value) if isinstance(value, str) else float(value)
-        if not math.isfinite(seconds) or not 0 <= seconds <= MAX_SECONDS or (seconds == 0 and not zero):
-            raise ValueError("out of range")
-        return seconds
-
-    least = "from 0" if zero else "above 0"
-    return Values(f"a number of seconds {least} to {MAX_SECONDS}", "SECONDS", read)
-
-
-def _one_of(names: Iterable[str], kind: Callable[[str], str] = str) -> Values:
-    known = tuple(str(name) for name in names)
-
-    def read(value: object) -> str:
-        text = value.strip().lower() if isinstance(value, str) else None
-        if text not in known:
-            raise ValueError("unknown name")
-        return kind(text)
-
-    return Values("one of " + ", ".join(known), "{" + ",".join(known) + "}", read)
-
-
-def _read_switch(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    words = {
-        "1": True,
-        "true": True,
-        "yes": True,
-        "on": True,
-        "0": False,
-        "false": False,
-        "no": False,
-        "off": False,
-    }
-    text = value.strip().lower() if isinstance(value, str) else None
-    if text not in words:
-        raise ValueError("not a switch")
-    return words[text]
-
-
-def _read_path(value: object) -> str:
-    if not isinstance(value, str | os.PathLike):
-        raise TypeError("not a path")
-    path = os.fspath(value)
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise ValueError("not a path")
-    return path
-
-
-class Mode(int):
-    """Permission bits of a file, which read as `chmod` has them."""
-
-    def __str__(self) -> str:
-        return f"{self:03o}"
-
-
-def _read_mode(value: object) -> Mode:
-    if isinstance(value, str):
-        digits = value.strip().removeprefix("0o")
-        if not (digits.isascii() and digits.isdecimal()):
-            raise ValueError("not digits")
-        value = int(digits, 8)
-    if isinstance(value, bool):
-        raise TypeError("a truth value is not a mode")
-    mode = Mode(operator.index(value))  # type: ignore[arg-type]  # else TypeError, as wanted
-    if not 0 <= mode <= 0o777:
-        raise ValueError("out of range")
-    return mode
-
-
-def _read_owner(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError("not a name")
-    text = value.strip()
-    user, colon, group = text.partition(":")
-    if not (user or group) or (colon and not group) or ":" in group:
-        raise ValueError("not an owner")
-    return text
-
-
-def _read_binds(value: object) -> tuple[str | socket.socket, ...]:
-    """Text is split at commas; a list is taken as it is, so that it can hold a path with a comma in it."""
-    parts: Iterable[object]
-    if isinstance(value, str):
-        parts = [part for part in value.split(",") if part.strip()]
-    elif isinstance(value, socket.socket):
-        parts = [value]
-    elif isinstance(value, Iterable) and not isinstance(value, bytes):
-        parts = value
-    else:
-        raise TypeError("not addresses")
-    binds: list[str | socket.socket] = []
-    for part in parts:
-        if not isinstance(part, str | socket.socket):
-            raise TypeError("not an address")
-        binds.append(part if isinstance(part, socket.socket) else part.strip())
-    if not binds or "" in binds:
-        raise ValueError("no address")
-    return tuple(binds)
-
-
-def _read_callable(value: object) -> object:
-    if not callable(value):
-        raise TypeError("not callable")
-    return value
-
-
-def _read_tls(value: object) -> object:
-    if not callable(value) and type(value).__module__ != "ssl":  # not isinstance: ssl takes 10 ms to import
-        raise TypeError("neither a context nor a function")
-    return value
-
-
-BINDS = Values("an address, an open socket, or a list of these", "ADDRESS", _read_binds)
-SWITCH = Values("one of true, false, yes, no, on, off, 1, 0", "SWITCH", _read_switch)
-_PATH = Values("the path of a file", "PATH", _read_path)
-_MODE = Values('a mode in octal, such as "660"; as a number, 0o660', "MODE", _read_mode)
-_OWNER = Values("a user, user:group or :group", "OWNER", _read_owner)
-_FOLDER = Values("the path of a folder", "PATH", _read_path)
-
-
-def _read_networks(value: object) -> tuple[Network, ...]:
-    parts = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-    if not isinstance(parts, Iterable) or isinstance(parts, bytes):
-        raise TypeError("not networks")
-    networks = tuple(ipaddress.ip_network(str(part).strip()) for part in parts)
-    if not networks:
-        raise ValueError("no network")
-    return networks
-
-
-_NETWORKS = Values("a network such as 10.0.0.0/8, or a list of these", "NETWORKS", _read_networks)
-_TLS = Values("an ssl.SSLContext, or a function that returns one", "CONTEXT", _read_tls)
-_HOOK = Values("a function of one argument, the worker", "FUNCTION", _read_callable)
-
-
-def _option(
-    values: Values,
-    help: str,
-    *,
-    short: str | None = None,
-    default: str | None = None,
-    python_only: bool = False,
-) -> dict[str, object]:
-    """The metadata of a field. `default` is for one whose default does not speak for itself."""
-    return {"values": values, "help": help, "short": short, "default": default, "python_only": python_only}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Every option, checked. Raises ConfigError at birth if one is not allowed.
@@ -308,7 +71,7 @@ class Config:
 
     bind: tuple[str | socket.socket, ...] = field(
         default=("127.0.0.1:8000",),
-        metadata=_option(
+        metadata=described(
             BINDS,
             "the address to listen on: host:port, [ipv6]:port, :port, unix:/path, unix:@name, fd://N or systemd; "
             "give it again for another",
@@ -318,21 +81,21 @@ class Config:
     """The default is gunicorn's and uvicorn's: this machine only, until the operator decides otherwise."""
 
     unix_mode: Mode | None = field(
-        default=None, metadata=_option(_MODE, "the mode of socket files, in octal, such as 660", default="none")
+        default=None, metadata=described(MODE, "the mode of socket files, in octal, such as 660", default="none")
     )
     """Permission bits; a number in Python is the mode itself: 0o660. None: 777 less the umask, as in gunicorn. A
     user who may write to the file may connect. systemd's name is SocketMode."""
 
     unix_owner: str | None = field(
         default=None,
-        metadata=_option(_OWNER, "the owner of socket files: user, user:group or :group", default="none"),
+        metadata=described(OWNER, "the owner of socket files: user, user:group or :group", default="none"),
     )
     """Names or numbers. None: the user that the server runs as. systemd's names are SocketUser and SocketGroup."""
 
     workers: int = field(
-        default_factory=_auto_workers,
-        metadata=_option(
-            _workers(),
+        default_factory=auto_workers,
+        metadata=described(
+            worker_count(),
             "worker processes; auto: WEB_CONCURRENCY, or the number of CPUs that affinity and cgroup quota allow",
             short="-w",
             default="auto",
@@ -342,8 +105,8 @@ class Config:
 
     as_: str = field(
         default="auto",
-        metadata=_option(
-            _one_of(("auto", *(kind.value for kind in Kind))),
+        metadata=described(
+            one_of(("auto", *(kind.value for kind in Kind))),
             "the kind of the application, if its shape does not show it",
         ),
     )
@@ -351,38 +114,38 @@ class Config:
 
     server: str = field(
         default="auto",
-        metadata=_option(
-            _one_of(("auto", *SERVERS)), "which server speaks HTTP for it; auto: waitress for WSGI, uvicorn for ASGI"
+        metadata=described(
+            one_of(("auto", *SERVERS)), "which server speaks HTTP for it; auto: waitress for WSGI, uvicorn for ASGI"
         ),
     )
     """Each is an extra of its own kind: `pip install 'pyfanout[asgi]'`, `'pyfanout[wsgi]'`."""
 
     factory: bool = field(
         default=False,
-        metadata=_option(SWITCH, "module:attr is a function without arguments that returns the application"),
+        metadata=described(SWITCH, "module:attr is a function without arguments that returns the application"),
     )
     """Off. uvicorn's option."""
 
     chdir: str | None = field(
         default=None,
-        metadata=_option(_FOLDER, "the folder in which workers run; looked up anew for each", default="none"),
+        metadata=described(FOLDER, "the folder in which workers run; looked up anew for each", default="none"),
     )
     """A path. None: the folder in which the server was started. gunicorn's name."""
 
     app_dir: str | None = field(
         default=None,
-        metadata=_option(_FOLDER, "look for the application's module here, as seen from there", default="none"),
+        metadata=described(FOLDER, "look for the application's module here, as seen from there", default="none"),
     )
     """A path. None: the folder in which workers run. uvicorn's name."""
 
     threads: int = field(
-        default=1, metadata=_option(_whole(1, MAX_THREADS), "threads per worker that run a blocking handler")
+        default=1, metadata=described(whole(1, MAX_THREADS), "threads per worker that run a blocking handler")
     )
     """Threads. One: it needs no lock in the handler, and is gunicorn's default."""
 
     policy: Policy = field(
         default=Policy.LEAST_CONNECTIONS,
-        metadata=_option(_one_of(Policy, Policy), "how the worker for the next connection is chosen"),
+        metadata=described(one_of(Policy, Policy), "how the worker for the next connection is chosen"),
     )
     """Of workers that hold many connections the one with the fewest, equals in turn: no quick request waits behind slow
     ones while another worker is idle, whether the slow ones occupy the threads behind a server's loop, or the loop. It
@@ -390,22 +153,22 @@ class Config:
 
     backlog: int = field(
         default=2048,
-        metadata=_option(
-            _whole(1), "connections that the kernel queues for each listener before the master accepts them"
+        metadata=described(
+            whole(1), "connections that the kernel queues for each listener before the master accepts them"
         ),
     )
     """Connections. 2048 is gunicorn's and uvicorn's; the kernel's own limit is net.core.somaxconn, 4096."""
 
     max_connections: int = field(
         default=0,
-        metadata=_option(_whole(0), "connections that one asyncio worker holds at once; 0: any number"),
+        metadata=described(whole(0), "connections that one asyncio worker holds at once; 0: any number"),
     )
     """Connections. No bound: only the application knows what one costs."""
 
     max_requests: int = field(
         default=0,
-        metadata=_option(
-            _whole(0),
+        metadata=described(
+            whole(0),
             "replace a worker after this many requests, or connections where its server shows no requests, against "
             "leaks; 0: never",
         ),
@@ -415,8 +178,8 @@ class Config:
 
     max_requests_jitter: int | None = field(
         default=None,
-        metadata=_option(
-            _whole(0), "at most this many more, at random for each worker", default="a tenth of max_requests"
+        metadata=described(
+            whole(0), "at most this many more, at random for each worker", default="a tenth of max_requests"
         ),
     )
     """Requests; see `jitter`. A tenth: workers that started together and share the load evenly would
@@ -424,20 +187,20 @@ class Config:
 
     drain_timeout: float = field(
         default=25.0,
-        metadata=_option(_seconds(zero=True), "how long a stopping worker may take to finish its connections"),
+        metadata=described(seconds(zero=True), "how long a stopping worker may take to finish its connections"),
     )
     """Seconds. 25: Kubernetes kills after 30, and what follows (exit hooks, SIGKILL) takes 3 at most."""
 
     boot_timeout: float = field(
         default=30.0,
-        metadata=_option(_seconds(zero=False), "how long a new worker may take to become ready"),
+        metadata=described(seconds(zero=False), "how long a new worker may take to become ready"),
     )
     """Seconds. 30 is gunicorn's timeout, which also bounds its workers' start."""
 
     timeout: float = field(
         default=30.0,
-        metadata=_option(
-            _seconds(zero=True),
+        metadata=described(
+            seconds(zero=True),
             "how long all threads may be in the same requests, without a byte moving, before the worker counts as "
             "hung; 0: for ever",
         ),
@@ -446,14 +209,14 @@ class Config:
 
     ping_interval: float = field(
         default=1.0,
-        metadata=_option(_seconds(zero=True), "seconds between two pings of a worker; 0: no pings"),
+        metadata=described(seconds(zero=True), "seconds between two pings of a worker; 0: no pings"),
     )
     """Seconds. One: a hung worker is found `ping_timeout` and at most this long after it hangs."""
 
     ping_timeout: float = field(
         default=5.0,
-        metadata=_option(
-            _seconds(zero=False),
+        metadata=described(
+            seconds(zero=False),
             "a worker that has not answered a ping for so long counts as hung, unless a blocking handler runs",
         ),
     )
@@ -461,8 +224,8 @@ class Config:
 
     min_uptime: float = field(
         default=1.0,
-        metadata=_option(
-            _seconds(zero=True),
+        metadata=described(
+            seconds(zero=True),
             "minimum uptime: a worker that dies earlier, without having served, is restarted with increasing delay. "
             "A new worker serves for so long beside the one that it is to replace",
         ),
@@ -472,13 +235,13 @@ class Config:
 
     fail_fast: bool = field(
         default=False,
-        metadata=_option(SWITCH, "exit with code 3 when a worker dies again and again, instead of trying for ever"),
+        metadata=described(SWITCH, "exit with code 3 when a worker dies again and again, instead of trying for ever"),
     )
     """Off: the healthy workers keep serving. On where something else restarts us, and should know: a container."""
 
     core_dumps: bool = field(
         default=False,
-        metadata=_option(
+        metadata=described(
             SWITCH, "a hung worker that is killed may write a core dump, if the limits of the system allow it"
         ),
     )
@@ -486,36 +249,38 @@ class Config:
 
     reload_batch: int = field(
         default=1,
-        metadata=_option(_whole(1, MAX_WORKERS), "how many workers a reload replaces at a time"),
+        metadata=described(whole(1, MAX_WORKERS), "how many workers a reload replaces at a time"),
     )
     """Workers. One: a reload costs the memory of one more worker, and a broken release is noticed by the first."""
 
     preload: bool = field(
         default=False,
-        metadata=_option(SWITCH, "load module:attr once, in the master: less memory, but a reload keeps the old code"),
+        metadata=described(
+            SWITCH, "load module:attr once, in the master: less memory, but a reload keeps the old code"
+        ),
     )
     """Off, as in gunicorn: each worker imports the application for itself, and a reload takes up new code."""
 
     nodelay: bool = field(
         default=True,
-        metadata=_option(SWITCH, "set TCP_NODELAY, so that a small answer does not wait for an ACK"),
+        metadata=described(SWITCH, "set TCP_NODELAY, so that a small answer does not wait for an ACK"),
     )
     """On, as in asyncio and Go. A connection inherits it from its listener, so it costs no system call."""
 
     certfile: str | None = field(
-        default=None, metadata=_option(_PATH, "speak TLS with this certificate (chain), a PEM file", default="none")
+        default=None, metadata=described(PATH, "speak TLS with this certificate (chain), a PEM file", default="none")
     )
     """A path. Read in each worker, so that a reload takes up a new certificate. gunicorn's name."""
 
     keyfile: str | None = field(
         default=None,
-        metadata=_option(_PATH, "the key of the certificate, a PEM file, if it is not in the same", default="none"),
+        metadata=described(PATH, "the key of the certificate, a PEM file, if it is not in the same", default="none"),
     )
     """A path. gunicorn's name."""
 
     ssl: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = field(
         default=None,
-        metadata=_option(_TLS, "speak TLS with this context", default="none", python_only=True),
+        metadata=described(TLS, "speak TLS with this context", default="none", python_only=True),
     )
     """Instead of `certfile`, for all that an ssl.SSLContext can be told. A function that returns one is called in each
     worker, so that a reload takes up new certificates; a context stays what it is. Workers resume TLS sessions of each
@@ -523,45 +288,45 @@ class Config:
 
     handshake_timeout: float = field(
         default=10.0,
-        metadata=_option(_seconds(zero=False), "how long a client may take for its TLS handshake and PROXY header"),
+        metadata=described(seconds(zero=False), "how long a client may take for its TLS handshake and PROXY header"),
     )
     """Seconds. 10 is what Go's net/http has: a client on a bad line needs a few."""
 
     proxy_protocol: bool = field(
         default=False,
-        metadata=_option(SWITCH, "each connection begins with a PROXY header, version 1 or 2, that names the client"),
+        metadata=described(SWITCH, "each connection begins with a PROXY header, version 1 or 2, that names the client"),
     )
     """Off. gunicorn's name. On, a connection without one is closed: a client that comes directly could lie."""
 
     trusted: tuple[Network, ...] = field(
         default=(ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1")),
-        metadata=_option(_NETWORKS, "the networks whose proxies may send a PROXY header; others are closed"),
+        metadata=described(NETWORKS, "the networks whose proxies may send a PROXY header; others are closed"),
     )
     """Networks. This machine, like gunicorn's proxy_allow_ips and uvicorn's forwarded_allow_ips."""
 
-    log_level: str = field(default="info", metadata=_option(_one_of(LOG_LEVELS), "the least important line to log"))
+    log_level: str = field(default="info", metadata=described(one_of(LOG_LEVELS), "the least important line to log"))
     """Info: where we listen, and every start and end of a worker; nothing per connection."""
 
     ready_fd: int | None = field(
         default=None,
-        metadata=_option(_whole(0), "write one newline to this descriptor when every worker is ready", default="none"),
+        metadata=described(whole(0), "write one newline to this descriptor when every worker is ready", default="none"),
     )
     """A number of an open descriptor. None: no program waits for the newline."""
 
     pidfile: str | None = field(
-        default=None, metadata=_option(_PATH, "keep the master's process id in this file", default="none")
+        default=None, metadata=described(PATH, "keep the master's process id in this file", default="none")
     )
     """A path. None: a supervisor knows our pid, and a file can be stale."""
 
     on_worker_start: Callable[[Worker], object] | None = field(
         default=None,
-        metadata=_option(_HOOK, "called in each worker before it is ready", default="none", python_only=True),
+        metadata=described(HOOK, "called in each worker before it is ready", default="none", python_only=True),
     )
     """Runs after the fork: the place to open what a fork must not share, such as a database connection."""
 
     on_worker_exit: Callable[[Worker], object] | None = field(
         default=None,
-        metadata=_option(_HOOK, "called in each worker before it exits", default="none", python_only=True),
+        metadata=described(HOOK, "called in each worker before it exits", default="none", python_only=True),
     )
     """Runs after the last connection is done; not when the worker is killed."""
 
@@ -594,14 +359,14 @@ class Config:
         known = options()
         for name in arguments:
             if name not in known:
-                raise ConfigError(f"no option is named {name!r}{_did_you_mean(name, known)}")
+                raise ConfigError(f"no option is named {name!r}{did_you_mean(name, known)}")
         values: dict[str, Any] = {}
         overruled = {each for name in EXCLUDES if arguments.get(name) is not None for each in EXCLUDES[name]}
         for name, option in known.items():
             found = arguments.get(name), option.flag if command_line else "the argument"
             if found[0] is None and option.given(environ) and name not in overruled:
                 found = environ[option.variable], option.variable
-            if name == "workers" and (found[0] is None or _is_auto(found[0])):
+            if name == "workers" and (found[0] is None or is_auto(found[0])):
                 found = environ.get(WEB_CONCURRENCY, "").strip() or None, WEB_CONCURRENCY
             if found[0] is not None:
                 values[name] = option.read(*found)
@@ -620,7 +385,7 @@ class Config:
     def describe(self) -> str:
         """What `--check-config` prints: a line `name = value` for each option that has a flag, in order."""
         return "\n".join(
-            f"{option.word} = {option.default if (value := getattr(self, name)) is None else _text(value)}"
+            f"{option.word} = {option.default if (value := getattr(self, name)) is None else text_of(value)}"
             for name, option in options().items()
             if not option.python_only
         )
@@ -682,7 +447,7 @@ def options() -> dict[str, Option]:
 
 def _describe(each: Field[Any]) -> Option:
     meta = each.metadata
-    default = meta["default"] or (_text(each.default) if each.default is not MISSING else "")
+    default = meta["default"] or (text_of(each.default) if each.default is not MISSING else "")
     return Option(each.name, meta["values"], meta["help"], meta["short"], default, meta["python_only"])
 
 
@@ -691,29 +456,5 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     names = [option.variable.removeprefix(PREFIX) for option in options().values() if not option.python_only]
     given = [name.removeprefix(PREFIX) for name in sorted(environ) if name.startswith(PREFIX)]
     return [
-        f"{PREFIX}{name} is not an option{_did_you_mean(name, names, PREFIX)}" for name in given if name not in names
+        f"{PREFIX}{name} is not an option{did_you_mean(name, names, PREFIX)}" for name in given if name not in names
     ]
-
-
-def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
-
-
-def _one_line(value: object) -> str:
-    """`repr`, made fit for an error that is one line whatever it was given."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _text(value: object) -> str:
-    """A value as one would write it on the command line."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple):
-        return ", ".join(map(_text, value))
-    if isinstance(value, socket.socket):
-        return f"socket fd={value.fileno()}"
-    if isinstance(value, float):
-        return f"{value:.12g}"
-    return str(value)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.app import Given, check_spec, failure_of, loader_of
-from pyfanout.config import BINDS, SWITCH, Config, Option, options, unknown_variables
+from pyfanout.config import Config, options, unknown_variables
 from pyfanout.errors import LoadError
 from pyfanout.folders import Folders
 from pyfanout.host import stdio
@@ -23,6 +23,7 @@ from pyfanout.master.access import Access
 from pyfanout.master.endpoints import parse_all
 from pyfanout.master.readiness import check_inherited
 from pyfanout.master.signals import Signals
+from pyfanout.options import BINDS, SWITCH, Option
 from pyfanout.server import Master, check_greenlets
 from pyfanout.worker.loading import preloaded
 from pyfanout.worker.worker import serving_of

@@ -28,7 +28,7 @@ from gunicorn.sock import ssl_context
 from gunicorn.workers import base, gasgi, gthread, sync
 
 from pyfanout import greenlets
-from pyfanout.config import LOG_LEVELS, MAX_SECONDS
+from pyfanout.config import LOG_LEVELS
 from pyfanout.core import SHORTAGE_S, Receiver, stop_new
 from pyfanout.dispatcher.owner import Dispatcher, config_of
 from pyfanout.embed.aio import settled
@@ -38,6 +38,7 @@ from pyfanout.embed.runner import GRACE_S, LOOK_S
 from pyfanout.errors import FanoutError, LoadError, WorkerError
 from pyfanout.host import stdio
 from pyfanout.master.process import own_pidfd
+from pyfanout.options import MAX_SECONDS
 from pyfanout.worker import idle, loop_child
 from pyfanout.worker.connection import Connection, address_of
 from pyfanout.worker.loop_threads import watch_threads

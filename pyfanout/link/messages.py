@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Self
 
-from pyfanout.config import MAX_THREADS
+from pyfanout.options import MAX_THREADS
 
 PACKET_BYTES = 32 * 1024
 """The largest packet; both ends receive with this size. A longer text loses its beginning: a traceback ends with the

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 
 import pyfanout
-from pyfanout.config import MAX_WORKERS, Config
+from pyfanout.config import Config
 from pyfanout.core import POOL, SEATS, Core, Event, EventKind, WorkerEnds
 from pyfanout.errors import CoreError, LoadError, StuckError, WorkerError
 from pyfanout.host import stdio
@@ -60,6 +60,7 @@ from pyfanout.master.shortage import Shortage
 from pyfanout.master.signals import Request, Signals
 from pyfanout.master.status import WorkerStatus, status_of
 from pyfanout.master.watches import Watches
+from pyfanout.options import MAX_WORKERS
 
 log = logging.getLogger("pyfanout.master")
 
@@ -883,7 +884,7 @@ class Supervisor:
             when_over(error)
 
     def scale(self, workers: int) -> None:
-        """From now on so many workers, at least 1 and at most `config.MAX_WORKERS`. No-op while stopping."""
+        """From now on so many workers, at least 1 and at most `options.MAX_WORKERS`. No-op while stopping."""
         workers = min(max(workers, 1), MAX_WORKERS)
         if self._stopping or workers == len(self._roster.slots):
             return

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pyfanout.config import Network
+from pyfanout.options import Network
 from pyfanout.worker.connection import Address, Connection
 
 V1_BYTES = 107

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from pyfanout._core import lib
 
-from pyfanout import config, core
+from pyfanout import core, options
 from pyfanout.config import Policy
 from pyfanout.core import BATCH, SEATS, Core, EventKind
 
@@ -44,8 +44,8 @@ def test_python_knows_all_policies() -> None:
 
 def test_limits_are_the_same_in_both_languages() -> None:
     assert BATCH == lib.FAN_BATCH
-    assert config.MAX_THREADS <= lib.FAN_MAX_THREADS
-    assert config.MAX_WORKERS <= lib.FAN_MAX_SEATS
+    assert options.MAX_THREADS <= lib.FAN_MAX_THREADS
+    assert options.MAX_WORKERS <= lib.FAN_MAX_SEATS
 
 
 def test_the_view_of_the_board_has_the_fields_of_the_header(house: MakeHouse) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import pytest
 from harness import TESTS, Server, connect, read_all
 
-from pyfanout.config import MAX_COUNT, MAX_SECONDS, MAX_THREADS, MAX_WORKERS, Config, options
+from pyfanout.config import Config, options
+from pyfanout.options import MAX_COUNT, MAX_SECONDS, MAX_THREADS, MAX_WORKERS
 
 from .kit import FOLDER, SUBJECTS, Subject
 

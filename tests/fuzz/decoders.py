@@ -20,11 +20,12 @@ import atheris
 
 with atheris.instrument_imports(include=["pyfanout"]):
     from pyfanout import _core
-    from pyfanout.config import MAX_THREADS, Policy
+    from pyfanout.config import Policy
     from pyfanout.core import Core, EventKind
     from pyfanout.dispatcher import joining
     from pyfanout.link import messages
     from pyfanout.master import timing
+    from pyfanout.options import MAX_THREADS
     from pyfanout.worker import proxy
 
 LIBFUZZER = Path(atheris.__file__).with_name("core_with_libfuzzer" + EXTENSION_SUFFIXES[0])

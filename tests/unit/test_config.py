@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyfanout.config import Config, Mode, Policy, options, unknown_variables
+from pyfanout.config import Config, Policy, options, unknown_variables
 from pyfanout.errors import ConfigError
 from pyfanout.host import cpus
+from pyfanout.options import Mode
 
 OPTIONS_MD = Path(__file__).parents[2] / "docs" / "options.md"
 

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pyfanout.config import MAX_THREADS
 from pyfanout.link.messages import (
     MOST_CONNECTIONS,
     PACKET_BYTES,
@@ -31,6 +30,7 @@ from pyfanout.link.messages import (
     decode,
     encode,
 )
+from pyfanout.options import MAX_THREADS
 
 REASON_BYTES = 1024
 
