@@ -34,7 +34,7 @@ from pyfanout.master.supervisor import Supervisor
 from pyfanout.recognition import kind_of
 from pyfanout.worker.listener import Public
 from pyfanout.worker.loading import preloaded
-from pyfanout.worker.worker import main, server_module
+from pyfanout.worker.main import main, server_module
 
 log = logging.getLogger("pyfanout.master")
 

@@ -26,7 +26,7 @@ from pyfanout.master.signals import Signals
 from pyfanout.options import BINDS, SWITCH, Option
 from pyfanout.server import Master, check_greenlets
 from pyfanout.worker.loading import preloaded
-from pyfanout.worker.worker import serving_of
+from pyfanout.worker.main import serving_of
 
 if TYPE_CHECKING:
     from pyfanout.cli import Parser

@@ -39,8 +39,8 @@ from pyfanout.master.endpoints import Endpoint, open_listeners
 from pyfanout.master.process import Process, own_pidfd, spawn
 from pyfanout.master.signals import DEADLY
 from pyfanout.worker.listener import Public
+from pyfanout.worker.main import serve as serve_in
 from pyfanout.worker.worker import Worker, enlist
-from pyfanout.worker.worker import serve as serve_in
 
 log = logging.getLogger("pyfanout.master")
 

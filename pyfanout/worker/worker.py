@@ -1,15 +1,12 @@
-"""The child: load the application, serve connections until told to leave, leave.
+"""The worker that this process is: what its servers, its hooks and its signals ask and tell it.
 
-Owns the worker's two descriptors, its channel and its control socket. How connections are served is `blocking`'s or
-`aio`'s affair; what happens before and after is the same for both, and here.
+Owns the worker's descriptors: its channel and its end of the link to the master. `main` makes it, and has its life.
 """
 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import functools
-import importlib
 import inspect
 import itertools
 import logging
@@ -21,15 +18,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from pyfanout import exits, greenlets
+from pyfanout import exits
 from pyfanout.app import failure_of
 from pyfanout.config import Config
-from pyfanout.core import WorkerEnds, keep_heap
+from pyfanout.core import WorkerEnds
 from pyfanout.errors import ConfigError, LoadError
 from pyfanout.host.log import counted, has_no_way
-from pyfanout.kind import App, Kind
 from pyfanout.limits import OpenFiles, of_connections
 from pyfanout.link.link import Link
 from pyfanout.link.messages import (
@@ -47,13 +43,11 @@ from pyfanout.link.messages import (
     WantsSuccessor,
 )
 from pyfanout.link.outbox import AGAIN_NS
-from pyfanout.recognition import doubt, kind_of
 from pyfanout.worker import child, connection
 from pyfanout.worker.acceptance import await_acceptance
 from pyfanout.worker.background import Background
 from pyfanout.worker.farewell import Farewell
 from pyfanout.worker.listener import Listener, Public
-from pyfanout.worker.loading import is_on_asyncio, load_for, settle
 from pyfanout.worker.signals import Signals
 from pyfanout.worker.threads import Watch
 
@@ -401,65 +395,6 @@ class Worker:
         return LoadError.exit_code if stage is Stage.LOAD else 3
 
 
-_MODULES = {Kind.HANDLER: "pyfanout.worker.blocking", Kind.COROUTINE: "pyfanout.worker.aio"}
-
-
-def server_module(kind: Kind) -> Any:
-    """What serves connections. Imported by name, for asyncio is not small."""
-    return importlib.import_module(_MODULES.get(kind, "pyfanout.embed"))
-
-
-class Serving(NamedTuple):
-    """How an application is served in a worker."""
-
-    words: str
-    """For the log: "wsgi by waitress 3.0.2"."""
-    serve: Callable[[Worker], None]
-    loops: Loops | None = None
-    """Those of asyncio that the application has used while it was loaded."""
-
-
-def server_of(app: App, config: Config, loops: Loops | None = None) -> Serving:
-    """What serves an application in a worker. Raises ConfigError and LoadError."""
-    kind = kind_of(app, config.as_, config.server)
-    if kind is Kind.HANDLER and config.server == "gevent":
-        app, kind = importlib.import_module("pyfanout.embed.gevent").Runner(app, handler=True), Kind.RUNNER
-    if kind is Kind.HANDLER:
-        greenlets.refuse("a blocking handler", greenlets.THREADS, "use --server gevent")
-    module = server_module(kind)
-    runner = None if kind in _MODULES else module.runner_of(app, kind, config.server)
-    if runner is not None and runner.no_tls and config.tls:
-        raise ConfigError(runner.no_tls)
-    hooks = (config.on_worker_start, config.on_worker_exit)
-    if any(map(inspect.iscoroutinefunction, hooks)) and not is_on_asyncio(app, kind):
-        raise ConfigError(NOT_AWAITED)
-    if loops is not None:
-        settle(loops, app, kind)
-    if runner is None:
-
-        def serve_handler(worker: Worker) -> None:
-            if kind is Kind.HANDLER and config.as_ == "auto":
-                worker.doubt = doubt(app)
-            module.serve(worker, app)
-
-        return Serving(f"{kind.value} by pyfanout", serve_handler, loops)
-    return Serving(f"{kind.value} by {module.title_of(runner)}", runner.serve, loops)
-
-
-def serving_of(load: Callable[[], App], config: Config, worker: Worker | None = None) -> Serving:
-    """The same, of an application that is yet to be loaded; `worker` is the one that loads it, if there is one. Its
-    loops are the caller's to close, unless it is served."""
-    if config.server == "gevent":
-        importlib.import_module("pyfanout.embed.gevent").patch()  # before the application is imported
-    app, loops = load_for(config, load, worker)
-    try:
-        return server_of(app, config, loops)
-    except BaseException:
-        if loops is not None:
-            loops.close()
-        raise
-
-
 def enlist(worker: Worker) -> None:
     """From now on this process is that worker, and a child that it forks is none."""
     global _current  # noqa: PLW0603 - one process is one worker
@@ -471,65 +406,6 @@ def enlist(worker: Worker) -> None:
     )
     os.register_at_fork(after_in_parent=worker.farewell.copied)
     os.register_at_fork(before=worker.background.pause, after_in_parent=worker.background.after_fork)
-
-
-def main(
-    config: Config,
-    load: Callable[[], App],
-    public: Public,
-    slot: int,
-    generation: int,
-    ends: WorkerEnds,
-    control: socket.socket,
-    stacks_fd: int,
-    several: mmap.mmap,
-) -> int:
-    """The whole life of a worker that the master has forked; its exit code.
-
-    `stacks_fd`: where to write what all threads are doing when a signal kills it, SIGABRT from the master included.
-    """
-    exits.forget()
-    worker = Worker(config, public, slot, generation, ends, control, several)
-    enlist(worker)
-    keep_heap()
-    with contextlib.suppress(OSError):  # a sandbox that refuses sigaltstack: there will be no stacks
-        faulthandler.enable(stacks_fd)
-    code = exits.code_of(lambda: serve(worker, load))
-    if not worker.forked:
-        worker.end(code)
-    return code
-
-
-def serve(worker: Worker, load: Callable[[], App]) -> int:
-    """Load an application and serve it, until told to leave; returns an exit code. SystemExit from the application
-    passes through."""
-    config = worker.config
-    worker.signals.begin()
-    try:
-        worker.background.open()
-    except OSError as error:
-        return worker.fail(Stage.START, error)
-    try:
-        worker.serving, serve, worker.loops = serving_of(load, config, worker)
-    except (Exception, SystemExit) as error:
-        return worker.fail(Stage.LOAD, error)
-    try:
-        try:
-            serve(worker)
-        finally:
-            worker.signals.plain()  # a loop removes its own handlers when it is closed
-    except Exception as error:
-        if worker.stopped:  # what trio makes of Stopped, when that is raised in the middle of its own affairs
-            return 0
-        if worker.on_drain is not None:
-            log.exception("worker=%d: its serving loop failed", worker.slot)
-            return 3
-        return worker.fail(Stage.START, error)
-    if not worker.forked:
-        worker.farewell.settle(at_once=worker.signals.quit)
-    worker.finished = True
-    worker.signals.hand_over()
-    return 0
 
 
 def _forget(worker: Worker) -> None:

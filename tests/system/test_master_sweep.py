@@ -291,7 +291,7 @@ def live():
 
 DISPATCHER = """
 from pyfanout.dispatcher.joined import JoinedWorkers
-from pyfanout.worker.worker import serve as serve_in
+from pyfanout.worker.main import serve as serve_in
 
 PROGRAMME = APP
 serving = JoinedWorkers.run
