@@ -32,9 +32,9 @@ from pyfanout.master.signals import Signals
 from pyfanout.master.status import WorkerStatus
 from pyfanout.master.supervisor import Supervisor
 from pyfanout.recognition import kind_of
-from pyfanout.worker.listener import Public
 from pyfanout.worker.loading import preloaded
 from pyfanout.worker.main import main, server_module
+from pyfanout.worker.public import Public
 
 log = logging.getLogger("pyfanout.master")
 

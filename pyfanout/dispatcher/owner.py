@@ -38,8 +38,8 @@ from pyfanout.master.access import Access
 from pyfanout.master.endpoints import Endpoint, open_listeners
 from pyfanout.master.process import Process, own_pidfd, spawn
 from pyfanout.master.signals import DEADLY
-from pyfanout.worker.listener import Public
 from pyfanout.worker.main import serve as serve_in
+from pyfanout.worker.public import Public
 from pyfanout.worker.worker import Worker, enlist
 
 log = logging.getLogger("pyfanout.master")

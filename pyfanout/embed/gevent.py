@@ -27,7 +27,8 @@ from pyfanout.worker.threads import Pool
 
 if TYPE_CHECKING:
     from pyfanout.kind import BlockingHandler, WSGIApp
-    from pyfanout.worker.listener import Bound, Listener
+    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.public import Bound
     from pyfanout.worker.worker import Worker
 
 

@@ -46,7 +46,7 @@ from pyfanout.worker.threads import Pool
 from pyfanout.worker.tls import SecureConnection
 
 if TYPE_CHECKING:
-    from pyfanout.worker.listener import Public
+    from pyfanout.worker.public import Public
     from pyfanout.worker.worker import Worker
 
 HEARTBEAT_S = 1.0

@@ -39,7 +39,8 @@ from pyfanout.worker.idle import answering, end_if_idle
 
 if TYPE_CHECKING:
     from pyfanout.kind import SocketServer
-    from pyfanout.worker.listener import Bound, Listener, Public
+    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.public import Bound, Public
     from pyfanout.worker.worker import Worker
 
 

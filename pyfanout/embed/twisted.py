@@ -16,7 +16,8 @@ from pyfanout.worker.threads import Pool, Steps
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IProtocolFactory
 
-    from pyfanout.worker.listener import Bound, Listener
+    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.public import Bound
     from pyfanout.worker.worker import Worker
 
 

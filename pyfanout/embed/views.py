@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyfanout.worker.listener import Bound, Public
+    from pyfanout.worker.public import Bound, Public
 
 
 def views(server: Any, public: Public, names: Callable[[Bound], dict[str, Any]]) -> list[Any]:

@@ -15,7 +15,8 @@ from pyfanout.worker.threads import Pool
 
 if TYPE_CHECKING:
     from pyfanout.kind import WSGIApp
-    from pyfanout.worker.listener import Bound, Listener
+    from pyfanout.worker.listener import Listener
+    from pyfanout.worker.public import Bound
     from pyfanout.worker.worker import Worker
 
 DRAIN_S = 0.1

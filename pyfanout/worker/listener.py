@@ -20,10 +20,10 @@ import socket
 
 # By name: gevent takes these out of their modules, or puts in others. Its greenlets are one thread, with one lock.
 from _thread import RLock
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from select import EPOLLET, EPOLLIN, EPOLLOUT, POLLIN, poll
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Receiver
 from pyfanout.link.messages import MOST_CONNECTIONS, HasRoom
@@ -37,44 +37,13 @@ if TYPE_CHECKING:
     from pyfanout.worker.worker import Worker
 
 
-__all__ = ["EPOLLET", "EPOLLIN", "Bound", "Listener", "Public", "epoll"]
+__all__ = ["EPOLLET", "EPOLLIN", "Listener", "epoll"]
 
 log = logging.getLogger("pyfanout.worker")
 
 UNHEARD = 16
 """A server that finds a connection each time it is woken hears the master at least each so many times: a look costs
 1 us."""
-
-
-class Bound(NamedTuple):
-    """A listening socket of the master's."""
-
-    family: int
-    proto: int
-    address: Any
-
-    def getsockname(self) -> Any:
-        """For a server that looks at its listening socket."""
-        return self.address
-
-
-class Public(NamedTuple):
-    """What clients connect to."""
-
-    listeners: tuple[Bound, ...]
-    """In the order of their numbers, see `Connection.listener`."""
-    number: int
-    """Of the one that a server takes for its own, if it can have only one: the first, a TCP one if there is any."""
-
-    @classmethod
-    def of(cls, socks: Iterable[socket.socket]) -> Public:
-        bound = tuple(Bound(sock.family, sock.proto, sock.getsockname()) for sock in socks)
-        number = next((number for number, each in enumerate(bound) if each.family != socket.AF_UNIX), 0)
-        return cls(bound, number)
-
-    @property
-    def first(self) -> Bound:
-        return self.listeners[self.number]
 
 
 class Accepted(Connection):

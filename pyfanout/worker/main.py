@@ -26,8 +26,8 @@ from pyfanout.worker.loading import is_on_asyncio, load_for, settle
 from pyfanout.worker.worker import NOT_AWAITED, Worker, enlist
 
 if TYPE_CHECKING:
-    from pyfanout.worker.listener import Public
     from pyfanout.worker.loops import Loops
+    from pyfanout.worker.public import Public
 
 log = logging.getLogger("pyfanout.worker")
 

@@ -47,7 +47,8 @@ from pyfanout.worker import child, connection
 from pyfanout.worker.acceptance import await_acceptance
 from pyfanout.worker.background import Background
 from pyfanout.worker.farewell import Farewell
-from pyfanout.worker.listener import Listener, Public
+from pyfanout.worker.listener import Listener
+from pyfanout.worker.public import Public
 from pyfanout.worker.signals import Signals
 from pyfanout.worker.threads import Watch
 

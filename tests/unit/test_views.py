@@ -6,7 +6,7 @@ import socket
 from typing import Any
 
 from pyfanout.embed.views import changed, probe, view, views
-from pyfanout.worker.listener import Bound, Public
+from pyfanout.worker.public import Bound, Public
 
 
 class Server:
