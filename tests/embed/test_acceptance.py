@@ -54,7 +54,7 @@ def test_a_server_may_accept_late(server: MakeServer, tmp_path: Path) -> None:
             one.wait_log("WARNING worker=0 is not ready: its server does not accept")
             assert "READY" not in one.log
         stops.send(signal.SIGTERM)
-        stops.wait_log("stopping")
+        stops.wait_log("stopping now")
         go.touch()
         assert stops.wait_exit() == 0
         serves.wait_ready()

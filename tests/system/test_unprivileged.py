@@ -43,7 +43,7 @@ def test_the_life_of_a_server(server: MakeServer, handler: str, options: dict) -
     one.wait_ready_workers(7)
     with hold(one.address) as held:
         one.send(signal.SIGTERM)
-        one.wait_log("stopping")
+        one.wait_log("graceful stop")
         assert release(held) == b"released\n"
     assert one.wait_exit() == 0
     one.wait_nobody()
