@@ -191,7 +191,7 @@ def test_a_stop_lets_a_request_finish_and_ends_an_idle_connection(
         if idle.socket is not None:
             assert idle.socket.recv(99) == b"", "closed, not reset"
     assert one.wait_exit(deadline_s=15) == 0
-    assert "are over" not in one.log
+    assert "is over" not in one.log
     assert "in progress" not in one.log
 
 

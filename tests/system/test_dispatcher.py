@@ -636,7 +636,8 @@ def shown() -> Iterator[tuple[subprocess.Popen[str], int]]:
         try:
             assert process.stderr is not None
             lines = iter(process.stderr.readline, "")
-            yield process, next(int(found[1]) for line in lines if (found := re.search(r":(\d+) to who joins", line)))
+            found = next(filter(None, (re.search(r"accepting on .*:(\d+) for", line) for line in lines)))
+            yield process, int(found[1])
         finally:
             for pid in session_of(process.pid):
                 kill(pid)
