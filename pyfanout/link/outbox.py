@@ -56,8 +56,9 @@ class Outbox:
         """As much as can be sent now. If the other side is gone, nothing is left: the socket's end tells that, too."""
         while self._unsent and self._sends.acquire(blocking=False):
             try:
-                send(self._sock, self._unsent[0])
-                del self._unsent[0]
+                for message in self._unsent[:1]:  # none, if another thread has sent it just before
+                    send(self._sock, message)
+                    del self._unsent[0]
             except OSError as error:
                 if error.errno not in NOT_NOW:
                     self._unsent.clear()

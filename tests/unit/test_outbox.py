@@ -138,9 +138,30 @@ def test_a_message_that_comes_while_another_is_sent_follows_it(
     assert received(theirs) == [Ping(1), Short(True), Retiring()]
 
 
+def test_another_thread_may_send_what_waits_just_before(pair: tuple[Outbox, socket.socket, socket.socket]) -> None:
+    """Between the look whether something waits and the lock."""
+    one, ours, theirs = pair
+    fill(ours)
+    one.send(Retiring())
+    lock, received_before = one._sends, received(theirs)
+
+    class Late:
+        def acquire(self, *, blocking: bool) -> bool:
+            one._sends = lock
+            one.flush()
+            return lock.acquire(blocking=blocking)
+
+        release = lock.release
+
+    one._sends = Late()  # type: ignore[assignment]  # as far as flush needs it
+    one.flush()
+    assert received_before
+    assert received(theirs) == [Retiring()]
+
+
 def test_threads_send_each_message_once(pair: tuple[Outbox, socket.socket, socket.socket]) -> None:
     one, _, theirs = pair
-    count, seen = 50, []
+    count, seen = MOST // 4, []  # all may wait while the thread that sends has no core
 
     def work(number: int) -> None:
         for each in range(count):
