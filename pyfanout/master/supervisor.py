@@ -218,10 +218,10 @@ class Supervisor:
         self._health.sleeps_until(None if deadline_ns is None else max(deadline_ns, now_ns))
         self._signals.hold()
         events = self._core.run(None if deadline_ns is None else deadline_ns - time.monotonic_ns())
+        self._looked = True
         self._look_for_orphans()
         for event in events:
             self._on_event(event)
-        self._looked = True
         self._shortage.lost(self._core.lost)
         if self._has_front:
             self._arm(at_once=bool(events))

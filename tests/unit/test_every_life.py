@@ -142,8 +142,8 @@ class World:
         self.open: set[int] = set()
         """Places with a channel."""
         self.finishing = self.finished = self.over = False
-        self._forked = False
-        """Since the core ran last."""
+        self._forked = self._unseen = False
+        """Since the core ran last: a worker was forked; a stop began, for which no client may wait."""
         self._watched: dict[int, int] = {}
         self._events: list[Event] = []
         self._asked: list[Request] = []
@@ -177,12 +177,12 @@ class World:
         del self._watched[fd]
 
     def run(self, _timeout_ns: int | None) -> list[Event]:
-        self._forked = False
+        self._forked = self._unseen = False
         events, self._events = self._events, []
         return events
 
     def finish(self, _limit: int) -> None:
-        self.finishing = True
+        self.finishing = self._unseen = True
 
     def begin(self, seat: int, _generation: int, _number: int) -> None:
         assert seat not in self.entered
@@ -217,6 +217,7 @@ class World:
 
     def spawn(self, first_steps: Any, entry: Callable[[], int]) -> Process:
         assert not self._forked, "clients wait for two forks"
+        assert not self._unseen, "a worker is forked for a stop, although there may be no client for it"
         self._refuse("no fork")
         self._forked = True
         first_steps.args[2].append(None)  # the ends, which no one uses
@@ -692,6 +693,14 @@ def test_who_waits_for_one_of_two_in_a_slot_is_not_left(path: list[Move]) -> Non
             if possible:
                 one.do(move)
             one.check()
+        come_to_rest(one)
+
+
+def test_nothing_is_forked_for_a_death_that_is_reported_together_with_a_stop() -> None:
+    """The core has not looked for a client since: it was believed to have, because it ran before the stop was read."""
+    with world(Case(1, (Request.STOP,), 1, ("crash",), batches=True)) as one:
+        one.do(("ready", 0))
+        one.do(("both", ("crash", 0), ("ask", Request.STOP)))
         come_to_rest(one)
 
 
