@@ -1,8 +1,13 @@
-"""What is called when something happens to the workers. A callback that raises is logged and changes nothing."""
+"""What is called when something happens to the workers. A callback that raises is logged and changes nothing.
+
+A callback may ask for a reload, another number of workers or a stop. So none is called while the master deals with an
+event: what has happened waits in a queue until that is done.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,6 +48,7 @@ class Callbacks:
 
     def __init__(self) -> None:
         self._of: dict[str, list[Callback]] = {event: [] for event in EVENTS}
+        self._waiting: deque[Notice] = deque()
 
     def add(self, event: str, callback: Callback) -> None:
         """Raises ConfigError if there is no such event, or the callback is none."""
@@ -55,9 +61,21 @@ class Callbacks:
     def wanted(self, event: str) -> bool:
         return bool(self._of[event])
 
-    def call(self, notice: Notice) -> None:
-        for callback in self._of[notice.event]:
-            try:
-                callback(notice)
-            except Exception:
-                log.exception("a callback for %r failed", notice.event)
+    def post(self, notice: Notice) -> None:
+        """It has happened: `run` calls the functions for it."""
+        self._waiting.append(notice)
+
+    @property
+    def due(self) -> bool:
+        """`run` has something to do."""
+        return bool(self._waiting)
+
+    def run(self) -> None:
+        """Call the functions for all that has happened, also for what happens meanwhile, in the order of the events."""
+        while self._waiting:
+            notice = self._waiting.popleft()
+            for callback in self._of[notice.event]:
+                try:
+                    callback(notice)
+                except Exception:
+                    log.exception("a callback for %r failed", notice.event)

@@ -104,7 +104,7 @@ class Supervisor:
         self._app = app
         self._endpoints = endpoints
         self._worker_main = worker_main
-        self._notify = callbacks
+        self._callbacks = callbacks
         self._signals = signals
         self._readiness = readiness
         self._open_files = OpenFiles()
@@ -206,6 +206,7 @@ class Supervisor:
         self._keep_time(now_ns)
         self._go_on_reloading()
         self._start_one(now_ns)
+        self._run_callbacks()
         if self._over():
             if self._broken:
                 raise self._broken
@@ -222,6 +223,7 @@ class Supervisor:
         self._look_for_orphans()
         for event in events:
             self._on_event(event)
+            self._run_callbacks()
         self._shortage.lost(self._core.lost)
         if self._has_front:
             self._arm(at_once=bool(events))
@@ -262,6 +264,7 @@ class Supervisor:
         kind = LoadError if failure and failure.stage is Stage.LOAD else WorkerError
         error = kind(f"no worker could start: {reason}")
         self._tell("give_up", None, str(error))
+        self._run_callbacks()
         raise error
 
     # ---- events -------------------------------------------------------------------------------------------------
@@ -459,16 +462,15 @@ class Supervisor:
             # Some of those that it has told of may not have been done when it exited.
             self._cut += max(member.cut, view.in_hands)
         self._happened(member, WorkerEvent.DIED)
-        unwanted = member.slot.retired or member.slot.seat != member.seat
-        if unwanted and self._roster.lives_in(member.seat) is None:  # a callback may have had it taken
+        if member.slot.retired or member.slot.seat != member.seat:
             self._core.end(member.seat)
         if member.failure:
             self._deaths.log_failure(member, member.failure, ever_ready=self._ever_ready)
         else:
             self._deaths.log(member, was, report, words, view.in_hands, stopping=self._stopping is not None)
         self._deaths.log_stacks(member, stacks, ever_ready=self._ever_ready)
-        if self._notify.wanted("exit"):
-            self._call(Notice("exit", status_of(member.slot, member, view, time.monotonic_ns()), words))
+        if self._callbacks.wanted("exit"):
+            self._callbacks.post(Notice("exit", status_of(member.slot, member, view, time.monotonic_ns()), words))
         self._count_out(member, member.failure.reason if member.failure else f"{member} {words}")
 
     def _count_out(self, member: WorkerHandle, reason: str) -> None:
@@ -495,14 +497,15 @@ class Supervisor:
                     member.cut = connections
 
     def _tell(self, event: str, member: WorkerHandle | None, detail: str = "") -> None:
-        """The callbacks."""
-        if self._notify.wanted(event):
-            self._call(Notice(event, self._status(member) if member else None, detail))
+        """The callbacks, when this event is done with."""
+        if self._callbacks.wanted(event):
+            self._callbacks.post(Notice(event, self._status(member) if member else None, detail))
 
-    def _call(self, notice: Notice) -> None:
-        self._look_for_orphans()
-        self._notify.call(notice)
-        self._look_for_orphans(program_ran=True)
+    def _run_callbacks(self) -> None:
+        if self._callbacks.due:
+            self._look_for_orphans()
+            self._callbacks.run()
+            self._look_for_orphans(program_ran=True)
 
     # ---- states and actions -------------------------------------------------------------------------------------
 
@@ -847,10 +850,10 @@ class Supervisor:
     def _try_out(self, reload: Reload, slot: Slot) -> None:
         """Fork a new worker for a slot that is next in a reload."""
         slot.respawn_at_ns = None
-        member = self._spawn(slot)  # a callback may have ended the reload, and everything
+        member = self._spawn(slot)
         if member is not None:
             reload.begin(member)
-        elif self._reload is reload:
+        else:
             self._end_reload(f"{slot} cannot be started")
 
     def _end_reload(self, error: str) -> None:
@@ -890,9 +893,9 @@ class Supervisor:
             return
         log.info("scaling from %d to %s", len(self._roster.slots), counted(workers))
         self._open_files.raise_to(timing.open_files(workers, self._config.threads))
-        while len(self._roster.slots) < workers and not self._stopping:
+        while len(self._roster.slots) < workers:
             self._roster.grow().respawn_at_ns = time.monotonic_ns()
-        while len(self._roster.slots) > workers and not self._stopping:
+        while len(self._roster.slots) > workers:
             slot = self._roster.shrink()
             for member in (slot.successor, slot.member):
                 if member is not None:
