@@ -16,10 +16,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 from pyfanout.config import Config
-from pyfanout.core import POOL, SEATS, Core, Event, EventKind
+from pyfanout.core import SEATS, Core, Event, EventKind
 from pyfanout.dispatcher import joining
 from pyfanout.dispatcher.joining import NoRequest
-from pyfanout.errors import CoreError, FanoutError
+from pyfanout.errors import FanoutError
 from pyfanout.host.log import counted_are
 from pyfanout.limits import ANY, OpenFiles
 from pyfanout.link.link import Link
@@ -36,8 +36,8 @@ from pyfanout.link.messages import (
     WantsSuccessor,
 )
 from pyfanout.link.outbox import AGAIN_NS
-from pyfanout.master import timing
 from pyfanout.master.endpoints import Endpoint
+from pyfanout.master.rotation import Rotation, reads
 from pyfanout.master.shortage import Shortage
 from pyfanout.master.watches import Watches
 
@@ -46,9 +46,6 @@ log = logging.getLogger("pyfanout.master")
 RELEASE_NS = 1_000_000_000
 """How long the last one in rotation waits for others before it may leave. A program that stops all of its
 processes at once stops their parent, too, and the parent's message comes sooner."""
-
-IN_FLIGHT = 4
-"""At most one in this many descriptors of this process's limit is in a channel."""
 
 
 @dataclass(slots=True, eq=False)
@@ -121,6 +118,7 @@ class JoinedWorkers:
         self._open_files.raise_to(ANY)  # any number of joined workers; no program is executed here
         with Core(SEATS, self._config.policy) as self._core:
             self._core.share()
+            self._rotation = Rotation(self._core, self._open_files)
             self._watches = Watches(self._core)
             for endpoint in self._endpoints:
                 self._core.listen(endpoint.sock.fileno())
@@ -184,7 +182,7 @@ class JoinedWorkers:
     def _on_broken(self, seat: int) -> None:
         """Its readers see end-of-file, and leave by themselves."""
         for worker in self._workers.values():
-            if worker.entered and (seat == POOL if worker.ready and worker.ready.pool else seat == worker.seat):
+            if worker.entered and worker.ready and reads(worker.seat, worker.ready, seat):
                 log.error("%s: its channel was shut down by a worker; it leaves", worker)
                 worker.leaving = True
                 self._arrange(worker)
@@ -255,7 +253,7 @@ class JoinedWorkers:
                         worker.link.send(ServerStopping())
                 elif worker.entered:  # with another limit: out, and in again
                     worker.entered = False
-                    self._core.leave(worker.seat)
+                    self._rotation.leave(worker.seat)
                 worker.ready = message
             case Failed(_, reason, details):
                 log.error("%s could not start: %s%s", worker, reason, details and f"\n{details.rstrip()}")
@@ -320,14 +318,8 @@ class JoinedWorkers:
             return
         if ready is None or not worker.wanted:
             worker.entered = False
-            self._core.leave(worker.seat)
-            return
-        count = len(self._workers)
-        most = self._open_files.soft // IN_FLIGHT // (1 if ready.pool else count)
-        size = timing.channel_size(ready.threads * (count if ready.pool else 1), most)
-        try:
-            self._core.enter(worker.seat, pool=ready.pool, threads=ready.threads, size=size, most=ready.most)
-        except CoreError as error:
+            self._rotation.leave(worker.seat)
+        elif error := self._rotation.enter(worker.seat, ready, len(self._workers)):
             log.error("%s: cannot be put into rotation yet (%s)", worker, error.strerror)
         else:
             worker.entered = True

@@ -82,7 +82,7 @@ class Health:
             now_ns=now_ns,
             pinged_ns=self._asked_ns(member) if member.link.owes_pong else None,
             ping_timeout_ns=self._ping_timeout_ns,
-            threads=member.threads,
+            threads=member.ready.threads,
             busy_threads=view.busy_threads,
             busy_since_ns=self._since(view.busy_since_ns) if view.busy_since_ns else 0,
             still_ns=self._still_ns(member, view),
@@ -110,7 +110,7 @@ class Health:
         only whether bytes have moved; when the last of them took a connection is on the scoreboard."""
         if member.pong_ns is None:
             return 0
-        since_ns = self._since(max(member.still_since_ns, view.beat_ns if member.threads else 0))
+        since_ns = self._since(max(member.still_since_ns, view.beat_ns if member.ready.threads else 0))
         return member.pong_ns - since_ns
 
     def _since(self, then_ns: int) -> int:

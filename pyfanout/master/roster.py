@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from pyfanout.core import SEATS
 from pyfanout.link.link import Link
-from pyfanout.link.messages import Failed
+from pyfanout.link.messages import Failed, Ready
 from pyfanout.master import timing
 from pyfanout.master.lifecycle import State
 from pyfanout.master.process import Process
@@ -80,14 +80,8 @@ class WorkerHandle:
     since_ns: int = field(default_factory=time.monotonic_ns)
     """When it came into `state`."""
     ready_ns: int | None = None
-    pool: bool = False
-    """It reads from the pool channel."""
-    threads: int = 0
-    """Of it that take connections; 0: an event loop does."""
-    most: int = 0
-    """Connections that it may hold, if an event loop does; 0: any number."""
-    serving: str = ""
-    """What kind of application it has, and which server serves it, in words."""
+    ready: Ready = Ready(pool=False, threads=0)  # noqa: RUF009 - a message does not change
+    """What it said when it was; before that nothing reads it."""
     resigned: bool = False
     """It has said by itself that it takes no more: no death to worry about."""
     served: bool = False

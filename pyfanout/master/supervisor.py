@@ -56,6 +56,7 @@ from pyfanout.master.process import file_for_stacks, own_pidfd, spawn
 from pyfanout.master.readiness import Readiness
 from pyfanout.master.reload import Reload
 from pyfanout.master.roster import Roster, Slot, WorkerHandle
+from pyfanout.master.rotation import Rotation, reads
 from pyfanout.master.shortage import Shortage
 from pyfanout.master.signals import Request, Signals
 from pyfanout.master.status import WorkerStatus, status_of
@@ -74,9 +75,6 @@ WhenReloaded = Callable[[str], object]
 GRACE_NS = 2_000_000_000
 """From "stop now" to SIGKILL: long enough for an exit hook, short for a user who presses ^C. The same again until a
 worker that SIGKILL does not end is left behind."""
-
-IN_FLIGHT = 4
-"""At most one in this many descriptors of the master's limit is in a channel."""
 
 MESSAGES = 16
 """Read of one worker before the others have their turn: a socket that is full would swallow a pong."""
@@ -150,6 +148,7 @@ class Supervisor:
             undo.callback(gc.unfreeze)
             gc.freeze()
             self._core = undo.enter_context(Core(SEATS, self._config.policy))
+            self._rotation = Rotation(self._core, self._open_files)
             self._watches = Watches(self._core)
             self._orphans = Orphans()
             undo.callback(self._look_for_orphans)
@@ -299,7 +298,7 @@ class Supervisor:
     def _on_broken(self, seat: int) -> None:
         """Its readers see end-of-file and leave by themselves."""
         for member in self._roster.members:
-            if member.state is State.READY and (member.pool if seat == POOL else member.seat == seat):
+            if member.state is State.READY and reads(member.seat, member.ready, seat):
                 log.error("%s: its channel was shut down by a worker; it is replaced", member)
                 self._happened(member, WorkerEvent.CHANNEL_BROKEN)
 
@@ -361,9 +360,7 @@ class Supervisor:
 
     def _on_ready(self, member: WorkerHandle, ready: Ready) -> None:
         if member.state is State.BOOTING:
-            member.pool, member.threads, member.most = ready.pool, ready.threads, ready.most
-            member.serving = ready.serving
-            member.ready_ns = time.monotonic_ns()
+            member.ready, member.ready_ns = ready, time.monotonic_ns()
         member.wake_ns = None
         self._happened(member, WorkerEvent.SAID_READY)
         if member.state is not State.READY:
@@ -383,7 +380,7 @@ class Supervisor:
             self._readiness.tell()
 
     def _log_start(self) -> None:
-        serving = next((member.serving for member in self._roster.members if member.serving), "")
+        serving = next((member.ready.serving for member in self._roster.members if member.ready.serving), "")
         log.info(
             "all workers are ready: %s (%s) on %s with %s, %s, pyfanout %s, Python %d.%d.%d",
             self._app,
@@ -416,7 +413,7 @@ class Supervisor:
         if member.state is not State.READY:
             return
         if short:
-            self._core.leave(member.seat)
+            self._rotation.leave(member.seat)
         else:
             self._enter(member)
             if not self._is_of_reload(member):
@@ -540,7 +537,7 @@ class Supervisor:
             case Action.ENTER:
                 self._enter(member)
             case Action.LEAVE:
-                self._core.leave(member.seat)
+                self._rotation.leave(member.seat)
             case Action.CLOSE:
                 member.link.send(ServerStopping())
             case Action.DRAIN:
@@ -565,12 +562,7 @@ class Supervisor:
     def _enter(self, member: WorkerHandle) -> None:
         if member.short:
             return
-        channels = 1 if member.pool else max(len(self._roster.slots), 1)
-        readers = member.threads * (len(self._roster.slots) if member.pool else 1)
-        size = timing.channel_size(readers, self._open_files.soft // IN_FLIGHT // channels)
-        try:
-            self._core.enter(member.seat, pool=member.pool, threads=member.threads, size=size, most=member.most)
-        except CoreError as error:
+        if error := self._rotation.enter(member.seat, member.ready, len(self._roster.slots)):
             log.error("%s: cannot be put into rotation (%s); replacing it", member, error.strerror)
             self._happened(member, WorkerEvent.NOT_ENTERED)
 
@@ -648,8 +640,8 @@ class Supervisor:
             return True
         # Others read what waits in the pool; what waits in its own channel waits for its seat alone.
         pooled = any(
-            other.state is State.BOOTING or (other.pool and other.slot.member is other and other.state in _READING)
-            for other in self._roster.members
+            each.state is State.BOOTING or (each.ready.pool and each.slot.member is each and each.state in _READING)
+            for each in self._roster.members
         )
         return self._left_in(slot) or (not pooled and self._core.untaken(POOL) > 0)
 

@@ -14,7 +14,7 @@ from workers import member
 from pyfanout.config import Config
 from pyfanout.core import ScoreView
 from pyfanout.link import outbox
-from pyfanout.link.messages import PACKET_BYTES, Ping, Pong, decode
+from pyfanout.link.messages import PACKET_BYTES, Ping, Pong, Ready, decode
 from pyfanout.master.health import PAUSE_NS, Health
 from pyfanout.master.lifecycle import State
 from pyfanout.master.roster import Slot, WorkerHandle
@@ -92,7 +92,7 @@ def test_the_time_of_a_pause_counts_for_nobody(pair: tuple[WorkerHandle, socket.
     health.awake(now_ns)
     forgiven = late_ns > PAUSE_NS
     busy = ScoreView(1, 1, 0, 0, 1, 1, 1, 1, 1)
-    one.threads = 1
+    one.ready = Ready(pool=False, threads=1)
     assert (health.judge(one, IDLE, now_ns) is None) == forgiven
     assert (health.judge(one, busy, now_ns) is None) == forgiven
     assert health.judge(one, IDLE, now_ns + 2 * S) is not None
