@@ -99,6 +99,7 @@ class Runner(AsyncioRunner):
 
         protocols.__init__ = begin_known
         worker.adopt_logger("tornado")
+        clients.limit("tornado.general", "SSL Error on")  # one for each client that speaks no TLS
         if context := worker.tls_context():
             self.server_options["ssl_options"] = context
         self._server = server = Server(self._app, **self.server_options)
