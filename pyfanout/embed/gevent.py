@@ -8,27 +8,17 @@ run`).
 from __future__ import annotations
 
 import contextlib
-import functools
-import math
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
-from pyfanout.embed.counting import counted
 from pyfanout.embed.runner import LOOK_S
-from pyfanout.embed.views import changed, probe, views
-from pyfanout.embed.wsgi import informed
-from pyfanout.worker import clients, connection
-from pyfanout.worker.connection import Counting
-from pyfanout.worker.idle import answering
-from pyfanout.worker.threads import Pool
 
 if TYPE_CHECKING:
     from pyfanout.kind import BlockingHandler, WSGIApp
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.public import Bound
     from pyfanout.worker.worker import Worker
 
 
@@ -68,7 +58,7 @@ class Runner(runner.Runner):
         listener = worker.listener(control=False, counted=self._is_handler)
         leaving = Event()
         try:
-            server = _server(worker, listener, self._app, self._is_handler, self.server_options)
+            server = self._server(worker, listener)
         except BaseException:
             listener.close()
             raise
@@ -100,6 +90,19 @@ class Runner(runner.Runner):
             finally:
                 worker.signals.plain()
                 worker.call_hook(worker.config.on_worker_exit)
+
+    def _server(self, worker: Worker, listener: Listener) -> Any:
+        from pyfanout.embed import gevent_server
+
+        server_of = gevent_server.StreamServer if self._is_handler else gevent_server.WSGIServer
+        context = worker.tls_context()
+        if context is None:
+            return server_of(worker, listener, self._app, **self.server_options)
+        from pyfanout.embed.gevent_tls import Handshake
+
+        server = server_of(worker, listener, self._app, ssl_context=context, **self.server_options)
+        server.wrap_socket = Handshake(worker, listener, context)
+        return server
 
 
 def _end(worker: Worker, listener: Listener, server: Any) -> None:
@@ -156,163 +159,3 @@ def _hear(worker: Worker) -> None:
             break
     gevent.sleep(worker.config.drain_timeout)
     worker.give_up()
-
-
-class NoHandshakeError(Exception):
-    """A client has failed to do its TLS handshake, or was too slow."""
-
-
-def _server(worker: Worker, listener: Listener, app: Any, is_handler: bool, options: dict[str, Any]) -> Any:
-    import gevent
-    from gevent import pool, pywsgi, server, socket
-
-    class Raw(socket.socket._gevent_sock_class):
-        """Reports its end, whether a gevent socket closes it or, as in pywsgi, code that reaches into that."""
-
-        __slots__ = ("on_done",)
-
-        def take_over(self) -> Callable[[], object] | None:
-            on_done, self.on_done = getattr(self, "on_done", None), None
-            return on_done
-
-        def _tell(self) -> None:
-            on_done = self.take_over()
-            if on_done is not None:
-                on_done()
-
-        def close(self) -> None:
-            on_done = self.take_over()
-            if on_done is None:
-                super().close()
-            else:
-                on_done()
-                connection.part(int(super().detach()))
-
-        def detach(self) -> int:
-            self._tell()
-            return int(super().detach())
-
-    class Connection(Counting, socket.socket):
-        __slots__ = ("_moves", "listener")
-        _gevent_sock_class = Raw
-
-        def finish(self) -> None:
-            """Close it, also if the application has kept a `makefile` object, such as `wsgi.input`."""
-            self._closed = True
-            self._real_close()
-
-    class Accepting(server.StreamServer):
-        def do_read(self) -> Any:
-            try:
-                plain, address = listener.accept()
-            except BlockingIOError:
-                return None
-            on_done = plain.hand_over()
-            conn = Connection(plain.family, plain.type, plain.proto, fileno=plain.detach())
-            conn._sock.on_done = on_done
-            conn.listener = plain.listener
-            return conn, address
-
-        def do_close(self, conn: Any, *_: Any) -> None:
-            """Its handler has returned."""
-            conn.finish()
-
-        def wrap_socket_and_handle(self, conn: Any, address: Any) -> Any:
-            """With TLS: the plain socket is detached, which is not the end."""
-            on_done = conn._sock.take_over()
-            try:
-                return super().wrap_socket_and_handle(conn, address)
-            except NoHandshakeError as error:
-                clients.log.info("worker=%d: no TLS with %s: %s", worker.slot, address, error)
-                conn.close()
-                return None
-            finally:
-                if on_done is not None:
-                    on_done()
-
-    def handle(conn: Any, address: Any) -> None:
-        try:
-            app(conn, address)
-        except OSError as error:
-            if not clients.has_gone(error, conn):
-                raise
-            clients.log.debug("worker=%d: %s has gone: %s", worker.slot, address, error)
-
-    class Handler(pywsgi.WSGIHandler):
-        def _handle_client_error(self, error: Exception) -> Any:
-            """Its head cannot be read."""
-            if not clients.has_gone(error, self.socket):
-                return super()._handle_client_error(error)
-            clients.log.debug("worker=%d: %s has gone: %s", worker.slot, self.client_address, error)
-            return None  # it is over, without an answer
-
-        def handle_one_response(self) -> None:
-            """The head of the request has been read."""
-            with answering(self.socket):
-                greenlets.run(self.socket, super().handle_one_response)
-
-        def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            if worker.leaves:
-                headers = [*headers, ("Connection", "close")]  # it closes then, too
-            return super().start_response(status, headers, exc_info)
-
-    class WSGIServer(Accepting, pywsgi.WSGIServer):
-        handler_class = Handler
-
-        def update_environ(self) -> None:
-            """Called once, when it begins to accept: SERVER_NAME and SERVER_PORT are the server's, and an option
-            `environ` may have set them."""
-
-            def names(bound: Bound) -> dict[str, Any]:
-                made = probe(self, family=bound.family, address=bound.address, environ=self.environ_class(given))
-                pywsgi.WSGIServer.update_environ(made)
-                return changed(made, self)
-
-            given = dict(self.environ)
-            super().update_environ()
-            self.known = views(self, worker.public, names)
-
-        def handle(self, conn: Any, address: Any) -> None:
-            pywsgi.WSGIServer.handle(self.known[conn.listener], conn, address)
-
-    if context := worker.tls_context():
-        options = {"ssl_context": context, **options}
-    if options.get("spawn", "default") == "default":
-        options = {**options, "spawn": pool.Pool()}  # which knows them
-    server_of = Accepting if is_handler else functools.partial(WSGIServer, log=None)
-    made = server_of(listener, handle if is_handler else app, **options)
-    if context is not None:
-        from gevent.ssl import SSLContext, SSLSocket
-
-        from pyfanout.worker.tls import Sending
-
-        class Secure(Sending, SSLSocket):
-            def __init__(self, *arguments: Any, **keywords: Any) -> None:
-                """gevent's own leaves it open if the client has reset the connection."""
-                try:
-                    super().__init__(*arguments, **keywords)
-                except BaseException:
-                    with contextlib.suppress(OSError, AttributeError):  # it was not even made
-                        self.close()
-                    raise
-
-        # It may have been made before gevent patched ssl, as the master's was; gevent's own method does for both.
-        def shake_hands(conn: Any, **how: Any) -> Any:
-            timeout_s = worker.config.handshake_timeout
-            in_time = gevent.Timeout(timeout_s, TimeoutError(f"no handshake within {timeout_s:g} s"))
-            try:
-                with listener.shaking_hands(conn.fileno(), lambda: 0), in_time:
-                    secure = SSLContext.wrap_socket(options["ssl_context"], conn, **how)
-                    secure.listener = conn.listener
-                    return secure
-            except OSError as error:  # ssl.SSLError is one
-                raise NoHandshakeError(error) from error
-
-        context.sslsocket_class = Secure
-        made.wrap_socket = shake_hands
-    if not is_handler:
-        at_once = math.inf if made.pool is None or made.pool.size is None else made.pool.size
-        made.application = counted(informed(app, worker, multithread=at_once > 1), worker)
-        greenlets = Pool(lambda: at_once)
-        worker.watch.add(greenlets.look)
-    return made
