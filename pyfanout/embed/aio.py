@@ -136,12 +136,7 @@ class AsyncioRunner(Runner):
             task.cancel()
         with contextlib.suppress(OSError):  # the server has closed it, by its number
             listener.close()
-        if not serving.done():
-            log.warning("worker=%d: its server does not stop, although it was cancelled", worker.slot)
-        elif not serving.cancelled():
-            serving.result()
-            if not worker.draining:  # it left by itself; a worker says so
-                worker.drain()
+        _leave(worker, serving)
 
     async def _settle(self, worker: Worker, listener: Listener, stopping: asyncio.Event) -> None:
         """`_serve` cancels it when the server has stopped."""
@@ -175,6 +170,16 @@ class AsyncioRunner(Runner):
         serving.cancel()
         await asyncio.sleep(GIVE_UP_S)
         given_up.set_result(None)
+
+
+def _leave(worker: Worker, serving: asyncio.Task[None]) -> None:
+    """The server has stopped, or was given up. Raises what it has raised."""
+    if not serving.done():
+        log.warning("worker=%d: its server does not stop, although it was cancelled", worker.slot)
+    elif not serving.cancelled():
+        serving.result()
+        if not worker.draining:  # it left by itself; a worker says so
+            worker.drain()
 
 
 async def settled(listener: Listener, busy: Callable[[], bool], end_s: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 import ssl
@@ -46,18 +47,7 @@ class Runner(AsyncioRunner):
         from anyio.abc import SocketAttribute, SocketListener
         from anyio.streams.tls import TLSStream
 
-        async def handle(stream: ByteStream) -> None:
-            try:
-                async with stream:
-                    await self._handler(stream)
-            except (
-                anyio.BrokenResourceError,
-                anyio.EndOfStream,
-                ssl.SSLError,
-            ) as error:  # closed, or without a close_notify
-                clients.log.debug("worker=%d: a client has gone: %r", worker.slot, error)
-            except Exception:  # its own affair: it would end the server
-                log.exception("worker=%d: the handler failed", worker.slot)
+        handle = functools.partial(self._handle, worker)
 
         async def shake_hands(stream: ByteStream) -> None:
             """As anyio's TLSListener, which logs a traceback if the handshake fails."""
@@ -90,6 +80,21 @@ class Runner(AsyncioRunner):
                 while listener.live and not handlers.cancel_scope.cancel_called:
                     listener.end_silent()
                     await anyio.sleep(LOOK_S)
+
+    async def _handle(self, worker: Worker, stream: ByteStream) -> None:
+        import anyio
+
+        try:
+            async with stream:
+                await self._handler(stream)
+        except (
+            anyio.BrokenResourceError,
+            anyio.EndOfStream,
+            ssl.SSLError,
+        ) as error:  # closed, or without a close_notify
+            clients.log.debug("worker=%d: a client has gone: %r", worker.slot, error)
+        except Exception:  # its own affair: it would end the server
+            log.exception("worker=%d: the handler failed", worker.slot)
 
     def hurry(self) -> None:
         if self._handlers is not None:

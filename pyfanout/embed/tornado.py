@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.aio import AsyncioRunner
-from pyfanout.embed.counting import counted
 from pyfanout.embed.runner import LOOK_S, SERVICE_RESTART
 from pyfanout.worker import clients
 
@@ -40,69 +38,15 @@ class Runner(AsyncioRunner):
     async def run(
         self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
-        from tornado.httpserver import HTTPServer
-        from tornado.httputil import HTTPMessageDelegate
-        from tornado.iostream import SSLIOStream
-        from tornado.websocket import WebSocketHandler, WebSocketProtocol
+        from pyfanout.embed.tornado_server import Server
 
-        loop, timeout_s = asyncio.get_running_loop(), worker.config.handshake_timeout
-
-        def end_handshake(stream: SSLIOStream, address: Any) -> None:
-            if stream._ssl_accepting and not stream.closed():
-                clients.log.info("worker=%d: no TLS with %s: no handshake within %g s", worker.slot, address, timeout_s)
-                stream.close()
-
-        class Counted(HTTPMessageDelegate):
-            """Of one request, which counts when its head has been read: before that there is only a connection."""
-
-            def __init__(self, delegate: HTTPMessageDelegate) -> None:
-                # Instead of methods that only call those: one is called for each part of a body.
-                self.headers_received = counted(delegate.headers_received, worker)  # type: ignore[method-assign]
-                self.data_received = delegate.data_received  # type: ignore[method-assign]
-                self.finish = delegate.finish  # type: ignore[method-assign]
-                self.on_connection_close = delegate.on_connection_close  # type: ignore[method-assign]
-
-        class Server(HTTPServer):
-            """Knows the latest request of each connection; `close_all_connections` cuts off one that goes on."""
-
-            def _handle_connection(self, connection: socket.socket, address: Any) -> None:
-                try:
-                    super()._handle_connection(connection, address)
-                except OSError as error:  # ssl.SSLError is one: the client has gone before its handshake
-                    clients.log.info("worker=%d: no TLS with %s: %s", worker.slot, address, error)
-                    connection.close()
-
-            def handle_stream(self, stream: Any, address: Any) -> None:
-                if isinstance(stream, SSLIOStream) and stream._ssl_accepting:
-                    timer = loop.call_later(timeout_s, end_handshake, stream, address)
-                    stream.wait_for_handshake().add_done_callback(lambda _: timer.cancel())
-                super().handle_stream(stream, address)
-
-            def start_request(self, server_conn: Any, request_conn: Any) -> Any:
-                server_conn.latest = request_conn
-                context = request_conn.context
-                if context.address_family == socket.AF_UNIX and isinstance(context.address, tuple):
-                    # By a PROXY header; tornado knows no address of a UNIX socket's client.
-                    context.address_family = socket.AF_INET6 if ":" in context.address[0] else socket.AF_INET
-                    context.remote_ip = context._orig_remote_ip = context.address[0]
-                delegate = super().start_request(server_conn, request_conn)
-                return Counted(delegate) if counts else delegate
-
-        counts = worker.config.max_requests > 0
-        protocols: Any = WebSocketProtocol
-        known, begin = self._websockets, protocols.__init__
-
-        def begin_known(protocol: Any, handler: Any) -> None:
-            begin(protocol, handler)
-            if isinstance(handler, WebSocketHandler):  # else it is a client's
-                known.add(handler)
-
-        protocols.__init__ = begin_known
+        self._track_websockets()
         worker.adopt_logger("tornado")
         clients.limit("tornado.general", "SSL Error on")  # one for each client that speaks no TLS
         if context := worker.tls_context():
             self.server_options["ssl_options"] = context
         self._server = server = Server(self._app, **self.server_options)
+        server.worker = worker
         server.add_sockets([listener])
         started()
         await stopping.wait()
@@ -113,6 +57,19 @@ class Runner(AsyncioRunner):
         while self._requests() > 0 and not self._hurried:
             await asyncio.sleep(LOOK_S)
         await server.close_all_connections()
+
+    def _track_websockets(self) -> None:
+        from tornado.websocket import WebSocketHandler, WebSocketProtocol
+
+        protocols: Any = WebSocketProtocol
+        known, begin = self._websockets, protocols.__init__
+
+        def begin_known(protocol: Any, handler: Any) -> None:
+            begin(protocol, handler)
+            if isinstance(handler, WebSocketHandler):  # else it is a client's
+                known.add(handler)
+
+        protocols.__init__ = begin_known
 
     def hurry(self) -> None:
         self._hurried = True

@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyfanout import greenlets
 from pyfanout.embed import runner
 from pyfanout.embed.runner import LOOK_S
-from pyfanout.worker import child, clients, connection
+from pyfanout.worker import child, clients
 
 if TYPE_CHECKING:
     import trio
 
-    from pyfanout.worker.connection import Address
     from pyfanout.worker.listener import Listener
     from pyfanout.worker.worker import Worker
 
@@ -62,6 +60,8 @@ class Runner(runner.Runner):
     async def _run(self, worker: Worker) -> None:
         import trio
 
+        from pyfanout.embed.trio_listener import PassedListener
+
         listener = worker.listener()
         draining, context = trio.Event(), worker.tls_context()
         threads = trio.to_thread.current_default_thread_limiter()
@@ -81,7 +81,7 @@ class Runner(runner.Runner):
                 listener.quiet()
                 draining.set()
 
-        accepting: Any = _listener(listener)
+        accepting: Any = PassedListener(listener)
         if context is not None:
             accepting = trio.SSLListener(accepting, context, https_compatible=True)
         async with trio.open_nursery() as outer, trio.open_nursery() as handlers:
@@ -175,56 +175,3 @@ async def _settle(worker: Worker, listener: Listener, handlers: Any) -> None:
         return
     worker.stopped_with(listener.live)
     handlers.cancel_scope.cancel()
-
-
-def _listener(listener: Listener) -> Any:
-    """trio's own SocketListener takes nothing but trio's own sockets."""
-    import trio
-
-    class PassedStream(trio.abc.HalfCloseableStream):
-        """A SocketStream that reports its end and knows the true client; trio's own cannot be subclassed, and takes no
-        socket that could."""
-
-        def __init__(self, plain: socket.socket, peer: Address, on_done: Callable[[], object] | None) -> None:
-            self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(plain))
-            self.socket = self._stream.socket
-            self.peer = peer
-            self._on_done = on_done
-
-        async def wait_send_all_might_not_block(self) -> None:
-            await self._stream.wait_send_all_might_not_block()
-
-        async def send_eof(self) -> None:
-            await self._stream.send_eof()
-
-        async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-            await self._stream.send_all(data)
-
-        async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-            return await self._stream.receive_some(max_bytes)
-
-        async def aclose(self) -> None:
-            on_done, self._on_done = self._on_done, None
-            if on_done is not None:
-                on_done()
-                trio.lowlevel.notify_closing(self.socket)
-                connection.part(self.socket.detach())
-            await self._stream.aclose()
-
-    class PassedListener(trio.abc.Listener[PassedStream]):
-        async def accept(self) -> PassedStream:
-            while True:
-                try:
-                    passed, peer = listener.accept()
-                except BlockingIOError:
-                    await trio.lowlevel.wait_readable(listener)
-                else:
-                    on_done = passed.hand_over()
-                    conn = socket.socket(passed.family, passed.type, passed.proto, fileno=passed.detach())
-                    return PassedStream(conn, peer, on_done)
-
-        async def aclose(self) -> None:
-            listener.quiet()
-            await trio.lowlevel.checkpoint()
-
-    return PassedListener()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.asgi import Application, ASGIRunner, single_callable
 from pyfanout.embed.counting import counted_asgi
-from pyfanout.errors import ConfigError, WorkerError
+from pyfanout.errors import ConfigError
 
 if TYPE_CHECKING:
     from pyfanout.kind import ASGIApp
@@ -44,35 +43,9 @@ class Runner(ASGIRunner):
     ) -> None:
         import uvicorn
 
-        class Server(uvicorn.Server):
-            async def startup(self, sockets: Any = None) -> None:
-                try:
-                    await super().startup(sockets)
-                except SystemExit:  # which would end the loop at once
-                    raise WorkerError("the application's startup failed (lifespan), see the log") from None
-                started()
+        from pyfanout.embed.uvicorn_server import Server
 
-            async def on_tick(self, counter: int) -> bool:
-                """Whether the server ends: not because of `drains`, which sets `should_exit` only for the
-                applications."""
-                leaves = await super().on_tick(counter)
-                return leaves and (stopping.is_set() or not noticed.is_set())
-
-            async def main_loop(self) -> None:
-                """Looks ten times a second whether it shall end; here it need not wait for the next look."""
-                looking = asyncio.ensure_future(super().main_loop())
-                try:
-                    await asyncio.wait([looking, trigger], return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    found = not looking.cancel()
-                if found:  # or failed
-                    looking.result()
-
-            @contextlib.contextmanager
-            def capture_signals(self) -> Iterator[None]:
-                yield  # they are the worker's
-
-        noticed = self._noticed = asyncio.Event()
+        self._noticed = asyncio.Event()
         worker.adopt_logger("uvicorn")
         config = uvicorn.Config(self._given, **self.server_options)
         config.load()
@@ -82,8 +55,8 @@ class Runner(ASGIRunner):
             config.ssl = context
         self.app = Application(config.loaded_app)  # as ASGI 3, with uvicorn's own middleware
         config.loaded_app = counted_asgi(self.app, worker)
-        self._server = server = Server(config)
         trigger = asyncio.ensure_future(stopping.wait())
+        self._server = server = Server(config, started, trigger, self._noticed)
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         try:
             await asyncio.wait([serving, trigger], return_when=asyncio.FIRST_COMPLETED)

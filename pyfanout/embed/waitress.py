@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.embed.counting import counted
 from pyfanout.embed.threaded import ThreadedRunner
-from pyfanout.embed.views import views
-from pyfanout.embed.wsgi import informed
-from pyfanout.worker.threads import Pool
 
 if TYPE_CHECKING:
     from pyfanout.kind import WSGIApp
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.public import Bound
     from pyfanout.worker.worker import Worker
 
 DRAIN_S = 0.1
@@ -40,59 +34,16 @@ class Runner(ThreadedRunner):
         self._stopping = False
 
     def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
-        from waitress import channel, task, wasyncore
-        from waitress.adjustments import Adjustments
-        from waitress.server import TcpWSGIServer, UnixWSGIServer
+        from waitress import wasyncore
 
-        class Task(task.WSGITask):
-            def build_response_header(self) -> bytes:
-                if worker.leaves:  # as if the client had asked for it: this ends HTTP/1.0 connections, too
-                    self.request.headers["CONNECTION"] = "close"
-                return super().build_response_header()
-
-        class Channel(channel.HTTPChannel):
-            task_class = Task
-
-            def __init__(self, _: Any, conn: Any, addr: Any, adj: Any, map: Any = None) -> None:
-                """Without an address: waitress calls a client of a UNIX socket so."""
-                addr = addr if isinstance(addr, tuple) else ("localhost", None)
-                super().__init__(known[conn.listener], conn, addr, adj, map=map)
-
-            def service(self) -> None:
-                pool.run(self.socket, super().service)
-
-        class Control(wasyncore.dispatcher):
-            """Answers pings from the loop that serves."""
-
-            def writable(self) -> bool:
-                return False
-
-            def handle_read(self) -> None:
-                if not worker.receive():
-                    self.del_channel()
-                    worker.outlive_master()
+        from pyfanout.embed.waitress_server import Control, server_on
 
         worker.adopt_logger("waitress")
         if worker.config.threads > 1:
             self.server_options.setdefault("threads", worker.config.threads)
         loop: dict[int, Any] = {}
-        # As `create_server`, which ignores a socket that is none to gevent, and opens its default port.
-        kind = UnixWSGIServer if listener.family == socket.AF_UNIX else TcpWSGIServer
-        self._server = server = kind(
-            self._app,
-            map=loop,
-            _sock=listener,
-            adj=Adjustments(sockets=[listener], **self.server_options),
-            bind_socket=False,
-            sockinfo=(listener.family, listener.type, listener.proto, listener.getsockname()),
-        )
-        server.application = counted(informed(server.application, worker, multithread=server.adj.threads > 1), worker)
-        server.channel_class = Channel
-        server.fix_addr = lambda addr: addr  # its own one on UNIX forgets what a PROXY header says
-        known = views(server, worker.public, _names)
-        pool = Pool(lambda: len(server.task_dispatcher.threads))
-        worker.watch.add(pool.look)
-        Control(worker.link.sock, map=loop)
+        self._server = server = server_on(worker, listener, self._app, loop, self.server_options)
+        Control(worker, loop)
         server.adj.connection_limit += 1  # waitress counts the sockets of its loop; one is the control socket
         listener.limit(max(server.adj.connection_limit - len(loop), 1))
         started()
@@ -111,11 +62,3 @@ class Runner(ThreadedRunner):
     def stop(self) -> None:
         self._stopping = True
         self._server.pull_trigger()
-
-
-def _names(bound: Bound) -> dict[str, Any]:
-    """What its own classes, one for TCP and one for UNIX, know of their socket."""
-    host, port = "unix", bound.address
-    if bound.family != socket.AF_UNIX:
-        host, port = socket.getnameinfo(bound.address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
-    return {"family": bound.family, "effective_host": host, "effective_port": port}
