@@ -7,8 +7,10 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pyfanout.embed import runner
 from pyfanout.link.messages import WAKE
 
 if TYPE_CHECKING:
@@ -72,3 +74,37 @@ def _runs(pid: int) -> bool:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
     except ChildProcessError:  # the application has collected it
         return False
+
+
+def tracked(process_request: Callable[..., object], worker: Worker) -> Callable[..., object]:
+    """Forks a child, which is in `active_children` when a stop looks there."""
+
+    def process(request: Any, address: Any) -> None:
+        with worker.signals.forking():
+            process_request(request, address)
+
+    return process
+
+
+def collecting(server: Any, worker: Worker, listener: Listener) -> Callable[..., None]:
+    """Collects children that have ended. At `max_children` the server waits until one has, and does not read its
+    listener meanwhile; here it reads what the master says."""
+    collect = server.collect_children
+
+    def collect_children(*, blocking: bool = False) -> None:
+        children = server.active_children or set()
+        while len(children) >= server.max_children and not blocking:
+            for pid in list(children):
+                with contextlib.suppress(ChildProcessError):  # the application has collected it
+                    if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                        continue
+                children.discard(pid)
+            if worker.draining:
+                return
+            if len(children) >= server.max_children:
+                worker.is_short(True, "children")
+                listener.receive(runner.LOOK_S)
+        worker.is_short(False, "children")
+        collect(blocking=blocking)
+
+    return collect_children
