@@ -9,7 +9,6 @@ none runs; each worker joins that. Options of the dispatcher are variables: `PYF
 from __future__ import annotations
 
 import asyncio
-import atexit
 import errno
 import os
 import select
@@ -28,17 +27,17 @@ from gunicorn.sock import ssl_context
 from gunicorn.workers import base, gasgi, gthread, sync
 
 from pyfanout import greenlets
-from pyfanout.config import LOG_LEVELS
-from pyfanout.core import SHORTAGE_S, Receiver, stop_new
-from pyfanout.dispatcher.owner import Dispatcher, config_of
+from pyfanout.core import SHORTAGE_S, Receiver
+from pyfanout.dispatcher.owner import config_of
 from pyfanout.embed.aio import settled
 from pyfanout.embed.asgi import Application
+from pyfanout.embed.gunicorn_dispatcher import gunicorn_dispatcher
+from pyfanout.embed.gunicorn_tls import Secured, limited, set_socket_class
 from pyfanout.embed.loop import loop_factory
 from pyfanout.embed.runner import GRACE_S, LOOK_S
 from pyfanout.errors import FanoutError, LoadError, WorkerError
 from pyfanout.host import stdio
 from pyfanout.master.process import own_pidfd
-from pyfanout.options import MAX_SECONDS
 from pyfanout.worker import idle, loop_child
 from pyfanout.worker.connection import Connection, address_of
 from pyfanout.worker.loop_threads import watch_threads
@@ -60,72 +59,6 @@ AGAIN_S = 1.0
 """Between two workers that cannot join: the dispatcher may be dying, and the arbiter starts another before it forks."""
 
 _TIMEVAL = struct.Struct("@ll")
-
-
-class GunicornDispatcher:
-    """The arbiter's dispatcher; another one when its listeners have changed."""
-
-    def __init__(self) -> None:
-        self._listeners: list[Any] = []
-        self._dispatcher: Dispatcher | None = None
-        self._former: list[Dispatcher] = []
-        """Their workers have not all left yet, as far as we know."""
-        self.arbiter: Any = None
-        """gunicorn's, once it makes workers."""
-        atexit.register(self._close)
-
-    def _close(self) -> None:
-        """The arbiter exits, and has waited for the workers."""
-        for each in (*self._former, self._dispatcher):
-            if each is not None:
-                each.close(0)
-
-    def _alone(self) -> bool:
-        """No other arbiter goes on with the listeners, and systemd does not have them."""
-        arbiter = self.arbiter
-        return arbiter is not None and arbiter.reexec_pid == arbiter.master_pid == 0 and not arbiter.systemd
-
-    def _stop(self) -> None:
-        if self._dispatcher is not None:
-            self._dispatcher.stop()
-
-    def _stop_before(self, listener: Any) -> Callable[[], None]:
-        """The arbiter closes its listeners just before it tells its workers to leave: then they know that all that was
-        accepted is theirs, since there are no others. Nor do new clients come, unless another process has it, too."""
-        close = listener.close
-
-        def stop_and_close() -> None:
-            if self._alone():
-                stop_new(listener.sock)
-            self._stop()
-            close()
-
-        return stop_and_close
-
-    def running(self, listeners: list[Any], config: Any) -> Dispatcher:
-        """One that runs."""
-        for each in [each for each in self._former if not each.alive]:
-            each.close()
-            self._former.remove(each)
-        if listeners != self._listeners or self._dispatcher is None:
-            if self._dispatcher is not None:
-                self._stop()  # its workers leave, and it with them
-                self._former.append(self._dispatcher)
-            self._listeners = list(listeners)
-            for listener in listeners:
-                listener.close = self._stop_before(listener)
-            level = config.loglevel.lower()
-            self._dispatcher = Dispatcher(
-                bind=[listener.sock for listener in listeners],
-                backlog=max(config.backlog, 1),  # gunicorn takes 0, which the kernel takes for 1
-                drain_timeout=min(config.graceful_timeout, MAX_SECONDS),
-                log_level=None if "PYFANOUT_LOG_LEVEL" in os.environ else level if level in LOG_LEVELS else "info",
-            )
-        self._dispatcher.start()
-        return self._dispatcher
-
-
-gunicorn_dispatcher = GunicornDispatcher()
 
 
 class Joined:
@@ -215,7 +148,7 @@ class Joined:
 
     def _secure(self) -> None:
         """TLS sockets, too, report their end; and a handshake, which takes a thread, has a time limit."""
-        _make(self.cfg, _limited(self._worker.config.handshake_timeout))
+        set_socket_class(self.cfg, limited(self._worker.config.handshake_timeout))
         self.cfg.set("do_handshake_on_connect", True)  # else it would be a part of some read
 
     def _open(self) -> Any:
@@ -320,9 +253,9 @@ class GThread(Joined, gthread.ThreadWorker):
 
     def _secure(self) -> None:
         """No thread waits for a handshake: it is done before gunicorn has the connection."""
-        _make(self.cfg, SecureConnection)
+        set_socket_class(self.cfg, SecureConnection)
         self._context = ssl_context(self.cfg)
-        self.cfg.set("ssl_context", lambda conf, default: _Secured)
+        self.cfg.set("ssl_context", lambda conf, default: Secured)
 
     def _open(self) -> Any:
         listener = self._worker.listener(greedy=True, tls=self._context or False)
@@ -484,37 +417,3 @@ def _decided(should_close: Callable[[], bool], leaves: Callable[[], bool]) -> Ca
         return decided[0]
 
     return decide
-
-
-def _make(cfg: Any, secure: type[SecureConnection]) -> None:
-    """gunicorn's TLS sockets are of this class."""
-    make = cfg.ssl_context
-
-    def make_with_class(conf: Any, default: Any) -> Any:
-        context = make(conf, default)
-        context.sslsocket_class = secure
-        return context
-
-    cfg.set("ssl_context", make_with_class)
-
-
-def _limited(handshake_timeout_s: float) -> type[SecureConnection]:
-    class Secure(SecureConnection):
-        def do_handshake(self, block: bool = False) -> None:
-            before_s = self.gettimeout()
-            self.settimeout(handshake_timeout_s)  # for the whole handshake
-            try:
-                super().do_handshake(block)
-            except TimeoutError:  # gunicorn does not log this error: a client that closes causes it
-                raise ssl.SSLError(ssl.SSL_ERROR_EOF, f"no handshake within {handshake_timeout_s:g} s") from None
-            self.settimeout(before_s)
-
-    return Secure
-
-
-class _Secured:
-    """In the place of a context: what gunicorn wraps has done its handshake."""
-
-    @staticmethod
-    def wrap_socket(conn: SecureConnection, **_: Any) -> SecureConnection:
-        return conn
