@@ -20,7 +20,7 @@ from pyfanout.folders import Folders
 from pyfanout.host import stdio
 from pyfanout.host.log import plain
 from pyfanout.master.access import Access
-from pyfanout.master.endpoints import parse_all
+from pyfanout.master.addresses import parse_all
 from pyfanout.master.readiness import check_inherited
 from pyfanout.master.signals import Signals
 from pyfanout.options import BINDS, SWITCH, Option

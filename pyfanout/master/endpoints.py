@@ -1,31 +1,36 @@
-"""Listening sockets: reads the forms of an address, opens or inherits the sockets, takes the socket files
-away again.
+"""Listening sockets: opens or inherits them, takes the socket files away again.
 
 Owns every listener until `Endpoint.detach` hands its descriptor to the core, and every socket file until
-`Endpoint.unlink`. Never accepts: that is the core's. First `parse`, which is pure, then `open_listeners`,
-which makes the system calls; the master calls it once, before it forks. A worker never has a listener.
+`Endpoint.unlink`. Never accepts: that is the core's. `addresses.py` says what the forms of an address mean;
+`open_listeners` makes the system calls. The master calls it once, before it forks. A worker never has a listener.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import os
 import socket
-import stat
 from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from pyfanout.errors import ConfigError
 from pyfanout.master import filelock
 from pyfanout.master.access import Access, AccessError
+from pyfanout.master.addresses import (
+    InheritedFd,
+    Systemd,
+    TcpAddress,
+    UnixAddress,
+    bind_error,
+    number_in,
+    parse_all,
+    printable,
+)
+from pyfanout.master.socketfile import SocketFile, in_use, remove_stale
 
-FORMS = "host:port, [ipv6]:port, :port, unix:/path, unix:@name, fd://N or systemd"
 SYSTEMD_FIRST_FD = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
-MAX_UNIX_NAME = 107  # bytes: sun_path is 108, less the NUL that ends a path or starts a name, unix(7)
-MAX_FD = 2**31 - 1  # a C int
 PORT_TRIES = 20  # for `:0` and several addresses: the port chosen for the first can be taken on the next
 
 _NO_SUCH_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # IPv6 is not built in; it is, but switched off
@@ -38,140 +43,6 @@ _ADVICE = {
     errno.EAFNOSUPPORT: "this machine has no IPv6",
     errno.EINVAL: "a link-local address needs its interface, such as [fe80::1%eth0]:8000",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
-    """`host:port`. An empty host is every interface; port 0 is one that the kernel chooses."""
-
-    host: str
-    port: int
-
-
-@dataclass(frozen=True, slots=True)
-class UnixAddress:
-    """`unix:/path`, or `unix:@name`, which has no file; then `name` starts with NUL, as the kernel has it."""
-
-    name: str
-
-    @property
-    def has_file(self) -> bool:
-        return not self.name.startswith("\0")
-
-
-@dataclass(frozen=True, slots=True)
-class InheritedFd:
-    """`fd://N`: a descriptor that the program which started pyfanout left open."""
-
-    fd: int
-
-
-@dataclass(frozen=True, slots=True)
-class Systemd:
-    """`systemd`: all that systemd opened for this unit."""
-
-
-Address: TypeAlias = TcpAddress | UnixAddress | InheritedFd | Systemd
-
-
-def parse(text: str) -> Address:
-    """The address that `text` names, see FORMS. Raises ConfigError, one line, if it names none. Opens
-    nothing."""
-    if "\0" in text:
-        raise _error(text, "a NUL byte is in it")
-    if text == "systemd":
-        return Systemd()
-    if text.startswith("fd://"):
-        return InheritedFd(_number(text, text.removeprefix("fd://"), "a descriptor", MAX_FD))
-    if text.startswith("unix:"):
-        return _parse_unix(text, text.removeprefix("unix:"))
-    return _parse_tcp(text)
-
-
-def parse_all(binds: Iterable[str | socket.socket]) -> list[tuple[str, Address | socket.socket]]:
-    """Each with its name for people; an open socket is as it was. Raises ConfigError as `parse`, and if one is given
-    twice. Opens nothing: that two names are of the same address is found later."""
-    found: dict[object, tuple[str, Address | socket.socket]] = {}
-    for number, bind in enumerate(binds):
-        text = bind if isinstance(bind, str) else f"socket fd={bind.fileno()}"
-        target = parse(bind) if isinstance(bind, str) else bind
-        if isinstance(target, TcpAddress) and target.port == 0:
-            found[number] = text, target  # each is another port
-        elif target in found:
-            raise _error(text, f"it is given twice{_as(found[target][0], text)}; give each address once")
-        else:
-            found[target] = text, target
-    return list(found.values())
-
-
-def _as(other: str, text: str) -> str:
-    return "" if other == text else f", also as {other!r}"
-
-
-def _parse_unix(text: str, name: str) -> UnixAddress:
-    if name in ("", "@"):
-        raise _error(text, "the path is missing; write unix:/path or unix:@name")
-    if len(os.fsencode(name.removeprefix("@"))) > MAX_UNIX_NAME:
-        raise _error(text, f"the path is too long; a socket's has at most {MAX_UNIX_NAME} bytes")
-    return UnixAddress("\0" + name[1:] if name.startswith("@") else name)
-
-
-def _parse_tcp(text: str) -> TcpAddress:
-    host, colon, digits = text.rpartition(":")
-    if _is_ipv6(host) and digits.isdecimal():
-        raise _error(text, f"IPv6 goes in brackets; write [{host}]:{digits}")
-    if _is_ipv6(text):
-        raise _error(text, f"IPv6 goes in brackets, and a port is needed; write [{text}]:8000")
-    if not colon or text.endswith("]"):
-        raise _error(text, f"it has no port; write {FORMS}")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-        if not _is_ipv6(host):
-            raise _error(text, f"{host!r} is not an IPv6 address")
-    elif any(char in ":/[]," or char.isspace() for char in host):
-        raise _error(text, f"it is not an address; write {FORMS}, each by itself")
-    return TcpAddress(host, _number(text, digits, "a port", 65535))
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        ipaddress.IPv6Address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _number(text: str, digits: str, what: str, most: int) -> int:
-    if not (digits.isascii() and digits.isdecimal() and len(digits) <= 10 and int(digits) <= most):
-        raise _error(text, f"{digits!r} is not {what}, which is a number from 0 to {most}")
-    return int(digits)
-
-
-@dataclass(frozen=True, slots=True)
-class SocketFile:
-    """A socket file that this process made, known by its inode and not by its name alone."""
-
-    path: str  # absolute, its folder without links: the application may change folders, and a deploy links
-    device: int
-    inode: int
-    pid: int
-
-    @classmethod
-    def made_at(cls, path: str) -> SocketFile:
-        status = os.lstat(path)
-        folder, name = os.path.split(path)
-        return cls(os.path.join(os.path.realpath(folder), name), status.st_dev, status.st_ino, os.getpid())
-
-    def remove(self) -> None:
-        """Delete the file, unless we are a fork of its maker, or another file is in its place by now."""
-        if os.getpid() != self.pid:
-            return
-        try:
-            status = os.lstat(self.path)
-            if (status.st_dev, status.st_ino) == (self.device, self.inode):
-                os.unlink(self.path)
-        except OSError:  # gone, or no longer ours to delete; a stale file is replaced at the next start
-            return
 
 
 @dataclass(slots=True, eq=False)
@@ -279,7 +150,7 @@ class _Opening:
                     raise _ours(text, ours) from error
                 advice = _ADVICE.get(error.errno or 0) or os.strerror(error.errno or 0)
                 where = "" if error.filename == text else f"{error.filename}: "
-                raise _error(text, where + advice) from error
+                raise bind_error(text, where + advice) from error
 
     def _on_port(self, targets: Sequence[tuple[int, Any]], port: int) -> Endpoint | None:
         """A listener of this server that has one of these addresses, or all addresses, or that one wants as well."""
@@ -347,33 +218,33 @@ class _Opening:
         try:
             with filelock.folder_of(address.name) if address.has_file else contextlib.nullcontext():
                 if address.has_file:
-                    _remove_stale(text, address.name)
+                    remove_stale(text, address.name)
                 endpoint = _bind_unix(address, self.access)
             self.endpoints.append(endpoint)
             if address.has_file:
                 self.access.finish(address.name)
             endpoint.sock.listen(self.backlog)
         except AccessError as error:
-            raise _error(text, str(error)) from error
+            raise bind_error(text, str(error)) from error
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise _in_use(text) from error
+                raise in_use(text) from error
             reason = os.strerror(error.errno or 0)
             if address.has_file and error.errno in _BAD_FOLDER:
                 folder = os.path.dirname(os.path.abspath(address.name))
                 reason += f"; the folder {folder!r} must exist and be writable"
-            raise _error(text, reason) from error
+            raise bind_error(text, reason) from error
 
     def inherited(self, text: str, fd: int) -> None:
         if any(endpoint.sock.fileno() == fd for endpoint in self.endpoints):
-            raise _error(text, f"this server has descriptor {fd} already; give each address once")
+            raise bind_error(text, f"this server has descriptor {fd} already; give each address once")
         try:
             sock = socket.socket(fileno=fd)
         except OSError as error:
             if error.errno == errno.ENOTSOCK:
-                raise _error(text, f"descriptor {fd} is not a socket") from error
+                raise bind_error(text, f"descriptor {fd} is not a socket") from error
             what = f"descriptor {fd} is not open; the program that starts pyfanout must leave it open"
-            raise _error(text, what) from error
+            raise bind_error(text, what) from error
         try:
             self._adopt(text, sock)
         except BaseException:
@@ -384,12 +255,12 @@ class _Opening:
         """All that systemd passed, see sd_listen_fds(3)."""
         pid, count = self.environ.get("LISTEN_PID", ""), self.environ.get("LISTEN_FDS", "")
         if not pid or not count:
-            raise _error(text, "no sockets were passed (LISTEN_FDS is not set); start us from a .socket unit")
+            raise bind_error(text, "no sockets were passed (LISTEN_FDS is not set); start us from a .socket unit")
         if pid != str(os.getpid()):
-            raise _error(text, f"the sockets are for process {pid!r} (LISTEN_PID); let systemd start us itself")
-        number = _number(text, count, "a count of sockets (LISTEN_FDS)", 1024)
+            raise bind_error(text, f"the sockets are for process {pid!r} (LISTEN_PID); let systemd start us itself")
+        number = number_in(text, count, "a count of sockets (LISTEN_FDS)", 1024)
         if number == 0:
-            raise _error(text, "no sockets were passed (LISTEN_FDS is 0)")
+            raise bind_error(text, "no sockets were passed (LISTEN_FDS is 0)")
         for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
             self.environ.pop(name, None)
         for fd in range(SYSTEMD_FIRST_FD, SYSTEMD_FIRST_FD + number):
@@ -399,7 +270,7 @@ class _Opening:
         try:
             sock = original.dup()
         except OSError as error:
-            raise _error(text, f"{error.strerror}; it must be open") from error
+            raise bind_error(text, f"{error.strerror}; it must be open") from error
         try:
             self._adopt(text, sock)
         except BaseException:
@@ -413,42 +284,22 @@ class _Opening:
             raise _ours(text, ours)
         try:
             if sock.type != socket.SOCK_STREAM:
-                raise _error(text, f"{what} is not a stream socket")
+                raise bind_error(text, f"{what} is not a stream socket")
             if sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
-                raise _error(text, f"{what} is neither a TCP nor a UNIX socket")
+                raise bind_error(text, f"{what} is neither a TCP nor a UNIX socket")
             if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 if _is_connected(sock):
-                    raise _error(text, f"{what} is a connection; it must be a listening or a bound socket")
+                    raise bind_error(text, f"{what} is a connection; it must be a listening or a bound socket")
                 if not _is_bound(sock):
-                    raise _error(text, f"{what} has no address; bind it first")
+                    raise bind_error(text, f"{what} has no address; bind it first")
                 sock.listen(self.backlog)
             sock.setblocking(False)
             os.set_inheritable(sock.fileno(), False)
             if self.nodelay and sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
-            raise _error(text, f"{what} cannot listen: {error.strerror}") from error
+            raise bind_error(text, f"{what} cannot listen: {error.strerror}") from error
         self.endpoints.append(Endpoint(sock, inherited=True))
-
-
-def printable(family: int, name: Any) -> str:
-    """A socket's address for people: `[::1]:80` for AF_INET6 and `("::1", 80, 0, 0)`."""
-    if family == socket.AF_UNIX:
-        path = os.fsdecode(name)
-        return "unix:" + ("@" + path[1:] if path.startswith("\0") else path)
-    host, port, *rest = name
-    if family != socket.AF_INET6:
-        return f"{host}:{port}"
-    if rest[1] and "%" not in host:
-        host += f"%{_interface(rest[1])}"
-    return f"[{host}]:{port}"
-
-
-def _interface(index: int) -> str:
-    try:
-        return socket.if_indextoname(index)
-    except OSError:  # it was unplugged
-        return str(index)
 
 
 def _resolve(text: str, host: str) -> list[tuple[int, Any]]:
@@ -457,7 +308,7 @@ def _resolve(text: str, host: str) -> list[tuple[int, Any]]:
         found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:  # UnicodeError: no name of the DNS
         reason = error.strerror if isinstance(error, OSError) else "not a host name"
-        raise _error(text, f"unknown host {host!r}: {reason}") from error
+        raise bind_error(text, f"unknown host {host!r}: {reason}") from error
     return list(dict.fromkeys((int(family), address) for family, *_, address in found))
 
 
@@ -471,32 +322,6 @@ def _bind_unix(address: UnixAddress, access: Access) -> Endpoint:
     except BaseException:
         sock.close()
         raise
-
-
-def _remove_stale(text: str, path: str) -> None:
-    """Delete the socket file that a dead server left at `path`. ConfigError if it is alive, or no socket."""
-    try:
-        before = os.lstat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(before.st_mode):
-        raise _error(text, "a file is there that is not a socket; remove it or choose another path")
-    # A datagram socket asks which process has this file without a connection that a living server would have to accept:
-    # the answer for a stream socket is EPROTOTYPE, for none ECONNREFUSED (unix_find_bsd in af_unix.c).
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            now = os.lstat(path)
-            if os.path.samestat(before, now) and stat.S_ISSOCK(now.st_mode):  # it was not replaced in the meantime
-                os.unlink(path)
-            return
-        except PermissionError:
-            raise _error(text, "a socket of another user is there; remove it or choose another path") from None
-        except OSError as error:
-            if error.errno != errno.EPROTOTYPE:
-                raise
-    raise _in_use(text)
 
 
 def _is_connected(sock: socket.socket) -> bool:
@@ -532,12 +357,4 @@ def _close_all(endpoints: Iterable[Endpoint]) -> None:
 
 
 def _ours(text: str, endpoint: Endpoint) -> ConfigError:
-    return _error(text, f"this server listens on {endpoint.address} already; give each address once")
-
-
-def _in_use(text: str) -> ConfigError:
-    return _error(text, "another process listens there; stop it or choose another path")
-
-
-def _error(text: str, reason: str) -> ConfigError:
-    return ConfigError(f"bind {text!r}: {reason}")
+    return bind_error(text, f"this server listens on {endpoint.address} already; give each address once")

@@ -1,4 +1,4 @@
-"""endpoints: every form of an address, every way in which one can be refused, and nothing left behind."""
+"""addresses, endpoints: every form of an address, every way in which one can be refused, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -22,18 +22,9 @@ from hypothesis import strategies as st
 from pyfanout.errors import ConfigError
 from pyfanout.master import access, filelock
 from pyfanout.master.access import Access, AccessError
-from pyfanout.master.endpoints import (
-    PORT_TRIES,
-    Endpoint,
-    InheritedFd,
-    SocketFile,
-    Systemd,
-    TcpAddress,
-    UnixAddress,
-    open_listeners,
-    parse,
-    printable,
-)
+from pyfanout.master.addresses import InheritedFd, Systemd, TcpAddress, UnixAddress, parse, printable
+from pyfanout.master.endpoints import PORT_TRIES, Endpoint, open_listeners
+from pyfanout.master.socketfile import SocketFile
 
 NOBODY = 65534
 
