@@ -6,35 +6,15 @@ it. Never does a verb's work. Called by `pyfanout.__main__`.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 from pyfanout import __version__
 from pyfanout.cli import foreign, run
-from pyfanout.errors import ConfigError, FanoutError
-from pyfanout.host import stdio
+from pyfanout.cli.arguments import Parser
+from pyfanout.errors import FanoutError
 from pyfanout.host.log import plain
 from pyfanout.master.signals import Signals
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is a ConfigError: one line and exit code 1, not the whole usage and 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; try '{self.prog} --help'")
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        """That of --help and --version."""
-        stdio.show(message)
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Leave nothing over, so that the verb's own parser complains of a flag that it does not know."""
-        known, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            self.error(f"unknown argument {unknown[0]!r}")
-        return known, unknown
 
 
 def parser() -> Parser:

@@ -29,7 +29,7 @@ from pyfanout.worker.loading import preloaded
 from pyfanout.worker.main import serving_of
 
 if TYPE_CHECKING:
-    from pyfanout.cli import Parser
+    from pyfanout.cli.arguments import Parser
 
 
 def add(verbs: argparse._SubParsersAction[Parser]) -> None:
