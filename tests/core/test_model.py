@@ -133,7 +133,12 @@ def test_who_is_wanted_in_a_stop_is_decided_so() -> None:
         "not self._finished",
         "each.state is State.BOOTING",
     ]
-    order += ["each.ready.pool and", "in _READING", "self._left_in(slot)", "not pooled and self._core.untaken(POOL) > 0"]
+    order += [
+        "each.ready.pool and",
+        "in _READING",
+        "self._left_in(slot)",
+        "not pooled and self._core.untaken(POOL) > 0",
+    ]
     places = [found[0].find(each) for each in order]
     assert -1 not in places, dict(zip(order, places, strict=True))
     assert places == sorted(places), dict(zip(order, places, strict=True))
