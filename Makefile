@@ -13,7 +13,7 @@ run: $(or $(wildcard .venv/ready),.venv/run)
 # Bytecode first: where Python may not write any (PYTHONDONTWRITEBYTECODE), each server that a test starts would compile
 # every module again. The second half runs, too, if the first has failed.
 # Those that do not measure themselves with the whole machine, but mostly wait, need not wait for each other.
-BESIDE := tests/core tests/unit tests/embed tests/test_guards.py tests/test_readme.py \
+BESIDE := tests/core tests/unit tests/embed $(wildcard tests/test_*.py) \
     $(patsubst %,tests/system/test_%.py,boot_failure chaos connection_path corners debugging dispatcher exits folders forks health \
     hostile_worker keep_alive kill_matrix logging master master_sweep orphans own_loop pages reload sandbox scale \
     shortages shutdown signals soak start_and_end stdio unkillable unprivileged worker_life)
@@ -26,6 +26,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/commits.py
 
 asan: .venv/ready
 	$(BIN)/python tests/sanitizers.py asan
