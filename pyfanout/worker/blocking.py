@@ -37,9 +37,6 @@ log = logging.getLogger("pyfanout.worker")
 INTERRUPT = WAKE
 """Ends a thread's sleep in `take`. While workers take connections, nothing else needs that signal."""
 
-ADMITTED = 2
-"""A result of `Intake.take` besides those of `Receiver.take`: a connection has done its preamble."""
-
 NUDGE_S = 0.01
 """Seconds between two such signals: one that hits a thread on its way into `take` is lost."""
 
@@ -149,7 +146,7 @@ class Server:
                 admitted = intake.admit(
                     Connection.arrived(receiver.arrival, True, worker.ends.done), address_of(receiver.arrival)
                 )
-            elif rc == ADMITTED:
+            elif rc == intake.ADMITTED:
                 admitted = intake.next(receiver)
             elif self._is_over(rc):
                 break

@@ -15,7 +15,6 @@ from collections import deque
 from select import EPOLLEXCLUSIVE, EPOLLIN, POLLIN, poll
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.worker.blocking import ADMITTED
 from pyfanout.worker.connection import Address, Connection
 from pyfanout.worker.epoll import epoll
 
@@ -42,6 +41,9 @@ LOOK_S = 0.25
 class Intake:
     """Of one worker."""
 
+    ADMITTED = 2
+    """A result of `take` besides those of `Receiver.take`: a connection has done its preamble."""
+
     def __init__(self, worker: Worker, channel_fd: int, preambles: Preambles) -> None:
         self._worker = worker
         self._channel_fd = channel_fd
@@ -63,12 +65,12 @@ class Intake:
 
     def take(self, receiver: Receiver) -> int:
         """As `Receiver.take`; or ADMITTED: then `next` returns a connection, unless another thread has taken it."""
-        rc = ADMITTED if self._admitted else receiver.take_now()
+        rc = self.ADMITTED if self._admitted else receiver.take_now()
         while rc == -errno.EAGAIN:
             self._news.poll(None, 1)
             if not self._admitted:  # another thread took it before it was counted
                 self._uncount()
-            rc = ADMITTED if self._admitted else receiver.take_now()
+            rc = self.ADMITTED if self._admitted else receiver.take_now()
         if rc == 1:
             self._line_up()
         return rc
