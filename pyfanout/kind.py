@@ -16,8 +16,6 @@ if TYPE_CHECKING:  # asyncio is the asyncio workers' affair
     from collections.abc import Awaitable, Callable, Iterable
     from typing import Any
 
-    from pyfanout.embed.runner import Runner
-
 BlockingHandler: TypeAlias = "Callable[[socket.socket, Any], object]"
 AsyncHandler: TypeAlias = "Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[object]]"
 WSGIApp: TypeAlias = "Callable[[dict[str, Any], Any], Iterable[bytes]]"
@@ -25,7 +23,6 @@ ASGIApp: TypeAlias = "Callable[[Any, Any, Any], Awaitable[None]]"
 SocketServer: TypeAlias = (
     "type[socketserver.BaseServer] | type[socketserver.BaseRequestHandler] | Callable[..., socketserver.BaseServer]"
 )
-App: TypeAlias = "BlockingHandler | AsyncHandler | WSGIApp | ASGIApp | SocketServer | Runner"
 
 
 class Kind(Enum):

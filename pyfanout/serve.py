@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Unpack
 
+from pyfanout.app import App
 from pyfanout.config import Options
 from pyfanout.errors import FanoutError
 from pyfanout.host.log import plain
-from pyfanout.kind import App
 from pyfanout.server import Master
 
 

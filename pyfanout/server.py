@@ -15,14 +15,14 @@ import threading
 from collections.abc import Iterable
 from typing import Any, Unpack
 
-from pyfanout.app import Given, loader_of
+from pyfanout.app import App, Given, loader_of
 from pyfanout.config import Config, Options, options, unknown_variables
 from pyfanout.errors import ConfigError, CoreError, FanoutError, ReloadError, WorkerError
 from pyfanout.folders import Folders
 from pyfanout.greenlets import ALL, patch_of
 from pyfanout.host import stdio
 from pyfanout.host.log import set_up_logging
-from pyfanout.kind import App, Kind, name_of
+from pyfanout.kind import Kind, name_of
 from pyfanout.master.access import Access
 from pyfanout.master.callbacks import Callback, Callbacks
 from pyfanout.master.endpoints import open_listeners

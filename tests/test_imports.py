@@ -17,13 +17,9 @@ Graph = Mapping[str, set[str]]
 
 IN_CIRCLES = {
     "pyfanout",
-    "pyfanout.app",
     "pyfanout.config",
     "pyfanout.core",
     "pyfanout.embed.loop",
-    "pyfanout.embed.runner",
-    "pyfanout.folders",
-    "pyfanout.kind",
     "pyfanout.master.supervisor",
     "pyfanout.serve",
     "pyfanout.server",

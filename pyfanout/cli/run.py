@@ -13,9 +13,10 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.app import Given, check_spec, failure_of, loader_of
+from pyfanout.app import Given, check_spec, loader_of
 from pyfanout.config import Config, options, unknown_variables
 from pyfanout.errors import LoadError
+from pyfanout.failure import failure_of
 from pyfanout.folders import Folders
 from pyfanout.host import stdio
 from pyfanout.host.log import plain

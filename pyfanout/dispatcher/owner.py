@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from typing import NoReturn, Unpack
 
 from pyfanout import descriptors, exits
-from pyfanout.app import loader_of
+from pyfanout.app import App, loader_of
 from pyfanout.config import WEB_CONCURRENCY, Config, Options, options, unknown_variables
 from pyfanout.dispatcher import joining
 from pyfanout.dispatcher.joined import JoinedWorkers
@@ -33,7 +33,6 @@ from pyfanout.errors import ConfigError, WorkerError
 from pyfanout.folders import Folders
 from pyfanout.host import stdio
 from pyfanout.host.log import handlers_of, set_up_logging
-from pyfanout.kind import App
 from pyfanout.master.access import Access
 from pyfanout.master.endpoints import Endpoint, open_listeners
 from pyfanout.master.process import Process, own_pidfd, spawn

@@ -20,7 +20,7 @@ from pyfanout.errors import ConfigError
 from pyfanout.kind import SERVERS, Kind
 
 if TYPE_CHECKING:
-    from pyfanout.kind import App
+    from pyfanout.app import App
 
 __all__ = ["Runner", "runner_of", "title_of"]
 

@@ -16,9 +16,9 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from pyfanout.app import Given
+from pyfanout.app import App, Given
 from pyfanout.errors import LoadError
-from pyfanout.kind import SERVERS, App, Kind
+from pyfanout.kind import SERVERS, Kind
 
 if TYPE_CHECKING:
     from pyfanout.config import Config

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyfanout import exits, greenlets
+from pyfanout.app import App
 from pyfanout.config import Config
 from pyfanout.core import WorkerEnds, keep_heap
 from pyfanout.errors import ConfigError
-from pyfanout.kind import App, Kind
+from pyfanout.kind import Kind
 from pyfanout.link.messages import Stage
 from pyfanout.recognition import doubt, kind_of
 from pyfanout.worker.loading import is_on_asyncio, load_for, settle

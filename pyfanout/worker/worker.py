@@ -21,10 +21,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyfanout import exits
-from pyfanout.app import failure_of
 from pyfanout.config import Config
 from pyfanout.core import WorkerEnds
 from pyfanout.errors import ConfigError, LoadError
+from pyfanout.failure import failure_of
 from pyfanout.host.log import counted, has_no_way
 from pyfanout.limits import OpenFiles, of_connections
 from pyfanout.link.link import Link
