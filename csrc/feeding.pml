@@ -179,7 +179,7 @@ proctype Worker(byte w) provided (frozen == NOBODY || process[frozen] != _pid)
 #define READS(w) (life[w] == booting || (said_ready[w] && (life[w] == ready || life[w] == draining)))
 
 #define WAITING_FOR(w) (len(channel[CHANNEL_OF(w)]) > 0)
-/* Whether a seat whose worker has died gets another one. [Supervisor._wants_another] */
+/* Whether a seat whose worker has died gets another one. [Group.wants_another] */
 #ifdef WITHOUT_SUCCESSOR
 #define WANTED(w) (!finishing)
 #elif defined(POOL)
@@ -213,7 +213,7 @@ inline enter(n) {                                                               
     space[CHANNEL_OF(n)] = 0
 }
 
-inline reap(n) {                                                         /* [fan_seat_leave, Supervisor._replace] */
+inline reap(n) {                                                         /* [fan_seat_leave, Group._replace] */
     life[n] = gone;
     if
     :: entered[n] ->
@@ -290,7 +290,7 @@ inline pass(n) {                                                                
     dest[n] = NOBODY
 }
 
-/* Since FINISHED is told nothing is passed any more. [Supervisor._on_event] */
+/* Since FINISHED is told nothing is passed any more. [Shutdown.on_finished] */
 inline finish_life(n) {
     if
     :: respawn[n] && !WANTED(n) -> respawn[n] = false

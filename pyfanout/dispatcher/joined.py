@@ -1,7 +1,7 @@
 """The dispatcher's process: it passes connections to workers that another program forks and that join it.
 
 Decides when a worker is in rotation, and nothing about its life: that is its parent's affair. `owner` is the other
-side. As `supervisor`, but without processes: a worker is there while its control socket is open.
+side. As `supervisor` and `group`, but without processes: a worker is there while its control socket is open.
 """
 
 from __future__ import annotations

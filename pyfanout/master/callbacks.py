@@ -58,12 +58,10 @@ class Callbacks:
             raise ConfigError(f"on {event!r}: {callback!r} is not a function of one argument, the notice")
         self._of[event].append(callback)
 
-    def wanted(self, event: str) -> bool:
-        return bool(self._of[event])
-
     def post(self, notice: Notice) -> None:
         """It has happened: `run` calls the functions for it."""
-        self._waiting.append(notice)
+        if self._of[notice.event]:
+            self._waiting.append(notice)
 
     @property
     def due(self) -> bool:

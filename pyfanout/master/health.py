@@ -34,10 +34,15 @@ class Health:
         """When the master came back from a pause, of itself or of the whole machine."""
         self._expected_ns: int | None = None
         self._judged_ns = 0
+        self._ended = False
 
     def begin(self, now_ns: int) -> None:
         """From now on there are workers."""
         self._round_ns = now_ns + self._interval_ns if self._interval_ns else None
+
+    def end(self) -> None:
+        """The server stops: from now on a worker has until the end of the stop, and none is judged."""
+        self._ended = True
 
     # ---- time ---------------------------------------------------------------------------------------------------
 
@@ -52,6 +57,8 @@ class Health:
 
     def next_deadline_ns(self, members: Iterable[WorkerHandle]) -> int | None:
         """When to call `judge` next: when a pong is late, and then again while it is, and at each round."""
+        if self._ended:
+            return None
         late = [self._asked_ns(m) + self._ping_timeout_ns for m in members if self._owes(m)]
         deadlines = [each if each > self._judged_ns else self._judged_ns + self._ping_timeout_ns for each in late]
         if self._round_ns is not None:

@@ -1,6 +1,6 @@
 """The life of a worker as a table. Pure: what happens next, never how.
 
-`step(state, event)` says the next state and what the supervisor shall do. A pair that is not in the table cannot
+`step(state, event)` says the next state and what `lives` shall do. A pair that is not in the table cannot
 happen, or is our bug: it raises. What a worker may say at any time, in any order, is in the table for every state.
 """
 
@@ -54,7 +54,7 @@ class WorkerEvent(Enum):
 
 
 class Action(Enum):
-    """For the supervisor to perform, in the order given."""
+    """For `lives` to perform, in the order given."""
 
     ENTER = auto()
     """Into rotation."""

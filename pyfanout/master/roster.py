@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from pyfanout.core import SEATS
 from pyfanout.link.link import Link
-from pyfanout.link.messages import Failed, Ready
+from pyfanout.link.messages import Cut, Failed, Ready, Retiring, WantsSuccessor
 from pyfanout.master import timing
 from pyfanout.master.lifecycle import State
 from pyfanout.master.process import Process
@@ -132,6 +132,19 @@ class WorkerHandle:
         except OSError as error:
             return f"(unreadable: {error.strerror})"
 
+    def read_last_words(self) -> None:
+        """What it has said before it died: its death may be reported before that."""
+        for message in self.link.last_words():
+            match message:
+                case Failed():
+                    self.failure = message
+                case Retiring():
+                    self.resigned = self.resigned or self.state is State.READY
+                case WantsSuccessor():
+                    self.spent = True
+                case Cut(connections):
+                    self.cut = connections
+
     def close(self) -> None:
         """The master's descriptors of it, but the pidfd; also in a child that has inherited them."""
         self.link.close()
@@ -157,9 +170,15 @@ class Roster:
         """The worker in this seat."""
         return None if seat is None else self._by_seat.get(seat)
 
-    def of_state(self, state: State) -> int:
-        """Slots whose worker is in this state."""
-        return sum(slot.member is not None and slot.member.state is state for slot in self.slots)
+    @property
+    def all_ready(self) -> bool:
+        """Each slot has a worker that is READY."""
+        return all(slot.member is not None and slot.member.state is State.READY for slot in self.slots)
+
+    @property
+    def all_left_behind(self) -> bool:
+        """No worker is left, but those that cannot be killed."""
+        return all(member.left_behind for member in self._by_seat.values())
 
     def free_seat(self, preferred: int | None) -> int:
         """Where in the core the next worker may live. Raises OSError if there are too many."""

@@ -6,6 +6,10 @@ All times are CLOCK_MONOTONIC nanoseconds.
 
 from __future__ import annotations
 
+GRACE_NS = 2_000_000_000
+"""From "stop now" to SIGKILL: long enough for an exit hook, short for a user who presses ^C. The same again until a
+worker that SIGKILL does not end is left behind."""
+
 FIRST_DELAY_NS = 100_000_000
 """0.1 s before the second try: a crash loop costs a few percent of one core."""
 

@@ -123,22 +123,12 @@ ORDERS = [
 
 
 def test_who_is_wanted_in_a_stop_is_decided_so() -> None:
-    """WANTED in the model, `_wants_another` in the code."""
-    found = re.search(r"def _wants_another\(.*?\n    def ", PYTHON, re.S)
+    """WANTED in the model, `wants_another` in the code."""
+    found = re.search(r"def wants_another\(.*?\n    # ", PYTHON, re.S)
     assert found
-    order = [
-        "self._stopping is None",
-        "self._ever_ready",
-        "STOP_NOW",
-        "not self._finished",
-        "each.state is State.BOOTING",
-    ]
-    order += [
-        "each.ready.pool and",
-        "in _READING",
-        "self._left_in(slot)",
-        "not pooled and self._core.untaken(POOL) > 0",
-    ]
+    order = ["Phase.SERVING", "self.ever_ready", "Phase.LATE, Phase.AT_ONCE", "Phase.FINISHING"]
+    order += ["each.state is State.BOOTING", "each.ready.pool and", "in _READING", "untaken(slot.seat) > 0"]
+    order += ["not pooled and self._core.untaken(POOL) > 0"]
     places = [found[0].find(each) for each in order]
     assert -1 not in places, dict(zip(order, places, strict=True))
     assert places == sorted(places), dict(zip(order, places, strict=True))

@@ -47,9 +47,11 @@ from pyfanout.link.messages import (
     receive,
     send,
 )
-from pyfanout.master import lifecycle, roster, supervisor, timing
+from pyfanout.master import deaths, group, lifecycle, lives, respawn, roster, shutdown, spawner, supervisor, timing
 from pyfanout.master.callbacks import Callbacks
+from pyfanout.master.group import Group
 from pyfanout.master.lifecycle import Action, State, WorkerEvent
+from pyfanout.master.phase import Phase
 from pyfanout.master.process import ExitReport
 from pyfanout.master.readiness import Readiness
 from pyfanout.master.signals import Request
@@ -149,6 +151,11 @@ class World:
         self._asked: list[Request] = []
         self._pids = itertools.count(1)
         self.supervisor = Supervisor(config, [], self._worker_main, Callbacks(), self, Readiness(None))  # type: ignore[arg-type]
+        self.min_uptime_ns = int(config.min_uptime * 1e9)
+
+    @property
+    def group(self) -> Group:
+        return self.supervisor._group
 
     # ---- what the supervisor sees ------------------------------------------------------------------------------------
 
@@ -231,7 +238,7 @@ class World:
 
     def _worker_main(self, slot: int, _generation: int, _station: Any, control: socket.socket, *_: Any) -> int:
         (it,) = [each for each in self.supervisor._roster.slots if each.number == slot]
-        if it.deaths > 1 and it.member is None and self.supervisor._reload is None:
+        if it.deaths > 1 and it.member is None and self.group.reloads.current is None:
             assert self.now_ns >= it.died_ns[-1] + timing.FIRST_DELAY_NS, "no back-off"
         self.workers.append(Process(self, next(self._pids), control.dup()))
         return 0
@@ -410,7 +417,7 @@ class World:
 
     def check_leave(self, member: Any) -> None:
         """It is told to: who shall serve instead?"""
-        if self.supervisor._stopping or member.slot.retired or member.process.cut_off:
+        if self.group.phase.is_stop or member.slot.retired or member.process.cut_off:
             return
         one = self.supervisor
         if member is member.slot.successor:
@@ -422,7 +429,7 @@ class World:
             assert other is not member
             assert other.ready_ns is not None
             assert other.pong_ns is not None, "its successor has not answered a ping"
-            assert other.pong_ns >= other.ready_ns + one._min_uptime_ns, "its successor is on trial"
+            assert other.pong_ns >= other.ready_ns + self.min_uptime_ns, "its successor is on trial"
             batch = [slot.successor for slot in one._roster.slots if slot.successor is not None]
             assert one._config.reload_batch == 1 or all(each.proved for each in batch), "its batch is on trial"
 
@@ -442,7 +449,7 @@ class World:
         """States with the same key have the same future. Slots are alike, so they are in any order. Of one slot a time
         counts by how far it is away; of several by its turn, for they would be too many: that one which begins later
         might be over before one that has begun is then not seen in each of its forms."""
-        one = self.supervisor
+        one, reloads = self.supervisor, self.group.reloads
         turns = sorted(set(one._deadlines()))
 
         def away(then_ns: int | None) -> int | None:
@@ -468,7 +475,7 @@ class World:
                         member.failure is None,
                     ),
                     *(
-                        bool(one._reload) and member in one._reload.trials,
+                        reloads.has_on_trial(member),
                         process.booting,
                         process.told,
                         process.deaf,
@@ -479,7 +486,7 @@ class World:
                     *(len(process.pings), str(process.report)),
                 )
             )
-        waiting = one._reload.waiting if one._reload else []
+        waiting = reloads.current.waiting if reloads.current else []
         found = sorted(
             str(
                 (
@@ -493,14 +500,14 @@ class World:
         return (
             *(str(found), len(strangers), len(self.entered), tuple(self.requests), self.faults, self.refused),
             *(self._clients, self.queued, self.waiting.total(), self.waiting[POOL]),
-            *(bool(one._reload), one._reload_again is not None, away(one._stop_deadline_ns)),
-            *(one._stopping, one._ever_ready, one._finished, one._late, self.finishing, self.finished, self.over),
+            *(bool(reloads.current), reloads.again is not None, away(one._shutdown.deadline_ns)),
+            *(self.group.phase, self.group.ever_ready, self.finishing, self.finished, self.over),
         )
 
     def _has_lived(self, member: roster.WorkerHandle) -> bool | None:
         """None: it is not ready yet."""
         ready_ns = member.ready_ns
-        return None if ready_ns is None else self.now_ns - ready_ns >= self.supervisor._min_uptime_ns
+        return None if ready_ns is None else self.now_ns - ready_ns >= self.min_uptime_ns
 
 
 @contextmanager
@@ -518,15 +525,16 @@ def world(case: Case) -> Iterator[World]:
         patched = undo.enter_context(pytest.MonkeyPatch.context())
         one = World(case, config)
         clock = SimpleNamespace(monotonic_ns=lambda: one.now_ns)
-        for module in (supervisor, roster):
+        for module in (supervisor, group, lives, respawn, shutdown, spawner, roster):
             patched.setattr(module, "time", clock)
-        patched.setattr(supervisor, "random", SimpleNamespace(random=lambda: 0.0))
-        patched.setattr(supervisor, "AGAIN_NS", 10**15)  # a worker that boots is told once, for it hears
+        patched.setattr(respawn, "random", SimpleNamespace(random=lambda: 0.0))
+        patched.setattr(lives, "AGAIN_NS", 10**15)  # a worker that boots is told once, for it hears
         patched.setattr(link, "Outbox", functools.partial(Outbox, one))
         patched.setattr(supervisor, "Core", lambda *_: one)
-        patched.setattr(supervisor, "spawn", one.spawn)
-        patched.setattr(supervisor, "gc", SimpleNamespace(collect=str, freeze=int, unfreeze=int))
-        one.supervisor._deaths.oom_kills = SimpleNamespace(look=id, happened=lambda _: False)  # type: ignore[assignment]
+        patched.setattr(spawner, "spawn", one.spawn)
+        for module in (supervisor, spawner):
+            patched.setattr(module, "gc", SimpleNamespace(collect=str, freeze=int, unfreeze=int))
+        patched.setattr(deaths, "OomKills", lambda: SimpleNamespace(look=id, happened=lambda _: False))
         logging.disable()
         undo.callback(logging.disable, logging.NOTSET)
         with one.supervisor:
@@ -538,7 +546,7 @@ def come_to_rest(one: World) -> None:
     """All do what they are told, and nothing else happens."""
     one.faults = 0
     one.requests.clear()
-    too_late = one.supervisor._late
+    too_late = one.group.phase is Phase.LATE
     hung = {one.channel_of(worker) for worker in one.workers if worker.deaf}
     if any(not (worker.deaf or worker.dying or worker.told) for worker in one.workers):
         hung.discard(POOL)  # which somebody reads
@@ -549,11 +557,11 @@ def come_to_rest(one: World) -> None:
         one.do(moves[0])
         one.check()
     members = one.supervisor._roster.members
-    if one.supervisor._stopping is not Request.STOP_NOW and not too_late:
-        assert hung or not one.supervisor._late, "a stop waits for nobody"
+    if one.group.phase is not Phase.AT_ONCE and not too_late:
+        assert hung or one.group.phase is not Phase.LATE, "a stop waits for nobody"
         assert not one.queued
         assert {seat for seat, count in one.waiting.items() if count} <= hung, "somebody is left"
-    if one.supervisor._stopping is not None:
+    if one.group.phase.is_stop:
         assert one.over
         assert members == []
     else:
@@ -577,7 +585,7 @@ def explore(case: Case) -> int:
                     assert all(worker.dying for worker in one.workers), "it was not killed"
                     continue
                 except WorkerError:  # it gives up, as it should if none was ever ready
-                    assert not one.supervisor._ever_ready
+                    assert not one.group.ever_ready
                     continue
                 one.check()
                 if one.key() in seen:
@@ -725,36 +733,37 @@ def test_without_it_something_is_wrong(
         [explore(case) for case in SHORT.values()]
 
 
-def promote_at_ready(one: Supervisor, member: roster.WorkerHandle, ready: Ready) -> None:
+def promote_at_ready(one: Group, member: roster.WorkerHandle, ready: Ready) -> None:
     """Its old one is told to leave before it has answered a ping."""
     on_ready(one, member, ready)
     member.proved = True
     one._promote(member)
 
 
-def promote_at_once(one: Supervisor, member: roster.WorkerHandle, number: int) -> None:
+def promote_at_once(one: Group, member: roster.WorkerHandle, pong: Pong) -> None:
     """At any answer, whatever the state of the others of its batch."""
-    on_pong(one, member, number)
+    on_pong(one, member, pong)
     one._promote(member)
 
 
-on_ready, on_pong, wants_another = Supervisor._on_ready, Supervisor._on_pong, Supervisor._wants_another
+def forget_queue(one: Group, slot: roster.Slot) -> bool:
+    return one.phase is not Phase.FINISHED and wants_another(one, slot)
+
+
+on_ready, on_pong, wants_another = Group._on_worker_ready, Group._on_pong, Group.wants_another
 
 
 @pytest.mark.parametrize(
     ("case", "owner", "name", "instead"),
     [
-        ("reload, fault", Supervisor, "_on_ready", promote_at_ready),
-        ("reload, both", Supervisor, "_on_pong", promote_at_once),
+        ("reload, fault", Group, "_on_worker_ready", promote_at_ready),
+        ("reload, both", Group, "_on_pong", promote_at_once),
         ("deaths", timing, "respawn_delay_ns", lambda *_: 0),
-        ("reload, fault", Supervisor, "_on_lost_successor", lambda *_: None),
+        ("reload, fault", Group, "_on_lost_successor", lambda *_: None),
+        ("stop, fault, client", Group, "wants_another", forget_queue),
         (
-            *("stop, fault, client", Supervisor, "_wants_another"),
-            lambda one, slot: wants_another(one, slot) and not one._finished,
-        ),
-        (
-            *("stop, fault, client", Supervisor, "_wants_another"),
-            lambda one, slot: wants_another(one, slot) and not one._stopping,
+            *("stop, fault, client", Group, "wants_another"),
+            lambda one, slot: not one.phase.is_stop and wants_another(one, slot),
         ),
     ],
     ids=[

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 
 import pytest
 from workers import member
 
 from pyfanout.core import SEATS
 from pyfanout.link.link import Link
+from pyfanout.link.messages import Failed, Stage, send
 from pyfanout.master.lifecycle import State
 from pyfanout.master.roster import STACKS_LIMIT_BYTES, Roster, WorkerHandle
 
@@ -32,7 +34,7 @@ def with_descriptors(one: WorkerHandle) -> WorkerHandle:
 def test_slots_are_numbered_and_counted() -> None:
     roster = roster_of(3)
     assert [slot.number for slot in roster.slots] == [0, 1, 2]
-    assert roster.of_state(State.READY) == 3
+    assert roster.all_ready
     assert [one.slot.number for one in roster.members] == [0, 1, 2]
 
 
@@ -135,3 +137,44 @@ def test_stacks_are_read_to_a_limit_and_need_not_be_text() -> None:
     assert len(one.stacks()) <= STACKS_LIMIT_BYTES
     one.close()
     assert one.stacks() == "(unreadable: Bad file descriptor)"
+
+
+@pytest.mark.parametrize("state", [None, State.BOOTING, State.DRAINING, State.KILLED])
+def test_not_all_are_ready_if_one_slot_has_no_ready_worker(state: State | None) -> None:
+    roster = roster_of(2)
+    roster.slots[1].member = None if state is None else member(roster.slots[1], state=state)
+    assert not roster.all_ready
+
+
+def test_only_workers_that_do_not_die_of_sigkill_are_left_behind() -> None:
+    roster = roster_of(2)
+    assert not roster.all_left_behind
+    for one in roster.members:
+        one.state, one.deadline_ns = State.KILLED, None
+    assert roster.all_left_behind
+    roster.members[0].deadline_ns = 1
+    assert not roster.all_left_behind
+
+
+def test_last_words_come_to_an_end() -> None:
+    """Although a child that the worker has left behind has its socket, and writes as fast as it can."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.settimeout(20)
+    stopped = threading.Event()
+    send(theirs, Failed(Stage.START, "why", ""))
+
+    def write() -> None:
+        try:
+            while True:
+                theirs.send(b"O")
+        except BrokenPipeError:
+            stopped.set()
+
+    with ours, theirs:
+        writer = threading.Thread(target=write)
+        writer.start()
+        dead = member(Roster().grow(), ours)
+        dead.read_last_words()
+        writer.join()
+    assert dead.failure == Failed(Stage.START, "why", "")
+    assert stopped.is_set()
