@@ -1,7 +1,8 @@
 """The dispatcher's process: it passes connections to workers that another program forks and that join it.
 
 Decides when a worker is in rotation, and nothing about its life: that is its parent's affair. `owner` is the other
-side. As `supervisor` and `group`, but without processes: a worker is there while its control socket is open.
+side. As `supervisor` and `group`, but without processes: a worker is there while its control socket is open, and
+`lifecycle` has its states.
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import os
 import socket
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyfanout.config import Config
 from pyfanout.core import SEATS, Core, Event, EventKind
 from pyfanout.dispatcher import joining
 from pyfanout.dispatcher.joining import NoRequest
+from pyfanout.dispatcher.lifecycle import Action, JoinedEvent, Obstacle, State, step
 from pyfanout.errors import FanoutError
 from pyfanout.host.log import counted_are
 from pyfanout.limits import ANY, OpenFiles
@@ -37,8 +38,8 @@ from pyfanout.link.messages import (
 )
 from pyfanout.link.outbox import AGAIN_NS
 from pyfanout.master.endpoints import Endpoint
+from pyfanout.master.listening import Listening
 from pyfanout.master.rotation import Rotation, reads
-from pyfanout.master.shortage import Shortage
 from pyfanout.master.watches import Watches
 
 log = logging.getLogger("pyfanout.master")
@@ -57,19 +58,13 @@ class JoinedWorker:
     generation: int
     pid: int
     link: Link
+    state: State = State.JOINED
+    since_ns: int = 0
+    """When it came into `state`."""
     ready: Ready | None = None
     """What it said when it was."""
-    spent_ns: int | None = None
-    """Since when it wants to leave, and serves on."""
-    leaving: bool = False
-    """It takes no more."""
-    silent: bool = False
-    """It owes an answer: others have its connections until it gives it."""
-    stuck: bool = False
-    """Each of its threads has been in the same request for too long: others get its connections until one makes
-    progress."""
-    short: bool = False
-    """It cannot take connections: others get them until it can."""
+    obstacles: set[Obstacle] = field(default_factory=set)
+    """What keeps it out of rotation for a while."""
     entered: bool = False
     """It is in rotation."""
 
@@ -79,7 +74,7 @@ class JoinedWorker:
     @property
     def wanted(self) -> bool:
         """It shall be in rotation."""
-        return self.ready is not None and not (self.leaving or self.silent or self.stuck or self.short)
+        return self.state in (State.READY, State.SPENT) and self.ready is not None and not self.obstacles
 
 
 class JoinedWorkers:
@@ -96,7 +91,6 @@ class JoinedWorkers:
         self._workers: dict[int, JoinedWorker] = {}
         """By seat."""
         self._generations: Counter[int] = Counter()
-        self._shortage = Shortage()
         self._interval_ns = math.ceil(config.ping_interval * 1e9)  # what is not 0 is not never
         self._timeout_ms = math.ceil(config.timeout * 1e3)
         self._patience_ns = int(config.ping_timeout * 1e9)
@@ -120,13 +114,10 @@ class JoinedWorkers:
             self._core.share()
             self._rotation = Rotation(self._core, self._open_files)
             self._watches = Watches(self._core)
-            for endpoint in self._endpoints:
-                self._core.listen(endpoint.sock.fileno())
-                endpoint.detach()
+            self._listening = Listening(self._core, self._endpoints)
             self._watches.add(self._join_socket.fileno(), self._on_request)
             self._watches.add(self._owner_fd, self._stop)
-            where = ", ".join(endpoint.address for endpoint in self._endpoints)
-            log.info("accepting on %s for joined workers, policy %s", where, self._config.policy)
+            log.info("accepting on %s for joined workers, policy %s", self._listening.addresses, self._config.policy)
             if self._interval_ns:
                 self._round_ns = time.monotonic_ns() + self._interval_ns
             while not self._over():
@@ -146,7 +137,7 @@ class JoinedWorkers:
 
     def _step(self) -> None:
         late_ns = [worker.link.owed_since_ns + self._patience_ns for worker in self._debtors()]
-        release_ns = [worker.spent_ns + RELEASE_NS for worker in self._waiting() if worker.spent_ns is not None]
+        release_ns = [worker.since_ns + RELEASE_NS for worker in self._waiting()]
         undone = any(worker.link.outbox or worker.wanted != worker.entered for worker in self._workers.values())
         again_ns = time.monotonic_ns() + AGAIN_NS if undone else None
         deadlines_ns = late_ns + release_ns
@@ -161,7 +152,7 @@ class JoinedWorkers:
         for worker in self._workers.values():  # what the system had no room for
             worker.link.outbox.flush()
             self._arrange(worker)
-        self._shortage.lost(self._core.lost)
+        self._listening.look()
 
     # ---- events -------------------------------------------------------------------------------------------------
 
@@ -169,23 +160,27 @@ class JoinedWorkers:
         match event.kind:
             case EventKind.WATCHED:
                 self._watches.call(event.token)
-            case EventKind.PAUSED:
-                self._shortage.begins(event.error)
-            case EventKind.RESUMED:
-                self._shortage.ends()
-            case EventKind.LISTENER_FAILED:
-                address = self._endpoints[event.token].address
-                log.critical("lost listener %s: %s", address, os.strerror(event.error))
             case EventKind.CHANNEL_BROKEN:
-                self._on_broken(event.token)
+                for worker in list(self._workers.values()):
+                    if worker.entered and worker.ready and reads(worker.seat, worker.ready, event.token):
+                        log.error("%s: its channel was shut down by a worker; it leaves", worker)
+                        self._happened(worker, JoinedEvent.CHANNEL_BROKEN)
+            case _:
+                self._listening.on_event(event)
 
-    def _on_broken(self, seat: int) -> None:
-        """Its readers see end-of-file, and leave by themselves."""
-        for worker in self._workers.values():
-            if worker.entered and worker.ready and reads(worker.seat, worker.ready, seat):
-                log.error("%s: its channel was shut down by a worker; it leaves", worker)
-                worker.leaving = True
-                self._arrange(worker)
+    def _happened(self, worker: JoinedWorker, happened: JoinedEvent) -> None:
+        before = worker.state
+        worker.state, actions = step(before, happened)
+        if worker.state is not before:
+            worker.since_ns = time.monotonic_ns()
+        if Action.REENTER in actions and worker.entered:
+            worker.entered = False
+            self._rotation.leave(worker.seat)
+        self._arrange(worker)
+        if Action.DRAIN in actions:
+            worker.link.send(Drain())
+        if Action.FORGET in actions:
+            self._forget(worker)
 
     def _on_request(self) -> bool:
         """Whether there was a request."""
@@ -239,69 +234,61 @@ class JoinedWorkers:
                 self._on_word(worker, message)
         except DecodeError as error:
             log.error("%s: protocol error on its control socket (%s); it gets no more connections", worker, error)
-            self._on_gone(worker)
+            self._happened(worker, JoinedEvent.CLOSED)
 
     def _on_word(self, worker: JoinedWorker, message: Message | None) -> None:
         match message:
             case None:
-                self._on_gone(worker)
-                return
+                self._happened(worker, JoinedEvent.CLOSED)
             case Ready():
                 if worker.ready is None:
                     log.debug("%s is ready", worker)
                     if self._end_ns is not None:
                         worker.link.send(ServerStopping())
-                elif worker.entered:  # with another limit: out, and in again
-                    worker.entered = False
-                    self._rotation.leave(worker.seat)
                 worker.ready = message
+                self._happened(worker, JoinedEvent.SAID_READY)
             case Failed(_, reason, details):
                 log.error("%s could not start: %s%s", worker, reason, details and f"\n{details.rstrip()}")
             case Short(short):
-                worker.short = short
+                self._hinder(worker, Obstacle.SHORT, short)
             case Retiring():
-                worker.leaving = True
-            case WantsSuccessor() if worker.spent_ns is None:
-                worker.spent_ns = time.monotonic_ns()
+                self._happened(worker, JoinedEvent.SAID_RETIRING)
+            case WantsSuccessor():
+                self._happened(worker, JoinedEvent.WANTS_SUCCESSOR)
                 for _ in range(SEATS):  # the owner may have said before that it stops
                     if self._end_ns is not None or not self._on_request():
                         break
             case Pong() if worker.link.is_answered_by(message):
-                if worker.silent:
-                    worker.silent = False
+                if self._hinder(worker, Obstacle.SILENT, False):
                     log.info("%s answers again", worker)
                 self._on_still(worker, message.still_ms)
-        self._arrange(worker)
 
     def _on_still(self, worker: JoinedWorker, still_ms: int) -> None:
         stuck = 0 < self._timeout_ms <= still_ms
-        if stuck and not worker.stuck:
+        if not self._hinder(worker, Obstacle.STUCK, stuck):
+            return
+        if stuck:
             what = "every thread has been in the same request for %.1f s; others have its connections"
             log.warning("%s: " + what, worker, still_ms / 1e3)
-        elif worker.stuck and not stuck:
+        else:
             log.info("%s: a thread makes progress again", worker)
-        worker.stuck = stuck
 
     def _waiting(self) -> list[JoinedWorker]:
         """Those that want to leave, and may not yet. After a stop of the owner all stay until their channel ends."""
         if self._end_ns is not None:
             return []
-        return [worker for worker in self._workers.values() if worker.spent_ns is not None and not worker.leaving]
+        return [worker for worker in self._workers.values() if worker.state is State.SPENT]
 
     def _release(self) -> None:
         """Those that others can stand in for, or that have waited long enough for others."""
         for worker in self._waiting():
             others = any(each.entered for each in self._workers.values() if each is not worker)
-            if worker.entered and not others and time.monotonic_ns() < (worker.spent_ns or 0) + RELEASE_NS:
+            if worker.entered and not others and time.monotonic_ns() < worker.since_ns + RELEASE_NS:
                 continue
-            worker.leaving = True
-            self._arrange(worker)
-            worker.link.send(Drain())
+            self._happened(worker, JoinedEvent.RELEASED)
 
-    def _on_gone(self, worker: JoinedWorker) -> None:
+    def _forget(self, worker: JoinedWorker) -> None:
         lost = self._core.look(worker.seat).in_hands
-        worker.leaving = True
-        self._arrange(worker)
         self._core.end(worker.seat)
         self._watches.remove(worker.link.fileno())
         worker.link.close()
@@ -324,11 +311,23 @@ class JoinedWorkers:
         else:
             worker.entered = True
 
+    def _hinder(self, worker: JoinedWorker, obstacle: Obstacle, there: bool) -> bool:
+        """An obstacle is there, or is not: whether that is new."""
+        if (obstacle in worker.obstacles) is there:
+            return False
+        (worker.obstacles.add if there else worker.obstacles.remove)(obstacle)
+        self._arrange(worker)
+        return True
+
     def _debtors(self) -> list[JoinedWorker]:
         """Those that owe a pong, and are not known for it yet. In a stop none is judged."""
         if self._end_ns is not None:
             return []
-        return [worker for worker in self._workers.values() if worker.link.owes_pong and not worker.silent]
+        return [
+            worker
+            for worker in self._workers.values()
+            if worker.link.owes_pong and Obstacle.SILENT not in worker.obstacles
+        ]
 
     def _ask_and_judge(self) -> None:
         """A worker that reads from the pool is not asked: nothing waits for it alone."""
@@ -337,10 +336,9 @@ class JoinedWorkers:
             silent_ns = now_ns - worker.link.owed_since_ns
             if silent_ns >= self._patience_ns:
                 log.warning("%s: no answer to a ping for %.1f s; others have its connections", worker, silent_ns / 1e9)
-                worker.silent = True
-                self._arrange(worker)
+                self._hinder(worker, Obstacle.SILENT, True)
         if self._round_ns is not None and now_ns >= self._round_ns:
             self._round_ns = now_ns + self._interval_ns
             for worker in self._workers.values():
-                if (worker.entered or worker.stuck) and worker.ready and not worker.ready.pool:
+                if (worker.entered or Obstacle.STUCK in worker.obstacles) and worker.ready and not worker.ready.pool:
                     worker.link.ping(now_ns)

@@ -23,13 +23,13 @@ from pyfanout.limits import OpenFiles
 from pyfanout.master.callbacks import Callbacks, Notice
 from pyfanout.master.endpoints import Endpoint
 from pyfanout.master.group import Group
+from pyfanout.master.listening import Listening
 from pyfanout.master.orphans import LOOK_NS, Orphans
 from pyfanout.master.process import own_pidfd
 from pyfanout.master.readiness import Readiness
 from pyfanout.master.reload import WhenReloaded
 from pyfanout.master.roster import Roster
 from pyfanout.master.rotation import Rotation
-from pyfanout.master.shortage import Shortage
 from pyfanout.master.shutdown import Shutdown
 from pyfanout.master.signals import Request, Signals
 from pyfanout.master.spawner import Spawner, WorkerMain
@@ -68,7 +68,6 @@ class Supervisor:
         self._told_ready = False
         self._has_front = False
         """The loop of the program calls `step`."""
-        self._shortage = Shortage()
         self._broken: WorkerError | None = None
         """Why a stop is a failure."""
 
@@ -120,15 +119,11 @@ class Supervisor:
         self._undo.close()
 
     def _open(self) -> None:
-        for endpoint in self._endpoints:
-            self._core.listen(endpoint.sock.fileno())
-            endpoint.detach()
+        self._listening = Listening(self._core, self._endpoints)
         self._watches.add(self._signals.fileno(), self._on_signal)
-        log.info("listening on %s with %s, %s", self._addresses(), counted(self._config.workers), self._config.policy)
+        workers = counted(self._config.workers)
+        log.info("listening on %s with %s, %s", self._listening.addresses, workers, self._config.policy)
         self._group.begin()
-
-    def _addresses(self) -> str:
-        return ", ".join(endpoint.address for endpoint in self._endpoints)
 
     # ---- the loop -----------------------------------------------------------------------------------------------
 
@@ -165,7 +160,7 @@ class Supervisor:
         for event in events:
             self._on_event(event)
             self._run_callbacks()
-        self._shortage.lost(self._core.lost)
+        self._listening.look()
         if self._has_front:
             self._arm(at_once=bool(events))
         return True
@@ -234,18 +229,13 @@ class Supervisor:
         match event.kind:
             case EventKind.WATCHED:
                 self._watches.call(event.token)
-            case EventKind.PAUSED:
-                if self._shortage.begins(event.error):
-                    self._callbacks.post(Notice("pause", None, os.strerror(event.error)))
-            case EventKind.RESUMED:
-                self._shortage.ends()
-            case EventKind.LISTENER_FAILED:
-                address = self._endpoints[event.token].address
-                log.critical("lost listener %s: %s", address, os.strerror(event.error))
             case EventKind.CHANNEL_BROKEN:
                 self._group.on_broken(event.token)
             case EventKind.FINISHED:
                 self._shutdown.on_finished()
+            case _:
+                if short := self._listening.on_event(event):
+                    self._callbacks.post(Notice("pause", None, short))
 
     def _on_signal(self) -> None:
         for request in self._signals.read():
@@ -277,7 +267,7 @@ class Supervisor:
             "all workers are ready: %s (%s) on %s with %s, %s, pyfanout %s, Python %d.%d.%d",
             self._app,
             serving,
-            self._addresses(),
+            self._listening.addresses,
             counted(len(self._roster.slots)),
             self._config.policy,
             pyfanout.__version__,
