@@ -1,15 +1,13 @@
-"""How a worker that another program has forked joins a dispatcher: the packets, and the descriptors that go with them.
+"""How a worker that another program has forked joins a dispatcher.
 
-The worker sends, through the join socket that it has inherited, `J` with the dispatcher's end of a fresh control
+The worker sends, through the join socket that it has inherited, a `Join` with the dispatcher's end of a fresh control
 socket. The dispatcher sends back, on that, a `Welcome` with the pool's reading end, its own, and the scoreboard's file.
 The join socket's end-of-file: the owner stops, or all have let go.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
-import errno
 import os
 import select
 import socket
@@ -19,16 +17,17 @@ from typing import NamedTuple
 
 from pyfanout.core import EndFds, WorkerEnds
 from pyfanout.errors import WorkerError
+from pyfanout.link import messages
+from pyfanout.link.messages import DecodeError, Join, Welcome
 
 ANSWER_S = 10.0
 """Seconds that a worker waits for room in the join socket, and for its welcome: longer than any pause of a dispatcher
 that is not stuck."""
 
-_WELCOME = struct.Struct("=IQ")
 _PEER = struct.Struct("=3i")  # struct ucred of unix(7)
 
 
-class Welcome(NamedTuple):
+class Joined(NamedTuple):
     """What a process needs to be a worker."""
 
     seat: int
@@ -61,22 +60,10 @@ def is_left(join_socket: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _receive(sock: socket.socket, size: int, most: int, flags: int = 0) -> tuple[bytes, list[int]]:
-    """A packet of at most `size` bytes and `most` descriptors, which no program that is executed inherits. As
-    `socket.recv_fds`, which ignores its flags (Python 3.11)."""
-    fds = array.array("i")
-    space = socket.CMSG_LEN(most * fds.itemsize)
-    packet, ancillary, _, _ = sock.recvmsg(size, space, flags | socket.MSG_CMSG_CLOEXEC)
-    for level, kind, payload in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds.frombytes(payload[: len(payload) // fds.itemsize * fds.itemsize])
-    return packet, fds.tolist()
-
-
 # ---- the worker ----------------------------------------------------------------------------------------------------
 
 
-def join(join_socket: socket.socket) -> Welcome:
+def join(join_socket: socket.socket) -> Joined:
     """Raises WorkerError if the dispatcher is gone or does not answer, and OSError if there is no descriptor left."""
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with contextlib.ExitStack() as undo:
@@ -84,23 +71,20 @@ def join(join_socket: socket.socket) -> Welcome:
         control.settimeout(ANSWER_S)
         try:
             with theirs:
-                socket.send_fds(join_socket, [b"J"], [theirs.fileno()], socket.MSG_NOSIGNAL)
-            packet, fds = _receive(control, _WELCOME.size, len(EndFds._fields))
+                messages.send(join_socket, Join(fds=(theirs.fileno(),)), wait=True)
+            welcome = messages.receive(control, wait=True, most_fds=Welcome.CARRIES)
         except TimeoutError:
             raise WorkerError(f"the dispatcher does not answer within {ANSWER_S:g} s") from None
         except (BrokenPipeError, ConnectionResetError):
             raise WorkerError("the dispatcher is gone") from None
-        if len(fds) < len(EndFds._fields):  # the end of file, or no room for them
-            for fd in fds:
-                os.close(fd)
-            if packet:
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        except DecodeError as error:
+            raise WorkerError(f"the dispatcher does not answer as one of this version does: {error}") from None
+        if not isinstance(welcome, Welcome):
             raise WorkerError("the dispatcher stops, or has no seat left")
-        seat, generation = _WELCOME.unpack(packet)
-        ends = WorkerEnds.of(EndFds(*fds), seat)
+        ends = WorkerEnds.of(EndFds(*welcome.fds), welcome.seat)
         control.settimeout(None)
         undo.pop_all()
-    return Welcome(seat, generation, ends, control)
+    return Joined(welcome.seat, welcome.generation, ends, control)
 
 
 # ---- the dispatcher ------------------------------------------------------------------------------------------------
@@ -110,22 +94,21 @@ def answer(join_socket: socket.socket) -> socket.socket | NoRequest:
     """The next request to join: a worker's control socket, which is the caller's, non-blocking. Raises OSError if there
     is no descriptor for it."""
     try:
-        packet, fds = _receive(join_socket, 1, 1, socket.MSG_DONTWAIT)
-    except BlockingIOError:
+        request = messages.receive(join_socket, most_fds=Join.CARRIES)
+    except (BlockingIOError, DecodeError):
         return NoRequest.NONE
-    if packet == b"J":
-        if not fds:  # the kernel has closed what did not fit into our table, and the worker sees the end
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        try:
-            control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fds[0])
-        except OSError:  # it is none
-            os.close(fds[0])
-            raise
-        control.setblocking(False)
-        return control
-    for fd in fds:
-        os.close(fd)
-    return NoRequest.NONE if packet else NoRequest.STOP
+    match request:
+        case None:
+            return NoRequest.STOP
+        case Join(fds=(fd,)):
+            try:
+                control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fd)
+            except OSError:  # it is none
+                os.close(fd)
+                raise
+            control.setblocking(False)
+            return control
+    return NoRequest.NONE
 
 
 def pid_of(control: socket.socket) -> int:
@@ -136,7 +119,7 @@ def pid_of(control: socket.socket) -> int:
 
 def welcome(control: socket.socket, seat: int, generation: int, ends: EndFds) -> None:
     """`ends` as `Core.ends` gives them. Raises OSError if the worker has gone."""
-    socket.send_fds(control, [_WELCOME.pack(seat, generation)], ends, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+    messages.send(control, Welcome(seat, generation, fds=ends))
 
 
 def stop(join_socket: socket.socket) -> None:

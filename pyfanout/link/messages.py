@@ -1,16 +1,20 @@
 """What master and worker say to each other on a worker's control socket: the messages, encode, decode, send, receive.
 
-The socket is a SEQPACKET pair: one message is one packet, a byte that says which (`TYPES`), then its payload. The
-master decodes what a worker wrote, so `decode` believes nothing.
+The socket is a SEQPACKET pair: one message is one packet, a byte that says which (`TYPES`), then its payload; some
+carry descriptors. The master decodes what a worker wrote, so `decode` believes nothing.
 """
 
 from __future__ import annotations
 
+import array
+import dataclasses
+import errno
+import os
 import signal
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Self
+from typing import ClassVar, Self
 
 from pyfanout.options import MAX_THREADS
 
@@ -43,10 +47,14 @@ class Stage(IntEnum):
     """Its start hook, or the serving loop, failed: exit code 3."""
 
 
+@dataclass(frozen=True, slots=True)
 class Message:
     """One without a payload, unless a subclass has one."""
 
-    __slots__ = ()
+    CARRIES: ClassVar[int] = 0
+    """Descriptors that go with it."""
+    fds: tuple[int, ...] = field(default=(), kw_only=True, repr=False)
+    """As many. Of a message that is sent they stay the sender's; of one that was received they are the receiver's."""
 
     def pack(self) -> bytes:
         """The payload."""
@@ -212,6 +220,31 @@ class Pong(Message):
         return cls(_number_of(payload[:4]), _number_of(payload[4:]))
 
 
+@dataclass(frozen=True, slots=True)
+class Join(Message):
+    """Worker to dispatcher, on the join socket: this is your end of my control socket."""
+
+    CARRIES: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome(Message):
+    """Dispatcher to worker, the first on a control socket: you have joined. It carries a `core.EndFds`."""
+
+    CARRIES: ClassVar[int] = 3
+    seat: int
+    """The worker's number in the core."""
+    generation: int
+    """Counts the workers of this seat, from 1; less than 2^64."""
+
+    def pack(self) -> bytes:
+        return _packed(self.seat) + self.generation.to_bytes(8, "big")
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Self:
+        return cls(_number_of(payload[:4]), _number_of(payload[4:], 8))
+
+
 TYPES: dict[bytes, type[Message]] = {
     b"R": Ready,
     b"F": Failed,
@@ -224,6 +257,8 @@ TYPES: dict[bytes, type[Message]] = {
     b"D": Drain,
     b"I": Ping,
     b"A": Pong,
+    b"J": Join,
+    b"W": Welcome,
 }
 """What the first byte of a packet says."""
 
@@ -235,27 +270,64 @@ def encode(message: Message) -> bytes:
     return _CODES[type(message)] + message.pack()
 
 
-def decode(packet: bytes) -> Message:
-    """The message in a packet. Raises DecodeError for anything that `encode` does not make."""
+def decode(packet: bytes, fds: tuple[int, ...] = ()) -> Message:
+    """The message in a packet, with the descriptors that came with it. Raises DecodeError for anything that `encode`
+    does not make; the descriptors stay the caller's then."""
     try:
-        return TYPES[packet[:1]].unpack(packet[1:])
+        message = TYPES[packet[:1]].unpack(packet[1:])
     except (KeyError, ValueError):
         raise DecodeError(f"not a message: {packet[:16]!r}") from None
+    if len(fds) != message.CARRIES:
+        raise DecodeError(f"{len(fds)} descriptors with {type(message).__name__}, which carries {message.CARRIES}")
+    return dataclasses.replace(message, fds=fds) if fds else message
 
 
-def send(sock: socket.socket, message: Message) -> None:
-    """Without waiting. Raises OSError: the other side is gone, or does not read."""
-    sock.send(encode(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+def send(sock: socket.socket, message: Message, *, wait: bool = False) -> None:
+    """Without waiting; `wait`: for as long as the socket's timeout says. Raises OSError: the other side is gone, or
+    does not read."""
+    flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
+    if message.fds:
+        socket.send_fds(sock, [encode(message)], message.fds, flags)
+    else:
+        sock.send(encode(message), flags)
 
 
-def receive(sock: socket.socket) -> Message | None:
-    """The next message; None if the other side has closed its end. Without waiting. Raises BlockingIOError if there is
-    none, DecodeError, and OSError."""
+def receive(sock: socket.socket, *, wait: bool = False, most_fds: int = 0) -> Message | None:
+    """The next message, which may carry at most so many descriptors; None if the other side has closed its end. Without
+    waiting, or for as long as the socket's timeout says. Raises BlockingIOError if there is none, TimeoutError,
+    DecodeError, and OSError; EMFILE if a descriptor that came found no room."""
+    flags = 0 if wait else socket.MSG_DONTWAIT
+    fds: tuple[int, ...] = ()
     try:
-        packet = sock.recv(PACKET_BYTES, socket.MSG_DONTWAIT)
+        if not most_fds:  # the kernel closes any that come
+            packet = sock.recv(PACKET_BYTES, flags)
+        else:
+            packet, fds = _receive_fds(sock, most_fds, flags)
     except ConnectionResetError:  # it had not read all
         return None
-    return decode(packet) if packet else None
+    message = None
+    try:
+        message = decode(packet, fds) if packet else None
+    finally:
+        for fd in () if message else fds:  # also of an empty packet, which is taken for the end
+            os.close(fd)
+    return message
+
+
+def _receive_fds(sock: socket.socket, most: int, flags: int) -> tuple[bytes, tuple[int, ...]]:
+    """A packet and its descriptors, which no program that is executed inherits: as `socket.recv_fds`, which ignores its
+    flags (Python 3.11)."""
+    found = array.array("i")
+    space = socket.CMSG_LEN(most * found.itemsize)
+    packet, ancillary, came, _ = sock.recvmsg(PACKET_BYTES, space, flags | socket.MSG_CMSG_CLOEXEC)
+    for level, kind, payload in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(payload[: len(payload) // found.itemsize * found.itemsize])
+    if came & socket.MSG_CTRUNC:
+        for fd in found:
+            os.close(fd)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return packet, tuple(found)
 
 
 def is_drain_next(sock: socket.socket) -> bool:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import resource
 import socket
 from collections.abc import Iterator
 
@@ -18,6 +22,7 @@ from pyfanout.link.messages import (
     Drain,
     Failed,
     HasRoom,
+    Join,
     Message,
     Ping,
     Pong,
@@ -27,8 +32,11 @@ from pyfanout.link.messages import (
     Short,
     Stage,
     WantsSuccessor,
+    Welcome,
     decode,
     encode,
+    receive,
+    send,
 )
 from pyfanout.options import MAX_THREADS
 
@@ -49,6 +57,12 @@ failed = st.builds(
     plain,
 )
 numbers = st.integers(0, 2**32 - 1)
+
+
+def fds(count: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.lists(st.integers(3, 1000), min_size=count, max_size=count).map(tuple)
+
+
 messages: st.SearchStrategy[Message] = (
     ready
     | failed
@@ -56,6 +70,8 @@ messages: st.SearchStrategy[Message] = (
     | st.builds(Pong, numbers, numbers)
     | st.builds(Short, st.booleans())
     | st.builds(Cut, numbers)
+    | st.builds(Join, fds=fds(1))
+    | st.builds(Welcome, numbers, st.integers(0, 2**64 - 1), fds=fds(3))
     | st.sampled_from([ServerStopping(), Drain(), Retiring(), HasRoom(), WantsSuccessor()])
 )
 
@@ -63,13 +79,21 @@ messages: st.SearchStrategy[Message] = (
 @given(messages)
 def test_what_is_encoded_is_decoded(message: Message) -> None:
     packet = encode(message)
-    assert decode(packet) == message
+    assert decode(packet, message.fds) == message
     assert 0 < len(packet) <= PACKET_BYTES
 
 
 @given(messages, messages)
 def test_different_messages_are_different_packets(one: Message, other: Message) -> None:
-    assert (encode(one) == encode(other)) == (one == other)
+    assert ((encode(one), one.fds) == (encode(other), other.fds)) == (one == other)
+
+
+@given(messages, st.integers(0, 4))
+def test_a_message_with_more_or_fewer_descriptors_is_none(message: Message, count: int) -> None:
+    if count == message.CARRIES:
+        return
+    with pytest.raises(DecodeError, match=type(message).__name__):
+        decode(encode(message), tuple(range(count)))
 
 
 @given(st.binary(max_size=64))
@@ -182,3 +206,67 @@ def test_the_largest_packet_arrives_whole() -> None:
     with ours, theirs:
         theirs.send(packet, socket.MSG_DONTWAIT)
         assert ours.recv(PACKET_BYTES) == packet
+
+
+# ---- descriptors -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def held() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_descriptors_arrive_as_the_receivers_own(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    with open(os.devnull) as null:
+        send(theirs, Welcome(1, 2, fds=(null.fileno(),) * 3))
+    found = receive(ours, most_fds=3)
+    assert found is not None
+    assert found == Welcome(1, 2, fds=found.fds)
+    assert len({os.fstat(fd).st_rdev for fd in found.fds}) == 1
+    assert not any(os.get_inheritable(fd) for fd in found.fds)
+    for fd in found.fds:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+@pytest.mark.parametrize("sent", [0, 1, 3, 4])
+@pytest.mark.parametrize(
+    "packet", [b"J", b"W" + bytes(12), encode(Ping(1)), b"?", b""], ids=["join", "welcome", "ping", "?", "empty"]
+)
+def test_those_of_no_message_are_closed(
+    pair: tuple[socket.socket, socket.socket], packet: bytes, sent: int, most: int
+) -> None:
+    """Whatever a worker sends, the receiver has no descriptor that it does not know of."""
+    ours, theirs = pair
+    with open(os.devnull) as null:
+        socket.send_fds(theirs, [packet], [null.fileno()] * sent)
+    before, found = held(), None
+    with contextlib.suppress(DecodeError, OSError):
+        found = receive(ours, most_fds=most)
+    fds = found.fds if found else ()
+    assert held() == before + len(fds)
+    for fd in fds:
+        os.close(fd)
+
+
+def test_one_that_finds_no_room_is_a_shortage_and_not_an_end(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    with open(os.devnull) as null:
+        send(theirs, Join(fds=(null.fileno(),)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = held()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(OSError, match="open files") as raised:
+            receive(ours, most_fds=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert raised.value.errno == errno.EMFILE
+    assert held() == before
