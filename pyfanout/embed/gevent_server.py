@@ -6,7 +6,6 @@ It imports gevent, so `gevent.py` imports it in the worker.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gevent import pool, pywsgi, server, socket
@@ -17,6 +16,7 @@ from pyfanout.embed.wsgi import informed
 from pyfanout.worker import clients, connection
 from pyfanout.worker.connection import Counting
 from pyfanout.worker.idle import answering
+from pyfanout.worker.receipt import CLOSED
 from pyfanout.worker.threads import Pool
 
 if TYPE_CHECKING:
@@ -30,29 +30,22 @@ class NoHandshakeError(Exception):
 
 
 class RawSocket(socket.socket._gevent_sock_class):
-    """Reports its end, whether a gevent socket closes it or, as in pywsgi, code that reaches into that."""
+    """Closes its receipt, whether a gevent socket closes it or, as in pywsgi, code that reaches into that."""
 
-    __slots__ = ("on_done",)
+    __slots__ = ("receipt",)
 
-    def take_over(self) -> Callable[[], object] | None:
-        on_done, self.on_done = getattr(self, "on_done", None), None
-        return on_done
-
-    def _tell(self) -> None:
-        on_done = self.take_over()
-        if on_done is not None:
-            on_done()
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.receipt = CLOSED
 
     def close(self) -> None:
-        on_done = self.take_over()
-        if on_done is None:
-            super().close()
-        else:
-            on_done()
+        if self.receipt.close():
             connection.part(int(super().detach()))
+        else:
+            super().close()
 
     def detach(self) -> int:
-        self._tell()
+        self.receipt.close()
         return int(super().detach())
 
 
@@ -77,9 +70,9 @@ class Accepting(server.StreamServer):
             plain, address = self.listener.accept()
         except BlockingIOError:
             return None
-        on_done = plain.hand_over()
+        receipt = plain.hand_over()
         conn = Connection(plain.family, plain.type, plain.proto, fileno=plain.detach())
-        conn._sock.on_done = on_done
+        conn._sock.receipt = receipt
         conn.listener = plain.listener
         return conn, address
 
@@ -89,7 +82,7 @@ class Accepting(server.StreamServer):
 
     def wrap_socket_and_handle(self, conn: Any, address: Any) -> Any:
         """With TLS: the plain socket is detached, which is not the end."""
-        on_done = conn._sock.take_over()
+        receipt = conn._sock.receipt.move()
         try:
             return super().wrap_socket_and_handle(conn, address)
         except NoHandshakeError as error:
@@ -97,8 +90,7 @@ class Accepting(server.StreamServer):
             conn.close()
             return None
         finally:
-            if on_done is not None:
-                on_done()
+            receipt.close()
 
 
 class StreamServer(Accepting):

@@ -39,8 +39,9 @@ from pyfanout.errors import FanoutError, LoadError, WorkerError
 from pyfanout.host import stdio
 from pyfanout.master.process import own_pidfd
 from pyfanout.worker import idle, loop_child
-from pyfanout.worker.connection import Connection, address_of
+from pyfanout.worker.connection import Connection
 from pyfanout.worker.loop_threads import watch_threads
+from pyfanout.worker.receipt import Receipt
 from pyfanout.worker.threads import Pool
 from pyfanout.worker.tls import SecureConnection
 
@@ -226,9 +227,9 @@ class Sync(Joined, sync.SyncWorker):
                 continue
             rc = receiver.take(False)
             if rc == 1:
-                conn = Connection.arrived(receiver.arrival, True, worker.ends.done)
+                conn, address = Connection.arrived(receiver.arrival, True, Receipt(worker.ends.done))
                 try:
-                    self.handle(worker.public.listeners[conn.listener], conn, address_of(receiver.arrival))
+                    self.handle(worker.public.listeners[conn.listener], conn, address)
                 finally:
                     conn.finish()
             elif rc == 0:  # the dispatcher has stopped, or is gone

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.worker import clients
 from pyfanout.worker.farewell import linger
+from pyfanout.worker.receipt import CLOSED, Receipt
 
 if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener
@@ -45,16 +46,15 @@ def with_farewell(shutdown_request: Callable[[Any], None], worker: Worker) -> Ca
 
 def for_good(close_request: Callable[[Any], None], *, ours: bool) -> Callable[[Any], None]:
     """Closes a connection also if its handler has kept a `makefile` object of it. `ours`: the connection is over then;
-    else a child goes on with it. A server may have made another socket of it, which reports no end."""
+    else a child goes on with it. A server may have made another socket of it, which has no receipt."""
 
     def close(request: Any) -> None:
         hand_over = None if ours else getattr(request, "hand_over", None)
-        on_done = hand_over and hand_over()
+        receipt = CLOSED if hand_over is None else hand_over()
         close_request(request)
         if drop := getattr(request, "drop", None):
             drop()
-        if on_done is not None:
-            on_done()
+        receipt.close()
 
     return close
 
@@ -62,7 +62,7 @@ def for_good(close_request: Callable[[Any], None], *, ours: bool) -> Callable[[A
 def keep_live(server: Any, listener: Listener) -> None:
     """A server that makes another socket of a connection, as for TLS, detaches the connection, which is not its end.
     That comes when the server closes the other socket, or forgets it."""
-    accepted: list[tuple[Any, Any]] = []
+    accepted: list[tuple[Any, Receipt]] = []
     ends: dict[int, weakref.finalize[Any, Any]] = {}
     get_request, close_request = server.get_request, server.close_request
     kind: Any = type(listener)
@@ -77,17 +77,17 @@ def keep_live(server: Any, listener: Listener) -> None:
 
     def settle(made: Any = None) -> None:
         while accepted:
-            conn, on_done = accepted.pop()
+            conn, receipt = accepted.pop()
             if conn.fileno() >= 0:
-                conn.take_back(on_done)
+                conn.take_back(receipt)
             elif made is None:
-                on_done()
+                receipt.close()
             else:
                 try:
-                    ends[id(made)] = end = weakref.finalize(made, on_done)
+                    ends[id(made)] = end = weakref.finalize(made, receipt.close)
                     end.atexit = False
                 except TypeError:  # there can be no weak reference to it
-                    on_done()
+                    receipt.close()
                 made = None  # what was accepted before is over
 
     def get() -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import trio
@@ -13,17 +12,18 @@ from pyfanout.worker import connection
 if TYPE_CHECKING:
     from pyfanout.worker.connection import Address
     from pyfanout.worker.listener import Listener
+    from pyfanout.worker.receipt import Receipt
 
 
 class PassedStream(trio.abc.HalfCloseableStream):
-    """A SocketStream that reports its end and knows the true client; trio's own cannot be subclassed, and takes no
+    """A SocketStream that has a receipt and knows the true client; trio's own cannot be subclassed, and takes no
     socket that could."""
 
-    def __init__(self, plain: socket.socket, peer: Address, on_done: Callable[[], object] | None) -> None:
+    def __init__(self, plain: socket.socket, peer: Address, receipt: Receipt) -> None:
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(plain))
         self.socket = self._stream.socket
         self.peer = peer
-        self._on_done = on_done
+        self._receipt = receipt
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()
@@ -38,9 +38,7 @@ class PassedStream(trio.abc.HalfCloseableStream):
         return await self._stream.receive_some(max_bytes)
 
     async def aclose(self) -> None:
-        on_done, self._on_done = self._on_done, None
-        if on_done is not None:
-            on_done()
+        if self._receipt.close():
             trio.lowlevel.notify_closing(self.socket)
             connection.part(self.socket.detach())
         await self._stream.aclose()
@@ -59,9 +57,9 @@ class PassedListener(trio.abc.Listener[PassedStream]):
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._listener)
             else:
-                on_done = passed.hand_over()
+                receipt = passed.hand_over()
                 conn = socket.socket(passed.family, passed.type, passed.proto, fileno=passed.detach())
-                return PassedStream(conn, peer, on_done)
+                return PassedStream(conn, peer, receipt)
 
     async def aclose(self) -> None:
         self._listener.quiet()

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Receiver
 from pyfanout.kind import AsyncHandler
-from pyfanout.link.messages import WAKE, HasRoom
+from pyfanout.link.messages import WAKE
 from pyfanout.worker import child, clients, loop_child
-from pyfanout.worker.connection import Address, Connection, address_of
+from pyfanout.worker.connection import Address, Connection
 from pyfanout.worker.idle import IDLE_S, LOOK_S, IdleWatch, end_input, is_silent
 from pyfanout.worker.loop_threads import watch_threads
+from pyfanout.worker.receipt import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -150,7 +151,7 @@ class Server:
         """Makes a socket; `_open` follows, at once unless the connection waits for its PROXY header."""
         self._live += 1
         ended = self._ended if self._context is None else functools.partial(self._end_secure, arrival.fd)
-        conn, address = Connection.arrived(arrival, False, ended), address_of(arrival)
+        conn, address = Connection.arrived(arrival, False, Receipt(ended))
         if self._headless is None:
             self._open(conn, address)
         else:
@@ -240,8 +241,7 @@ class Server:
     def _ended(self) -> None:
         """A connection was closed or detached."""
         self._live -= 1
-        if self._worker.ends.done():
-            self._worker.send(HasRoom())
+        self._worker.ended()
         if not self._reading:
             self._read_on()
             self._leave_if_done()

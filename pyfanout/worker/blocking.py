@@ -24,8 +24,9 @@ from pyfanout.core import SHORTAGE_S, Receiver, interrupt_with, is_pooled
 from pyfanout.kind import BlockingHandler
 from pyfanout.link.messages import WAKE
 from pyfanout.worker import clients
-from pyfanout.worker.connection import Connection, address_of
+from pyfanout.worker.connection import Connection
 from pyfanout.worker.idle import LOOK_S, bytes_moved, end_if_idle
+from pyfanout.worker.receipt import Receipt
 from pyfanout.worker.signals import Stopped, getsignal
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Server:
         while True:
             rc = receiver.take(fd_is_free)
             if rc == 1:
-                fd_is_free = self._handle(receiver, Connection.arrived(arrival, True, done), address_of(arrival))
+                fd_is_free = self._handle(receiver, *Connection.arrived(arrival, True, Receipt(done)))
             elif self._is_over(rc):
                 break
             else:
@@ -143,9 +144,8 @@ class Server:
         while True:
             rc = intake.take(receiver)
             if rc == 1:
-                admitted = intake.admit(
-                    Connection.arrived(receiver.arrival, True, worker.ends.done), address_of(receiver.arrival)
-                )
+                receipt = Receipt(worker.ends.done)
+                admitted = intake.admit(*Connection.arrived(receiver.arrival, True, receipt))
             elif rc == intake.ADMITTED:
                 admitted = intake.next(receiver)
             elif self._is_over(rc):

@@ -1,4 +1,4 @@
-"""A connection that has arrived: a socket that reports its end and knows its client's address. Closed exactly once."""
+"""A connection that has arrived: a socket with a receipt, which knows its client's address. Closed exactly once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pyfanout.core import FREED, SWEEP, unpack
+from pyfanout.worker.receipt import CLOSED, Receipt
 
 if TYPE_CHECKING:
     from pyfanout.worker.farewell import Farewell
@@ -21,6 +22,7 @@ _AF_INET, _AF_INET6, _AF_UNIX = socket.AF_INET, socket.AF_INET6, socket.AF_UNIX
 _STREAM, _TCP = socket.SOCK_STREAM, socket.IPPROTO_TCP
 _NONBLOCKING = _STREAM | socket.SOCK_NONBLOCK
 _init = _socket.socket.__init__
+_new = _socket.socket.__new__
 _close = _socket.socket.close
 _detach = _socket.socket.detach
 
@@ -47,12 +49,12 @@ def part(fd: int) -> None:
 
 
 class Connection(socket.socket):
-    """A connected socket that tells its worker, once, when it is closed or detached.
+    """A connected socket that closes its receipt when it is closed or detached.
 
     A blocking one has no timeout, whatever `socket.setdefaulttimeout` says, unless the handler sets one.
     """
 
-    __slots__ = ("_on_done", "listener", "peer", "preamble_bytes")
+    __slots__ = ("_receipt", "listener", "peer", "preamble_bytes")
     peer: Address | None
     """The client's address according to a proxy, if the proxy has sent one."""
     preamble_bytes: int
@@ -68,23 +70,24 @@ class Connection(socket.socket):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         """As `socket.socket`; `dup` calls it. A duplicate reports nothing."""
         super().__init__(*arguments, **keywords)
-        self._on_done: Callable[[], object] | None = None
+        self._receipt = CLOSED
         self.peer = None
         self.preamble_bytes = 0
         self.listener = 0
 
     @classmethod
-    def arrived(cls, arrival: Any, blocking: bool, on_done: Callable[[], object]) -> Connection:
-        """Take over the descriptor of a fan_connection. Family, type and protocol are known: no system call asks."""
+    def arrived(cls, arrival: Any, blocking: bool, receipt: Receipt) -> tuple[Connection, Address]:
+        """Take over the descriptor of a fan_connection; returns its address, too. Family, type and protocol are known:
+        no system call asks."""
         family, nonblocking = arrival.family, arrival.nonblocking
         if blocking and family == _AF_UNIX:
             cls = cls.counting  # noqa: PLW0642
-        self = cls.__new__(cls)
+        self = _new(cls)
         # What socket.socket.__init__ does, without looking up three enum members.
         _init(self, family, _NONBLOCKING if nonblocking else _STREAM, 0 if family == _AF_UNIX else _TCP, arrival.fd)
         self._io_refs = 0
         self._closed = False
-        self._on_done = on_done
+        self._receipt = receipt
         self.peer = None
         self.preamble_bytes = 0
         self.listener = arrival.listener
@@ -92,7 +95,12 @@ class Connection(socket.socket):
             self.setblocking(blocking)
         elif blocking and self.gettimeout() is not None:
             self.settimeout(None)
-        return self
+        host = unpack(arrival.host, arrival.host_bytes)
+        if family == _AF_INET:
+            return self, (host.decode(), arrival.port)
+        if family == _AF_INET6:
+            return self, (host.decode(), arrival.port, arrival.flowinfo, arrival.scope_id)
+        return self, host if host[:1] == b"\0" else os.fsdecode(host)
 
     def getpeername(self) -> Any:
         """The client's address; the true one if a proxy has sent it."""
@@ -103,37 +111,31 @@ class Connection(socket.socket):
 
     def _end(self) -> bool:
         """Whether a descriptor is free now."""
-        on_done, self._on_done = self._on_done, None
-        if on_done is None:  # a duplicate, or another object reports the end
-            _close(self)
+        if not self._receipt.close():
+            if self.fileno() < 0:  # it is closed or detached
+                return False
+            _close(self)  # a duplicate, or another object has the receipt
             return True
-        on_done()  # first: a client that sees the end and comes again finds a worker that has one less
         result = _part(_detach(self))
         if result & SWEEP:
             _begin()
         return result & FREED != 0
 
     def detach(self) -> int:
-        on_done, self._on_done = self._on_done, None
-        if on_done is not None:
-            on_done()
+        self._receipt.close()
         return super().detach()
 
-    def hand_over(self) -> Callable[[], object] | None:
-        """Returns the function that reports its end, for a socket of another class, or a process, that is about to take
-        its descriptor."""
-        on_done, self._on_done = self._on_done, None
-        return on_done
+    def hand_over(self) -> Receipt:
+        """Returns its receipt, for a socket of another class, or a process, that is about to take its descriptor."""
+        return self._receipt.move()
 
-    def take_back(self, on_done: Callable[[], object] | None) -> None:
-        """What `hand_over` has returned: it reports its end itself again."""
-        self._on_done = on_done
+    def take_back(self, receipt: Receipt) -> None:
+        """What `hand_over` has returned: it has its receipt again."""
+        self._receipt = receipt
 
     def finish(self) -> bool:
         """Close it if it still is open, also if a `makefile` object was left. Returns whether that has freed a
         descriptor."""
-        if self._on_done is None and self.fileno() < 0:
-            return False
         self._closed = True
         return self._end()
 
@@ -178,14 +180,3 @@ class CountingConnection(Counting, Connection):
 
 
 Connection.counting = CountingConnection
-
-
-def address_of(arrival: Any) -> Address:
-    """The peer's address of a fan_connection."""
-    host = unpack(arrival.host, arrival.host_bytes)
-    family = arrival.family
-    if family == _AF_INET:
-        return host.decode(), arrival.port
-    if family == _AF_INET6:
-        return host.decode(), arrival.port, arrival.flowinfo, arrival.scope_id
-    return host if host[:1] == b"\0" else os.fsdecode(host)

@@ -26,11 +26,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Receiver
-from pyfanout.link.messages import MOST_CONNECTIONS, HasRoom
+from pyfanout.link.messages import MOST_CONNECTIONS
 from pyfanout.worker import child
-from pyfanout.worker.connection import Address, Connection, Counting, address_of
+from pyfanout.worker.connection import Address, Connection, Counting
 from pyfanout.worker.epoll import epoll
 from pyfanout.worker.idle import IDLE_S, LOOK_S, bytes_read, end_input, has_unread, is_answered, is_at_rest, is_silent
+from pyfanout.worker.receipt import CLOSED, Receipt
 from pyfanout.worker.unix_watch import UnixWatch
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ UNHEARD = 16
 
 
 class Accepted(Connection):
-    """A connection that its server may forget to close: when no object refers to it any more, it is closed and reports
-    its end."""
+    """A connection that its server may forget to close: when no object refers to it any more, it is closed, and its
+    receipt with it."""
 
     __slots__ = ()
 
@@ -66,7 +67,7 @@ class Accepted(Connection):
                 raise
 
     def __del__(self) -> None:
-        if getattr(self, "_on_done", None) is not None:
+        if getattr(self, "_receipt", CLOSED).is_open:
             self._end()
         super().__del__()  # type: ignore[misc]  # of C
 
@@ -81,22 +82,19 @@ Accepted.counting = CountingAccepted
 class Bare:
     """A connection as uvloop wants it: a file object that is closed after its descriptor, which libuv has closed."""
 
-    __slots__ = ("_fd", "_on_done", "family")
+    __slots__ = ("_fd", "_receipt", "family")
     type = int(socket.SOCK_STREAM)
 
-    def __init__(self, fd: int, family: int, on_done: Callable[[], object]) -> None:
+    def __init__(self, fd: int, family: int, receipt: Receipt) -> None:
         self._fd = fd
         self.family = family
-        self._on_done: Callable[[], object] | None = on_done
+        self._receipt = receipt
 
     def fileno(self) -> int:
         return self._fd
 
     def close(self) -> None:
-        """Reports the end, once."""
-        on_done, self._on_done = self._on_done, None
-        if on_done is not None:
-            on_done()
+        self._receipt.close()
 
     def lose(self) -> None:
         """The loop has failed before it had all of it."""
@@ -195,8 +193,7 @@ class Listener(socket.socket):
         then it waits in the channel."""
         with self._accepting:
             arrival = self._arrivals.pop() if self._arrivals else self._take()
-            conn = Accepted.arrived(arrival, self._blocking, self._begun(arrival))
-            address = address_of(arrival)
+            conn, address = Accepted.arrived(arrival, self._blocking, self._begun(arrival))
         if self._count is not None:
             self._count()
         return conn, address
@@ -526,14 +523,13 @@ class Listener(socket.socket):
             self._control_fd = None
             self._worker.outlive_master()
 
-    def _begun(self, arrival: Any) -> Callable[[], None]:
-        """What reports its end."""
+    def _begun(self, arrival: Any) -> Receipt:
         fd: int = arrival.fd
         self._live[fd] = -math.inf
         if arrival.family == socket.AF_UNIX:
             self._live[fd] = monotonic()
             self._watch_unix(fd)
-        return functools.partial(self._ended, fd)
+        return Receipt(functools.partial(self._ended, fd))
 
     def _watch_unix(self, fd: int) -> None:
         with self._lock, contextlib.suppress(OSError):  # no descriptor is free
@@ -542,16 +538,13 @@ class Listener(socket.socket):
             self._unix.add(fd)
 
     def _ended(self, fd: int) -> None:
-        awaited = 0
         with self._lock:
             self._live.pop(fd, None)
             if self._unix is not None:
                 self._unix.discard(fd)
             self._preamble_bytes.pop(fd, None)
             self._unserved.pop(fd, None)
-            if self._worker.most:  # the master may wait for it
-                awaited = self._worker.ends.done()
-            else:
+            if not self._worker.most:
                 self._done[0] += 1
-        if awaited and not self._worker.forked:
-            self._worker.send(HasRoom())
+                return
+        self._worker.ended()

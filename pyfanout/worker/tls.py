@@ -10,7 +10,7 @@ import errno
 import functools
 import os
 import ssl
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from pyfanout.errors import ConfigError
 from pyfanout.worker import connection
 from pyfanout.worker.connection import Address, Connection, Counting
 from pyfanout.worker.idle import bytes_read
+from pyfanout.worker.receipt import CLOSED, Receipt
 
 if TYPE_CHECKING:
     from pyfanout.config import Config
@@ -97,9 +98,9 @@ def _plain_error() -> Iterator[None]:
 
 
 class SecureConnection(Sending, Counting, ssl.SSLSocket):
-    """A TLS connection that tells its worker, once, when it is closed or detached; see `connection.Connection`."""
+    """A TLS connection that closes its receipt when it is closed or detached; see `connection.Connection`."""
 
-    _on_done: Callable[[], object] | None = None
+    _receipt = CLOSED
     peer: Address | None = None
     """As in a `Connection`, like the next."""
     preamble_bytes = 0
@@ -108,46 +109,37 @@ class SecureConnection(Sending, Counting, ssl.SSLSocket):
     @classmethod
     def _create(cls, sock: Any, *arguments: Any, **keywords: Any) -> SecureConnection:
         """What `wrap_socket` calls. It detaches the plain socket, which is not its end."""
-        on_done = sock.hand_over() if isinstance(sock, Connection) else None
+        receipt = sock.hand_over() if isinstance(sock, Connection) else CLOSED
         try:
             self: SecureConnection = super()._create(sock, *arguments, **keywords)  # type: ignore[misc]
         except BaseException:
-            if on_done is not None:
-                on_done()
+            receipt.close()
             raise
-        self._on_done = on_done
-        if on_done is not None:
+        self._receipt = receipt
+        if receipt.is_open:
             self.peer, self.preamble_bytes, self.listener = sock.peer, sock.preamble_bytes, sock.listener
         return self
 
     def getpeername(self) -> Any:
         return super().getpeername() if self.peer is None else self.peer
 
-    def hand_over(self) -> Callable[[], object] | None:
+    def hand_over(self) -> Receipt:
         """As in a `Connection`."""
-        on_done, self._on_done = self._on_done, None
-        return on_done
+        return self._receipt.move()
 
-    def take_back(self, on_done: Callable[[], object] | None) -> None:
+    def take_back(self, receipt: Receipt) -> None:
         """As in a `Connection`."""
-        self._on_done = on_done
-
-    def _report(self) -> None:
-        on_done = self.hand_over()
-        if on_done is not None:
-            on_done()
+        self._receipt = receipt
 
     def _real_close(self) -> None:
-        on_done = self.hand_over()
-        if on_done is None:
+        if not self._receipt.close():
             super()._real_close()  # type: ignore[misc]
             return
-        on_done()
         self._sslobj = None
         connection.part(super().detach())
 
     def detach(self) -> int:
-        self._report()
+        self._receipt.close()
         return super().detach()
 
     def __del__(self) -> None:

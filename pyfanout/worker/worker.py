@@ -32,6 +32,7 @@ from pyfanout.link.messages import (
     Cut,
     Drain,
     Failed,
+    HasRoom,
     Message,
     Ping,
     Pong,
@@ -239,6 +240,12 @@ class Worker:
         if next(self._served) == self._last:
             log.info("worker=%d has served %s and wants to retire", self.slot, counted(self._last, unit))
             self.send(WantsSuccessor())
+
+    def ended(self) -> None:
+        """A connection that was taken is over: what a `Receipt` reports. The master waits for that if the worker held
+        as many as it may."""
+        if self.ends.done():
+            self.send(HasRoom())
 
     def drain(self) -> None:
         """Take no more connections, finish what was begun, leave. May be called again, and from a signal handler."""

@@ -1,4 +1,4 @@
-"""What a server accepts: it is closed once, and reports its end once, whatever the server does with it."""
+"""What a server accepts: it is closed once, and its receipt with it, whatever the server does with it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,26 @@ import socket
 from types import SimpleNamespace
 
 import pytest
+from pyfanout._core import ffi
 
 from pyfanout.worker.listener import Accepted
+from pyfanout.worker.receipt import Receipt
 
 
 def arrived(reports: list[str]) -> tuple[Accepted, socket.socket]:
     ours, client = socket.socketpair()
     client.settimeout(5)
-    arrival = SimpleNamespace(family=int(socket.AF_UNIX), nonblocking=False, fd=ours.detach(), listener=0)
-    return Accepted.arrived(arrival, True, lambda: reports.append("ended")), client
+    arrival = SimpleNamespace(
+        family=int(socket.AF_UNIX),
+        nonblocking=False,
+        fd=ours.detach(),
+        listener=0,
+        host=ffi.new("char[]", b"/client"),
+        host_bytes=7,
+    )
+    conn, address = Accepted.arrived(arrival, True, Receipt(lambda: reports.append("ended")))
+    assert address == "/client"
+    return conn, client
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
@@ -35,6 +46,54 @@ def test_one_that_is_closed_and_then_dropped() -> None:
         conn.close()
         del conn
         assert client.recv(1) == b""
+        assert reports == ["ended"]
+
+
+def test_a_connection_that_is_finished_twice_has_freed_one_descriptor() -> None:
+    reports: list[str] = []
+    conn, client = arrived(reports)
+    with client:
+        assert conn.finish()
+        assert not conn.finish()
+        assert reports == ["ended"]
+
+
+def test_a_connection_that_is_detached_reports_its_end_and_leaves_the_descriptor_open() -> None:
+    reports: list[str] = []
+    conn, client = arrived(reports)
+    with client, socket.socket(fileno=conn.detach()) as left:
+        assert reports == ["ended"]
+        assert not conn.finish()
+        left.sendall(b"open")
+        assert client.recv(4) == b"open"
+
+
+def test_a_duplicate_has_no_receipt() -> None:
+    reports: list[str] = []
+    conn, client = arrived(reports)
+    with client, conn:
+        conn.dup().close()
+        assert reports == []
+    assert reports == ["ended"]
+
+
+def test_what_takes_the_descriptor_over_takes_the_receipt_over() -> None:
+    reports: list[str] = []
+    conn, client = arrived(reports)
+    with client:
+        receipt = conn.hand_over()
+        socket.socket(fileno=conn.detach()).close()
+        assert reports == []
+        assert receipt.close()
+        assert reports == ["ended"]
+
+
+def test_a_receipt_that_is_given_back() -> None:
+    reports: list[str] = []
+    conn, client = arrived(reports)
+    with client:
+        conn.take_back(conn.hand_over())
+        conn.close()
         assert reports == ["ended"]
 
 
