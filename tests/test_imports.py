@@ -17,23 +17,17 @@ Graph = Mapping[str, set[str]]
 
 IN_CIRCLES = {
     "pyfanout",
-    "pyfanout.config",
-    "pyfanout.core",
     "pyfanout.embed.loop",
     "pyfanout.master.supervisor",
     "pyfanout.serve",
     "pyfanout.server",
     "pyfanout.worker.acceptance",
     "pyfanout.worker.aio",
-    "pyfanout.worker.connection",
-    "pyfanout.worker.farewell",
     "pyfanout.worker.listener",
     "pyfanout.worker.loops",
     "pyfanout.worker.preamble",
     "pyfanout.worker.preamble_listener",
-    "pyfanout.worker.proxy",
     "pyfanout.worker.signals",
-    "pyfanout.worker.tls",
     "pyfanout.worker.worker",
 }
 """Exceptions, which can only become fewer."""

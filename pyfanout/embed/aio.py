@@ -105,7 +105,7 @@ class AsyncioRunner(Runner):
 
         def close() -> None:
             self.drains()
-            listener.make_room()
+            listener.connections.make_room()
 
         def started() -> None:
             worker.on_drain, worker.on_closing = drain, close
@@ -128,7 +128,7 @@ class AsyncioRunner(Runner):
         if worker.forked:  # asyncio has no running loop in a child, so the server's copy fails
             await loop.create_future()
         # Connections that the server has closed may still be open.
-        while worker.draining and listener.unserved and not stopped.is_set():
+        while worker.draining and listener.connections.unserved and not stopped.is_set():
             await asyncio.sleep(LOOK_S)
         if self._cut is not None:
             worker.stopped_with(self._cut)
@@ -146,12 +146,12 @@ class AsyncioRunner(Runner):
         await settled(listener, self.busy, end_s)
         stopping.set()
         while loop.time() < end_s:
-            listener.end_unserved()
+            listener.connections.end_unserved()
             await asyncio.sleep(LOOK_S)
         self._cut = self.cut(listener)
         await self.farewell()
         while True:
-            listener.end_unserved()
+            listener.connections.end_unserved()
             await asyncio.sleep(LOOK_S)
 
     async def _cut_short(self, serving: asyncio.Task[None], given_up: asyncio.Future[None]) -> None:

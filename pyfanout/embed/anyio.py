@@ -54,7 +54,7 @@ class Runner(AsyncioRunner):
             try:
                 fd = stream.extra(SocketAttribute.raw_socket).fileno()
                 with anyio.fail_after(worker.config.handshake_timeout):
-                    with listener.shaking_hands(fd, lambda: secure._read_bio.pending):
+                    with listener.connections.shaking_hands(fd, lambda: secure._read_bio.pending):
                         secure = await TLSStream.wrap(stream, ssl_context=context)
             except BaseException as error:
                 await anyio.aclose_forcefully(stream)
@@ -78,7 +78,7 @@ class Runner(AsyncioRunner):
             with anyio.CancelScope(shield=True):
                 # Handlers that only wait for their client find the end.
                 while listener.live and not handlers.cancel_scope.cancel_called:
-                    listener.end_silent()
+                    listener.connections.end_silent()
                     await anyio.sleep(LOOK_S)
 
     async def _handle(self, worker: Worker, stream: ByteStream) -> None:

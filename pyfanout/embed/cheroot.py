@@ -48,7 +48,7 @@ class Runner(ThreadedRunner):
         self._server.keep_alive_conn_limit = 0
 
     def stop(self) -> None:
-        self._listener.end_silent()  # else it waits for threads that read from them, for its `timeout`
+        self._listener.connections.end_silent()  # else it waits for threads that read from them, for its `timeout`
         # Else it connects to its own address, to wake an accept that does not sleep here.
         view(self._server, {"bind_addr": ""}).stop()
 

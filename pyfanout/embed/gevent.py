@@ -76,7 +76,7 @@ class Runner(runner.Runner):
         try:
             server.start()
             worker.signals.through(gevent.get_hub().loop.run_callback_threadsafe, stop)
-            worker.on_drain, worker.on_closing = drain, listener.make_room
+            worker.on_drain, worker.on_closing = drain, listener.connections.make_room
             if server.pool is not None and server.pool.size is not None:
                 listener.limit(server.pool.size)
             hearing = gevent.spawn(_hear, worker)
@@ -142,7 +142,7 @@ def _settle(worker: Worker, listener: Listener, leaving: Any) -> None:
 
     with gevent.Timeout(max(worker.config.drain_timeout, 0.001), False):
         while listener.live:
-            listener.end_silent()
+            listener.connections.end_silent()
             gevent.sleep(LOOK_S)
     leaving.set()
 

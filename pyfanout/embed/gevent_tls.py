@@ -43,7 +43,7 @@ class Handshake:
         both."""
         in_time = gevent.Timeout(self._timeout_s, TimeoutError(f"no handshake within {self._timeout_s:g} s"))
         try:
-            with self._listener.shaking_hands(conn.fileno(), lambda: 0), in_time:
+            with self._listener.connections.shaking_hands(conn.fileno(), lambda: 0), in_time:
                 secure = SSLContext.wrap_socket(self._context, conn, **how)
                 secure.listener = conn.listener
                 return secure

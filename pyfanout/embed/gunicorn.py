@@ -271,7 +271,7 @@ class GThread(Joined, gthread.ThreadWorker):
     def _end_silent(self) -> None:
         """gunicorn waits for silent clients until its `keepalive` is over."""
         while True:
-            self._listening.end_silent()
+            self._listening.connections.end_silent()
             time.sleep(idle.LOOK_S)
 
     def handle_request(self, req: Any, conn: Any) -> Any:
@@ -362,7 +362,8 @@ class ASGI(Joined, gasgi.ASGIWorker):
         end_s = self.loop.time() + max(self.cfg.graceful_timeout - GRACE_S, 0)
         await settled(self._listening, lambda: self._app.calls > 0, end_s)
         self._go()
-        end = self._listening.end_silent if self._app.calls == 0 else self._listening.end_unserved
+        connections = self._listening.connections
+        end = connections.end_silent if self._app.calls == 0 else connections.end_unserved
         # Until the server has stopped: it waits for connections as long as `graceful_timeout`. Then comes SIGKILL.
         while self.loop.time() < end_s + GRACE_S - CUT_S:
             end()
@@ -372,7 +373,7 @@ class ASGI(Joined, gasgi.ASGIWorker):
         while True:
             for task in self._app.tasks:
                 task.cancel()
-            self._listening.end_all()
+            self._listening.connections.end_all()
             await asyncio.sleep(CUT_S / 3)
 
 

@@ -46,7 +46,7 @@ class Runner(ASGIRunner):
 
         async def stop() -> None:
             await stopping.wait()
-            listener.end_silent()  # which it would wait for otherwise, until its own keep_alive_timeout
+            listener.connections.end_silent()  # which it would wait for otherwise, until its own keep_alive_timeout
 
         class Ours(Config):
             def create_sockets(self) -> Sockets:
@@ -80,7 +80,7 @@ class Runner(ASGIRunner):
         await self.app.close_websockets()
 
     def hurry(self) -> None:
-        self._listener.end_all()
+        self._listener.connections.end_all()
         self._config.graceful_timeout = HURRY_S
 
 

@@ -173,11 +173,11 @@ class Server(asyncio.AbstractServer):
     async def _connect(self, listener: Listener, conn: Any) -> None:
         fd = conn.fileno()
         try:
-            with listener.shaking_hands(fd):
+            with listener.connections.shaking_hands(fd):
                 made = self._loop.connect_accepted_socket(self._protocol_factory, conn, **self._options)
                 transport, _ = await made
             if conn.fileno() == fd:  # when it is closed the loop waits for the client's close_notify, for 30 s
-                listener.idle_while(fd, transport.is_closing)
+                listener.connections.idle_while(fd, transport.is_closing)
         except OSError as error:  # a handshake that failed, included: ssl.SSLError is one
             log.debug("no connection: %s", error)
             conn.close()

@@ -110,7 +110,7 @@ class Runner(ThreadedRunner):
                 server.serve_forever()
             patience_s = time.monotonic() + worker.config.drain_timeout
             while self._serves(listener) and time.monotonic() < patience_s:
-                listener.end_silent()
+                listener.connections.end_silent()
                 listener.receive(LOOK_S)  # the master may be gone
         finally:
             if self._children:  # those that are left: their time is over

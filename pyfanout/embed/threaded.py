@@ -77,7 +77,7 @@ class ThreadedRunner(Runner):
 
         def close() -> None:
             self.drains()
-            listener.make_room()
+            listener.connections.make_room()
 
         def started() -> None:
             worker.on_drain, worker.on_closing = drain, close

@@ -95,7 +95,7 @@ class Runner(runner.Runner):
             handle = functools.partial(_handle, worker, listener, functools.partial(_call, self._handler, forking))
             serving = await handlers.start(_accept, accepting, handlers, handle)
             worker.signals.through(trio.lowlevel.current_trio_token().run_sync_soon, stop)
-            worker.on_drain, worker.on_closing = drain, listener.make_room
+            worker.on_drain, worker.on_closing = drain, listener.connections.make_room
             worker.ready(pool=False, threads=0)
             await draining.wait()
             while listener.in_preamble:  # for a second at most
@@ -121,7 +121,7 @@ async def _handle(worker: Worker, listener: Listener, handler: Any, stream: Any)
         try:
             with trio.fail_after(worker.config.handshake_timeout):
                 fd = stream.transport_stream.socket.fileno()
-                with listener.shaking_hands(fd, lambda: stream._incoming.pending):
+                with listener.connections.shaking_hands(fd, lambda: stream._incoming.pending):
                     await stream.do_handshake()
         except (trio.BrokenResourceError, trio.TooSlowError) as error:
             clients.log.info("worker=%d: no TLS with a client: %s", worker.slot, error.__cause__ or error)
@@ -170,7 +170,7 @@ async def _settle(worker: Worker, listener: Listener, handlers: Any) -> None:
 
     with trio.move_on_after(worker.config.drain_timeout):
         while listener.live:
-            listener.end_silent()
+            listener.connections.end_silent()
             await trio.sleep(LOOK_S)
         return
     worker.stopped_with(listener.live)

@@ -51,7 +51,7 @@ class Runner(runner.Runner):
 
         def started() -> None:
             worker.signals.through(reactor.callFromThread, stop)
-            worker.on_drain, worker.on_closing = drain, listener.make_room
+            worker.on_drain, worker.on_closing = drain, listener.connections.make_room
             worker.ready(pool=False, threads=0)
 
         port.startListening()
@@ -139,7 +139,7 @@ def _settle(worker: Worker, listener: Listener, port: Any, reactor: Any) -> None
     end_s = reactor.seconds() + worker.config.drain_timeout
 
     def look() -> None:
-        listener.end_unserved()
+        listener.connections.end_unserved()
         if listener.settled:
             for protocol in list(port.protocols):
                 channel = getattr(protocol, "_channel", protocol)  # twisted.web: HTTP/1 or /2, as negotiated

@@ -12,35 +12,28 @@ from __future__ import annotations
 import _socket
 import contextlib
 import errno
-import functools
-import logging
-import math
 import os
 import socket
 
-# By name: gevent takes these out of their modules, or puts in others. Its greenlets are one thread, with one lock.
+# By name: gevent takes it out of its module. Its greenlets are one thread, with one lock.
 from _thread import RLock
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from select import EPOLLET, EPOLLIN, EPOLLOUT, POLLIN, poll
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from pyfanout.core import BATCH, OUT_OF_MEMORY, SHORTAGE_S, Receiver
+from pyfanout.core import BATCH, OUT_OF_MEMORY, Receiver
 from pyfanout.link.messages import MOST_CONNECTIONS
-from pyfanout.worker import child
+from pyfanout.worker.channel_watch import ChannelWatch
 from pyfanout.worker.connection import Address, Connection, Counting
 from pyfanout.worker.epoll import epoll
-from pyfanout.worker.idle import IDLE_S, LOOK_S, bytes_read, end_input, has_unread, is_answered, is_at_rest, is_silent
+from pyfanout.worker.live import LiveConnections
 from pyfanout.worker.receipt import CLOSED, Receipt
-from pyfanout.worker.unix_watch import UnixWatch
 
 if TYPE_CHECKING:
     from pyfanout.worker.worker import Worker
 
 
 __all__ = ["EPOLLET", "EPOLLIN", "Listener", "epoll"]
-
-log = logging.getLogger("pyfanout.worker")
 
 UNHEARD = 16
 """A server that finds a connection each time it is woken hears the master at least each so many times: a look costs
@@ -105,11 +98,6 @@ class Bare:
     __del__ = close
 
 
-def _is_old(since_s: float) -> bool:
-    """Enough to be idle."""
-    return monotonic() - since_s >= IDLE_S
-
-
 class Listener(socket.socket):
     """Accepts what the master passes to this worker. Made by `Worker.listener`.
 
@@ -123,24 +111,18 @@ class Listener(socket.socket):
         "_accepting",
         "_arrivals",
         "_blocking",
-        "_channel_fd",
+        "_channel",
         "_control_fd",
         "_count",
-        "_done",
         "_epoll",
         "_greedy",
-        "_live",
-        "_lock",
-        "_preamble_bytes",
         "_receiver",
-        "_resting",
         "_timeout_s",
         "_took",
         "_unheard",
-        "_unix",
-        "_unserved",
         "_woken",
         "_worker",
+        "connections",
     )
 
     def __init__(
@@ -150,33 +132,22 @@ class Listener(socket.socket):
         # A socket object, so that its family and type are right; then another file takes its descriptor.
         super().__init__(worker.public.first.family, socket.SOCK_STREAM, worker.public.first.proto)
         self._epoll = epoll()
-        self._epoll.register(channel_fd, EPOLLIN)
+        self._channel = ChannelWatch(worker, self._epoll, channel_fd)
         os.dup2(self._epoll.fileno(), self.fileno(), inheritable=False)
         self._worker = worker
-        self._channel_fd: int | None = channel_fd
         self._blocking = blocking
         self._greedy = greedy
         self._receiver = Receiver(channel_fd, worker.ends, 0, BATCH)
         self._arrivals: list[Any] = []
         """Taken and not accepted yet, last first: of a loop that accepts until there is nothing, so never for long."""
         self._count = worker.counter("connection") if counted else None
-        # Two locks: one that waits for the kernel would keep closing threads waiting.
+        # Not the lock of `connections`: one that waits for the kernel would keep closing threads waiting.
         self._accepting = RLock()
-        self._lock = RLock()  # a connection may be collected, and report its end, in the middle of anything
-        self._done = worker.ends.done_cell()
-        self._live: dict[int, float] = {}
-        """Since when, of UNIX ones."""
-        self._unix: UnixWatch | None = None
-        """Made for the first UNIX connection."""
-        self._preamble_bytes: dict[int, int] = {}
-        """How many bytes came before the client's own first one, by descriptor: a PROXY header, a TLS handshake."""
-        self._unserved: dict[int, Callable[[], bool]] = {}
-        """See `idle_while`."""
+        self.connections = LiveConnections(worker)
+        """What a runner asks, and does, when the worker drains."""
         self._control_fd = worker.link.fileno() if control else None
         if self._control_fd is not None:
             self._epoll.register(self._control_fd, EPOLLIN)
-        self._resting = False
-        """It waits for a descriptor."""
         self._took = False
         """Something, since there was nothing."""
         self._unheard = 0
@@ -193,7 +164,7 @@ class Listener(socket.socket):
         then it waits in the channel."""
         with self._accepting:
             arrival = self._arrivals.pop() if self._arrivals else self._take()
-            conn, address = Accepted.arrived(arrival, self._blocking, self._begun(arrival))
+            conn, address = Accepted.arrived(arrival, self._blocking, self.connections.begin(arrival))
         if self._count is not None:
             self._count()
         return conn, address
@@ -202,7 +173,7 @@ class Listener(socket.socket):
         """The same, for a loop that does all with the descriptor itself."""
         with self._accepting:
             arrival = self._arrivals.pop() if self._arrivals else self._take()
-            conn = Bare(arrival.fd, arrival.family, self._begun(arrival))
+            conn = Bare(arrival.fd, arrival.family, self.connections.begin(arrival))
         if self._count is not None:
             self._count()
         return conn
@@ -276,7 +247,7 @@ class Listener(socket.socket):
             raise RuntimeError("uvloop cannot accept from a pyfanout.Listener: use pyfanout.embed.loop")
 
     def _real_close(self) -> None:
-        self._channel_fd = None
+        self._channel.forget()
         self._epoll.close()
         _socket.socket.close(self)
 
@@ -284,10 +255,7 @@ class Listener(socket.socket):
 
     def quiet(self) -> None:
         """From now on there is nothing to accept. May be called again, and from a signal handler."""
-        fd, self._channel_fd = self._channel_fd, None
-        if fd is not None and not self._worker.forked:  # in a child the set is still the worker's
-            with contextlib.suppress(OSError, ValueError):  # it was closed
-                self._epoll.unregister(fd)
+        self._channel.quiet()
 
     def wake(self, woken: Callable[[], object] = bool) -> None:
         """The listener is readable until the server accepts once more, which calls `woken`."""
@@ -310,13 +278,10 @@ class Listener(socket.socket):
     def disown(self) -> None:
         """In a child that the worker forked: there is nothing to accept, and the child's copy of a loop cannot send to
         clients. A handler with a thread of its own may go on with its connection in a child."""
-        self._channel_fd = self._woken = None
+        self._channel.forget()
+        self._woken = None
         self._arrivals.clear()
-        if self._unix is not None:  # its sets are the worker's, too, which still needs what is in them
-            self._unix.close()
-            self._unix = None
-        if not self._blocking:
-            child.silence(self._live)
+        self.connections.disown(silence=not self._blocking)
 
     @property
     def pending(self) -> int:
@@ -340,106 +305,13 @@ class Listener(socket.socket):
 
     @property
     def live(self) -> int:
-        """Connections that were accepted, and neither closed nor detached."""
-        return len(self._live)
+        """How many connections there are that were accepted, and neither closed nor detached."""
+        return len(self.connections)
 
     @property
     def settled(self) -> bool:
-        """Whether each of them is between two requests, as far as one can tell from outside: nothing came or went for
-        a second."""
-        known = self._live.copy().items()  # in one go: a list of pairs lets one be collected, and take itself out
-        with self._lock:
-            if self._unix is not None:
-                self._unix.look()
-            return (
-                not self._arrivals
-                and not self.in_preamble
-                and all(_is_old(since_s) and self._is_silent(fd) and not has_unread(fd) for fd, since_s in known)
-            )
-
-    def _is_silent(self, fd: int) -> bool:
-        if self._unix is not None and fd in self._unix:
-            return self._unix.silent_s(fd) >= IDLE_S
-        return is_silent(fd)
-
-    def _is_at_rest(self, fd: int) -> bool:
-        if self._unix is not None and fd in self._unix:
-            busy = self._unix.client_spoke_last(fd) or is_answered(fd) or has_unread(fd)
-            return self._is_silent(fd) and not busy
-        return is_at_rest(fd, self._preamble_bytes.get(fd, 0))
-
-    def _had_preamble(self, fd: int, preamble_bytes: int) -> None:
-        """The client's own bytes begin after so many."""
-        self._preamble_bytes[fd] = preamble_bytes
-        if self._unix is not None and fd in self._unix:
-            self._unix.begin(fd)
-
-    def idle_while(self, fd: int, unserved: Callable[[], bool]) -> None:
-        """While `unserved()` there is no request on that connection, whichever side sent last: its TLS handshake goes
-        on, or its server has closed it and waits for its client's close_notify."""
-        if fd in self._live:
-            self._unserved[fd] = unserved
-
-    @contextlib.contextmanager
-    def shaking_hands(self, fd: int, unread: Callable[[], int] | None = None) -> Iterator[None]:
-        """While the block runs, the TLS handshake of that connection goes on. `unread`: how many bytes had been
-        received beyond it when it was complete, if that is known; then no byte before those counts as one of a
-        request."""
-
-        def unserved() -> bool:
-            return True
-
-        self.idle_while(fd, unserved)
-        try:
-            yield
-            if unread is not None:
-                self._had_preamble(fd, bytes_read(fd) - unread())
-        finally:
-            if self._unserved.get(fd) is unserved:  # else the connection is over, and another one has its number
-                del self._unserved[fd]
-
-    @property
-    def unserved(self) -> bool:
-        """Whether a connection without a request is open, see `idle_while`."""
-        return any(unserved() for unserved in list(self._unserved.values()))
-
-    def end_silent(self) -> None:
-        """End the input of connections that are silent after the worker sent last: their readers read the end, as if
-        the client had closed its side. What the server still sends reaches the client."""
-        self.end_unserved()
-        with self._lock:  # none of them is closed meanwhile, and its number given to another
-            if self._unix is not None:
-                self._unix.look()
-            for fd, since_s in self._live.copy().items():
-                if _is_old(since_s) and self._is_at_rest(fd):
-                    end_input(fd)
-
-    def make_room(self) -> None:
-        """The server stops. If there is a limit of connections, clients wait for room, and are still to be answered: so
-        idle connections are ended as long as the worker holds all that it may."""
-        if self._worker.most and not self._worker.forked:
-            with contextlib.suppress(RuntimeError):  # no thread can be had
-                self._worker.background.start(self._make_room)
-
-    def _make_room(self) -> None:
-        """Until the worker drains: then its server does that."""
-        while not self._worker.draining:
-            if self.live >= self._worker.most:
-                self.end_silent()
-            self._worker.background.sleep(LOOK_S)
-
-    def end_unserved(self) -> None:
-        """The same, but only for connections without a request, see `idle_while`."""
-        with self._lock:
-            for fd, unserved in self._unserved.copy().items():
-                if _is_old(self._live[fd]) and self._is_silent(fd) and unserved():
-                    end_input(fd)
-
-    def end_all(self) -> None:
-        """The same for all connections."""
-        with self._lock:
-            for fd in list(self._live):  # one may be collected meanwhile, and take itself out
-                end_input(fd)
+        """Whether each of them is between two requests, and none is about to be accepted."""
+        return not self._arrivals and not self.in_preamble and self.connections.settled
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
@@ -457,8 +329,8 @@ class Listener(socket.socket):
             woken, self._woken = self._woken, None
             self._watch_control(0)
             woken()
-        rc, fd = -errno.EAGAIN, self._channel_fd
-        if fd is not None and not self._resting:
+        rc, channel = -errno.EAGAIN, self._channel
+        if channel.fd is not None and not channel.rests:
             rc, arrivals = self._receiver.take_ready(BATCH if self._greedy else 1)
         if rc > 0:
             self._took = True
@@ -469,9 +341,9 @@ class Listener(socket.socket):
             return self._arrivals.pop()
         if rc == 0:  # the master has finished, or is gone
             self._worker.drain()
-        elif rc in (-errno.EMFILE, -errno.ENFILE, *OUT_OF_MEMORY) and fd is not None:
+        elif rc in (-errno.EMFILE, -errno.ENFILE, *OUT_OF_MEMORY):
             if rc in OUT_OF_MEMORY or not self._worker.farewell.drop():  # else it is told of again at once
-                self._rest(fd, -rc)
+                channel.rest(-rc)
         elif rc not in (-errno.EAGAIN, -errno.EINTR):
             raise OSError(-rc, f"take a connection: {os.strerror(-rc)}")
         if self._took and self._unheard < UNHEARD:  # it was woken for that; what else there is wakes it again
@@ -481,40 +353,6 @@ class Listener(socket.socket):
         self._took = False
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    def _rest(self, fd: int, error: int) -> None:
-        """There is no descriptor, or no memory: what waits in the channel stays there, until there is one. We say so,
-        once: most servers would each time they come round, and some would end."""
-        channel = poll()
-        channel.register(fd, POLLIN)
-        if channel.poll(0):  # else it was the master that has woken us
-            memory = -error in OUT_OF_MEMORY
-            if memory:
-                self._worker.short_of(error)
-            else:
-                log.error("worker=%d: %s; takes no connection until one is free", self._worker.slot, os.strerror(error))
-            self._resting = True
-            self._worker.is_short(True)
-            with contextlib.suppress(OSError, ValueError):  # a signal has made it quiet
-                self._epoll.unregister(fd)
-            self._worker.background.start(functools.partial(self._wait_for_descriptor, fd, not memory))
-
-    def _wait_for_descriptor(self, fd: int, told: bool) -> None:
-        while self._channel_fd == fd:
-            self._worker.background.sleep(SHORTAGE_S)
-            try:
-                os.close(os.dup(fd))
-            except OSError:
-                continue
-            if told:
-                log.info("worker=%d: descriptors are free again", self._worker.slot)
-            break
-        with contextlib.suppress(OSError, ValueError):  # it was closed
-            self._epoll.register(fd, EPOLLIN)
-            self._resting = False
-            if self._channel_fd is None:  # `quiet` came before that
-                self._epoll.unregister(fd)
-        self._worker.is_short(False)
-
     def _receive(self) -> None:
         self._unheard = 0
         if self._control_fd is not None and not self._worker.forked and not self._worker.receive():
@@ -522,29 +360,3 @@ class Listener(socket.socket):
                 self._epoll.unregister(self._control_fd)
             self._control_fd = None
             self._worker.outlive_master()
-
-    def _begun(self, arrival: Any) -> Receipt:
-        fd: int = arrival.fd
-        self._live[fd] = -math.inf
-        if arrival.family == socket.AF_UNIX:
-            self._live[fd] = monotonic()
-            self._watch_unix(fd)
-        return Receipt(functools.partial(self._ended, fd))
-
-    def _watch_unix(self, fd: int) -> None:
-        with self._lock, contextlib.suppress(OSError):  # no descriptor is free
-            if self._unix is None:
-                self._unix = UnixWatch()
-            self._unix.add(fd)
-
-    def _ended(self, fd: int) -> None:
-        with self._lock:
-            self._live.pop(fd, None)
-            if self._unix is not None:
-                self._unix.discard(fd)
-            self._preamble_bytes.pop(fd, None)
-            self._unserved.pop(fd, None)
-            if not self._worker.most:
-                self._done[0] += 1
-                return
-        self._worker.ended()

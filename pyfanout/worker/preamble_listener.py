@@ -39,7 +39,7 @@ class PreambleListener(Listener):
                 if admitted is not None:
                     break
             conn, _ = admitted
-            self._had_preamble(conn.fileno(), conn.preamble_bytes)
+            self.connections.had_preamble(conn.fileno(), conn.preamble_bytes)
             return admitted
 
     @property
