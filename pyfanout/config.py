@@ -48,6 +48,8 @@ from pyfanout.options import (
 if TYPE_CHECKING:
     import ssl
 
+    from pyfanout.worker.face import Worker
+
 WEB_CONCURRENCY = "WEB_CONCURRENCY"  # what Heroku and others tell a server, and gunicorn and uvicorn read
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -316,13 +318,13 @@ class Config:
     )
     """A path. None: a supervisor knows our pid, and a file can be stale."""
 
-    on_worker_start: Callable[[Any], object] | None = field(
+    on_worker_start: Callable[[Worker], object] | None = field(
         default=None,
         metadata=described(HOOK, "called in each worker before it is ready", default="none", python_only=True),
     )
     """Runs after the fork: the place to open what a fork must not share, such as a database connection."""
 
-    on_worker_exit: Callable[[Any], object] | None = field(
+    on_worker_exit: Callable[[Worker], object] | None = field(
         default=None,
         metadata=described(HOOK, "called in each worker before it exits", default="none", python_only=True),
     )
@@ -431,8 +433,8 @@ class Options(TypedDict, total=False):
     log_level: str | None
     ready_fd: int | None
     pidfile: str | os.PathLike[str] | None
-    on_worker_start: Callable[[Any], object] | None
-    on_worker_exit: Callable[[Any], object] | None
+    on_worker_start: Callable[[Worker], object] | None
+    on_worker_exit: Callable[[Worker], object] | None
 
 
 _OPTIONAL = frozenset(each.name for each in fields(Config) if each.default is None)

@@ -27,6 +27,7 @@ from fault_injection import refuse_to_take
 
 import pyfanout
 from pyfanout.link import messages
+from pyfanout.worker.serving import inside
 
 HTTP_ANSWER = b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\r\nhello\n"
 
@@ -534,7 +535,7 @@ def failing(_worker: pyfanout.Worker) -> None:
 def lying(worker: pyfanout.Worker) -> None:
     """One of them says too early that it serves, and from a queue that it does not read."""
     if (worker.slot, worker.generation) == (0, 1):
-        messages.send(worker.link.sock, messages.Ready(True, 64))
+        messages.send(inside(worker).link.sock, messages.Ready(True, 64))
 
 
 def few_descriptors(_worker: pyfanout.Worker) -> None:

@@ -19,6 +19,8 @@ from pyfanout._core import ffi
 import pyfanout
 from pyfanout.link import messages
 from pyfanout.link.messages import Failed, HasRoom, Pong, Ready, Retiring, Short, Stage, WantsSuccessor
+from pyfanout.worker.serving import inside
+from pyfanout.worker.worker import WorkerProcess
 
 # The socket module has no names for them.
 SO_ATTACH_FILTER, SO_TIMESTAMP, SO_PEEK_OFF, SO_PASSPIDFD, SO_PASSRIGHTS = 26, 29, 42, 76, 83
@@ -49,10 +51,10 @@ def _do(line: str) -> None:
     worker = pyfanout.current_worker()
     evil, _, seed = line.partition(" ")
     if evil in EVILS and worker is not None:
-        EVILS[evil](worker, random.Random(int(seed)))
+        EVILS[evil](inside(worker), random.Random(int(seed)))
 
 
-def score(worker: pyfanout.Worker, rng: random.Random) -> None:
+def score(worker: WorkerProcess, rng: random.Random) -> None:
     """Random bytes all over its page."""
     page = ffi.buffer(ffi.cast("char *", worker.ends.score), mmap.PAGESIZE)
     for _ in range(TIMES):
@@ -62,7 +64,7 @@ def score(worker: pyfanout.Worker, rng: random.Random) -> None:
         time.sleep(WHILE_S)
 
 
-def words(worker: pyfanout.Worker, rng: random.Random) -> None:
+def words(worker: WorkerProcess, rng: random.Random) -> None:
     """What a worker may say at any time, except that it leaves, fails or is short, which the master believes."""
     for _ in range(TIMES):
         number = rng.randrange(2**32)
@@ -71,39 +73,39 @@ def words(worker: pyfanout.Worker, rng: random.Random) -> None:
         time.sleep(WHILE_S)
 
 
-def farewells(worker: pyfanout.Worker, rng: random.Random) -> None:
+def farewells(worker: WorkerProcess, rng: random.Random) -> None:
     """That it leaves, and serves on."""
     for _ in range(TIMES):
         _say(worker, rng.choice([Retiring(), WantsSuccessor(), Failed(rng.choice(list(Stage)), "no", "reason")]))
 
 
-def flood(worker: pyfanout.Worker, _rng: random.Random) -> None:
+def flood(worker: WorkerProcess, _rng: random.Random) -> None:
     """As much as its socket takes, for a while."""
     end = time.monotonic() + 0.2
     while time.monotonic() < end:
         _say(worker, HasRoom())
 
 
-def noise(worker: pyfanout.Worker, rng: random.Random) -> None:
+def noise(worker: WorkerProcess, rng: random.Random) -> None:
     """Bytes that are no message."""
     for _ in range(TIMES):
         with contextlib.suppress(OSError):
             worker.link.sock.send(rng.randbytes(rng.randrange(1, 300)), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
-def hang_up(worker: pyfanout.Worker, _rng: random.Random) -> None:
+def hang_up(worker: WorkerProcess, _rng: random.Random) -> None:
     """Its end of the control socket is closed, and it goes on."""
     worker.link.sock.shutdown(socket.SHUT_RDWR)
 
 
-def deafness(worker: pyfanout.Worker, _rng: random.Random) -> None:
+def deafness(worker: WorkerProcess, _rng: random.Random) -> None:
     """Its channel is shut down, for all who share it."""
     with _channels(worker) as channels:
         for channel in channels:
             channel.shutdown(socket.SHUT_RDWR)
 
 
-def stuffing(worker: pyfanout.Worker, rng: random.Random) -> None:
+def stuffing(worker: WorkerProcess, rng: random.Random) -> None:
     """Bytes and descriptors into the wrong end of its channel, and options that all who share it have to live with."""
     with _channels(worker) as channels:
         for channel in channels:
@@ -130,7 +132,7 @@ def _stuff(channel: socket.socket, rng: random.Random) -> None:
     fcntl.fcntl(channel, fcntl.F_SETFL, flags ^ os.O_NONBLOCK)
 
 
-def theft(worker: pyfanout.Worker, _rng: random.Random) -> None:
+def theft(worker: WorkerProcess, _rng: random.Random) -> None:
     """Connections are taken from the channel and dropped; a line of the log for each."""
     end = time.monotonic() + 0.2
     with _channels(worker) as channels:
@@ -148,7 +150,7 @@ def _rob(channel: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def _channels(worker: pyfanout.Worker) -> Iterator[list[socket.socket]]:
+def _channels(worker: WorkerProcess) -> Iterator[list[socket.socket]]:
     """Those that it has kept (the number of another may be a client's by now); its own descriptors are left open."""
     with contextlib.ExitStack() as stack:
         found = []
@@ -160,11 +162,11 @@ def _channels(worker: pyfanout.Worker) -> Iterator[list[socket.socket]]:
         yield found
 
 
-def _say(worker: pyfanout.Worker, message: messages.Message) -> None:
+def _say(worker: WorkerProcess, message: messages.Message) -> None:
     with contextlib.suppress(OSError):
         messages.send(worker.link.sock, message)
 
 
-EVILS: dict[str, Callable[[pyfanout.Worker, random.Random], None]] = {
+EVILS: dict[str, Callable[[WorkerProcess, random.Random], None]] = {
     each.__name__: each for each in (score, words, farewells, flood, noise, hang_up, deafness, stuffing, theft)
 }

@@ -39,7 +39,8 @@ from pyfanout.master.process import Process, own_pidfd, spawn
 from pyfanout.master.signals import DEADLY
 from pyfanout.worker.main import serve as serve_in
 from pyfanout.worker.public import Public
-from pyfanout.worker.worker import Worker, enlist
+from pyfanout.worker.serving import ServingWorker
+from pyfanout.worker.worker import WorkerProcess, enlist
 
 log = logging.getLogger("pyfanout.master")
 
@@ -229,13 +230,16 @@ class Dispatcher:
 
     # ---- a worker -----------------------------------------------------------------------------------------------
 
-    def join(self) -> Worker:
-        """In a process that the owner has forked, once: be a worker. It accepts from `Worker.listener()`, and says
-        `Worker.ready()` when it does. `Worker.drain()` has it get nothing any more; set `Worker.on_drain` to what shall
-        happen then, which is also called when the dispatcher stops or is gone.
+    def join(self) -> ServingWorker:
+        """In a process that the owner has forked, once: be a worker. It accepts from `listener()`, and says `ready()`
+        when it does. `drain()` has it get nothing any more; set `on_drain` to what shall happen then, which is also
+        called when the dispatcher stops or is gone.
 
         Raises WorkerError if the dispatcher is gone, does not answer or has no seat left: then this process cannot
         join any more. Raises OSError if no descriptor is free."""
+        return ServingWorker(self._join())
+
+    def _join(self) -> WorkerProcess:
         if os.getpid() == self._owner_pid or self._join_socket is None:
             raise WorkerError("join is for a process that was forked after start, and has not joined")
         try:
@@ -245,7 +249,7 @@ class Dispatcher:
             raise
         _let_go_of_all()
         stdio.occupy()
-        worker = Worker(self.config, self.public, seat, generation, ends, control, joined=True)
+        worker = WorkerProcess(self.config, self.public, seat, generation, ends, control, joined=True)
         try:
             worker.background.open()
         except OSError:
@@ -258,7 +262,7 @@ class Dispatcher:
     def serve(self, app: App | str) -> int:
         """Join, and serve an application as `pyfanout.serve` does in each of its workers, until SIGTERM or the
         dispatcher's end. Returns the exit code for this process."""
-        return serve_in(self.join(), loader_of(app, self._folders, factory=self.config.factory))
+        return serve_in(self._join(), loader_of(app, self._folders, factory=self.config.factory))
 
     def _let_go(self, *, but_endpoints: bool = False) -> None:
         """In a child of the owner's: it would keep the port open when all others have closed it."""

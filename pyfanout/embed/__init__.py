@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, cast
 from pyfanout.embed.runner import Runner
 from pyfanout.errors import ConfigError
 from pyfanout.kind import SERVERS, Kind
+from pyfanout.worker.serving import ServingWorker
 
 if TYPE_CHECKING:
     from pyfanout.app import App
 
-__all__ = ["Runner", "runner_of", "title_of"]
+__all__ = ["Runner", "ServingWorker", "runner_of", "title_of"]
 
 
 def runner_of(app: App, kind: Kind, server: str) -> Runner:

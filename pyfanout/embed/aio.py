@@ -14,10 +14,11 @@ from pyfanout.embed.runner import GRACE_S, LOOK_S, Runner
 from pyfanout.worker import loop_child
 from pyfanout.worker.aio import CANCEL_S, close, hooks, runner_of, signals_through
 from pyfanout.worker.loop_threads import watch_threads
+from pyfanout.worker.serving import ServingWorker, inside
 
 if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 log = logging.getLogger("pyfanout.worker")
 
@@ -37,7 +38,7 @@ class AsyncioRunner(Runner):
 
     @abstractmethod
     async def run(
-        self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
+        self, worker: ServingWorker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
         """Serve from `listener`, calling `started` once when connections may come; when `stopping` is set, stop
         gracefully and return. By then each connection was silent for a while, or the time is nearly up."""
@@ -76,18 +77,19 @@ class AsyncioRunner(Runner):
         """Called, before `stopping` is set or after it, when the worker shall stop at once: wait for no client. If
         `run` has not returned a second later, it is cancelled."""
 
-    def serve(self, worker: Worker) -> None:
+    def serve(self, face: ServingWorker) -> None:
+        worker = inside(face)
         runner = runner_of(worker, loop_factory(self.loop, worker.config))
         try:
             runner.run(self._live(worker))
         finally:
             close(worker, runner)
 
-    async def _live(self, worker: Worker) -> None:
+    async def _live(self, worker: WorkerProcess) -> None:
         async with hooks(worker):
             await self._serve(worker)
 
-    async def _serve(self, worker: Worker) -> None:
+    async def _serve(self, worker: WorkerProcess) -> None:
         loop = asyncio.get_running_loop()
         watch_threads(worker.watch, loop)
         worker.farewell.on(loop)
@@ -123,7 +125,7 @@ class AsyncioRunner(Runner):
             stopping.set()
             stopped.set()
 
-        serving = loop.create_task(self.run(worker, listener, started, stopping))
+        serving = loop.create_task(self.run(ServingWorker(worker), listener, started, stopping))
         await asyncio.wait([serving, given_up], return_when=asyncio.FIRST_COMPLETED)
         if worker.forked:  # asyncio has no running loop in a child, so the server's copy fails
             await loop.create_future()
@@ -138,7 +140,7 @@ class AsyncioRunner(Runner):
             listener.close()
         _leave(worker, serving)
 
-    async def _settle(self, worker: Worker, listener: Listener, stopping: asyncio.Event) -> None:
+    async def _settle(self, worker: WorkerProcess, listener: Listener, stopping: asyncio.Event) -> None:
         """`_serve` cancels it when the server has stopped."""
         loop = asyncio.get_running_loop()
         end_s = loop.time() + max(worker.config.drain_timeout - GRACE_S, 0)
@@ -172,7 +174,7 @@ class AsyncioRunner(Runner):
         given_up.set_result(None)
 
 
-def _leave(worker: Worker, serving: asyncio.Task[None]) -> None:
+def _leave(worker: WorkerProcess, serving: asyncio.Task[None]) -> None:
     """The server has stopped, or was given up. Raises what it has raised."""
     if not serving.done():
         log.warning("worker=%d: its server does not stop, although it was cancelled", worker.slot)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 from pyfanout.embed.aio import AsyncioRunner
 from pyfanout.embed.counting import counted
 from pyfanout.embed.runner import FAREWELL_S, SERVICE_RESTART
+from pyfanout.worker.serving import ServingWorker, inside
 
 if TYPE_CHECKING:
     from aiohttp import web
 
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.worker import Worker
 
 HURRY_S = 0.7
 """For handlers that are cancelled in a fast stop; then come the application's `on_cleanup` callbacks."""
@@ -43,8 +43,9 @@ class Runner(AsyncioRunner):
         """aiohttp's own list of connections does not tell websockets from other requests."""
 
     async def run(
-        self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
+        self, face: ServingWorker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
+        worker = inside(face)
         from aiohttp import web
 
         class AppRunner(web.AppRunner):

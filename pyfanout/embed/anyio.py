@@ -14,13 +14,14 @@ from pyfanout import greenlets
 from pyfanout.embed.aio import AsyncioRunner
 from pyfanout.embed.runner import LOOK_S
 from pyfanout.worker import clients
+from pyfanout.worker.serving import ServingWorker, inside
 
 if TYPE_CHECKING:
     import anyio
     from anyio.abc import ByteStream, SocketListener
 
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 log = logging.getLogger("pyfanout.worker")
 
@@ -41,8 +42,9 @@ class Runner(AsyncioRunner):
         super().check()
 
     async def run(
-        self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
+        self, face: ServingWorker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
+        worker = inside(face)
         import anyio
         from anyio.abc import SocketAttribute, SocketListener
         from anyio.streams.tls import TLSStream
@@ -81,7 +83,7 @@ class Runner(AsyncioRunner):
                     listener.connections.end_silent()
                     await anyio.sleep(LOOK_S)
 
-    async def _handle(self, worker: Worker, stream: ByteStream) -> None:
+    async def _handle(self, worker: WorkerProcess, stream: ByteStream) -> None:
         import anyio
 
         try:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from pyfanout import greenlets
 from pyfanout.embed.threaded import ThreadedRunner
 from pyfanout.embed.views import view
+from pyfanout.worker.serving import ServingWorker, inside
 
 if TYPE_CHECKING:
     from pyfanout.kind import WSGIApp
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.worker import Worker
 
 
 class Runner(ThreadedRunner):
@@ -29,7 +29,8 @@ class Runner(ThreadedRunner):
         self._server: Any = None
         self._listener: Any = None
 
-    def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
+    def run(self, face: ServingWorker, listener: Listener, started: Callable[[], None]) -> None:
+        worker = inside(face)
         from pyfanout.embed.cheroot_server import Server
 
         self._listener = listener

@@ -18,7 +18,7 @@ from pyfanout.worker.threads import Pool
 if TYPE_CHECKING:
     from pyfanout.kind import WSGIApp
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 _known_as: Callable[[Any], Any] = wsgi.Server.resolve_real_bind_addr
 
@@ -65,7 +65,7 @@ class Connection(HTTPConnection):
 class Server(wsgi.Server):
     ConnectionClass = Connection
 
-    def __init__(self, worker: Worker, listener: Listener, app: WSGIApp, options: dict[str, Any]) -> None:
+    def __init__(self, worker: WorkerProcess, listener: Listener, app: WSGIApp, options: dict[str, Any]) -> None:
         super().__init__(("127.0.0.1", 0), app, **options)
         self.worker = worker
         self.wsgi_app = counted(informed(app, worker, multithread=self.numthreads > 1), worker)

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from typing import ParamSpec
 
     from pyfanout.kind import ASGIApp
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
     P = ParamSpec("P")
 
 T = TypeVar("T")
 
 
-def counted(handle: Callable[P, T], worker: Worker) -> Callable[P, T]:
+def counted(handle: Callable[P, T], worker: WorkerProcess) -> Callable[P, T]:
     """A function to be called in the place of `handle`, for each request; `handle` itself if nothing is counted."""
     count = worker.counter("request")
     if count is None:
@@ -30,7 +30,7 @@ def counted(handle: Callable[P, T], worker: Worker) -> Callable[P, T]:
     return counting
 
 
-def counted_asgi(app: ASGIApp, worker: Worker) -> ASGIApp:
+def counted_asgi(app: ASGIApp, worker: WorkerProcess) -> ASGIApp:
     """The same for an ASGI application: its lifespan is no request, a websocket is one."""
     handle = counted(app, worker)
     if handle is app:

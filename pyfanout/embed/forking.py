@@ -15,7 +15,7 @@ from pyfanout.link.messages import WAKE
 
 if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 CLEAN_UP_S = 0.8
 """Seconds for the `finally` clauses of their handlers. The worker has 2 between SIGQUIT and SIGKILL, or 1 if the master
@@ -30,7 +30,7 @@ LOOK_S = 0.01
 class Children:
     """Those of one server, in its worker."""
 
-    def __init__(self, server: Any, worker: Worker, listener: Listener) -> None:
+    def __init__(self, server: Any, worker: WorkerProcess, listener: Listener) -> None:
         self._server = server
         self._worker = worker
         self._listener = listener
@@ -76,7 +76,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def tracked(process_request: Callable[..., object], worker: Worker) -> Callable[..., object]:
+def tracked(process_request: Callable[..., object], worker: WorkerProcess) -> Callable[..., object]:
     """Forks a child, which is in `active_children` when a stop looks there."""
 
     def process(request: Any, address: Any) -> None:
@@ -86,7 +86,7 @@ def tracked(process_request: Callable[..., object], worker: Worker) -> Callable[
     return process
 
 
-def collecting(server: Any, worker: Worker, listener: Listener) -> Callable[..., None]:
+def collecting(server: Any, worker: WorkerProcess, listener: Listener) -> Callable[..., None]:
     """Collects children that have ended. At `max_children` the server waits until one has, and does not read its
     listener meanwhile; here it reads what the master says."""
     collect = server.collect_children

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
 from pyfanout.embed.runner import LOOK_S
+from pyfanout.worker.serving import ServingWorker, inside
 
 if TYPE_CHECKING:
     from pyfanout.kind import BlockingHandler, WSGIApp
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 
 KILL_S = 0.25
@@ -45,11 +46,12 @@ class Runner(runner.Runner):
         self._is_handler = handler
         self.server_options: dict[str, Any] = options
 
-    def serve(self, worker: Worker) -> None:
+    def serve(self, face: ServingWorker) -> None:
+        worker = inside(face)
         with _awake_for_signals():
             self._serve(worker)
 
-    def _serve(self, worker: Worker) -> None:
+    def _serve(self, worker: WorkerProcess) -> None:
         import gevent
         from gevent.event import Event
 
@@ -91,7 +93,7 @@ class Runner(runner.Runner):
                 worker.signals.plain()
                 worker.call_hook(worker.config.on_worker_exit)
 
-    def _server(self, worker: Worker, listener: Listener) -> Any:
+    def _server(self, worker: WorkerProcess, listener: Listener) -> Any:
         from pyfanout.embed import gevent_server
 
         server_of = gevent_server.StreamServer if self._is_handler else gevent_server.WSGIServer
@@ -105,7 +107,7 @@ class Runner(runner.Runner):
         return server
 
 
-def _end(worker: Worker, listener: Listener, server: Any) -> None:
+def _end(worker: WorkerProcess, listener: Listener, server: Any) -> None:
     """The drain is over, or its time is, or it is a fast stop: greenlets of requests are killed, and once more if they
     catch that."""
     server.close()
@@ -136,7 +138,7 @@ def _awake_for_signals() -> Iterator[None]:
         os.close(writer)
 
 
-def _settle(worker: Worker, listener: Listener, leaving: Any) -> None:
+def _settle(worker: WorkerProcess, listener: Listener, leaving: Any) -> None:
     """Until each connection is over, or silent, or the time is up."""
     import gevent
 
@@ -147,7 +149,7 @@ def _settle(worker: Worker, listener: Listener, leaving: Any) -> None:
     leaving.set()
 
 
-def _hear(worker: Worker) -> None:
+def _hear(worker: WorkerProcess) -> None:
     """Answers pings from the hub that serves."""
     import gevent
     from gevent.socket import wait_read

@@ -22,7 +22,7 @@ from pyfanout.worker.threads import Pool
 if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener
     from pyfanout.worker.public import Bound
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 
 class NoHandshakeError(Exception):
@@ -62,7 +62,7 @@ class Connection(Counting, socket.socket):
 class Accepting(server.StreamServer):
     """What both servers have in common: they accept from the listener, and close each connection once."""
 
-    worker: Worker
+    worker: WorkerProcess
     listener: Listener
 
     def do_read(self) -> Any:
@@ -96,7 +96,7 @@ class Accepting(server.StreamServer):
 class StreamServer(Accepting):
     """`options` are those of gevent's own."""
 
-    def __init__(self, worker: Worker, listener: Listener, app: Any, **options: Any) -> None:
+    def __init__(self, worker: WorkerProcess, listener: Listener, app: Any, **options: Any) -> None:
         self.worker, self.listener = worker, listener
         self._app = app
         super().__init__(listener, **_with_pool(options))
@@ -134,7 +134,7 @@ class WSGIServer(Accepting, pywsgi.WSGIServer):
 
     handler_class = WSGIHandler
 
-    def __init__(self, worker: Worker, listener: Listener, app: Any, **options: Any) -> None:
+    def __init__(self, worker: WorkerProcess, listener: Listener, app: Any, **options: Any) -> None:
         self.worker, self.listener = worker, listener
         super().__init__(listener, **{"log": None, **_with_pool(options)})
         at_once = math.inf if self.pool is None or self.pool.size is None else self.pool.size

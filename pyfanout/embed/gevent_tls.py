@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import ssl
 
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 
 class SecureSocket(Sending, SSLSocket):
@@ -32,7 +32,7 @@ class SecureSocket(Sending, SSLSocket):
 class Handshake:
     """A server's `wrap_socket`, with a limit of time."""
 
-    def __init__(self, worker: Worker, listener: Listener, context: ssl.SSLContext) -> None:
+    def __init__(self, worker: WorkerProcess, listener: Listener, context: ssl.SSLContext) -> None:
         context.sslsocket_class = SecureSocket
         self._timeout_s = worker.config.handshake_timeout
         self._listener = listener

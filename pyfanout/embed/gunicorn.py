@@ -42,12 +42,13 @@ from pyfanout.worker import idle, loop_child
 from pyfanout.worker.connection import Connection
 from pyfanout.worker.loop_threads import watch_threads
 from pyfanout.worker.receipt import Receipt
+from pyfanout.worker.serving import inside
 from pyfanout.worker.threads import Pool
 from pyfanout.worker.tls import SecureConnection
 
 if TYPE_CHECKING:
     from pyfanout.worker.public import Public
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 HEARTBEAT_S = 1.0
 """Between two signs of life for the arbiter, of a sync worker that has nothing to do; half of `--timeout` if that is
@@ -117,7 +118,7 @@ class Joined:
 
     def init_process(self) -> None:
         try:
-            self._worker = self._dispatcher.join()
+            self._worker = inside(self._dispatcher.join())
         except (WorkerError, OSError) as error:
             self.log.error("cannot join: %s", error)
             time.sleep(AGAIN_S)
@@ -397,7 +398,7 @@ class _Accepting:
 class _Pool(socket.socket):
     """The reading end of the pool's channel, with what gunicorn wants to know of a listening socket."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: WorkerProcess) -> None:
         super().__init__(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=worker.channel(pool=True))
         self._address = worker.public.first.address
 

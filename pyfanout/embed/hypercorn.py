@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.embed.asgi import ASGIRunner
 from pyfanout.embed.counting import counted_asgi
 from pyfanout.errors import ConfigError
+from pyfanout.worker.serving import ServingWorker, inside
 
 if TYPE_CHECKING:
     import ssl
 
     from pyfanout.kind import ASGIApp
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.worker import Worker
 
 HURRY_S = 0.9
 """For handlers, which see the end of their connection, and are cancelled. If it cancels what is left, asyncio
@@ -36,8 +36,9 @@ class Runner(ASGIRunner):
         self._listener: Any = None
 
     async def run(
-        self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
+        self, face: ServingWorker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
+        worker = inside(face)
         from hypercorn.asyncio import serve, tcp_server
         from hypercorn.config import Config, Sockets
 

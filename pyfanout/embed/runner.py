@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.errors import ConfigError, LoadError
 
 if TYPE_CHECKING:
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.serving import ServingWorker
 
 GRACE_S = 1.0
 """Of `drain_timeout`, what is left to the server's own graceful stop, which ends what has not ended by itself."""
@@ -77,7 +77,7 @@ class Runner(ABC):
                 raise LoadError(f"{name} is not installed: {hint}") from None
 
     @abstractmethod
-    def serve(self, worker: Worker) -> None:
+    def serve(self, worker: ServingWorker) -> None:
         """The whole life of the server in this worker. It
 
         - calls the hooks `on_worker_start` and `on_worker_exit` by `worker.call_hook`, which runs no coroutine;

@@ -31,11 +31,12 @@ from pyfanout.embed.wsgi import informed
 from pyfanout.worker import blocking
 from pyfanout.worker.idle import LOOK_S as IDLE_LOOK_S
 from pyfanout.worker.idle import end_if_idle
+from pyfanout.worker.serving import ServingWorker, inside
 
 if TYPE_CHECKING:
     from pyfanout.kind import SocketServer
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 
 class _LoopIsOverError(BaseException):
@@ -68,7 +69,8 @@ class Runner(ThreadedRunner):
         self._is_over = False
         """Another loop finds that when it accepts."""
 
-    def serve(self, worker: Worker) -> None:
+    def serve(self, face: ServingWorker) -> None:
+        worker = inside(face)
         self._server = server = self._make(worker.public.first.address)
         server.socket.close()
         refuse_wrapped(server)
@@ -84,11 +86,12 @@ class Runner(ThreadedRunner):
         if type(server).handle_error is socketserver.BaseServer.handle_error:
             server.handle_error = unless_gone(server.handle_error, worker)
         if threads or forks:
-            super().serve(worker)
+            super().serve(face)
         else:
             blocking.serve(worker, _Single(server, worker), counted=not self.shows_requests)
 
-    def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
+    def run(self, face: ServingWorker, listener: Listener, started: Callable[[], None]) -> None:
+        worker = inside(face)
         server = self._server
         activate(server, listener, worker)
         server.shutdown_request = with_farewell(server.shutdown_request, worker)
@@ -122,7 +125,7 @@ class Runner(ThreadedRunner):
         """In threads and children that `server_close` need not wait for, too."""
         return bool(listener.live or (self._children and self._children.serving()))
 
-    def _minded(self, finish_request: Callable[..., object], worker: Worker) -> Callable[..., object]:
+    def _minded(self, finish_request: Callable[..., object], worker: WorkerProcess) -> Callable[..., object]:
         """In a child of a forking server: when the worker drains, the child ends its connection if it is idle. The
         worker itself has closed its copy of it. SIGQUIT ends the child at once."""
         self._drains = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -145,7 +148,7 @@ class Runner(ThreadedRunner):
 
         return finish
 
-    def _leaves(self, worker: Worker) -> bool:
+    def _leaves(self, worker: WorkerProcess) -> bool:
         return self._child_drains if worker.forked else worker.leaves
 
     def drains(self) -> None:
@@ -182,7 +185,7 @@ class Runner(ThreadedRunner):
 class _Single:
     """A server that handles one request at a time, as a blocking handler."""
 
-    def __init__(self, server: Any, worker: Worker) -> None:
+    def __init__(self, server: Any, worker: WorkerProcess) -> None:
         self._server = server
         self._listening = StandIn(worker.public.first)
         server.shutdown = worker.drain  # there is no loop of its own to wait for

@@ -16,7 +16,7 @@ from pyfanout.errors import ConfigError
 
 if TYPE_CHECKING:
     from pyfanout.worker.public import Bound
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 LOCAL_NAME = "localhost"
 """SERVER_NAME on a UNIX socket, if a client does not say another one."""
@@ -71,7 +71,7 @@ def refuse_wrapped(server: Any, plain: type[socket.socket] | None = socket.socke
         )
 
 
-def activate(server: Any, listening: Any, worker: Worker) -> None:
+def activate(server: Any, listening: Any, worker: WorkerProcess) -> None:
     """It sets its names, and may do what its class wants at that point. With several listeners a handler gets a view of
     the server, in which `server_address` and all that `server_bind` has set are those of its connection's listener."""
 
@@ -92,7 +92,7 @@ def activate(server: Any, listening: Any, worker: Worker) -> None:
         vars(server)["get_request"] = _with_host(server.get_request)
 
 
-def _bind(server: Any, bound: Bound, listening: Any, worker: Worker) -> None:
+def _bind(server: Any, bound: Bound, listening: Any, worker: WorkerProcess) -> None:
     """An HTTP server takes each address for a host and a port, of which it makes its name."""
     server.address_family, server.server_address, server.socket = bound.family, bound.address, listening
     with contextlib.ExitStack() as stack:

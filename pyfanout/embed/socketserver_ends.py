@@ -14,10 +14,10 @@ from pyfanout.worker.receipt import CLOSED, Receipt
 
 if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 
-def unless_gone(handle_error: Callable[[Any, Any], None], worker: Worker) -> Callable[[Any, Any], None]:
+def unless_gone(handle_error: Callable[[Any, Any], None], worker: WorkerProcess) -> Callable[[Any, Any], None]:
     """Prints a traceback, but not for each client that breaks off."""
 
     def handle(request: Any, address: Any) -> None:
@@ -30,7 +30,7 @@ def unless_gone(handle_error: Callable[[Any, Any], None], worker: Worker) -> Cal
     return handle
 
 
-def with_farewell(shutdown_request: Callable[[Any], None], worker: Worker) -> Callable[[Any], None]:
+def with_farewell(shutdown_request: Callable[[Any], None], worker: WorkerProcess) -> Callable[[Any], None]:
     """With TLS the process that has served a client sends close_notify; a forking server's parent calls
     `close_request`. The child reads late input of its client, because the worker has no descriptor for it any more."""
 

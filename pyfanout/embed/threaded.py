@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from pyfanout import greenlets
 from pyfanout.embed.runner import GRACE_S, LOOK_S, Runner
+from pyfanout.worker.serving import ServingWorker, inside
 from pyfanout.worker.signals import Stopped
 
 if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 
 class ThreadedRunner(Runner):
@@ -39,7 +40,7 @@ class ThreadedRunner(Runner):
         greenlets.refuse(type(self).__module__.rpartition(".")[2], self.unpatched, self.instead)
 
     @abstractmethod
-    def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
+    def run(self, worker: ServingWorker, listener: Listener, started: Callable[[], None]) -> None:
         """Serve from `listener`, calling `started` once when connections may come, until `stop` was called and all is
         done."""
 
@@ -55,7 +56,8 @@ class ThreadedRunner(Runner):
     def drains(self) -> None:
         """Called when it begins to drain: have the answers from now on say that the connection ends."""
 
-    def serve(self, worker: Worker) -> None:
+    def serve(self, face: ServingWorker) -> None:
+        worker = inside(face)
         worker.call_hook(worker.config.on_worker_start)
         self.refuse_greenlets()
         listener = worker.listener(control=self.control, tls=True, counted=not self.shows_requests)
@@ -84,7 +86,7 @@ class ThreadedRunner(Runner):
             worker.ready(pool=False, threads=0)
 
         try:
-            self.run(worker, listener, started)
+            self.run(ServingWorker(worker), listener, started)
             settled.wait()  # `stop` may have more to do than to have `run` return
         except Stopped:
             worker.stopped_with(listener.live)
@@ -94,7 +96,7 @@ class ThreadedRunner(Runner):
                 listener.close()
             worker.call_hook(worker.config.on_worker_exit)
 
-    def _settle(self, worker: Worker, listener: Listener, end_s: float, settled: threading.Event) -> None:
+    def _settle(self, worker: WorkerProcess, listener: Listener, end_s: float, settled: threading.Event) -> None:
         """See `aio.AsyncioRunner`. A task of the worker's `background`: it may begin anew."""
         while self.waits(listener, end_s):
             worker.background.sleep(LOOK_S)

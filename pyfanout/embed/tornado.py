@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.embed.aio import AsyncioRunner
 from pyfanout.embed.runner import LOOK_S, SERVICE_RESTART
 from pyfanout.worker import clients
+from pyfanout.worker.serving import ServingWorker, inside
 
 if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.worker import Worker
 
 
 class Runner(AsyncioRunner):
@@ -36,8 +36,9 @@ class Runner(AsyncioRunner):
         """Requests that are under way are cut off."""
 
     async def run(
-        self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
+        self, face: ServingWorker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
+        worker = inside(face)
         from pyfanout.embed.tornado_server import Server
 
         self._track_websockets()

@@ -14,13 +14,13 @@ from pyfanout.embed.counting import counted
 from pyfanout.worker import clients
 
 if TYPE_CHECKING:
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 
 class CountedRequest(HTTPMessageDelegate):
     """It counts when its head has been read: before that there is only a connection."""
 
-    def __init__(self, delegate: HTTPMessageDelegate, worker: Worker) -> None:
+    def __init__(self, delegate: HTTPMessageDelegate, worker: WorkerProcess) -> None:
         # Instead of methods that only call those: one is called for each part of a body.
         self.headers_received = counted(delegate.headers_received, worker)  # type: ignore[method-assign]
         self.data_received = delegate.data_received  # type: ignore[method-assign]
@@ -31,7 +31,7 @@ class CountedRequest(HTTPMessageDelegate):
 class Server(HTTPServer):
     """Knows the latest request of each connection; `close_all_connections` cuts off one that goes on."""
 
-    worker: Worker
+    worker: WorkerProcess
     """Set before it accepts."""
 
     def _handle_connection(self, connection: socket.socket, address: Any) -> None:

@@ -12,12 +12,13 @@ from pyfanout import greenlets
 from pyfanout.embed import runner
 from pyfanout.embed.runner import LOOK_S
 from pyfanout.worker import child, clients
+from pyfanout.worker.serving import ServingWorker, inside
 
 if TYPE_CHECKING:
     import trio
 
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 log = logging.getLogger("pyfanout.worker")
 
@@ -42,7 +43,8 @@ class Runner(runner.Runner):
         greenlets.refuse("trio", greenlets.ALL, "do not patch its process")
         super().check()
 
-    def serve(self, worker: Worker) -> None:
+    def serve(self, face: ServingWorker) -> None:
+        worker = inside(face)
         import trio
 
         worker.call_hook(worker.config.on_worker_start)
@@ -51,13 +53,13 @@ class Runner(runner.Runner):
         finally:
             worker.call_hook(worker.config.on_worker_exit)
 
-    async def _live(self, worker: Worker) -> None:
+    async def _live(self, worker: WorkerProcess) -> None:
         try:
             await self._run(worker)
         finally:
             worker.signals.plain()  # trio may not run a callback that is scheduled from here on
 
-    async def _run(self, worker: Worker) -> None:
+    async def _run(self, worker: WorkerProcess) -> None:
         import trio
 
         from pyfanout.embed.trio_listener import PassedListener
@@ -113,7 +115,7 @@ async def _accept(listener: Any, nursery: Any, handler: Any, *, task_status: Any
         await trio.serve_listeners(handler, [listener], handler_nursery=nursery)
 
 
-async def _handle(worker: Worker, listener: Listener, handler: Any, stream: Any) -> None:
+async def _handle(worker: WorkerProcess, listener: Listener, handler: Any, stream: Any) -> None:
     """One connection. What goes wrong with it is its own affair: in trio it would end the server."""
     import trio
 
@@ -164,7 +166,7 @@ def _lineage() -> Iterator[trio.lowlevel.Task]:
         task = task.parent_nursery and task.parent_nursery.parent_task
 
 
-async def _settle(worker: Worker, listener: Listener, handlers: Any) -> None:
+async def _settle(worker: WorkerProcess, listener: Listener, handlers: Any) -> None:
     """Until all handlers have returned, or the time is up; those that only wait for a client find the end."""
     import trio
 

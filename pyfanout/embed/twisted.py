@@ -11,6 +11,7 @@ from pyfanout.embed import runner
 from pyfanout.embed.runner import LOOK_S
 from pyfanout.embed.views import view
 from pyfanout.embed.wsgi import informed
+from pyfanout.worker.serving import ServingWorker, inside
 from pyfanout.worker.threads import Pool, Steps
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from pyfanout.worker.listener import Listener
     from pyfanout.worker.public import Bound
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 
 class Runner(runner.Runner):
@@ -30,7 +31,8 @@ class Runner(runner.Runner):
     def __init__(self, factory: IProtocolFactory) -> None:
         self._factory = factory
 
-    def serve(self, worker: Worker) -> None:
+    def serve(self, face: ServingWorker) -> None:
+        worker = inside(face)
         from twisted.internet import reactor as found  # it is made by its import, and must be ours
 
         reactor: Any = found
@@ -63,7 +65,7 @@ class Runner(runner.Runner):
             worker.call_hook(worker.config.on_worker_exit)
 
 
-def _counts_requests(worker: Worker, factory: Any) -> bool:
+def _counts_requests(worker: WorkerProcess, factory: Any) -> bool:
     """Whether the factory is a twisted.web site, perhaps behind TLS: then its requests count, when they are whole."""
     while inner := getattr(factory, "wrappedFactory", None):
         factory = inner
@@ -83,7 +85,7 @@ def _counts_requests(worker: Worker, factory: Any) -> bool:
     return True
 
 
-def _inform_wsgi(worker: Worker) -> None:
+def _inform_wsgi(worker: WorkerProcess) -> None:
     """Applications of a WSGIResource."""
     if (wsgi := sys.modules.get("twisted.web.wsgi")) is not None:
         respond = wsgi._WSGIResponse
@@ -118,7 +120,7 @@ def _stop(reactor: Any) -> None:
         reactor.stop()
 
 
-def _watch_threads(worker: Worker, reactor: Any) -> None:
+def _watch_threads(worker: WorkerProcess, reactor: Any) -> None:
     """Watch the threads of `deferToThread`, and of a WSGIResource that uses the reactor's pool."""
     steps = Steps()
     reactor.callFromThread = steps.counted(reactor.callFromThread)
@@ -133,7 +135,7 @@ def _watch_threads(worker: Worker, reactor: Any) -> None:
     worker.watch.add(pool.look)
 
 
-def _settle(worker: Worker, listener: Listener, port: Any, reactor: Any) -> None:
+def _settle(worker: WorkerProcess, listener: Listener, port: Any, reactor: Any) -> None:
     """Ends connections that wait for a request, until all are over or the time is up."""
     _say_goodbye()
     end_s = reactor.seconds() + worker.config.drain_timeout
@@ -154,7 +156,7 @@ def _settle(worker: Worker, listener: Listener, port: Any, reactor: Any) -> None
     look()
 
 
-def _port(worker: Worker, listener: Listener, factory: Any, reactor: Any) -> Any:
+def _port(worker: WorkerProcess, listener: Listener, factory: Any, reactor: Any) -> Any:
     """A port that accepts from our listener, and knows its protocols."""
     from twisted.internet import address, tcp, unix
 

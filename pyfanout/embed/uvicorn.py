@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.embed.asgi import Application, ASGIRunner, single_callable
 from pyfanout.embed.counting import counted_asgi
 from pyfanout.errors import ConfigError
+from pyfanout.worker.serving import ServingWorker, inside
 
 if TYPE_CHECKING:
     from pyfanout.kind import ASGIApp
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.worker import Worker
 
 HURRY_S = 0.7
 """For requests that are cancelled in a fast stop; then comes the lifespan's shutdown."""
@@ -39,8 +39,9 @@ class Runner(ASGIRunner):
         """Set when the applications were told that the worker drains."""
 
     async def run(
-        self, worker: Worker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
+        self, face: ServingWorker, listener: Listener, started: Callable[[], None], stopping: asyncio.Event
     ) -> None:
+        worker = inside(face)
         import uvicorn
 
         from pyfanout.embed.uvicorn_server import Server

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed.threaded import ThreadedRunner
+from pyfanout.worker.serving import ServingWorker, inside
 
 if TYPE_CHECKING:
     from pyfanout.kind import WSGIApp
     from pyfanout.worker.listener import Listener
-    from pyfanout.worker.worker import Worker
 
 DRAIN_S = 0.1
 """Seconds between two looks for channels that are done, while it stops."""
@@ -33,7 +33,8 @@ class Runner(ThreadedRunner):
         self._server: Any = None
         self._stopping = False
 
-    def run(self, worker: Worker, listener: Listener, started: Callable[[], None]) -> None:
+    def run(self, face: ServingWorker, listener: Listener, started: Callable[[], None]) -> None:
+        worker = inside(face)
         from waitress import wasyncore
 
         from pyfanout.embed.waitress_server import Control, server_on

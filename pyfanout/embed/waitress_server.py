@@ -17,7 +17,7 @@ from pyfanout.worker.threads import Pool
 if TYPE_CHECKING:
     from pyfanout.worker.listener import Listener
     from pyfanout.worker.public import Bound
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 
 class Task(task.WSGITask):
@@ -42,7 +42,7 @@ class Channel(channel.HTTPChannel):
 class Control(wasyncore.dispatcher):
     """Answers pings from the loop that serves."""
 
-    def __init__(self, worker: Worker, loop: dict[int, Any]) -> None:
+    def __init__(self, worker: WorkerProcess, loop: dict[int, Any]) -> None:
         self._worker = worker
         super().__init__(worker.link.sock, map=loop)
 
@@ -56,7 +56,7 @@ class Control(wasyncore.dispatcher):
 
 
 def server_on(
-    worker: Worker, listener: Listener, app: Any, loop: dict[int, Any], options: dict[str, Any]
+    worker: WorkerProcess, listener: Listener, app: Any, loop: dict[int, Any], options: dict[str, Any]
 ) -> TcpWSGIServer:
     """As waitress's `create_server`, which ignores a socket that is none to gevent, and opens its default port."""
     kind = UnixWSGIServer if listener.family == socket.AF_UNIX else TcpWSGIServer

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyfanout.kind import WSGIApp
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 
-def informed(app: WSGIApp, worker: Worker, *, multithread: bool, multiprocess: bool = False) -> WSGIApp:
+def informed(app: WSGIApp, worker: WorkerProcess, *, multithread: bool, multiprocess: bool = False) -> WSGIApp:
     """`app`, called with true values of `wsgi.multithread`, and of `wsgi.multiprocess`: whether there are to be several
     workers, or the server has several processes in each (`multiprocess`). The servers do not know of the former."""
 

@@ -21,7 +21,8 @@ from pyfanout.link.messages import Stage
 from pyfanout.worker.idle import LOOK_S, Borrowed
 
 if TYPE_CHECKING:
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.host import Host
+    from pyfanout.worker.listener import Listener
 
 log = logging.getLogger("pyfanout.worker")
 
@@ -36,7 +37,7 @@ LAST_WORDS = 0.1
 class _Acceptance:
     """Waits for one."""
 
-    def __init__(self, worker: Worker, accepted: Callable[[], None]) -> None:
+    def __init__(self, worker: Host, accepted: Callable[[], None]) -> None:
         self._worker = worker
         self._accepted = accepted
         self._is_over = False
@@ -62,12 +63,11 @@ class _Acceptance:
             worker.background.sleep(LOOK_S)
 
 
-def await_acceptance(worker: Worker, accepted: Callable[[], None]) -> None:
+def await_acceptance(worker: Host, listener: Listener, accepted: Callable[[], None]) -> None:
     """Have the listener call `accepted` when its server accepts for the first time. If the server has not done that
     when `boot_timeout` is nearly over, the worker ends, and says why; one that has joined a dispatcher only logs it."""
-    assert worker.accepting is not None
     acceptance = _Acceptance(worker, accepted)
-    worker.accepting.wake(acceptance.accepts)
+    listener.wake(acceptance.accepts)
     with contextlib.suppress(RuntimeError):  # no thread can be had: then the master alone ends it
         worker.background.start(acceptance.watch)
 

@@ -30,8 +30,9 @@ from pyfanout.worker.receipt import Receipt
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
+    from pyfanout.worker.face import Worker
     from pyfanout.worker.preamble import Preambles
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 log = logging.getLogger("pyfanout.worker")
 
@@ -50,7 +51,7 @@ STREAM_LIMIT = 64 * 1024
 class Server:
     """The loop of one worker. At most `max_connections` are open at once; then it stops reading its channel."""
 
-    def __init__(self, worker: Worker, handler: AsyncHandler, fd: int) -> None:
+    def __init__(self, worker: WorkerProcess, handler: AsyncHandler, fd: int) -> None:
         self._worker = worker
         self._handler = handler
         self._fd = fd
@@ -331,7 +332,7 @@ def _drop(_: object) -> None:
     """In the place of a reader's `feed_data`."""
 
 
-def serve(worker: Worker, handler: AsyncHandler) -> None:
+def serve(worker: WorkerProcess, handler: AsyncHandler) -> None:
     """Start hook, READY, connections, exit hook. A hook may be a coroutine function: it runs on the loop."""
     fd = worker.channel(pool=False)
 
@@ -346,13 +347,15 @@ def serve(worker: Worker, handler: AsyncHandler) -> None:
         close(worker, runner)
 
 
-def runner_of(worker: Worker, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> asyncio.Runner:
+def runner_of(
+    worker: WorkerProcess, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+) -> asyncio.Runner:
     """Of the loop that the application has used while it was loaded; else of a new one."""
-    used = None if worker.loops is None else worker.loops.runner
+    used = worker.used_runner
     return asyncio.Runner(loop_factory=loop_factory) if used is None else used
 
 
-def close(worker: Worker, runner: asyncio.Runner) -> None:
+def close(worker: WorkerProcess, runner: asyncio.Runner) -> None:
     """Cancel what still runs, and close the loop. A runner's own `close` waits for tasks that do not end when they are
     cancelled, and for the threads of the default executor; after a SIGQUIT there is no time for that."""
     if worker.forked:  # a child that a handler forked, and that calls sys.exit, cancels no tasks
@@ -366,7 +369,7 @@ def close(worker: Worker, runner: asyncio.Runner) -> None:
         runner.close()
 
 
-async def _end_tasks(worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
+async def _end_tasks(worker: WorkerProcess, loop: asyncio.AbstractEventLoop) -> None:
     """Cancel all other tasks, those that catch it again after a while, and wait for a second at most."""
     tasks = asyncio.all_tasks(loop) - {asyncio.current_task(loop)}
     left, patience_s = tasks, CANCEL_S
@@ -387,7 +390,7 @@ async def _end_tasks(worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
     await asyncio.wait([closing], timeout=LOOK_S)
 
 
-def _headless(worker: Worker) -> Preambles | None:
+def _headless(worker: WorkerProcess) -> Preambles | None:
     """The preambles of PROXY headers; None: there are none."""
     if not worker.config.proxy_protocol:
         return None
@@ -397,7 +400,7 @@ def _headless(worker: Worker) -> Preambles | None:
 
 
 @contextlib.asynccontextmanager
-async def hooks(worker: Worker) -> AsyncIterator[None]:
+async def hooks(worker: WorkerProcess) -> AsyncIterator[None]:
     """Start hook; exit hook."""
     with waking(worker):
         await call_hook(worker, worker.config.on_worker_start)
@@ -410,7 +413,7 @@ async def hooks(worker: Worker) -> AsyncIterator[None]:
 
 
 @contextlib.contextmanager
-def waking(worker: Worker) -> Iterator[None]:
+def waking(worker: WorkerProcess) -> Iterator[None]:
     """Meanwhile the running loop wakes up for signals: without that a signal that comes just before the loop sleeps
     would wait until something else wakes it."""
     asyncio.get_running_loop().add_signal_handler(WAKE, worker.signals.look)
@@ -422,7 +425,7 @@ def waking(worker: Worker) -> Iterator[None]:
         signal.set_wakeup_fd(-1)  # the loop closes its end before it removes its signal handlers
 
 
-def signals_through(worker: Worker, stop: Callable[[], None]) -> None:
+def signals_through(worker: WorkerProcess, stop: Callable[[], None]) -> None:
     """SIGTERM and SIGQUIT are handled between two steps of the running loop, which calls nothing else for them."""
     loop = asyncio.get_running_loop()
 
@@ -432,8 +435,8 @@ def signals_through(worker: Worker, stop: Callable[[], None]) -> None:
     worker.signals.through(loop.call_soon_threadsafe, stop, mute)
 
 
-async def call_hook(worker: Worker, hook: Callable[[Worker], object] | None) -> None:
+async def call_hook(worker: WorkerProcess, hook: Callable[[Worker], object] | None) -> None:
     """On the loop, if it is a coroutine function."""
-    result = None if hook is None or worker.forked else hook(worker)
+    result = None if hook is None or worker.forked else hook(worker.face)
     if inspect.isawaitable(result):
         await result

@@ -31,7 +31,7 @@ from pyfanout.worker.signals import Stopped, getsignal
 
 if TYPE_CHECKING:
     from pyfanout.worker.intake import Intake
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 log = logging.getLogger("pyfanout.worker")
 
@@ -48,7 +48,7 @@ NUDGES = 20
 class Server:
     """The threads of one worker."""
 
-    def __init__(self, worker: Worker, handler: BlockingHandler, *, counted: bool) -> None:
+    def __init__(self, worker: WorkerProcess, handler: BlockingHandler, *, counted: bool) -> None:
         self._worker = worker
         self._handler = handler
         self._pool = is_pooled(worker.config.policy)
@@ -303,8 +303,8 @@ class Server:
                 end_if_idle(receiver.conn)
 
 
-def serve(worker: Worker, handler: BlockingHandler, *, counted: bool = True) -> None:
-    """Start hook, READY, connections, exit hook. `counted` as in `Worker.listener`."""
+def serve(worker: WorkerProcess, handler: BlockingHandler, *, counted: bool = True) -> None:
+    """Start hook, READY, connections, exit hook. `counted` as in `WorkerProcess.listener`."""
     server = Server(worker, handler, counted=counted)
     worker.call_hook(worker.config.on_worker_start)
     greenlets.refuse("a blocking handler", greenlets.THREADS, "use --server gevent")
@@ -321,7 +321,7 @@ def _cancelled() -> type[BaseException]:
     return Exception if asyncio is None else asyncio.CancelledError
 
 
-def _intake(worker: Worker, channel_fd: int) -> Intake | None:
+def _intake(worker: WorkerProcess, channel_fd: int) -> Intake | None:
     """The intake; None: connections have no preamble. Raises ConfigError."""
     if not (worker.config.tls or worker.config.proxy_protocol):
         return None

@@ -21,7 +21,7 @@ from pyfanout.worker.epoll import epoll
 if TYPE_CHECKING:
     from pyfanout.core import Receiver
     from pyfanout.worker.preamble import Admitted, Preambles
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 log = logging.getLogger("pyfanout.worker")
 
@@ -44,7 +44,7 @@ class Intake:
     ADMITTED = 2
     """A result of `take` besides those of `Receiver.take`: a connection has done its preamble."""
 
-    def __init__(self, worker: Worker, channel_fd: int, preambles: Preambles) -> None:
+    def __init__(self, worker: WorkerProcess, channel_fd: int, preambles: Preambles) -> None:
         self._worker = worker
         self._channel_fd = channel_fd
         self._preambles = preambles

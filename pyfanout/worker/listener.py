@@ -30,7 +30,7 @@ from pyfanout.worker.live import LiveConnections
 from pyfanout.worker.receipt import CLOSED, Receipt
 
 if TYPE_CHECKING:
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.host import Host
 
 
 __all__ = ["EPOLLET", "EPOLLIN", "Listener", "epoll"]
@@ -99,7 +99,7 @@ class Bare:
 
 
 class Listener(socket.socket):
-    """Accepts what the master passes to this worker. Made by `Worker.listener`.
+    """Accepts what the master passes to this worker. Made by `WorkerProcess.listener`.
 
     To a server it is a bound, listening, non-blocking socket with the public address: `accept` raises BlockingIOError
     when there is nothing now, and always after the worker was told to drain. `bind`, `listen` and `setsockopt` do
@@ -126,9 +126,9 @@ class Listener(socket.socket):
     )
 
     def __init__(
-        self, worker: Worker, channel_fd: int, *, blocking: bool, control: bool, greedy: bool, counted: bool
+        self, worker: Host, channel_fd: int, *, blocking: bool, control: bool, greedy: bool, counted: bool
     ) -> None:
-        """See `Worker.listener`."""
+        """See `WorkerProcess.listener`."""
         # A socket object, so that its family and type are right; then another file takes its descriptor.
         super().__init__(worker.public.first.family, socket.SOCK_STREAM, worker.public.first.proto)
         self._epoll = epoll()

@@ -23,7 +23,7 @@ from pyfanout.kind import SERVERS, Kind
 if TYPE_CHECKING:
     from pyfanout.config import Config
     from pyfanout.worker.loops import Loops
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 log = logging.getLogger("pyfanout.worker")
 
@@ -41,7 +41,7 @@ _ERRORS_ABOUT_THE_LOOP = ("AsyncLibraryNotFoundError", "NoEventLoopError", "Sync
 """sniffio's, anyio's, Django's."""
 
 
-def load_for(config: Config, load: Callable[[], App], worker: Worker | None) -> tuple[App, Loops | None]:
+def load_for(config: Config, load: Callable[[], App], worker: WorkerProcess | None) -> tuple[App, Loops | None]:
     """The application, and the loops that it may have used; `settle` follows when its kind is known. Without a worker
     it is loaded as in one. Raises LoadError, or what `load` raises."""
     if isinstance(load, Given):

@@ -19,13 +19,13 @@ from pyfanout.worker.aio import close, waking
 
 if TYPE_CHECKING:
     from pyfanout.config import Config
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.worker import WorkerProcess
 
 
 class Loops:
     """Those of one application."""
 
-    def __init__(self, config: Config, name: str, worker: Worker | None) -> None:
+    def __init__(self, config: Config, name: str, worker: WorkerProcess | None) -> None:
         """`name`: of the kind of loop, as for `embed.loop.loop_factory`. No worker: the application is only checked."""
         self._config = config
         self._worker = worker

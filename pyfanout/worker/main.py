@@ -24,7 +24,8 @@ from pyfanout.kind import Kind
 from pyfanout.link.messages import Stage
 from pyfanout.recognition import doubt, kind_of
 from pyfanout.worker.loading import is_on_asyncio, load_for, settle
-from pyfanout.worker.worker import NOT_AWAITED, Worker, enlist
+from pyfanout.worker.serving import ServingWorker
+from pyfanout.worker.worker import NOT_AWAITED, WorkerProcess, enlist
 
 if TYPE_CHECKING:
     from pyfanout.worker.loops import Loops
@@ -45,7 +46,7 @@ class Serving(NamedTuple):
 
     words: str
     """For the log: "wsgi by waitress 3.0.2"."""
-    serve: Callable[[Worker], None]
+    serve: Callable[[WorkerProcess], None]
     loops: Loops | None = None
     """Those of asyncio that the application has used while it was loaded."""
 
@@ -68,16 +69,18 @@ def server_of(app: App, config: Config, loops: Loops | None = None) -> Serving:
         settle(loops, app, kind)
     if runner is None:
 
-        def serve_handler(worker: Worker) -> None:
+        def serve_handler(worker: WorkerProcess) -> None:
             if kind is Kind.HANDLER and config.as_ == "auto":
                 worker.doubt = doubt(app)
             module.serve(worker, app)
 
         return Serving(f"{kind.value} by pyfanout", serve_handler, loops)
-    return Serving(f"{kind.value} by {module.title_of(runner)}", runner.serve, loops)
+    return Serving(
+        f"{kind.value} by {module.title_of(runner)}", lambda worker: runner.serve(ServingWorker(worker)), loops
+    )
 
 
-def serving_of(load: Callable[[], App], config: Config, worker: Worker | None = None) -> Serving:
+def serving_of(load: Callable[[], App], config: Config, worker: WorkerProcess | None = None) -> Serving:
     """The same, of an application that is yet to be loaded; `worker` is the one that loads it, if there is one. Its
     loops are the caller's to close, unless it is served."""
     if config.server == "gevent":
@@ -107,7 +110,7 @@ def main(
     `stacks_fd`: where to write what all threads are doing when a signal kills it, SIGABRT from the master included.
     """
     exits.forget()
-    worker = Worker(config, public, slot, generation, ends, control, several)
+    worker = WorkerProcess(config, public, slot, generation, ends, control, several)
     enlist(worker)
     keep_heap()
     with contextlib.suppress(OSError):  # a sandbox that refuses sigaltstack: there will be no stacks
@@ -118,7 +121,7 @@ def main(
     return code
 
 
-def serve(worker: Worker, load: Callable[[], App]) -> int:
+def serve(worker: WorkerProcess, load: Callable[[], App]) -> int:
     """Load an application and serve it, until told to leave; returns an exit code. SystemExit from the application
     passes through."""
     config = worker.config
@@ -128,7 +131,8 @@ def serve(worker: Worker, load: Callable[[], App]) -> int:
     except OSError as error:
         return worker.fail(Stage.START, error)
     try:
-        worker.serving, serve, worker.loops = serving_of(load, config, worker)
+        worker.serving, serve, loops = serving_of(load, config, worker)
+        worker.used_runner = None if loops is None else loops.runner
     except (Exception, SystemExit) as error:
         return worker.fail(Stage.LOAD, error)
     try:

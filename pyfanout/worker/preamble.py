@@ -21,7 +21,7 @@ from pyfanout.worker.proxy import ProxyError, ProxyHeaderReader
 if TYPE_CHECKING:
     import ssl
 
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.host import Host
 
 
 GRAIN_S = 0.1
@@ -72,7 +72,7 @@ class Preambles:
         """When `hurry` was called."""
 
     @classmethod
-    def of(cls, worker: Worker, *, tls: bool | ssl.SSLContext) -> Preambles | None:
+    def of(cls, worker: Host, *, tls: bool | ssl.SSLContext) -> Preambles | None:
         """As the options say; None: connections have no preamble. `tls`: handshakes are part of it, with this context
         or that of the options; else the server does them. Raises ConfigError."""
         config = worker.config

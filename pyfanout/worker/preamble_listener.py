@@ -10,7 +10,7 @@ from pyfanout.worker.listener import EPOLLIN, Listener
 from pyfanout.worker.preamble import Preambles
 
 if TYPE_CHECKING:
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.host import Host
 
 DRAIN_S = 0.25
 """Seconds between two checks whether the worker drains, which shortens the time of a preamble."""
@@ -21,7 +21,7 @@ class PreambleListener(Listener):
 
     __slots__ = ("_preambles", "_timed")
 
-    def __init__(self, worker: Worker, channel_fd: int, preambles: Preambles, **options: Any) -> None:
+    def __init__(self, worker: Host, channel_fd: int, preambles: Preambles, **options: Any) -> None:
         super().__init__(worker, channel_fd, **options)
         self._preambles = preambles
         self._timed = False

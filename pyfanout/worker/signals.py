@@ -26,7 +26,7 @@ from pyfanout.link.messages import WAKE, is_drain_next
 if TYPE_CHECKING:
     from types import FrameType
 
-    from pyfanout.worker.worker import Worker
+    from pyfanout.worker.host import Host
 
 log = logging.getLogger("pyfanout.worker")
 
@@ -47,7 +47,7 @@ class Signals:
     """The signals of one worker. Without `begin` and `through` it leaves all signals alone: a worker that has joined a
     dispatcher may have a loop, and handlers, of its own."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Host) -> None:
         self._worker = worker
         self._thread = get_ident()
         self._soon: Callable[[Callable[[], None]], object] | None = None

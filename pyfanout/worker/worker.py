@@ -8,12 +8,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import itertools
 import logging
 import math
 import mmap
 import os
-import random
 import signal
 import socket
 import time
@@ -47,16 +45,17 @@ from pyfanout.link.outbox import AGAIN_NS
 from pyfanout.worker import child, connection
 from pyfanout.worker.acceptance import await_acceptance
 from pyfanout.worker.background import Background
+from pyfanout.worker.face import Worker
 from pyfanout.worker.farewell import Farewell
 from pyfanout.worker.listener import Listener
 from pyfanout.worker.public import Public
+from pyfanout.worker.quota import Quota
 from pyfanout.worker.signals import Signals
 from pyfanout.worker.threads import Watch
 
 if TYPE_CHECKING:
+    import asyncio
     import ssl
-
-    from pyfanout.worker.loops import Loops
 
 log = logging.getLogger("pyfanout.worker")
 
@@ -68,19 +67,37 @@ SHORTEST_END_S = 2.0
 
 NOT_AWAITED = "a hook may be a coroutine function only beside a server on asyncio"
 
-_current: Worker | None = None
+_current: WorkerProcess | None = None
 
 
 def current_worker() -> Worker | None:
     """The worker that this process is; None in the master, and in a child that a handler forked."""
-    return _current
+    return None if _current is None else _current.face
 
 
-class Worker:
-    """This process, as hooks and handlers see it: `slot`, `pid` and `generation` are for them, the rest is ours."""
+class WorkerProcess:
+    """This process, as the rest of pyfanout sees it. Its `face` is what hooks and handlers see."""
 
+    serving = ""
+    """What kind of application it is, and which server serves it, for the log."""
+    doubt = ""
+    """What to say when the handler fails for the first time: it may be no handler."""
+    used_runner: asyncio.Runner | None = None
+    """Of the loop that the application has used while it was loaded."""
+    accepting: Listener | None = None
+    """The listener that a server accepts from."""
     _accepts = False
     """The server has accepted, though perhaps there was no connection."""
+    _sends_late = False
+    """A thread sends what the outbox holds."""
+    on_drain: Callable[[], None] | None = None
+    """Makes what serves take no more; set by it as soon as it may take."""
+    draining = False
+    _drain_end_s: float | None = None
+    """When the time to drain is over, by `time.monotonic`."""
+    stopped = False
+    """It was told to stop now. Handlers may catch everything, as wsgiref does: then it stops after them."""
+    _stop_is_told = False
     closing = False
     """The server stops, and the worker still serves what comes."""
     finished = False
@@ -102,18 +119,15 @@ class Worker:
     ) -> None:
         """`several`: see `has_siblings`. `joined`: it is no child of the master's, but of a program that has a
         Dispatcher."""
+        self.face = Worker(self)
         self.slot = slot
-        """From 0 to workers - 1; its replacement has the same."""
         self.generation = generation
-        """Counts the workers of this slot, from 1."""
         self.pid = os.getpid()
         self.born_s = time.monotonic()
         self.config = config
         self.public = public
         self.ends = ends
         self.link = Link(control)
-        self._sends_late = False
-        """A thread sends what the outbox holds."""
         self._several = several
         self.joined = joined
         self.most = config.max_connections
@@ -125,33 +139,14 @@ class Worker:
         self.background = Background(self.signals.looks)
         self.farewell = Farewell(self.background)
         self._open_files = OpenFiles()
-        self.accepting: Listener | None = None
-        """The listener that a server accepts from."""
-        self.draining = False
-        self._drain_end_s: float | None = None
-        """When the time to drain is over, by `time.monotonic`."""
-        self.stopped = False
-        """It was told to stop now. Handlers may catch everything, as wsgiref does: then it stops after them."""
-        self._stop_is_told = False
-        self.on_drain: Callable[[], None] | None = None
-        """Makes what serves take no more; set by it as soon as it may take."""
-        self.loops: Loops | None = None
-        """See `Serving`."""
-        self.doubt = ""
-        """What to say when the handler fails for the first time: it may be no handler."""
-        self.serving = ""
-        """What kind of application it is, and which server serves it, for the log."""
         self.watch = Watch()
         """Watches the threads of the server, if it has any."""
         self.on_closing: Callable[[], None] = lambda: None
         """Has idle connections end, since the server stops; set by what serves, if there is something to do."""
-        self._served = itertools.count(1)  # next() is one step, also among threads
-        self._last = config.max_requests or None
-        if self._last:  # not the common generator: an application may have seeded it, the same for all workers
-            self._last += random.SystemRandom().randint(0, config.jitter)
+        self._quota = Quota(config.max_requests, config.jitter)
 
     def __repr__(self) -> str:
-        return f"<Worker slot={self.slot} generation={self.generation} pid={self.pid}>"
+        return f"<WorkerProcess slot={self.slot} generation={self.generation} pid={self.pid}>"
 
     @property
     def has_siblings(self) -> bool:
@@ -226,7 +221,7 @@ class Worker:
         if self.accepting is None or self._accepts:
             accepts()
         else:
-            await_acceptance(self, accepts)
+            await_acceptance(self, self.accepting, accepts)
         if self.draining and self.on_drain is not None:  # it was told while the server began to accept
             self.on_drain()
 
@@ -234,12 +229,11 @@ class Worker:
         """What is to be called, from any thread, for each `unit` of `max_requests`: "request" if the server shows its
         requests, else "connection". After the last one the worker asks for a successor, and serves on until the master
         has one that is ready. None: nothing is counted."""
-        return None if self._last is None else functools.partial(self._count, unit)
+        return self._quota.counter(functools.partial(self._on_quota, unit))
 
-    def _count(self, unit: str) -> None:
-        if next(self._served) == self._last:
-            log.info("worker=%d has served %s and wants to retire", self.slot, counted(self._last, unit))
-            self.send(WantsSuccessor())
+    def _on_quota(self, unit: str) -> None:
+        log.info("worker=%d has served %s and wants to retire", self.slot, counted(self._quota.last or 0, unit))
+        self.send(WantsSuccessor())
 
     def ended(self) -> None:
         """A connection that was taken is over: what a `Receipt` reports. The master waits for that if the worker held
@@ -390,7 +384,7 @@ class Worker:
         """Raises ConfigError for a coroutine: `aio.call_hook` is for servers on asyncio."""
         if hook is None or self.forked:
             return
-        result = hook(self)
+        result = hook(self.face)
         if inspect.iscoroutine(result):
             result.close()
             raise ConfigError(NOT_AWAITED)
@@ -403,7 +397,7 @@ class Worker:
         return LoadError.exit_code if stage is Stage.LOAD else 3
 
 
-def enlist(worker: Worker) -> None:
+def enlist(worker: WorkerProcess) -> None:
     """From now on this process is that worker, and a child that it forks is none."""
     global _current  # noqa: PLW0603 - one process is one worker
     _current = worker
@@ -416,7 +410,7 @@ def enlist(worker: Worker) -> None:
     os.register_at_fork(before=worker.background.pause, after_in_parent=worker.background.after_fork)
 
 
-def _forget(worker: Worker) -> None:
+def _forget(worker: WorkerProcess) -> None:
     """In a child that the application forked: it is no worker, takes nothing, and writes nothing to the scoreboard."""
     global _current  # noqa: PLW0603
     _current = None

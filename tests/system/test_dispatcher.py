@@ -363,9 +363,9 @@ def test_one_that_always_finds_a_connection_still_answers_pings(tmp_path: Path) 
         tmp_path,
         """
         from pyfanout.link.messages import Pong
-        from pyfanout.worker.worker import Worker
+        from pyfanout.worker.worker import WorkerProcess
 
-        pongs, send = [], Worker.send
+        pongs, send = [], WorkerProcess.send
 
         def sending(worker, message):
             pongs.extend([message] * isinstance(message, Pong))
@@ -379,7 +379,7 @@ def test_one_that_always_finds_a_connection_still_answers_pings(tmp_path: Path) 
             conn.recv(99)
             conn.sendall(b"%d" % len(pongs))
 
-        Worker.send = sending
+        WorkerProcess.send = sending
         with pyfanout.Dispatcher(ping_interval=0.05, ping_timeout=60, **options) as dispatcher:
             pid = fork(dispatcher, lambda dispatcher: accepting(dispatcher, wait=come_round, handler=tell))
             assert sum(answer(client) for client in [connect(dispatcher) for _ in range(250)]) > 1

@@ -562,6 +562,27 @@ def test_an_exit_hook_that_raises(server: MakeServer, handler: str, options: dic
 
 # ---- crash loops and slow starts -------------------------------------------------------------------------------------
 
+RETIRING = """
+import pyfanout
+def handler(conn, addr):
+    worker = pyfanout.current_worker()
+    if conn.recv(100) == b"retire\\n":
+        worker.retire()
+        worker.retire()
+    conn.sendall(b"%d" % worker.generation)
+"""
+
+
+def test_a_worker_that_retires_is_replaced_without_a_gap(server: MakeServer, tmp_path: Path) -> None:
+    """It has a successor before it drains, and no other worker is affected."""
+    (tmp_path / "app.py").write_text(RETIRING)
+    one = server().start("app:handler", cwd=tmp_path, workers=1)
+    assert read_all(connect(one.address, "retire")) == b"1"
+    one.wait_until(lambda: read_all(connect(one.address, "serve")) == b"2", "the second generation")
+    one.wait_until(lambda: len(one.workers) == 1, "the first one has gone")
+    assert read_all(connect(one.address, "serve")) == b"2"
+
+
 FRAGILE = """
 import os, time
 import pyfanout

@@ -14,7 +14,7 @@ import pytest
 from pyfanout.link import outbox
 from pyfanout.link.link import MESSAGES, Link
 from pyfanout.link.messages import Cut, DecodeError, HasRoom, Ping, Pong, Retiring, encode, send
-from pyfanout.worker.worker import Worker
+from pyfanout.worker.worker import WorkerProcess
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_shortage_is_not_the_end_of_the_other_side(error: int, lives: bool) ->
 
     refusing: Any = Refusing()
     assert list(Link(refusing).receive()) == ([] if lives else [None])
-    worker: Any = object.__new__(Worker)
+    worker: Any = object.__new__(WorkerProcess)
     worker.link = Link(refusing)
     assert worker.receive() is lives
 

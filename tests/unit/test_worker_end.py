@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pyfanout import exits
-from pyfanout.worker.worker import SHORTEST_END_S, Worker
+from pyfanout.worker.worker import SHORTEST_END_S, WorkerProcess
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,6 @@ def test_a_drain_has_its_time_once(
         _end_late=lambda code, since_s, limit_s: limits_s.append(limit_s),
         _drain_end_s=None if gone_s is None else time.monotonic() + 25 - gone_s,
     )
-    Worker.end(one, 0)
+    WorkerProcess.end(one, 0)
     started[0]()
     assert least_s <= limits_s[0] <= most_s
