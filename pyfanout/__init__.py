@@ -11,11 +11,10 @@ from pyfanout.master.callbacks import Notice
 from pyfanout.master.status import WorkerStatus
 from pyfanout.serve import serve
 from pyfanout.server import Master
+from pyfanout.version import __version__ as __version__
 from pyfanout.worker.face import Worker
 from pyfanout.worker.listener import Listener
 from pyfanout.worker.worker import current_worker
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Config",

@@ -9,12 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pyfanout import __version__
 from pyfanout.cli import foreign, run
 from pyfanout.cli.arguments import Parser
 from pyfanout.errors import FanoutError
 from pyfanout.host.log import plain
 from pyfanout.master.signals import Signals
+from pyfanout.version import __version__
 
 
 def parser() -> Parser:

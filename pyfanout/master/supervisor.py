@@ -14,7 +14,6 @@ import os
 import sys
 import time
 
-import pyfanout
 from pyfanout.config import Config
 from pyfanout.core import SEATS, Core, Event, EventKind
 from pyfanout.errors import CoreError, StuckError, WorkerError
@@ -35,6 +34,7 @@ from pyfanout.master.signals import Request, Signals
 from pyfanout.master.spawner import Spawner, WorkerMain
 from pyfanout.master.status import WorkerStatus
 from pyfanout.master.watches import Watches
+from pyfanout.version import __version__
 
 log = logging.getLogger("pyfanout.master")
 
@@ -270,7 +270,7 @@ class Supervisor:
             self._listening.addresses,
             counted(len(self._roster.slots)),
             self._config.policy,
-            pyfanout.__version__,
+            __version__,
             *sys.version_info[:3],
         )
         self._readiness.tell()
