@@ -5,6 +5,7 @@ others looks like a line of pyfanout's.
 from __future__ import annotations
 
 import _socket
+import contextlib
 import functools
 import logging
 import os
@@ -48,7 +49,10 @@ def counted_are(number: int) -> str:
 
 class Logger(logging.Logger):
     """Always enabled: `logging.config.dictConfig` and `fileConfig`, which an application calls for its own loggers,
-    disable all others that exist, unless told otherwise. To have less, set a level or a handler."""
+    disable all others that exist, unless told otherwise. To have less, set a level or a handler.
+
+    A handler, filter or record factory of the application's that raises an exception ends no process: the line goes to
+    stderr, with the exception."""
 
     @property
     def disabled(self) -> bool:
@@ -58,8 +62,25 @@ class Logger(logging.Logger):
     def disabled(self, value: bool) -> None:
         """Ignored."""
 
+    def makeRecord(self, *args: Any, **named: Any) -> logging.LogRecord:
+        try:
+            return super().makeRecord(*args, **named)
+        except Exception:
+            return logging.LogRecord(*args[:7])
 
-for _name in ("", ".master", ".worker", ".worker.clients"):
+    def handle(self, record: logging.LogRecord) -> None:
+        try:
+            super().handle(record)
+        except Exception as error:
+            with contextlib.suppress(Exception):  # there may be no stderr, either
+                handler = _last_resort()
+                handler.stream = sys.stderr
+                words = f"the application's logging has failed for the line above: {error!r}"
+                for line in (record, logging.LogRecord(record.name, logging.ERROR, "", 0, words, None, None)):
+                    logging.Handler.handle(handler, line)
+
+
+for _name in ("", ".link", ".master", ".worker", ".worker.clients"):
     _logger = logging.getLogger(f"pyfanout{_name}")
     if type(_logger) is logging.Logger:  # else the application has a class of its own
         _logger.__class__ = Logger
@@ -223,11 +244,19 @@ def _is_read(handler: Any) -> bool:
     return any(getattr(getattr(target, "__self__", None), "queue", None) is handler.queue for target in targets)
 
 
+def _own_handler() -> Handler:
+    handler = Handler()
+    handler.setFormatter(Lines(FORMAT))
+    return handler
+
+
+_last_resort = functools.cache(_own_handler)
+"""One in a process, and in those that it forks: each handler is registered for good to be told of a fork."""
+
+
 def set_up_logging(level: str) -> None:
     """From now on lines of `level` and above are logged. May be called again."""
     log = logging.getLogger("pyfanout")
     log.setLevel(level.upper())
     if has_no_way(log.name):
-        handler = Handler()
-        handler.setFormatter(Lines(FORMAT))
-        log.addHandler(handler)
+        log.addHandler(_own_handler())

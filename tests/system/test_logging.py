@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,3 +157,35 @@ def test_a_queue_of_the_worker_has_all_lines(server: MakeServer, tmp_path: Path)
     one.wait_log("^app: news")
     one.stop()
     assert one.log.count("news") == 1
+
+
+FAILS = {
+    "handler": "class Own(logging.Handler):\n    def emit(self, record): 1 / 0\nlogging.getLogger().addHandler(Own())",
+    "filter": """
+own = logging.StreamHandler()
+own.addFilter(lambda record: setattr(record, "request", request.get()))
+logging.getLogger().addHandler(own)
+""",
+    "factory": "logging.setLogRecordFactory(lambda *args, **named: request.get())",
+}
+
+
+@pytest.mark.parametrize("preload", [False, True])
+@pytest.mark.parametrize("setup", FAILS)
+def test_logging_that_fails_ends_no_process(server: MakeServer, tmp_path: Path, setup: str, preload: bool) -> None:
+    """A line of the master's ended the service, and one of a worker's the thread that logged: after as many requests as
+    there are threads the worker served no client any more, and was never replaced."""
+    module = APP.format(setup=f'import contextvars\nrequest = contextvars.ContextVar("request")\n{FAILS[setup]}')
+    (tmp_path / "app.py").write_text(module)
+    one = server().start("app:handler", cwd=tmp_path, workers=1, threads=2, **({"preload": True} if preload else {}))
+    one.expect("the handler failed", "Traceback", "ZeroDivisionError", "has failed for the line above")
+    before = one.workers
+    for _ in range(4):
+        assert collect(crowd(one.address, 1)) == [b""]
+    assert one.workers == before
+    assert one.log.count("the handler failed") == 4
+    one.send(signal.SIGHUP)
+    one.wait_log("the last worker that was replaced has exited")
+    one.stop()
+    if setup != "factory":  # without it there is a record all the same
+        assert one.log.count("has failed for the line above") >= 4
