@@ -1,9 +1,9 @@
 """The options of pyfanout: one frozen dataclass, and with each field the one description of how it is read (`options`
-has how that is done).
+has how that is done). Those of the server are here; those of its group of workers are in `groupconfig`.
 
 Owns what an option is called, which values it takes, what it is by default and why. Never opens, binds or
 forks anything. `serve()` and `pyfanout run` call `Config.resolve`; `pyfanout.cli` makes its flags from
-`options()`; all other modules are handed a finished `Config` and trust it.
+`options()`; all other modules are handed a finished `Config`, or its `GroupConfig`, and trust it.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ import ipaddress
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from pyfanout.errors import ConfigError
+from pyfanout.groupconfig import GroupConfig
 from pyfanout.kind import SERVERS, Kind
 from pyfanout.options import (
     BINDS,
     FOLDER,
-    HOOK,
-    MAX_THREADS,
-    MAX_WORKERS,
     MODE,
     NETWORKS,
     OWNER,
@@ -34,15 +32,15 @@ from pyfanout.options import (
     Mode,
     Network,
     Option,
-    auto_workers,
+    check,
     described,
     did_you_mean,
     is_auto,
     one_of,
+    options_of,
     seconds,
     text_of,
     whole,
-    worker_count,
 )
 
 if TYPE_CHECKING:
@@ -63,7 +61,7 @@ class Policy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Config(GroupConfig):
     """Every option, checked. Raises ConfigError at birth if one is not allowed.
 
     Takes the text of a value for the value, as `resolve` does: `Config(workers="2", bind=":80,[::1]:81")`.
@@ -91,17 +89,6 @@ class Config:
         metadata=described(OWNER, "the owner of socket files: user, user:group or :group", default="none"),
     )
     """Names or numbers. None: the user that the server runs as. systemd's names are SocketUser and SocketGroup."""
-
-    workers: int = field(
-        default_factory=auto_workers,
-        metadata=described(
-            worker_count(),
-            "worker processes; auto: WEB_CONCURRENCY, or the number of CPUs that affinity and cgroup quota allow",
-            short="-w",
-            default="auto",
-        ),
-    )
-    """Processes. One for each CPU: more only take turns."""
 
     as_: str = field(
         default="auto",
@@ -138,11 +125,6 @@ class Config:
     )
     """A path. None: the folder in which workers run. uvicorn's name."""
 
-    threads: int = field(
-        default=1, metadata=described(whole(1, MAX_THREADS), "threads per worker that run a blocking handler")
-    )
-    """Threads. One: it needs no lock in the handler, and is gunicorn's default."""
-
     policy: Policy = field(
         default=Policy.LEAST_CONNECTIONS,
         metadata=described(one_of(Policy, Policy), "how the worker for the next connection is chosen"),
@@ -164,94 +146,6 @@ class Config:
         metadata=described(whole(0), "connections that one asyncio worker holds at once; 0: any number"),
     )
     """Connections. No bound: only the application knows what one costs."""
-
-    max_requests: int = field(
-        default=0,
-        metadata=described(
-            whole(0),
-            "replace a worker after this many requests, or connections where its server shows no requests, against "
-            "leaks; 0: never",
-        ),
-    )
-    """Requests; docs/embedding.md says of which servers connections. Never: recycling hides leaks, so it must be asked
-    for. gunicorn's default, too."""
-
-    max_requests_jitter: int | None = field(
-        default=None,
-        metadata=described(
-            whole(0), "at most this many more, at random for each worker", default="a tenth of max_requests"
-        ),
-    )
-    """Requests; see `jitter`. A tenth: workers that started together and share the load evenly would
-    otherwise be replaced all at once, as gunicorn's are, whose default is 0."""
-
-    drain_timeout: float = field(
-        default=25.0,
-        metadata=described(seconds(zero=True), "how long a stopping worker may take to finish its connections"),
-    )
-    """Seconds. 25: Kubernetes kills after 30, and what follows (exit hooks, SIGKILL) takes 3 at most."""
-
-    boot_timeout: float = field(
-        default=30.0,
-        metadata=described(seconds(zero=False), "how long a new worker may take to become ready"),
-    )
-    """Seconds. 30 is gunicorn's timeout, which also bounds its workers' start."""
-
-    timeout: float = field(
-        default=30.0,
-        metadata=described(
-            seconds(zero=True),
-            "how long all threads may be in the same requests, without a byte moving, before the worker counts as "
-            "hung; 0: for ever",
-        ),
-    )
-    """Seconds. 30 is gunicorn's timeout. With threads a worker is hung only when all of them are busy."""
-
-    ping_interval: float = field(
-        default=1.0,
-        metadata=described(seconds(zero=True), "seconds between two pings of a worker; 0: no pings"),
-    )
-    """Seconds. One: a hung worker is found `ping_timeout` and at most this long after it hangs."""
-
-    ping_timeout: float = field(
-        default=5.0,
-        metadata=described(
-            seconds(zero=False),
-            "a worker that has not answered a ping for so long counts as hung, unless a blocking handler runs",
-        ),
-    )
-    """Seconds. 5 is uvicorn's timeout_worker_healthcheck: more than a collection of garbage or some swapping takes."""
-
-    min_uptime: float = field(
-        default=1.0,
-        metadata=described(
-            seconds(zero=True),
-            "minimum uptime: a worker that dies earlier, without having served, is restarted with increasing delay. "
-            "A new worker serves for so long beside the one that it is to replace",
-        ),
-    )
-    """Seconds. 1 is PM2's min_uptime. A release that dies of its first requests does so within it, and a reload of one
-    worker after the other takes that much for each."""
-
-    fail_fast: bool = field(
-        default=False,
-        metadata=described(SWITCH, "exit with code 3 when a worker dies again and again, instead of trying for ever"),
-    )
-    """Off: the healthy workers keep serving. On where something else restarts us, and should know: a container."""
-
-    core_dumps: bool = field(
-        default=False,
-        metadata=described(
-            SWITCH, "a hung worker that is killed may write a core dump, if the limits of the system allow it"
-        ),
-    )
-    """Off: the log has the stacks of all threads anyway. A core has keys and clients' data in it."""
-
-    reload_batch: int = field(
-        default=1,
-        metadata=described(whole(1, MAX_WORKERS), "how many workers a reload replaces at a time"),
-    )
-    """Workers. One: a reload costs the memory of one more worker, and a broken release is noticed by the first."""
 
     preload: bool = field(
         default=False,
@@ -318,23 +212,8 @@ class Config:
     )
     """A path. None: a supervisor knows our pid, and a file can be stale."""
 
-    on_worker_start: Callable[[Worker], object] | None = field(
-        default=None,
-        metadata=described(HOOK, "called in each worker before it is ready", default="none", python_only=True),
-    )
-    """Runs after the fork: the place to open what a fork must not share, such as a database connection."""
-
-    on_worker_exit: Callable[[Worker], object] | None = field(
-        default=None,
-        metadata=described(HOOK, "called in each worker before it exits", default="none", python_only=True),
-    )
-    """Runs after the last connection is done; not when the worker is killed."""
-
     def __post_init__(self) -> None:
-        for option in options().values():
-            value = getattr(self, option.name)
-            if value is not None or option.name not in _OPTIONAL:
-                object.__setattr__(self, option.name, option.read(value))  # frozen from here on
+        check(self)
         if self.ssl is not None and self.certfile is not None:
             raise ConfigError("ssl: certfile is given, too; say it in one of the two")
         if self.keyfile is not None and self.certfile is None:
@@ -376,11 +255,6 @@ class Config:
     def tls(self) -> bool:
         """Whether the workers speak TLS."""
         return self.ssl is not None or self.certfile is not None
-
-    @property
-    def jitter(self) -> int:
-        """Most requests that may be added to `max_requests`, at random."""
-        return self.max_requests // 10 if self.max_requests_jitter is None else self.max_requests_jitter
 
     def describe(self) -> str:
         """What `--check-config` prints: a line `name = value` for each option that has a flag, in order."""
@@ -437,18 +311,9 @@ class Options(TypedDict, total=False):
     on_worker_exit: Callable[[Worker], object] | None
 
 
-_OPTIONAL = frozenset(each.name for each in fields(Config) if each.default is None)
-
-
 def options() -> dict[str, Option]:
-    """Every option by name, in the order of the fields of `Config`."""
-    return {each.name: _describe(each) for each in fields(Config)}
-
-
-def _describe(each: Field[Any]) -> Option:
-    meta = each.metadata
-    default = meta["default"] or (text_of(each.default) if each.default is not MISSING else "")
-    return Option(each.name, meta["values"], meta["help"], meta["short"], default, meta["python_only"])
+    """Every option by name: the server's, then those of its workers."""
+    return options_of(Config)
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:

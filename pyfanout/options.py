@@ -6,6 +6,7 @@ Knows no option: `config` has those. Raises ConfigError, in one line.
 from __future__ import annotations
 
 import difflib
+import inspect
 import ipaddress
 import math
 import operator
@@ -13,7 +14,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, TypeAlias
 
 from pyfanout.errors import ConfigError
@@ -278,6 +279,27 @@ def described(
 ) -> dict[str, object]:
     """The metadata of a field. `default` is for one whose default does not speak for itself."""
     return {"values": values, "help": help, "short": short, "default": default, "python_only": python_only}
+
+
+def options_of(config: type) -> dict[str, Option]:
+    """Every option by name: of the fields of this dataclass, its own before those of the class that it extends."""
+    own = inspect.get_annotations(config)
+    each_own_first = sorted(fields(config), key=lambda each: each.name not in own)
+    return {each.name: _option_of(each) for each in each_own_first}
+
+
+def _option_of(each: Field[Any]) -> Option:
+    meta = each.metadata
+    default = meta["default"] or (text_of(each.default) if each.default is not MISSING else "")
+    return Option(each.name, meta["values"], meta["help"], meta["short"], default, meta["python_only"])
+
+
+def check(config: object) -> None:
+    """Replace each field of this dataclass, at its birth, by the value that it stands for. Raises ConfigError."""
+    for name, option in options_of(type(config)).items():
+        value = getattr(config, name)
+        if value is not None or type(config).__dataclass_fields__[name].default is not None:  # type: ignore[attr-defined]
+            object.__setattr__(config, name, option.read(value))  # frozen from here on
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -18,13 +18,14 @@ from pyfanout.config import Config, options, unknown_variables
 from pyfanout.errors import LoadError
 from pyfanout.failure import failure_of
 from pyfanout.folders import Folders
+from pyfanout.groupconfig import GroupConfig
 from pyfanout.host import stdio
 from pyfanout.host.log import plain
 from pyfanout.master.access import Access
 from pyfanout.master.addresses import parse_all
 from pyfanout.master.readiness import check_inherited
 from pyfanout.master.signals import Signals
-from pyfanout.options import BINDS, SWITCH, Option
+from pyfanout.options import BINDS, SWITCH, Option, options_of
 from pyfanout.server import Master, check_greenlets
 from pyfanout.worker.loading import preloaded
 from pyfanout.worker.main import serving_of
@@ -47,9 +48,12 @@ def add(verbs: argparse._SubParsersAction[Parser]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("app", metavar="module:attr", help="the application to serve, such as app:handler")
-    for option in options().values():
+    server, workers = parser.add_argument_group("server"), parser.add_argument_group("workers")
+    of_workers = options_of(GroupConfig)
+    for name, option in options().items():
         if not option.python_only:
-            parser.add_argument(*_flags(option), dest=option.name, help=_help(option), **_form(option))
+            place = workers if name in of_workers else server
+            place.add_argument(*_flags(option), dest=name, help=_help(option), **_form(option))
     parser.add_argument(
         "--check-config", action="store_true", help="load the application, print what would run, and exit"
     )

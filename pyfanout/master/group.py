@@ -12,9 +12,9 @@ import signal
 import time
 from collections.abc import Callable
 
-from pyfanout.config import Config
 from pyfanout.core import POOL, Core
 from pyfanout.errors import LoadError, WorkerError
+from pyfanout.groupconfig import GroupConfig
 from pyfanout.host.log import counted
 from pyfanout.link.messages import (
     Cut,
@@ -55,7 +55,7 @@ class Group:
 
     def __init__(
         self,
-        config: Config,
+        config: GroupConfig,
         core: Core,
         roster: Roster,
         rotation: Rotation,

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from pyfanout.config import Config
 from pyfanout.core import ScoreView
+from pyfanout.groupconfig import GroupConfig
 from pyfanout.link.messages import Pong
 from pyfanout.master import timing
 from pyfanout.master.lifecycle import State
@@ -23,7 +23,7 @@ PAUSE_NS = 1_000_000_000
 class Health:
     """Of the workers that are READY."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: GroupConfig) -> None:
         self._interval_ns = math.ceil(config.ping_interval * 1e9)  # what is not 0 is not never
         self._ping_timeout_ns = int(config.ping_timeout * 1e9)
         self._timeout_ns = math.ceil(config.timeout * 1e9)

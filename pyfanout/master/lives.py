@@ -11,8 +11,8 @@ import signal
 import time
 from collections.abc import Callable
 
-from pyfanout.config import Config
 from pyfanout.core import Core
+from pyfanout.groupconfig import GroupConfig
 from pyfanout.link.messages import WAKE, Drain, ServerStopping
 from pyfanout.link.outbox import AGAIN_NS
 from pyfanout.master.callbacks import Callbacks, Notice
@@ -35,7 +35,7 @@ class Lives:
 
     def __init__(
         self,
-        config: Config,
+        config: GroupConfig,
         core: Core,
         roster: Roster,
         rotation: Rotation,

@@ -18,16 +18,14 @@ import socket
 import time
 from collections.abc import Callable
 
-from pyfanout.config import Config
 from pyfanout.core import Core, WorkerEnds
+from pyfanout.groupconfig import GroupConfig
 from pyfanout.host import stdio
 from pyfanout.limits import OpenFiles
 from pyfanout.link.link import Link
 from pyfanout.master import timing
 from pyfanout.master.process import file_for_stacks, spawn
-from pyfanout.master.readiness import Readiness
 from pyfanout.master.roster import Roster, Slot, WorkerHandle
-from pyfanout.master.signals import Signals
 from pyfanout.master.watches import Watches
 
 log = logging.getLogger("pyfanout.master")
@@ -45,22 +43,21 @@ class Spawner:
 
     def __init__(
         self,
-        config: Config,
+        config: GroupConfig,
         core: Core,
         roster: Roster,
         watches: Watches,
-        signals: Signals,
-        readiness: Readiness,
         open_files: OpenFiles,
+        forget: Callable[[], None],
         worker_main: WorkerMain,
     ) -> None:
+        """`forget` is called first in each child: it lets go of what its caller has for the master alone."""
         self._config = config
         self._core = core
         self._roster = roster
         self._watches = watches
-        self._signals = signals
-        self._readiness = readiness
         self._open_files = open_files
+        self._forget = forget
         self._worker_main = worker_main
 
     def fork(self, slot: Slot, on_death: OnWorker, on_message: OnWorker) -> WorkerHandle:
@@ -110,16 +107,12 @@ class Spawner:
         """In the child, signals blocked: let go of all that is the master's, in this order. Then wait until the master
         has closed its `start_write`: before that it may be refused what it needs to learn of this child's death, and
         kill it, which must not have a client by then."""
-        self._signals.forget()
+        self._forget()
         ends.append(self._core.abandon(seat))
         ours.close()
         for member in self._roster.members:
             os.close(member.process.pidfd)
             member.close()
-        for bind in self._config.bind:
-            if isinstance(bind, socket.socket):
-                bind.close()  # the caller's own copy: it would keep the port open when the master is gone
-        self._readiness.forget()
         self._open_files.restore()
         stdio.occupy()
         os.close(start_write)

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import os
+import socket
 import sys
 import time
 
@@ -91,10 +92,9 @@ class Supervisor:
                 self._core,
                 self._roster,
                 self._watches,
-                self._signals,
-                self._readiness,
                 self._open_files,
-                self._worker_main,
+                forget=self._forget_in_child,
+                worker_main=self._worker_main,
             )
             spawner.make_room(config.workers)
             self._group = Group(
@@ -124,6 +124,13 @@ class Supervisor:
         workers = counted(self._config.workers)
         log.info("listening on %s with %s, %s", self._listening.addresses, workers, self._config.policy)
         self._group.begin()
+
+    def _forget_in_child(self) -> None:
+        self._signals.forget()
+        for bind in self._config.bind:
+            if isinstance(bind, socket.socket):
+                bind.close()  # the caller's own copy: it would keep the port open when the master is gone
+        self._readiness.forget()
 
     # ---- the loop -----------------------------------------------------------------------------------------------
 
