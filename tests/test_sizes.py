@@ -1,10 +1,10 @@
-"""How long a file, a class and a function of pyfanout/ may be; and the exceptions, which can only become fewer."""
+"""How long a file, a class and a function of pyfanout/ may be."""
 
 from __future__ import annotations
 
 import ast
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "pyfanout"
@@ -16,10 +16,6 @@ MOST_MEDIAN = 8
 
 Part = tuple[str, str]
 """Its kind, and where it is: "master/supervisor.py Supervisor"."""
-
-EXCEPTIONS: dict[Part, int] = {
-}
-"""Parts that are longer, and how long they may be. A part that has become shorter leaves this list."""
 
 
 def parts(name: str, source: str) -> Iterator[tuple[Part, int]]:
@@ -40,17 +36,12 @@ def parts(name: str, source: str) -> Iterator[tuple[Part, int]]:
     yield from within(ast.parse(source), "")
 
 
-def complaints(sizes: Mapping[Part, int], exceptions: Mapping[Part, int]) -> list[str]:
-    found = []
-    for (kind, where), lines in sizes.items():
-        most = exceptions.get((kind, where), MOST[kind])
-        if lines > most:
-            found.append(f"{kind} {where} has {lines} lines; at most {most}")
-    for (kind, where), ceiling in exceptions.items():
-        if sizes.get((kind, where), 0) <= MOST[kind]:
-            found.append(f"{kind} {where} needs no exception any more")
-        assert ceiling > MOST[kind], f"{kind} {where}: no exception is needed for {ceiling} lines"
-    return found
+def complaints(sizes: Iterable[tuple[Part, int]]) -> list[str]:
+    return [
+        f"{kind} {where} has {lines} lines; at most {MOST[kind]}"
+        for (kind, where), lines in sizes
+        if lines > MOST[kind]
+    ]
 
 
 def measured() -> list[tuple[Part, int]]:
@@ -59,10 +50,7 @@ def measured() -> list[tuple[Part, int]]:
 
 
 def test_no_part_is_too_long() -> None:
-    sizes: dict[Part, int] = {}
-    for part, lines in measured():  # there may be several functions of a name
-        sizes[part] = max(lines, sizes.get(part, 0))
-    assert complaints(sizes, EXCEPTIONS) == []
+    assert complaints(measured()) == []
 
 
 def test_the_median_of_functions() -> None:
@@ -83,14 +71,5 @@ def test_a_part_is_measured() -> None:
 
 
 def test_a_part_that_is_too_long_is_found() -> None:
-    part = (FUNCTION, "m.py act")
-    assert complaints({part: 50}, {}) == []
-    assert complaints({part: 51}, {}) == ["function m.py act has 51 lines; at most 50"]
-    assert complaints({part: 60}, {part: 60}) == []
-    assert complaints({part: 61}, {part: 60}) == ["function m.py act has 61 lines; at most 60"]
-
-
-def test_an_exception_that_is_not_needed_is_found() -> None:
-    part = (FUNCTION, "m.py act")
-    assert complaints({part: 50}, {part: 60}) == ["function m.py act needs no exception any more"]
-    assert complaints({}, {part: 60}) == ["function m.py act needs no exception any more"]
+    assert complaints([((FUNCTION, "m.py act"), 50), ((CLASS, "m.py A"), 400)]) == []
+    assert complaints([((FUNCTION, "m.py act"), 51)]) == ["function m.py act has 51 lines; at most 50"]
