@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from pyfanout import servers
 from pyfanout.errors import ConfigError
 from pyfanout.groupconfig import GroupConfig
-from pyfanout.kind import SERVERS, Kind
+from pyfanout.kind import Kind
 from pyfanout.options import (
     BINDS,
     FOLDER,
@@ -101,11 +102,9 @@ class Config(GroupConfig):
 
     server: str = field(
         default="auto",
-        metadata=described(
-            one_of(("auto", *SERVERS)), "which server speaks HTTP for it; auto: waitress for WSGI, uvicorn for ASGI"
-        ),
+        metadata=described(servers.NAMES, "which server speaks HTTP for it; auto: waitress for WSGI, uvicorn for ASGI"),
     )
-    """Each is an extra of its own kind: `pip install 'pyfanout[asgi]'`, `'pyfanout[wsgi]'`."""
+    """See `servers`. Pyfanout's own are extras of their kinds: `pip install 'pyfanout[asgi]'`, `'pyfanout[wsgi]'`."""
 
     factory: bool = field(
         default=False,
@@ -218,9 +217,10 @@ class Config(GroupConfig):
             raise ConfigError("ssl: certfile is given, too; say it in one of the two")
         if self.keyfile is not None and self.certfile is None:
             raise ConfigError("keyfile: a key is of no use without its certificate; give certfile, too")
-        if self.preload and self.server == "gevent":
+        if self.preload and servers.patches(self.server):
             raise ConfigError(
-                "preload: --server gevent patches each worker before that imports the application; leave preload out"
+                f"preload: --server {self.server} patches each worker before that imports the application; "
+                "leave preload out"
             )
 
     @classmethod

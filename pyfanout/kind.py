@@ -46,17 +46,6 @@ class Kind(Enum):
     """An `embed.Runner`, which says itself how it serves."""
 
 
-SERVERS = {
-    "uvicorn": Kind.ASGI,
-    "hypercorn": Kind.ASGI,
-    "waitress": Kind.WSGI,
-    "cheroot": Kind.WSGI,
-    "gevent": Kind.WSGI,
-    "wsgiref": Kind.WSGI,
-}
-"""What speaks HTTP for an application that does not: modules of `pyfanout.embed`, each with a `Runner`. The first of a
-kind is its default."""
-
 _CLASSES = {
     "pyfanout.embed.runner.Runner": Kind.RUNNER,
     "aiohttp.web_app.Application": Kind.AIOHTTP,

@@ -39,6 +39,8 @@ class Values:
     """Stands for the value in `--help`."""
     read: Callable[[Any], object]
     """From a value of the right type, or its text, to the value; or an error if it is neither."""
+    also: Callable[[], str] = str
+    """Continues `allowed` in an error: what is found out only then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,12 @@ class Option:
         """The value that `value` stands for. Raises ConfigError, naming `source`, if it is not allowed."""
         try:
             return self.values.read(value)
+        except ConfigError:  # in words of its own
+            raise
         except (ValueError, TypeError, OverflowError):
             origin = f" (from {source})" if source else ""
-            raise ConfigError(f"{self.word}: {_one_line(value)}{origin} is not {self.values.allowed}") from None
+            allowed = self.values.allowed + self.values.also()
+            raise ConfigError(f"{self.word}: {_one_line(value)}{origin} is not {allowed}") from None
 
 
 def whole(low: int, high: int = MAX_COUNT) -> Values:

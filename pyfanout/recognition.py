@@ -13,7 +13,8 @@ from types import FunctionType
 from typing import Any
 
 from pyfanout.errors import ConfigError
-from pyfanout.kind import SERVERS, Kind, is_socketserver, known_class, name_of
+from pyfanout.kind import Kind, is_socketserver, known_class, name_of
+from pyfanout.servers import OWN, found
 from pyfanout.shape import DEEPEST, Shape, attribute, inner_of, innermost, shape_of
 
 COUNTS = {Kind.HANDLER: 2, Kind.COROUTINE: 2, Kind.WSGI: 2, Kind.ASGI: 3}
@@ -90,14 +91,20 @@ def kind_of(app: object, as_: str = "auto", server: str = "auto") -> Kind:
         kind = Kind(as_)
         if objection := _objection(app, kind, verdict):
             raise ConfigError(f"--as {as_} does not fit the application {_name(app)}: it {objection}")
-    elif server != "auto" and (kind is None or verdict.guessed) and not _objection(app, SERVERS[server], verdict):
-        kind = SERVERS[server]
+    elif server != "auto" and (kind is None or verdict.guessed):
+        kind = next((each for each in found(server).kinds if not _objection(app, each, verdict)), kind)
     if kind is None:
         raise ConfigError(f"the application {_name(app)} {verdict.reason}")
-    if server not in ("auto", "gevent") and kind not in (Kind.RUNNER, *SERVERS.values()):  # gevent also patches
-        served = SERVERS[server].value
+    chosen = None if server == "auto" else found(server)
+    if chosen is not None and not chosen.patches and not _has_servers(kind) and kind not in chosen.kinds:
+        served = " and ".join(each.value for each in chosen.kinds)
         raise ConfigError(f"server: {server} is for {served} applications, and {_name(app)} is {_WORDS[kind]}")
     return kind
+
+
+def _has_servers(kind: Kind) -> bool:
+    """Whether its servers are chosen by name, or it is one itself."""
+    return kind is Kind.RUNNER or any(own.kinds[0] is kind for own in OWN.values())
 
 
 def doubt(app: object) -> str:

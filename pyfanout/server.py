@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any, Unpack
 
+from pyfanout import servers
 from pyfanout.app import App, Given, loader_of
 from pyfanout.config import Config, Options, options, unknown_variables
 from pyfanout.errors import ConfigError, CoreError, FanoutError, ReloadError, WorkerError
@@ -89,7 +90,7 @@ class Master:
         self._load = loader_of(app, self._folders, factory=config.factory)
         known = not isinstance(app, str) and not config.factory
         self._kinds: Iterable[Kind] = [kind_of(app, config.as_, config.server)] if known else Kind
-        if config.server == "gevent" and self._kinds != [Kind.ASGI]:  # which it does not serve at all
+        if servers.patches(config.server) and self._kinds != [Kind.ASGI]:  # which it does not serve at all
             _check_is_imported_later(app)
         self._app = app if isinstance(app, str) else _called(app)
         self._signals = signals

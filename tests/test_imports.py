@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pyfanout.kind import SERVERS, Kind
+from pyfanout.kind import Kind
+from pyfanout.servers import OWN
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,7 +41,7 @@ def imported(name: str, source: str, names: set[str]) -> Iterator[str]:
     for node in nodes if by_name else ():
         match node:
             case ast.JoinedStr([ast.Constant(str(text)), *_]):  # one module for each kind of application or server
-                yield from names & {text + each for each in (*SERVERS, *(kind.value for kind in Kind))}
+                yield from names & {text + each for each in (*OWN, *(kind.value for kind in Kind))}
             case ast.Constant(str(text)):
                 yield from names & {text.partition(":")[0]}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from pyfanout.errors import ConfigError
@@ -11,6 +12,12 @@ from pyfanout.host import stdio
 
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is a ConfigError: one line and exit code 1, not the whole usage and 2."""
+
+    more_help: Callable[[], str] = staticmethod(str)
+    """Follows the help; called only for that."""
+
+    def format_help(self) -> str:
+        return super().format_help() + self.more_help()
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; try '{self.prog} --help'")

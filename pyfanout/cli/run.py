@@ -13,9 +13,10 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pyfanout import servers
 from pyfanout.app import Given, check_spec, loader_of
 from pyfanout.config import Config, options, unknown_variables
-from pyfanout.errors import LoadError
+from pyfanout.errors import ConfigError, LoadError
 from pyfanout.failure import failure_of
 from pyfanout.folders import Folders
 from pyfanout.groupconfig import GroupConfig
@@ -58,6 +59,17 @@ def add(verbs: argparse._SubParsersAction[Parser]) -> None:
         "--check-config", action="store_true", help="load the application, print what would run, and exit"
     )
     parser.set_defaults(act=run)
+    parser.more_help = _registered_servers
+
+
+def _registered_servers() -> str:
+    """Those that `--server` knows besides pyfanout's own."""
+    try:
+        names = servers.registered()
+    except ConfigError as error:
+        return f"\n{error}\n"
+    lines = ["", "servers that packages register, for --server:", *(f"  {name}" for name in names), ""] if names else []
+    return "\n".join(lines)
 
 
 def flags() -> set[str]:

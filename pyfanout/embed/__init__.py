@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pyfanout.embed.runner import Runner
 from pyfanout.errors import ConfigError
-from pyfanout.kind import SERVERS, Kind
+from pyfanout.kind import Kind
+from pyfanout.servers import OWN, Registered, found
 from pyfanout.worker.serving import ServingWorker
 
 if TYPE_CHECKING:
@@ -29,11 +30,7 @@ __all__ = ["Runner", "ServingWorker", "runner_of", "title_of"]
 def runner_of(app: App, kind: Kind, server: str) -> Runner:
     """The runner for an application of this kind; `server` is an option's value. Raises ConfigError if that server does
     not speak for this kind, and LoadError if the server is not installed."""
-    if kind is Kind.RUNNER:
-        runner = cast("Runner", app)
-    else:
-        module: Any = importlib.import_module(f"pyfanout.embed.{_name(kind, server)}")
-        runner = module.Runner(app)
+    runner = cast("Runner", app) if kind is Kind.RUNNER else _class_of(kind, server).of(app, kind)
     runner.check()
     return runner
 
@@ -62,12 +59,16 @@ def _version_of(name: str) -> str:
     return ""
 
 
-def _name(kind: Kind, server: str) -> str:
-    able = [name for name, serves in SERVERS.items() if serves is kind]
-    if not able:
-        return kind.value
-    if server == "auto":
-        return able[0]
-    if server not in able:
-        raise ConfigError(f"server: {server} does not serve {kind.value} applications; {' and '.join(able)} do")
-    return server
+def _class_of(kind: Kind, server: str) -> type[Runner]:
+    if server != "auto":
+        chosen = found(server)
+        if isinstance(chosen, Registered) and kind in chosen.kinds:
+            return cast("type[Runner]", chosen.runner())
+    able = [own.name for own in OWN.values() if kind in own.kinds]
+    name = able[0] if able else kind.value
+    if able and server != "auto":
+        if server not in able:
+            raise ConfigError(f"server: {server} does not serve {kind.value} applications; {' and '.join(able)} do")
+        name = server
+    module: Any = importlib.import_module(f"pyfanout.embed.{name}")
+    return cast("type[Runner]", module.Runner)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfanout.embed import runner
 from pyfanout.embed.runner import LOOK_S
+from pyfanout.kind import Kind
 from pyfanout.worker.serving import ServingWorker, inside
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class Runner(runner.Runner):
     the options are StreamServer's."""
 
     needs = ("gevent",)
+
+    @classmethod
+    def of(cls, app: Any, kind: Kind) -> Runner:
+        return cls(app, handler=kind is Kind.HANDLER)
 
     def __init__(self, app: WSGIApp | BlockingHandler, *, handler: bool = False, **options: Any) -> None:
         self._app = app

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pyfanout.errors import ConfigError, LoadError
 
 if TYPE_CHECKING:
+    from pyfanout.kind import Kind
     from pyfanout.worker.serving import ServingWorker
 
 GRACE_S = 1.0
@@ -47,6 +48,9 @@ _INSTEAD = {name: ours for ours, names in _OURS.items() for name in names.split(
 class Runner(ABC):
     """Give an instance to `pyfanout.serve`, or a class with `needs` and `serve` to the world."""
 
+    kinds: tuple[str, ...] = ()
+    """Of a server that is registered by an entry point: which kinds of applications (`--as`) it serves, the likeliest
+    first."""
     needs: tuple[str, ...] = ()
     """Modules that must be installed."""
     extra: str = ""
@@ -58,6 +62,11 @@ class Runner(ABC):
     runner that calls `worker.listener` itself says `counted=False` there."""
     server_options: Mapping[str, Any] = {}
     """Those of the server itself, which `check` looks at."""
+
+    @classmethod
+    def of(cls, app: Any, kind: Kind) -> Runner:
+        """The runner for an application, which is of that kind, as `--server` chooses it."""
+        return cls(app)  # type: ignore[call-arg]  # each has arguments of its own, of which it is the first
 
     def check(self) -> None:
         """Import what it needs. Raises LoadError, one line that says what to install; and ConfigError if the server's

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pyfanout.app import App, Given
 from pyfanout.errors import LoadError
-from pyfanout.kind import SERVERS, Kind
+from pyfanout.kind import Kind
+from pyfanout.servers import found
 
 if TYPE_CHECKING:
     from pyfanout.config import Config
@@ -111,8 +112,10 @@ def _not_async(app: Any, where: str) -> App:
 
 
 def _may_be_on_asyncio(config: Config) -> bool:
-    kind = SERVERS.get(config.server) or (Kind.ASGI if config.as_ == "auto" else Kind(config.as_))
-    return kind is Kind.RUNNER or kind in _ON_ASYNCIO
+    kinds: tuple[Kind, ...] = (Kind.ASGI if config.as_ == "auto" else Kind(config.as_),)
+    if config.server != "auto":
+        kinds = found(config.server).kinds
+    return any(kind is Kind.RUNNER or kind in _ON_ASYNCIO for kind in kinds)
 
 
 def _is_uvicorns(config: Config) -> bool:

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyfanout import exits, greenlets
+from pyfanout import exits, greenlets, servers
 from pyfanout.app import App
 from pyfanout.config import Config
 from pyfanout.core import WorkerEnds, keep_heap
@@ -54,19 +54,19 @@ class Serving(NamedTuple):
 def server_of(app: App, config: Config, loops: Loops | None = None) -> Serving:
     """What serves an application in a worker. Raises ConfigError and LoadError."""
     kind = kind_of(app, config.as_, config.server)
-    if kind is Kind.HANDLER and config.server == "gevent":
-        app, kind = importlib.import_module("pyfanout.embed.gevent").Runner(app, handler=True), Kind.RUNNER
-    if kind is Kind.HANDLER:
+    chosen = config.server != "auto" and kind in servers.found(config.server).kinds
+    if kind is Kind.HANDLER and not chosen:
         greenlets.refuse("a blocking handler", greenlets.THREADS, "use --server gevent")
-    module = server_module(kind)
-    runner = None if kind in _MODULES else module.runner_of(app, kind, config.server)
+    module = importlib.import_module("pyfanout.embed") if chosen else server_module(kind)
+    runner = module.runner_of(app, kind, config.server) if chosen or kind not in _MODULES else None
+    served = (app, kind) if runner is None else (runner, Kind.RUNNER)
     if runner is not None and runner.no_tls and config.tls:
         raise ConfigError(runner.no_tls)
     hooks = (config.on_worker_start, config.on_worker_exit)
-    if any(map(inspect.iscoroutinefunction, hooks)) and not is_on_asyncio(app, kind):
+    if any(map(inspect.iscoroutinefunction, hooks)) and not is_on_asyncio(*served):
         raise ConfigError(NOT_AWAITED)
     if loops is not None:
-        settle(loops, app, kind)
+        settle(loops, *served)
     if runner is None:
 
         def serve_handler(worker: WorkerProcess) -> None:
@@ -83,8 +83,8 @@ def server_of(app: App, config: Config, loops: Loops | None = None) -> Serving:
 def serving_of(load: Callable[[], App], config: Config, worker: WorkerProcess | None = None) -> Serving:
     """The same, of an application that is yet to be loaded; `worker` is the one that loads it, if there is one. Its
     loops are the caller's to close, unless it is served."""
-    if config.server == "gevent":
-        importlib.import_module("pyfanout.embed.gevent").patch()  # before the application is imported
+    if servers.patches(config.server):
+        importlib.import_module(f"pyfanout.embed.{config.server}").patch()  # before the application is imported
     app, loops = load_for(config, load, worker)
     try:
         return server_of(app, config, loops)
