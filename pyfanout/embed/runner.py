@@ -93,6 +93,6 @@ class Runner(ABC):
         - accepts from `worker.listener()`, whose connections tell their end by themselves;
         - sets `worker.on_drain`, a function that must not block and may run in a signal handler: the server shall stop
           gracefully (`Listener.quiet` comes first);
-        - calls `worker.ready(pool=False, threads=0)` when its loop can take work;
+        - calls `worker.ready()` when its loop can take work;
         - returns when all that was begun is done. After `drain_timeout` comes SIGQUIT.
         """

@@ -99,7 +99,7 @@ class Bare:
 
 
 class Listener(socket.socket):
-    """Accepts what the master passes to this worker. Made by `WorkerProcess.listener`.
+    """Accepts what the master passes to this worker. Made by `ServingWorker.listener`.
 
     To a server it is a bound, listening, non-blocking socket with the public address: `accept` raises BlockingIOError
     when there is nothing now, and always after the worker was told to drain. `bind`, `listen` and `setsockopt` do
