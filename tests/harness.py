@@ -108,9 +108,8 @@ def session_of(leader: int) -> list[int]:
     """The living processes of a session. A dead one is its parent's affair, and its parent may be init."""
     found = []
     for name in os.listdir("/proc"):
-        if name.isdigit():
-            fields = _stat(int(name))
-            if len(fields) > 3 and fields[3] == str(leader) and fields[0] not in "ZX":
+        with contextlib.suppress(ProcessLookupError):
+            if name.isdigit() and os.getsid(int(name)) == leader and not is_over(int(name)):
                 found.append(int(name))
     return found
 
