@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,15 @@ def pytest_configure(config: pytest.Config) -> None:
     given = config.getoption("--seed")
     text = os.environ.get("TEST_SEED", "")
     config.stash[SEED] = given if given is not None else int(text) if text else random.SystemRandom().getrandbits(32)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """pytest keeps the test modules that it has compiled, for the other processes of this run, also where Python may
+    write no bytecode."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, False
+    yield
+    sys.dont_write_bytecode = before
 
 
 def pytest_report_header(config: pytest.Config) -> str:
