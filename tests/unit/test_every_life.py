@@ -510,10 +510,9 @@ class World:
         return None if ready_ns is None else self.now_ns - ready_ns >= self.min_uptime_ns
 
 
-@contextmanager
-def world(case: Case) -> Iterator[World]:
-    """In the beginning."""
-    config = Config(
+@functools.cache
+def config_of(case: Case) -> Config:
+    return Config(
         bind="127.0.0.1:0",
         workers=case.slots,
         reload_batch=case.reload_batch,
@@ -521,9 +520,14 @@ def world(case: Case) -> Iterator[World]:
         drain_timeout=5,
         boot_timeout=60,
     )
+
+
+@contextmanager
+def world(case: Case) -> Iterator[World]:
+    """In the beginning."""
     with ExitStack() as undo:
         patched = undo.enter_context(pytest.MonkeyPatch.context())
-        one = World(case, config)
+        one = World(case, config_of(case))
         clock = SimpleNamespace(monotonic_ns=lambda: one.now_ns)
         for module in (supervisor, group, lives, respawn, shutdown, spawner, roster):
             patched.setattr(module, "time", clock)
