@@ -14,6 +14,13 @@ from pathlib import Path
 import pytest
 from harness import Census, Server, close_clients
 
+FRESH = {
+    *("embed/test_greenlets", "embed/test_identity", "embed/test_life", "embed/test_loading"),
+    *("system/test_boot_failure", "system/test_exhaustion", "system/test_exits", "system/test_leaks"),
+    *("system/test_pages", "system/test_signals", "system/test_soak", "system/test_start_and_end"),
+    *("system/test_stdio", "system/test_unprivileged"),
+}
+"""Tests of imports, memory, start and exit: their servers are no forks of a fork server (`fork_server.py`)."""
 SEED = pytest.StashKey[int]()
 
 
@@ -67,12 +74,13 @@ def guard() -> Iterator[None]:
 
 
 @pytest.fixture
-def server(tmp_path: Path, guard: None) -> Iterator[Callable[..., Server]]:
+def server(request: pytest.FixtureRequest, tmp_path: Path, guard: None) -> Iterator[Callable[..., Server]]:
     """Makes servers under test, of a class. Afterwards they are ended, and must have been good: see `Server.close`."""
     servers: list[Server] = []
 
     def make(kind: type[Server] = Server) -> Server:
         servers.append(kind(tmp_path, f"server{len(servers)}"))
+        servers[-1].fresh = "/".join(request.path.with_suffix("").parts[-2:]) in FRESH
         return servers[-1]
 
     yield make

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import fork_server
+
 T = TypeVar("T")
 
 TESTS = Path(__file__).resolve().parent
@@ -211,9 +213,11 @@ class Census:
     def take(cls) -> Census:
         fds = fds_of(os.getpid())
         # The listing itself needs a descriptor, which is gone again.
-        own = {(fd, link) for fd, link in fds.items() if not re.fullmatch(r"/proc/\d+/fd", link)}
+        own = {
+            (fd, link) for fd, link in fds.items() if not (re.fullmatch(r"/proc/\d+/fd", link) or fork_server.owns(fd))
+        }
         threads = frozenset(map(int, os.listdir("/proc/self/task")))
-        return cls(frozenset(own), frozenset(children_of(os.getpid())), threads)
+        return cls(frozenset(own), frozenset(children_of(os.getpid())) - fork_server.pids(), threads)
 
     def left_since(self, before: Census) -> list[str]:
         """What is here now and was not then: one line each."""
@@ -231,12 +235,14 @@ class Server:
 
     ends_by = signal.SIGINT
     """What `close` sends."""
+    fresh = False
+    """It is not a fork of a process that has its imports."""
 
     def __init__(self, folder: Path, name: str = "server") -> None:
         self.log_path = folder / f"{name}.log"
         self.out_path = folder / f"{name}.out"
         self.expected: list[str] = []
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | fork_server.Child | None = None
         self.ready_reader = -1
         self._told_exit = False
         """The test knows its exit code; else the guard looks at it."""
@@ -291,14 +297,17 @@ class Server:
     def _launch(
         self, command: Sequence[str], cwd: Path, environ: Mapping[str, str] | None, pass_fds: Sequence[int] = ()
     ) -> None:
-        with self.log_path.open("ab") as log, self.out_path.open("ab") as out:
-            self._process = subprocess.Popen(
+        whole = {**_clean_environ(), **(environ or {})}
+        with self.log_path.open("ab") as log, self.out_path.open("ab") as out, open(os.devnull, "rb") as nothing:
+            fds = {0: nothing.fileno(), 1: out.fileno(), 2: log.fileno(), **{fd: fd for fd in pass_fds}}
+            forked = None if self.fresh else fork_server.launch(command, cwd, whole, fds)
+            self._process = forked or subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=nothing,
                 stdout=out,
                 stderr=log,
                 cwd=cwd,
-                env={**_clean_environ(), **(environ or {})},
+                env=whole,
                 pass_fds=pass_fds,
                 start_new_session=True,
             )
@@ -514,9 +523,8 @@ def high_fd(sock: socket.socket) -> int:
 def _clean_environ() -> dict[str, str]:
     """Ours, without what would change a server's options."""
     mine = ("WEB_CONCURRENCY", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYFANOUT_") and name not in mine}
-    kept["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
-    return kept
+    whole = fork_server.python_environment()
+    return {name: value for name, value in whole.items() if not name.startswith("PYFANOUT_") and name not in mine}
 
 
 _clients: weakref.WeakSet[socket.socket] = weakref.WeakSet()

@@ -69,13 +69,10 @@ def test_thread():
     threading.Thread(target=threading.Event().wait, daemon=True).start()
 
 def test_log(server):
-    server().start("apps:act", workers=1)
+    one = server().start("apps:act", workers=1)
     # a traceback that the test does not expect
     from harness import ask
-    ask(server_address(server), "raise")
-
-def server_address(server):
-    return server.__closure__[0].cell_contents[0].address
+    ask(one.address, "raise")
 
 def test_left_behind(server):
     one = server().start("apps:act", workers=2)
