@@ -77,7 +77,8 @@ def wait_until(
 def _read(path: str) -> str:
     """A file of /proc; empty if the process is gone."""
     try:
-        return Path(path).read_text(errors="replace")
+        with open(path, errors="replace") as file:
+            return file.read()
     except (FileNotFoundError, ProcessLookupError):
         return ""
 
@@ -109,10 +110,10 @@ def children_of(pid: int) -> list[int]:
 def session_of(leader: int) -> list[int]:
     """The living processes of a session. A dead one is its parent's affair, and its parent may be init."""
     found = []
-    for name in os.listdir("/proc"):
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         with contextlib.suppress(ProcessLookupError):
-            if name.isdigit() and os.getsid(int(name)) == leader and not is_over(int(name)):
-                found.append(int(name))
+            if os.getsid(pid) == leader and not is_over(pid):
+                found.append(pid)
     return found
 
 
@@ -481,9 +482,9 @@ class Server:
             left = session_of(self.pid)
             if left:
                 problems.append(f"processes are left behind: {left}")
-            for pid in left:
-                kill(pid)
-            wait_until(lambda: not session_of(self.pid), "killed processes are gone")
+                for pid in left:
+                    kill(pid)
+                wait_until(lambda: not session_of(self.pid), "killed processes are gone")
             self._process = None
         return problems + self.suspicious()
 
