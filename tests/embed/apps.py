@@ -63,8 +63,8 @@ def on_sigterm(*_: Any) -> None:
 
 
 def may_go() -> bool:
-    """With IN_A_DRAIN in the environment not before its worker drains."""
-    waits = "IN_A_DRAIN" in os.environ and WORKER is not None and not WORKER.leaves
+    """With IN_A_DRAIN in the environment not before its worker is about to leave, which applications are not shown."""
+    waits = "IN_A_DRAIN" in os.environ and WORKER is not None and not WORKER._inside.leaves
     return (not GO or os.path.exists(GO)) and not waits
 
 
