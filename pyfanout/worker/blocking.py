@@ -115,6 +115,8 @@ class Server:
         self._idents[receiver] = threading.get_ident()
         try:
             self._take_each(receiver)
+        except BaseException as error:  # else a worker with threads would go on with one fewer, at last with none
+            self._leave(error)
         finally:
             with self._signalling:
                 del self._idents[receiver]

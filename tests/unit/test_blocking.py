@@ -46,3 +46,28 @@ def test_no_signal_to_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatch) -
     thread.join()
     assert told_alive
     assert all(told_alive)
+
+
+def test_a_thread_that_fails_ends_its_worker() -> None:
+    """It left the others behind: when all had failed the worker was idle for ever, and the master had no reason to
+    replace it."""
+    drains = []
+
+    class Worker:
+        def drain(self) -> None:
+            drains.append(True)
+
+    def fail(_receiver: Any) -> None:
+        raise OSError("not foreseen")
+
+    server: Any = blocking.Server.__new__(blocking.Server)
+    server._idents, server._worker, server._exit = {}, Worker(), None
+    server._signalling, server._leaving = threading.Lock(), threading.Lock()
+    server._leaving.acquire()
+    server._take_each = fail
+    thread = threading.Thread(target=server._take_all, args=(object(),))
+    thread.start()
+    thread.join()
+    assert drains
+    assert str(server._exit) == "not foreseen"
+    assert not server._leaving.locked()
