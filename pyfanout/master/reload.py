@@ -134,7 +134,8 @@ class Reloads:
         assert reload is not None
         self.current, self.again = None, None
         if error:
-            log.error("the reload has stopped, %d of %s new: %s", reload.replaced, counted_are(reload.total), error)
+            level, total = logging.INFO if self._stopping else logging.ERROR, counted_are(reload.total)
+            log.log(level, "the reload has stopped, %d of %s new: %s", reload.replaced, total, error)
             for member in reload.trials:
                 old = member.slot.member
                 if member.slot.successor is member and old is not None and old.state is State.READY:
