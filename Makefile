@@ -15,7 +15,7 @@ run: $(or $(wildcard .venv/ready),.venv/run)
 # Those that do not measure themselves with the whole machine, but mostly wait, need not wait for each other.
 BESIDE := tests/core tests/unit tests/embed $(wildcard tests/test_*.py) \
     $(patsubst %,tests/system/test_%.py,boot_failure chaos connection_path corners debugging dispatcher exits folders forks health \
-    hostile_worker keep_alive kill_matrix logging master master_sweep orphans own_loop pages reload sandbox scale \
+    hostile_worker keep_alive kill_matrix leaks logging master master_sweep orphans own_loop pages reload sandbox scale \
     shortages shutdown signals soak start_and_end stdio unkillable unprivileged worker_life)
 test: .venv/ready tools
 	$(BIN)/python -m compileall -q pyfanout tests
