@@ -15,7 +15,8 @@ import pytest
 from harness import Census, Server, close_clients
 
 FRESH = {
-    *("embed/test_greenlets", "embed/test_identity", "embed/test_life", "embed/test_loading"),
+    *("embed/test_ends", "embed/test_goodbye", "embed/test_greenlets", "embed/test_identity", "embed/test_loading"),
+    "embed/test_signals",
     *("system/test_boot_failure", "system/test_exhaustion", "system/test_exits", "system/test_leaks"),
     *("system/test_pages", "system/test_signals", "system/test_soak", "system/test_start_and_end"),
     *("system/test_stdio", "system/test_unprivileged"),

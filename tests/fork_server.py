@@ -186,7 +186,7 @@ def launch(
     words = list(command[len(python) :])
     if CLONE is None or list(command[: len(python)]) != python or (words[0][0] == "-" and words[0] not in ("-m", "-c")):
         return None
-    if _of_python(environment) != _of_python(python_environment()):
+    if "--preload" in words or _of_python(environment) != _of_python(python_environment()):
         return None
     if () not in _servers:
         _servers[()] = ForkServer.start()
