@@ -21,7 +21,7 @@ from enum import Enum, auto
 from types import FrameType
 from typing import Any
 
-from pyfanout.host import stdio
+from pyfanout.host import sigmask, stdio
 
 log = logging.getLogger("pyfanout.master")
 
@@ -124,6 +124,8 @@ class Signals:
                 _set(signum, self._on_signal)
         for signum in _RESET_IN_MASTER:
             self._found[signum] = _set(signum, signal.SIG_DFL)
+        if self._whole_process:  # its parent may have had them blocked, which a child and its programs inherit
+            sigmask.restore(())
         _installed.add(self)
         return self
 

@@ -74,6 +74,25 @@ def test_what_would_kill_it_stops_it_gracefully(server: MakeServer, tmp_path: Pa
     assert not pidfile.exists()
 
 
+def test_a_parent_that_has_blocked_them(server: MakeServer) -> None:
+    """A process inherits the signals that its parent has blocked: it could be neither reloaded nor stopped."""
+    one = server()
+    one.fresh = True  # else it is the child of another process
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        one.start("apps:act", wait=False, workers=1)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    one.wait_ready()
+    old = one.workers
+    one.send(signal.SIGHUP)
+    (worker,) = one.wait_workers(1, gone=old)
+    for pid in (one.pid, worker):
+        status = Path(f"/proc/{pid}/status")
+        one.wait_until(lambda status=status: f"SigBlk:\t{0:016x}\n" in status.read_text(), "it blocks none")
+    assert one.stop() == 0
+
+
 def test_what_the_program_has_a_handler_for_is_its_own(tmp_path: Path) -> None:
     run(
         tmp_path,
