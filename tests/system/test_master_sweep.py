@@ -292,6 +292,7 @@ def live():
 DISPATCHER = """
 from pyfanout.dispatcher.joined import JoinedWorkers
 from pyfanout.worker.main import serve as serve_in
+from pyfanout.worker.serving import inside
 
 PROGRAMME = APP
 serving = JoinedWorkers.run
@@ -337,7 +338,7 @@ def fork(dispatcher):
             try:
                 worker = dispatcher.join()
                 os.write(writing, b"!")
-                code = serve_in(worker, lambda: handler)
+                code = serve_in(inside(worker), lambda: handler)
             finally:
                 os._exit(code)
         os.close(writing)
