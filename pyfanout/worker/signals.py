@@ -131,9 +131,9 @@ class Signals:
             return
         try:
             theirs(signal.SIGTERM, inspect.currentframe())
-        except SystemExit:
+        except (SystemExit, KeyboardInterrupt):  # signal.default_int_handler raises the latter
             pass
-        except (Exception, KeyboardInterrupt):
+        except BaseException:
             log.exception("worker=%d: the application's handler of SIGTERM failed", self._worker.slot)
         self._set()
 

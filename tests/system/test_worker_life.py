@@ -464,6 +464,22 @@ def test_a_handler_of_its_own_for_sigterm(
     assert one.in_hands == 0
 
 
+@pytest.mark.parametrize(("error", "failed"), [("KeyboardInterrupt", 0), ("GeneratorExit", 1), ("ValueError", 1)])
+def test_a_handler_of_sigterm_that_raises(server: MakeServer, tmp_path: Path, error: str, failed: int) -> None:
+    """KeyboardInterrupt is the word of many for an end: each worker that left had a traceback in the log."""
+    (tmp_path / "app.py").write_text(f"""
+import signal
+def end(signum, frame): raise {error}
+signal.signal(signal.SIGTERM, end)
+def handler(conn, addr): conn.recv(9)
+""")
+    one = server().start("app:handler", cwd=tmp_path, workers=1)
+    one.expect(*["the application's handler of SIGTERM failed", "Traceback", error] * failed)
+    assert one.stop() == 0
+    assert one.log.count("the application's handler of SIGTERM failed") == failed
+    assert "exited with code" not in one.log
+
+
 @pytest.mark.parametrize("where", ["waiting", "waiting_async"])
 def test_a_stop_is_heard_in_a_start_hook(
     server: MakeServer, kind: str, handler: str, options: dict, where: str
