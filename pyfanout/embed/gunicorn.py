@@ -41,7 +41,6 @@ from pyfanout.master.process import own_pidfd
 from pyfanout.worker import idle, loop_child
 from pyfanout.worker.connection import Connection
 from pyfanout.worker.loop_threads import watch_threads
-from pyfanout.worker.receipt import Receipt
 from pyfanout.worker.serving import inside
 from pyfanout.worker.threads import Pool
 from pyfanout.worker.tls import SecureConnection
@@ -228,7 +227,7 @@ class Sync(Joined, sync.SyncWorker):
                 continue
             rc = receiver.take(False)
             if rc == 1:
-                conn, address = Connection.arrived(receiver.arrival, True, Receipt(worker.ends.done))
+                conn, address = Connection.arrived(receiver.arrival, True, worker.ends.done)
                 try:
                     self.handle(worker.public.listeners[conn.listener], conn, address)
                 finally:

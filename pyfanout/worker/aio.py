@@ -25,7 +25,6 @@ from pyfanout.worker import child, clients, loop_child
 from pyfanout.worker.connection import Address, Connection
 from pyfanout.worker.idle import IDLE_S, LOOK_S, IdleWatch, end_input, is_silent
 from pyfanout.worker.loop_threads import watch_threads
-from pyfanout.worker.receipt import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -152,7 +151,7 @@ class Server:
         """Makes a socket; `_open` follows, at once unless the connection waits for its PROXY header."""
         self._live += 1
         ended = self._ended if self._context is None else functools.partial(self._end_secure, arrival.fd)
-        conn, address = Connection.arrived(arrival, False, Receipt(ended))
+        conn, address = Connection.arrived(arrival, False, ended)
         if self._headless is None:
             self._open(conn, address)
         else:

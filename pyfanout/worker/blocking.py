@@ -26,7 +26,6 @@ from pyfanout.link.messages import WAKE
 from pyfanout.worker import clients
 from pyfanout.worker.connection import Connection
 from pyfanout.worker.idle import LOOK_S, bytes_moved, end_if_idle
-from pyfanout.worker.receipt import Receipt
 from pyfanout.worker.signals import Stopped, getsignal
 
 if TYPE_CHECKING:
@@ -134,7 +133,8 @@ class Server:
         while True:
             rc = receiver.take(fd_is_free)
             if rc == 1:
-                fd_is_free = self._handle(receiver, *Connection.arrived(arrival, True, Receipt(done)))
+                conn, address = Connection.arrived(arrival, True, done)
+                fd_is_free = self._handle(receiver, conn, address)
             elif self._is_over(rc):
                 break
             else:
@@ -146,8 +146,7 @@ class Server:
         while True:
             rc = intake.take(receiver)
             if rc == 1:
-                receipt = Receipt(worker.ends.done)
-                admitted = intake.admit(*Connection.arrived(receiver.arrival, True, receipt))
+                admitted = intake.admit(*Connection.arrived(receiver.arrival, True, worker.ends.done))
             elif rc == intake.ADMITTED:
                 admitted = intake.next(receiver)
             elif self._is_over(rc):

@@ -49,12 +49,15 @@ def part(fd: int) -> None:
 
 
 class Connection(socket.socket):
-    """A connected socket that closes its receipt when it is closed or detached.
+    """A connected socket that reports its end, once, when it is closed or detached.
+
+    It is its own receipt, and makes a `Receipt` when it hands that over: with one for each connection a blocking worker
+    was slower, see docs/internals.md.
 
     A blocking one has no timeout, whatever `socket.setdefaulttimeout` says, unless the handler sets one.
     """
 
-    __slots__ = ("_receipt", "listener", "peer", "preamble_bytes")
+    __slots__ = ("_report", "listener", "peer", "preamble_bytes")
     peer: Address | None
     """The client's address according to a proxy, if the proxy has sent one."""
     preamble_bytes: int
@@ -70,15 +73,15 @@ class Connection(socket.socket):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         """As `socket.socket`; `dup` calls it. A duplicate reports nothing."""
         super().__init__(*arguments, **keywords)
-        self._receipt = CLOSED
+        self._report: Callable[[], object] | None = None
         self.peer = None
         self.preamble_bytes = 0
         self.listener = 0
 
     @classmethod
-    def arrived(cls, arrival: Any, blocking: bool, receipt: Receipt) -> tuple[Connection, Address]:
-        """Take over the descriptor of a fan_connection; returns its address, too. Family, type and protocol are known:
-        no system call asks."""
+    def arrived(cls, arrival: Any, blocking: bool, report: Callable[[], object]) -> tuple[Connection, Address]:
+        """Take over the descriptor of a fan_connection, whose end `report` reports; returns its address, too. Family,
+        type and protocol are known: no system call asks."""
         family, nonblocking = arrival.family, arrival.nonblocking
         if blocking and family == _AF_UNIX:
             cls = cls.counting  # noqa: PLW0642
@@ -87,7 +90,7 @@ class Connection(socket.socket):
         _init(self, family, _NONBLOCKING if nonblocking else _STREAM, 0 if family == _AF_UNIX else _TCP, arrival.fd)
         self._io_refs = 0
         self._closed = False
-        self._receipt = receipt
+        self._report = report
         self.peer = None
         self.preamble_bytes = 0
         self.listener = arrival.listener
@@ -111,27 +114,30 @@ class Connection(socket.socket):
 
     def _end(self) -> bool:
         """Whether a descriptor is free now."""
-        if not self._receipt.close():
+        report, self._report = self._report, None
+        if report is None:
             if self.fileno() < 0:  # it is closed or detached
                 return False
             _close(self)  # a duplicate, or another object has the receipt
             return True
+        report()  # first, see `Receipt`
         result = _part(_detach(self))
         if result & SWEEP:
             _begin()
         return result & FREED != 0
 
     def detach(self) -> int:
-        self._receipt.close()
+        self.hand_over().close()
         return super().detach()
 
     def hand_over(self) -> Receipt:
         """Returns its receipt, for a socket of another class, or a process, that is about to take its descriptor."""
-        return self._receipt.move()
+        report, self._report = self._report, None
+        return CLOSED if report is None else Receipt(report)
 
     def take_back(self, receipt: Receipt) -> None:
         """What `hand_over` has returned: it has its receipt again."""
-        self._receipt = receipt
+        self._report = receipt.move().close if receipt.is_open else None
 
     def finish(self) -> bool:
         """Close it if it still is open, also if a `makefile` object was left. Returns whether that has freed a

@@ -27,7 +27,7 @@ from pyfanout.worker.channel_watch import ChannelWatch
 from pyfanout.worker.connection import Address, Connection, Counting
 from pyfanout.worker.epoll import epoll
 from pyfanout.worker.live import LiveConnections
-from pyfanout.worker.receipt import CLOSED, Receipt
+from pyfanout.worker.receipt import Receipt
 
 if TYPE_CHECKING:
     from pyfanout.worker.host import Host
@@ -60,7 +60,7 @@ class Accepted(Connection):
                 raise
 
     def __del__(self) -> None:
-        if getattr(self, "_receipt", CLOSED).is_open:
+        if getattr(self, "_report", None) is not None:
             self._end()
         super().__del__()  # type: ignore[misc]  # of C
 
@@ -164,7 +164,7 @@ class Listener(socket.socket):
         then it waits in the channel."""
         with self._accepting:
             arrival = self._arrivals.pop() if self._arrivals else self._take()
-            conn, address = Accepted.arrived(arrival, self._blocking, self.connections.begin(arrival))
+            conn, address = Accepted.arrived(arrival, self._blocking, self.connections.begin(arrival).close)
         if self._count is not None:
             self._count()
         return conn, address

@@ -9,7 +9,6 @@ import pytest
 from pyfanout._core import ffi
 
 from pyfanout.worker.listener import Accepted
-from pyfanout.worker.receipt import Receipt
 
 
 def arrived(reports: list[str]) -> tuple[Accepted, socket.socket]:
@@ -23,7 +22,7 @@ def arrived(reports: list[str]) -> tuple[Accepted, socket.socket]:
         host=ffi.new("char[]", b"/client"),
         host_bytes=7,
     )
-    conn, address = Accepted.arrived(arrival, True, Receipt(lambda: reports.append("ended")))
+    conn, address = Accepted.arrived(arrival, True, lambda: reports.append("ended"))
     assert address == "/client"
     return conn, client
 
