@@ -69,7 +69,7 @@ def broken(context: Context, subject: Subject, seed: int, *, how: str) -> Values
             fresh.rename(server.folder / "release.py")
             for count in (1, 2):
                 server.reload()
-                _wait_log(server, "the reload has stopped, 0 of 4 workers are new", count)
+                _wait_log(server, "reload aborted, 0 of 4 workers are new, the rest not replaced", count)
         missed = "" if server.workers() == old else "old workers have left"
     return _lost(answers, "two reloads", missed)
 

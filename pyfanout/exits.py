@@ -92,7 +92,7 @@ def run(*, at_once: bool) -> None:
         try:
             threading._shutdown()  # type: ignore[attr-defined]
         except BaseException:
-            log.exception("pid=%d: its threads have not been waited for", os.getpid())
+            log.exception("pid=%d: an exception ended the wait for its threads; it exits without them", os.getpid())
     atexit._run_exitfuncs()
 
 

@@ -140,7 +140,7 @@ class Master:
             if config.preload:
                 handler = preloaded(self._load)
                 self._load, self._kinds = Given(handler), [kind_of(handler, config.as_, config.server)]
-                log.info("the application is loaded in the master: a reload keeps its code")
+                log.info("the application is loaded in the master: a reload keeps its code, a restart loads it anew")
             check_greenlets()
             signals.begin()  # before there is a socket file, or a pidfile, by which the master is found
             binds = self._folders.fixed_binds(config.bind) if config.preload else config.bind

@@ -104,7 +104,7 @@ class JoinedWorkers:
         try:
             self._run()
         except FanoutError as error:
-            log.critical("the dispatcher cannot go on: %s", error)
+            log.critical("the dispatcher exits: %s; its owner may start it again", error)
             return error.exit_code
         return 0
 
@@ -117,7 +117,7 @@ class JoinedWorkers:
             self._listening = Listening(self._core, self._endpoints)
             self._watches.add(self._join_socket.fileno(), self._on_request)
             self._watches.add(self._owner_fd, self._stop)
-            log.info("accepting on %s for joined workers, policy %s", self._listening.addresses, self._config.policy)
+            log.info("accepting on %s for workers that join, policy %s", self._listening.addresses, self._config.policy)
             if self._interval_ns:
                 self._round_ns = time.monotonic_ns() + self._interval_ns
             while not self._over():
@@ -128,7 +128,7 @@ class JoinedWorkers:
             return False
         if self._workers and time.monotonic_ns() >= self._end_ns:
             log.warning(
-                "drain_timeout of %g s is over: %s left alone",
+                "drain_timeout of %g s is over: %s not finished; the dispatcher exits, and they go on",
                 self._config.drain_timeout,
                 counted_are(len(self._workers)),
             )
@@ -163,7 +163,9 @@ class JoinedWorkers:
             case EventKind.CHANNEL_BROKEN:
                 for worker in list(self._workers.values()):
                     if worker.entered and worker.ready and reads(worker.seat, worker.ready, event.token):
-                        log.error("%s: its channel was shut down by a worker; it leaves", worker)
+                        log.error(
+                            "%s: a worker has shut down the channel that this one reads; it drains and exits", worker
+                        )
                         self._happened(worker, JoinedEvent.CHANNEL_BROKEN)
             case _:
                 self._listening.on_event(event)
@@ -187,13 +189,19 @@ class JoinedWorkers:
         try:
             found = joining.answer(self._join_socket)
         except OSError as error:
-            log.error("a worker failed to join: %s", error.strerror)
+            log.error(
+                "a worker could not join: %s; it gets no connections, and its call of join raises an exception",
+                error.strerror,
+            )
             return True
         if isinstance(found, socket.socket):
             try:
                 self._admit(found)
             except OSError as error:
-                log.error("a worker failed to join: %s", error.strerror)
+                log.error(
+                    "a worker could not join: %s; it gets no connections, and its call of join raises an exception",
+                    error.strerror,
+                )
                 found.close()
         elif found is NoRequest.STOP:
             self._stop()
@@ -215,7 +223,7 @@ class JoinedWorkers:
             raise
         self._generations[seat] = generation
         self._workers[seat] = worker
-        log.debug("%s has joined", worker)
+        log.debug("%s has joined the dispatcher", worker)
 
     def _stop(self) -> None:
         """Pass on what is queued, end the channels; no worker joins any more."""
@@ -233,7 +241,11 @@ class JoinedWorkers:
             for message in worker.link.receive():
                 self._on_word(worker, message)
         except DecodeError as error:
-            log.error("%s: protocol error on its control socket (%s); it gets no more connections", worker, error)
+            log.error(
+                "%s: protocol error on its control socket (%s); it gets no more connections",
+                worker,
+                error,
+            )
             self._happened(worker, JoinedEvent.CLOSED)
 
     def _on_word(self, worker: JoinedWorker, message: Message | None) -> None:
@@ -260,7 +272,7 @@ class JoinedWorkers:
                         break
             case Pong() if worker.link.is_answered_by(message):
                 if self._hinder(worker, Obstacle.SILENT, False):
-                    log.info("%s answers again", worker)
+                    log.info("%s answers pings again", worker)
                 self._on_still(worker, message.still_ms)
 
     def _on_still(self, worker: JoinedWorker, still_ms: int) -> None:
@@ -268,7 +280,7 @@ class JoinedWorkers:
         if not self._hinder(worker, Obstacle.STUCK, stuck):
             return
         if stuck:
-            what = "every thread has been in the same request for %.1f s; others have its connections"
+            what = "every thread has been in the same request for %.1f s (timeout); it gets no more until one ends"
             log.warning("%s: " + what, worker, still_ms / 1e3)
         else:
             log.info("%s: a thread makes progress again", worker)
@@ -294,7 +306,7 @@ class JoinedWorkers:
         worker.link.close()
         del self._workers[worker.seat]
         level, plural = (logging.WARNING if lost else logging.DEBUG), "" if lost == 1 else "s"
-        log.log(level, "%s is gone, with %d connection%s in progress", worker, lost, plural)
+        log.log(level, "%s is no longer joined, with %d connection%s in progress", worker, lost, plural)
 
     # ---- rotation -----------------------------------------------------------------------------------------------
 
@@ -307,7 +319,11 @@ class JoinedWorkers:
             worker.entered = False
             self._rotation.leave(worker.seat)
         elif error := self._rotation.enter(worker.seat, ready, len(self._workers)):
-            log.error("%s: cannot be put into rotation yet (%s)", worker, error.strerror)
+            log.error(
+                "%s cannot be given connections now (%s); this is tried again when its state changes",
+                worker,
+                error.strerror,
+            )
         else:
             worker.entered = True
 
@@ -335,7 +351,11 @@ class JoinedWorkers:
         for worker in self._debtors():
             silent_ns = now_ns - worker.link.owed_since_ns
             if silent_ns >= self._patience_ns:
-                log.warning("%s: no answer to a ping for %.1f s; others have its connections", worker, silent_ns / 1e9)
+                log.warning(
+                    "%s: no answer to a ping for %.1f s (ping_timeout); it gets no connections until it answers",
+                    worker,
+                    silent_ns / 1e9,
+                )
                 self._hinder(worker, Obstacle.SILENT, True)
         if self._round_ns is not None and now_ns >= self._round_ns:
             self._round_ns = now_ns + self._interval_ns

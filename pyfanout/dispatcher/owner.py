@@ -221,7 +221,10 @@ class Dispatcher:
         if process.is_over(GRACE_S):
             process.reap()
         elif not process.kill(GRACE_S):
-            log.critical("the dispatcher's process, pid=%d, cannot be killed and is left behind", process.pid)
+            log.critical(
+                "the dispatcher, pid=%d, does not die of SIGKILL within 2 s and is left behind; its owner goes on",
+                process.pid,
+            )
 
     def _close_endpoints(self) -> None:
         for endpoint in self._endpoints:

@@ -177,7 +177,9 @@ class AsyncioRunner(Runner):
 def _leave(worker: WorkerProcess, serving: asyncio.Task[None]) -> None:
     """The server has stopped, or was given up. Raises what it has raised."""
     if not serving.done():
-        log.warning("worker=%d: its server does not stop, although it was cancelled", worker.slot)
+        log.warning(
+            "worker=%d: its server has not stopped although it was cancelled; the worker exits without it", worker.slot
+        )
     elif not serving.cancelled():
         serving.result()
         if not worker.draining:  # it left by itself; a worker says so

@@ -62,7 +62,7 @@ class Runner(AsyncioRunner):
                 await anyio.aclose_forcefully(stream)
                 if not isinstance(error, Exception):  # it is cancelled
                     raise
-                clients.log.info("worker=%d: no TLS with a client: %r", worker.slot, error)
+                clients.log.info("worker=%d: no TLS with a client: %r; the connection is closed", worker.slot, error)
             else:
                 await handle(secure)
 
@@ -94,9 +94,9 @@ class Runner(AsyncioRunner):
             anyio.EndOfStream,
             ssl.SSLError,
         ) as error:  # closed, or without a close_notify
-            clients.log.debug("worker=%d: a client has gone: %r", worker.slot, error)
+            clients.log.debug("worker=%d: a client has disconnected: %r", worker.slot, error)
         except Exception:  # its own affair: it would end the server
-            log.exception("worker=%d: the handler failed", worker.slot)
+            log.exception("worker=%d: the handler raised an exception; the worker goes on", worker.slot)
 
     def hurry(self) -> None:
         if self._handlers is not None:

@@ -86,7 +86,9 @@ class Accepting(server.StreamServer):
         try:
             return super().wrap_socket_and_handle(conn, address)
         except NoHandshakeError as error:
-            clients.log.info("worker=%d: no TLS with %s: %s", self.worker.slot, address, error)
+            clients.log.info(
+                "worker=%d: no TLS with %s: %s; the connection is closed", self.worker.slot, address, error
+            )
             conn.close()
             return None
         finally:
@@ -107,7 +109,7 @@ class StreamServer(Accepting):
         except OSError as error:
             if not clients.has_gone(error, conn):
                 raise
-            clients.log.debug("worker=%d: %s has gone: %s", self.worker.slot, address, error)
+            clients.log.debug("worker=%d: the client %s has disconnected: %s", self.worker.slot, address, error)
 
 
 class WSGIHandler(pywsgi.WSGIHandler):
@@ -115,7 +117,9 @@ class WSGIHandler(pywsgi.WSGIHandler):
         """Its head cannot be read."""
         if not clients.has_gone(error, self.socket):
             return super()._handle_client_error(error)
-        clients.log.debug("worker=%d: %s has gone: %s", self.server.worker.slot, self.client_address, error)
+        clients.log.debug(
+            "worker=%d: the client %s has disconnected: %s", self.server.worker.slot, self.client_address, error
+        )
         return None  # it is over, without an answer
 
     def handle_one_response(self) -> None:

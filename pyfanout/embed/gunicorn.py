@@ -119,7 +119,7 @@ class Joined:
         try:
             self._worker = inside(self._dispatcher.join())
         except (WorkerError, OSError) as error:
-            self.log.error("cannot join: %s", error)
+            self.log.error("cannot join the dispatcher: %s; this worker exits in 1 s, and gunicorn replaces it", error)
             time.sleep(AGAIN_S)
             sys.exit(1)  # not the code of a worker that cannot boot, after which the arbiter gives up
         self._stuck = self._worker.watch.again()
@@ -237,7 +237,7 @@ class Sync(Joined, sync.SyncWorker):
             elif rc in (-errno.EMFILE, -errno.ENFILE):
                 time.sleep(SHORTAGE_S)
             elif rc == -errno.ENOBUFS:
-                self.log.error("a connection was lost, no descriptor was free for it")
+                self.log.error("a connection was lost: no descriptor was free for it; raise the limit of open files")
             elif rc == -errno.ENOMEM:
                 worker.short_of(-rc)
                 time.sleep(SHORTAGE_S)

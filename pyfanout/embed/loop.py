@@ -179,7 +179,7 @@ class Server(asyncio.AbstractServer):
             if conn.fileno() == fd:  # when it is closed the loop waits for the client's close_notify, for 30 s
                 listener.connections.idle_while(fd, transport.is_closing)
         except OSError as error:  # a handshake that failed, included: ssl.SSLError is one
-            log.debug("no connection: %s", error)
+            log.debug("a connection could not be set up and is closed: %s", error)
             conn.close()
         except BaseException:
             conn.close()
@@ -189,7 +189,7 @@ class Server(asyncio.AbstractServer):
 def _tell(error: BaseException) -> None:
     if not isinstance(error, Exception):
         raise error
-    log.error("no transport for a connection, which is closed", exc_info=error)
+    log.error("the event loop made no transport for a connection; the connection is closed", exc_info=error)
 
 
 def _go_on(connecting: Coroutine[Any, Any, Any], _made: asyncio.Future[Any]) -> None:
@@ -199,4 +199,4 @@ def _go_on(connecting: Coroutine[Any, Any, Any], _made: asyncio.Future[Any]) -> 
     except StopIteration:
         pass
     except Exception as error:
-        log.debug("no connection: %s", error)
+        log.debug("a connection could not be set up and is closed: %s", error)

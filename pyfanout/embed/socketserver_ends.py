@@ -23,7 +23,7 @@ def unless_gone(handle_error: Callable[[Any, Any], None], worker: WorkerProcess)
     def handle(request: Any, address: Any) -> None:
         error = sys.exc_info()[1]
         if error is not None and clients.has_gone(error, request):
-            clients.log.debug("worker=%d: %s has gone: %s", worker.slot, address, error)
+            clients.log.debug("worker=%d: the client %s has disconnected: %s", worker.slot, address, error)
         else:
             handle_error(request, address)
 

@@ -38,7 +38,9 @@ class Server(HTTPServer):
         try:
             super()._handle_connection(connection, address)
         except OSError as error:  # ssl.SSLError is one: the client has gone before its handshake
-            clients.log.info("worker=%d: no TLS with %s: %s", self.worker.slot, address, error)
+            clients.log.info(
+                "worker=%d: no TLS with %s: %s; the connection is closed", self.worker.slot, address, error
+            )
             connection.close()
 
     def handle_stream(self, stream: Any, address: Any) -> None:
@@ -52,7 +54,12 @@ class Server(HTTPServer):
         if stream._ssl_accepting and not stream.closed():
             timeout_s = self.worker.config.handshake_timeout
             slot = self.worker.slot
-            clients.log.info("worker=%d: no TLS with %s: no handshake within %g s", slot, address, timeout_s)
+            clients.log.info(
+                "worker=%d: no TLS with %s: no handshake within %g s (handshake_timeout); the connection is closed",
+                slot,
+                address,
+                timeout_s,
+            )
             stream.close()
 
     def start_request(self, server_conn: Any, request_conn: Any) -> Any:

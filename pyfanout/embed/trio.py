@@ -126,14 +126,16 @@ async def _handle(worker: WorkerProcess, listener: Listener, handler: Any, strea
                 with listener.connections.shaking_hands(fd, lambda: stream._incoming.pending):
                     await stream.do_handshake()
         except (trio.BrokenResourceError, trio.TooSlowError) as error:
-            clients.log.info("worker=%d: no TLS with a client: %s", worker.slot, error.__cause__ or error)
+            clients.log.info(
+                "worker=%d: no TLS with a client: %s; the connection is closed", worker.slot, error.__cause__ or error
+            )
             return
     try:
         await handler(stream)
     except trio.BrokenResourceError as error:
-        clients.log.debug("worker=%d: a client has gone: %s", worker.slot, error)
+        clients.log.debug("worker=%d: a client has disconnected: %s", worker.slot, error)
     except Exception:
-        log.exception("worker=%d: the handler failed", worker.slot)
+        log.exception("worker=%d: the handler raised an exception; the worker goes on", worker.slot)
 
 
 async def _call(handler: Any, forking: set[trio.lowlevel.Task], stream: Any) -> None:

@@ -47,7 +47,11 @@ class Outbox:
     def send(self, message: Message) -> None:
         """Now, or later, after what waits. What waits as the last is not added once more."""
         if len(self._unsent) >= MOST:
-            log.error("a control socket has taken nothing for %d messages: %r is dropped", MOST, message)
+            log.error(
+                "the process at the other end of a control socket does not read: %d messages wait, %r is dropped",
+                MOST,
+                message,
+            )
         elif self._unsent[-1:] != [message]:
             self._unsent.append(message)
         self.flush()

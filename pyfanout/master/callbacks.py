@@ -76,4 +76,4 @@ class Callbacks:
                 try:
                     callback(notice)
                 except Exception:
-                    log.exception("a callback for %r failed", notice.event)
+                    log.exception("a callback for %r raised an exception; the master goes on", notice.event)

@@ -41,7 +41,7 @@ class Deaths:
         # By the signal itself: one that was told to leave before it could listen.
         told = report.code == 0 or report.signum in (signal.SIGTERM, signal.SIGQUIT)
         if was in (State.DRAINING, State.STOPPING) and told and not lost:
-            log.debug("%s has left", member)
+            log.debug("%s has exited as it was told to", member)
             return
         log.log(
             logging.INFO if stopping else logging.WARNING,

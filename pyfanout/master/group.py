@@ -107,10 +107,11 @@ class Group:
         try:
             member = self._spawner.fork(slot, self._on_death, self._on_message)
         except OSError as error:
-            log.error("%s cannot be started: %s", slot, error.strerror)
             slot.respawn_at_ns = None
-            if slot.member is not None and not slot.member.spent:
-                return None  # of a reload: the worker that serves stays
+            if slot.member is not None and not slot.member.spent:  # of a reload
+                log.error("%s cannot be started: %s; its old worker serves on", slot, error.strerror)
+                return None
+            log.error("%s cannot be started: %s; it counts as a failed start", slot, error.strerror)
             self.respawns.after_failure(slot)
             if not self.ever_ready:  # as one that died before it was ready
                 slot.respawn_at_ns = None
@@ -126,7 +127,11 @@ class Group:
                 self._on_word(member, message)
         except DecodeError as error:
             member.verdict = f"protocol error on its control socket: {error}"
-            log.error("%s: protocol error on its control socket (%s); killing it", member, error)
+            log.error(
+                "%s: protocol error on its control socket (%s); it is killed, and replaced as after a crash",
+                member,
+                error,
+            )
             self._spawner.unwatch_link(member)
             member.process.send(signal.SIGKILL)
 
@@ -299,7 +304,12 @@ class Group:
         failed = self.respawns.count_death(slot, member.ready_ns, served=served, resigned=member.resigned)
         if failed and self.ever_ready and not self.phase.is_stop:
             detail = f"{slot} has died {slot.deaths} times in a row, the last time it {slot.last_death}"
-            log.error("%s: FAILED%s", detail, "" if self._config.fail_fast else "; it is tried again slowly")
+            fast = self._config.fail_fast
+            log.error(
+                "%s: FAILED; %s",
+                detail,
+                "the server stops (fail_fast)" if fast else "the next start is tried in 15 s at most",
+            )
             self._callbacks.post(Notice("give_up", None, detail))
             self._on_failed(detail)
 
@@ -325,7 +335,9 @@ class Group:
         """A worker has shut down a channel: its readers see end-of-file and leave by themselves."""
         for member in self.roster.members:
             if member.state is State.READY and reads(member.seat, member.ready, seat):
-                log.error("%s: its channel was shut down by a worker; it is replaced", member)
+                log.error(
+                    "%s: a worker has shut down the channel that this one reads; it drains and is replaced", member
+                )
                 self.lives.happened(member, WorkerEvent.CHANNEL_BROKEN)
 
     def on_finished(self) -> None:

@@ -40,7 +40,11 @@ class Listening:
                 self._shortage.ends()
             case EventKind.LISTENER_FAILED:
                 address = self._endpoints[event.token].address
-                log.critical("lost listener %s: %s", address, os.strerror(event.error))
+                log.critical(
+                    "lost listener %s: %s; restart pyfanout to listen there again; other listeners go on",
+                    address,
+                    os.strerror(event.error),
+                )
         return None
 
     def look(self) -> None:

@@ -121,7 +121,7 @@ class Lives:
         if member.short:
             return
         if error := self._rotation.enter(member.seat, member.ready, len(self._roster.slots)):
-            log.error("%s: cannot be put into rotation (%s); replacing it", member, error.strerror)
+            log.error("%s cannot be given connections (%s); it drains and is replaced", member, error.strerror)
             self.happened(member, WorkerEvent.NOT_ENTERED)
 
     def be_short(self, member: WorkerHandle, *, short: bool) -> None:
@@ -166,15 +166,24 @@ class Lives:
                 return
             case State.BOOTING:
                 member.verdict = f"not ready after {self._config.boot_timeout:g} s"
-                log.error("%s is %s and is killed", member, member.verdict)
+                log.error(
+                    "%s is %s (boot_timeout); it is killed, which counts as a failed start", member, member.verdict
+                )
             case State.DRAINING:
-                log.warning("%s has not finished after %g s and stops now", member, self._config.drain_timeout)
+                log.warning(
+                    "%s has not finished after %g s (drain_timeout); it is sent SIGQUIT, what is left is cut off",
+                    member,
+                    self._config.drain_timeout,
+                )
             case State.STOPPING:
                 member.verdict = member.verdict or "it did not stop"
-                log.warning("%s does not stop and is killed", member)
+                log.warning("%s does not stop within 2 s of SIGQUIT and is killed", member)
             case State.KILLED:
                 member.slot.last_death = "cannot be killed"
-                log.critical("%s does not die of SIGKILL: the kernel has not ended it; it is left behind", member)
+                log.critical(
+                    "%s does not die of SIGKILL within 2 s; it is left behind, and reaped if it dies later",
+                    member,
+                )
         self.happened(member, WorkerEvent.TIME_IS_UP)
 
     def _judge(self, now_ns: int) -> None:
@@ -185,7 +194,7 @@ class Lives:
             reason = self.health.judge(member, self._core.look(member.seat), now_ns)
             if reason is not None:
                 member.verdict = f"hung: {reason}"
-                log.error("%s is %s", member, member.verdict)
+                log.error("%s is %s; it is killed, and replaced as after a crash", member, member.verdict)
                 self.happened(member, WorkerEvent.FOUND_HUNG)
         self.health.next_round(self._roster.members, now_ns)
         self._deaths.oom_kills.look(now_ns)

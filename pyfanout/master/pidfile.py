@@ -104,7 +104,11 @@ class PidFile:
         try:
             free = filelock.take(fd)
         except OSError as error:
-            log.warning("pidfile %r: its file system has no locks (%s): its number decides", self.path, error.strerror)
+            log.warning(
+                "pidfile %r: its file system has no locks (%s); it is in use if the process that it names is alive",
+                self.path,
+                error.strerror,
+            )
             free = owner is None or owner == os.getpid() or not _is_alive(owner)
         if not free:
             who = "a process" if owner is None else f"process {owner}"

@@ -71,7 +71,12 @@ class Process:
         except ProcessLookupError:
             return
         except OSError as error:
-            log.error("pid=%d cannot be sent %s: %s", self.pid, name_of(signum), error.strerror)
+            log.error(
+                "process pid=%d cannot be sent %s: %s; it goes on without this signal",
+                self.pid,
+                name_of(signum),
+                error.strerror,
+            )
 
     def abort(self, *, core: bool) -> None:
         """SIGABRT: it writes the stacks of its threads, and dies; with a core only if `core`. SIGKILL if it would leave

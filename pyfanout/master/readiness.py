@@ -61,9 +61,11 @@ class Readiness:
             if room.poll(0):
                 os.write(self._copy, b"\n")
             else:
-                log.warning("ready_fd %d: there is no room in it for the newline", self._given)
+                log.warning("ready_fd %d is full: no newline is written; pyfanout serves all the same", self._given)
         except OSError as error:
-            log.warning("ready_fd %d: %s", self._given, error.strerror)
+            log.warning(
+                "ready_fd %d: %s; no newline is written; pyfanout serves all the same", self._given, error.strerror
+            )
         self.close()
 
     def forget(self) -> None:

@@ -135,7 +135,7 @@ class Reloads:
         self.current, self.again = None, None
         if error:
             level, total = logging.INFO if self._stopping else logging.ERROR, counted_are(reload.total)
-            log.log(level, "the reload has stopped, %d of %s new: %s", reload.replaced, total, error)
+            log.log(level, "reload aborted, %d of %s new, the rest not replaced: %s", reload.replaced, total, error)
             for member in reload.trials:
                 old = member.slot.member
                 if member.slot.successor is member and old is not None and old.state is State.READY:

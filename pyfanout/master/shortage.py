@@ -26,7 +26,7 @@ class Shortage:
         if now_ns < self._said_ns + INTERVAL_NS:
             return False
         self._said, self._said_ns = True, now_ns
-        log.error("accept paused: %s; new connections wait in the backlog", os.strerror(error))
+        log.error("accept paused: %s; new connections wait in the backlog until accept is resumed", os.strerror(error))
         return True
 
     def ends(self) -> None:
@@ -38,7 +38,7 @@ class Shortage:
         """So many, by now, were lost on their way back from a worker's channel."""
         if count > self._lost:
             log.error(
-                "no descriptor was free for what is taken back from workers that are gone: %d lost, %d since the start",
+                "no descriptor was free to take connections back from ended workers: %d are lost, %d since the start",
                 count - self._lost,
                 count,
             )

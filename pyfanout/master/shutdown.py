@@ -39,7 +39,7 @@ class Shutdown:
         """As SIGTERM; `at_once`: as SIGINT."""
         if at_once or not self._group.ever_ready:
             if self._group.phase is not Phase.AT_ONCE:
-                log.info("stopping now")
+                log.info("stopping now: workers are sent SIGQUIT, and SIGKILL 2 s later")
                 self._begin(Phase.AT_ONCE)
                 self._stop_workers()
         elif self._group.phase is Phase.SERVING:
@@ -57,7 +57,10 @@ class Shutdown:
 
     def keep_time(self, now_ns: int) -> None:
         if self.deadline_ns is not None and self.deadline_ns <= now_ns:
-            log.warning("drain_timeout of %g s is over: remaining workers stop now", self._config.drain_timeout)
+            log.warning(
+                "drain_timeout of %g s is over: the remaining workers stop now; their connections are cut off",
+                self._config.drain_timeout,
+            )
             self._group.phase = Phase.LATE
             self._stop_workers()
 
@@ -76,7 +79,7 @@ class Shutdown:
         return group.phase is Phase.AT_ONCE or not group.respawns.pending
 
     def _stop_gracefully(self) -> None:
-        log.info("graceful stop: workers have %g s to finish", self._config.drain_timeout)
+        log.info("graceful stop: workers have %g s to finish (drain_timeout)", self._config.drain_timeout)
         self._begin(Phase.FINISHING)
         for member in self._group.roster.members:
             if member.state is State.READY:

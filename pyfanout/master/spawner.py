@@ -139,5 +139,5 @@ class Spawner:
         end_ns = time.monotonic_ns() + timing.GRACE_NS
         for member in self._roster.members:
             if not member.process.kill(0 if member.left_behind else max(0, end_ns - time.monotonic_ns()) / 1e9):
-                log.critical("%s cannot be killed and is left behind", member)
+                log.critical("%s cannot be killed; the master ends and leaves it behind", member)
             self._roster.remove(member)

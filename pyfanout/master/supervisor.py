@@ -259,10 +259,10 @@ class Supervisor:
                     self.scale(len(self._roster.slots) - 1)
                 case Request.REOPEN:
                     log.info(
-                        "SIGUSR1: pyfanout has no log file to reopen; lines go to stderr, or as the application says"
+                        "SIGUSR1 ignored: pyfanout has no log file to reopen; lines go to stderr or logging handlers"
                     )
                 case Request.UPGRADE:
-                    log.warning("SIGUSR2 does nothing here: SIGHUP reloads the application")
+                    log.warning("SIGUSR2 ignored: pyfanout starts no second master; SIGHUP reloads the application")
 
     def _tell_if_all_are_ready(self) -> None:
         """Once."""

@@ -57,7 +57,7 @@ class _Acceptance:
             now_s = monotonic()
             if now_s >= self._told_s:
                 self._told_s = math.inf
-                log.warning("worker=%d is not ready: %s", worker.slot, _reason())
+                log.warning("worker=%d is not ready: %s; meanwhile it gets no connections", worker.slot, _reason())
             if now_s >= self._end_s and not worker.joined:
                 exits.leave(worker.fail(Stage.START, WorkerError(_reason())))
             worker.background.sleep(LOOK_S)

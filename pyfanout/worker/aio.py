@@ -129,11 +129,12 @@ class Server:
             os.close(os.dup(self._fd))
         except OSError as error:
             if not told:
-                log.error("worker=%d: %s; takes no connection until one is free", self._worker.slot, error.strerror)
+                short = "worker=%d: %s; takes no connection until a descriptor is free, meanwhile others may"
+                log.error(short, self._worker.slot, error.strerror)
             self._loop.call_later(SHORTAGE_S, self._look_for_descriptor, True)
         else:
             if told:
-                log.info("worker=%d: descriptors are free again", self._worker.slot)
+                log.info("worker=%d: descriptors are free again; it takes connections", self._worker.slot)
             self._go_on()
 
     def _rest(self) -> None:
@@ -197,13 +198,16 @@ class Server:
                 lambda: protocol, conn, ssl=self._context, ssl_handshake_timeout=timeout_s
             )
         except OSError as error:  # ssl.SSLError is one, too
-            clients.log.info("worker=%d: no connection with %s: %s", self._worker.slot, client, error)
+            refused = "worker=%d: the connection from %s could not be set up (%s) and is closed"
+            clients.log.info(refused, self._worker.slot, client, error)
             conn.finish()
         except Exception:
             self._lose(conn)
 
     def _lose(self, conn: Connection) -> None:
-        log.exception("worker=%d: no transport for a connection, which is closed", self._worker.slot)
+        log.exception(
+            "worker=%d: the event loop made no transport for a connection; the connection is closed", self._worker.slot
+        )
         conn.finish()
 
     def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -224,9 +228,11 @@ class Server:
         reader, writer = self._tasks.pop(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             if type(error) in _GONE and (writer.transport.is_closing() or reader.at_eof()):
-                clients.log.debug("worker=%d: a client has gone: %r", self._worker.slot, error)
+                clients.log.debug("worker=%d: a client has disconnected: %r", self._worker.slot, error)
             elif isinstance(error, Exception):
-                log.error("worker=%d: the handler failed", self._worker.slot, exc_info=error)
+                log.error(
+                    "worker=%d: the handler raised an exception; the worker goes on", self._worker.slot, exc_info=error
+                )
             else:
                 self._fail(error)
         if writer.transport.get_protocol() is protocol:  # else another protocol has taken the transport over
@@ -384,7 +390,7 @@ async def _end_tasks(worker: WorkerProcess, loop: asyncio.AbstractEventLoop) -> 
     for task in left:
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # else each is one more line, at the exit
     if left:
-        log.warning("worker=%d: %d tasks do not end, although they were cancelled", worker.slot, len(left))
+        log.warning("worker=%d: %d cancelled tasks do not end; the worker exits without them", worker.slot, len(left))
     closing = loop.create_task(loop.shutdown_asyncgens())
     await asyncio.wait([closing], timeout=LOOK_S)
 

@@ -117,7 +117,10 @@ class Background:
                 try:
                     self.start(self.stopped[-1])
                 except RuntimeError as error:  # no thread can be had now: at the next call
-                    log.error("the worker goes on without a thread for itself: %s", error)
+                    log.error(
+                        "a thread of pyfanout's own could not be started after a fork: %s; it is tried again later",
+                        error,
+                    )
                     break
                 self.stopped.pop()
 

@@ -167,9 +167,11 @@ class Server:
             self._handler(conn, address)
         except (Exception, _cancelled()) as error:
             if clients.has_gone(error, conn):
-                clients.log.debug("worker=%d: %s has gone: %s", worker.slot, address, error)
+                clients.log.debug("worker=%d: the client %s has disconnected: %s", worker.slot, address, error)
             else:
-                log.exception("worker=%d: the handler failed%s", worker.slot, worker.doubt)
+                log.exception(
+                    "worker=%d: the handler raised an exception; the worker goes on%s", worker.slot, worker.doubt
+                )
                 worker.doubt = ""
         except BaseException as error:
             if isinstance(error, Stopped):
@@ -196,7 +198,10 @@ class Server:
             if not worker.farewell.drop():
                 self._wait_for_descriptor()
         elif rc == -errno.ENOBUFS:
-            log.error("worker=%d: a connection was lost, no descriptor was free for it", worker.slot)
+            log.error(
+                "worker=%d: a connection was lost: no descriptor was free for it; raise the limit of open files",
+                worker.slot,
+            )
         elif rc == -errno.ENOMEM:
             worker.short_of(-rc)
             time.sleep(SHORTAGE_S)
@@ -224,11 +229,15 @@ class Server:
                 os.close(os.dup(self._fd))
             except OSError as error:
                 if not told:
-                    log.error("worker=%d: %s; takes no connection until one is free", self._worker.slot, error.strerror)
+                    log.error(
+                        "worker=%d: %s; takes no connection until a descriptor is free, meanwhile others may",
+                        self._worker.slot,
+                        error.strerror,
+                    )
                 told = True
             else:
                 if told:
-                    log.info("worker=%d: descriptors are free again", self._worker.slot)
+                    log.info("worker=%d: descriptors are free again; it takes connections", self._worker.slot)
                 break
         if not self._pool:
             self._worker.is_short(False)

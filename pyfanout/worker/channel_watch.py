@@ -58,7 +58,11 @@ class ChannelWatch:
         if memory:
             self._worker.short_of(error)
         else:
-            log.error("worker=%d: %s; takes no connection until one is free", self._worker.slot, os.strerror(error))
+            log.error(
+                "worker=%d: %s; takes no connection until a descriptor is free, meanwhile others may",
+                self._worker.slot,
+                os.strerror(error),
+            )
         self.rests = True
         self._worker.is_short(True)
         with contextlib.suppress(OSError, ValueError):  # a signal has made it quiet
@@ -73,7 +77,7 @@ class ChannelWatch:
             except OSError:
                 continue
             if told:
-                log.info("worker=%d: descriptors are free again", self._worker.slot)
+                log.info("worker=%d: descriptors are free again; it takes connections", self._worker.slot)
             break
         with contextlib.suppress(OSError, ValueError):  # it was closed
             self._epoll.register(fd, EPOLLIN)

@@ -52,7 +52,11 @@ def leave_with(error: BaseException | None) -> NoReturn:
     """The copy of the parent's handler is over, and has raised `error`."""
     code = 0
     if isinstance(error, Exception):
-        log.error("pid=%d: the handler failed, in a child that it forked", os.getpid(), exc_info=error)
+        log.error(
+            "pid=%d: the handler raised an exception in a child that it forked; the child exits with code 1",
+            os.getpid(),
+            exc_info=error,
+        )
         code = 1
     elif error is not None:
         code = exits.code_after(error)

@@ -67,7 +67,7 @@ def _load_either_way(loops: Loops, load: Callable[[], App], *, within_first: boo
     except (Exception, SystemExit) as error:
         if not _is_about_the_loop(error):
             raise
-        log.info("%s%s; it is loaded again, %s", loops.prefix, error, how)
+        log.info("%s%s; the application is loaded again, %s", loops.prefix, error, how)
         _clear(error)
     return cast("App", second(load))
 

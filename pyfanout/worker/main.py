@@ -144,7 +144,7 @@ def serve(worker: WorkerProcess, load: Callable[[], App]) -> int:
         if worker.stopped:  # what trio makes of Stopped, when that is raised in the middle of its own affairs
             return 0
         if worker.on_drain is not None:
-            log.exception("worker=%d: its serving loop failed", worker.slot)
+            log.exception("worker=%d: an exception ended its serving loop; the worker exits with code 3", worker.slot)
             return 3
         return worker.fail(Stage.START, error)
     if not worker.forked:

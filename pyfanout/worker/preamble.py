@@ -190,10 +190,10 @@ class Preambles:
         when = f"within {self._timeout_s:g} s" if self._hurried_s == math.inf else "yet, and this worker drains"
         if one.conn.fileno() >= 0:
             error = error or ProxyError(f"no PROXY header {when}")
-            clients.log.warning("worker=%d: %s is closed: %s", self._slot, one.address, error)
+            clients.log.warning("worker=%d: the connection from %s is closed: %s", self._slot, one.address, error)
         else:
             error = error or TimeoutError(f"no handshake {when}")
-            clients.log.info("worker=%d: no TLS with %s: %s", self._slot, one.address, error)
+            clients.log.info("worker=%d: no TLS with %s: %s; the connection is closed", self._slot, one.address, error)
         self._forget(one)
         _end(one)
 

@@ -111,7 +111,8 @@ class Signals:
         if found is not self.handler:
             if callable(found):
                 log.debug(
-                    "worker=%d: the application's handler of SIGTERM is called after the drain", self._worker.slot
+                    "worker=%d: the application's handler of SIGTERM is called after the drain, not at once",
+                    self._worker.slot,
                 )
                 self._theirs = found
             if self._mute is not None:
@@ -134,7 +135,10 @@ class Signals:
         except (SystemExit, KeyboardInterrupt):  # signal.default_int_handler raises the latter
             pass
         except BaseException:
-            log.exception("worker=%d: the application's handler of SIGTERM failed", self._worker.slot)
+            log.exception(
+                "worker=%d: the application's handler of SIGTERM raised an exception; the worker exits all the same",
+                self._worker.slot,
+            )
         self._set()
 
     def end(self, code: int) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from pyfanout import exits
 from pyfanout.config import Config
-from pyfanout.core import WorkerEnds
+from pyfanout.core import SHORTAGE_S, WorkerEnds
 from pyfanout.errors import ConfigError, LoadError
 from pyfanout.failure import failure_of
 from pyfanout.host.log import counted, has_no_way
@@ -232,7 +232,11 @@ class WorkerProcess:
         return self._quota.counter(functools.partial(self._on_quota, unit))
 
     def _on_quota(self, unit: str) -> None:
-        log.info("worker=%d has served %s and wants to retire", self.slot, counted(self._quota.last or 0, unit))
+        log.info(
+            "worker=%d has served %s and asks to be replaced (max_requests)",
+            self.slot,
+            counted(self._quota.last or 0, unit),
+        )
         self.send(WantsSuccessor())
 
     def ended(self) -> None:
@@ -314,7 +318,11 @@ class WorkerProcess:
         """The time of one without a master is over: the process ends, unless that is its parent's affair."""
         if self.joined:
             return
-        log.error("worker=%d: the master is gone and %g s are over", self.slot, self.config.drain_timeout)
+        log.error(
+            "worker=%d: the master has exited and %g s are over (drain_timeout); the worker exits too",
+            self.slot,
+            self.config.drain_timeout,
+        )
         exits.leave(1)
 
     def is_short(self, short: bool, of: str = "descriptors or memory") -> None:
@@ -330,14 +338,19 @@ class WorkerProcess:
         now_s = time.monotonic()
         if now_s >= self._short_s + 1:
             self._short_s = now_s
-            log.error("worker=%d: %s; takes no connection for a moment", self.slot, os.strerror(error))
+            log.error(
+                "worker=%d: %s; it cannot take a connection, and tries again in %g s; none is lost",
+                self.slot,
+                os.strerror(error),
+                SHORTAGE_S,
+            )
 
     def stopped_with(self, connections: int) -> None:
         """The worker stops now: the clients of its connections get no whole answer. Logs it once."""
         if connections and not self._stop_is_told:
             self._stop_is_told = True
             plural = "" if connections == 1 else "s"
-            log.warning("worker=%d stops, with %d connection%s in progress", self.slot, connections, plural)
+            log.warning("worker=%d stops, with %d connection%s in progress, cut off", self.slot, connections, plural)
             self.send(Cut(connections))
 
     def adopt_logger(self, name: str) -> None:
@@ -371,7 +384,11 @@ class WorkerProcess:
     def _end_late(self, code: int, since_s: float, timeout_s: float) -> None:
         """The process exits after that time, whatever it is doing."""
         self.background.sleep(since_s + timeout_s - time.monotonic())
-        log.error("pid=%d: its threads or exit functions have not ended after %g s; it exits now", self.pid, timeout_s)
+        log.error(
+            "pid=%d: its threads or atexit functions have not ended after %g s; it exits without them",
+            self.pid,
+            timeout_s,
+        )
         exits.leave(code)
 
     def leave_to_parent(self) -> None:

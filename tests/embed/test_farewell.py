@@ -163,7 +163,7 @@ def test_a_child_ends_with_its_copy_of_the_handler(server: MakeServer, asked: st
     """Also if a task of the handler's has forked it. The loop, which has other tasks, would go on."""
     one = server()
     if asked == "handler raises":
-        one.expect("the handler failed, in a child that it forked", "Traceback", "as asked")
+        one.expect("the handler raised an exception in a child that it forked", "Traceback", "as asked")
     one.start("apps:ending_trio", cwd=FOLDER, workers=1, factory=True, drain_timeout=60)
     workers = one.workers
     with children(one, workers):

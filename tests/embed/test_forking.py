@@ -165,7 +165,7 @@ def test_none_outlives_its_worker(begin: Begin) -> None:
 def test_none_outlives_the_time_without_a_master(begin: Begin, drains: bool) -> None:
     """Of a worker that may have begun to drain before."""
     one = begin(drain_timeout=3)
-    one.expect("the master is gone and 3 s are over")
+    one.expect("the master has exited and 3 s are over")
     with served(one, "hold", "deaf") as (pids, clients):
         if drains:
             one.send(signal.SIGTERM)

@@ -122,9 +122,9 @@ def test_a_wsgi_application_that_passes_for_a_handler(server: MakeServer) -> Non
         client = connect(one.address)
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert read_all(client) == b""
-        lines = one.wait_log("the handler failed", count)
+        lines = one.wait_log("the handler raised an exception", count)
     assert lines[0].endswith(
-        "the handler failed. unnamed(e, s) is taken for a handler(conn, addr), as nothing tells what it is; if it is a"
-        " WSGI application: --as wsgi"
+        "the handler raised an exception; the worker goes on. unnamed(e, s) is taken for a handler(conn, addr), as"
+        " nothing tells what it is; if it is a WSGI application: --as wsgi"
     )
-    assert lines[1].endswith("the handler failed")
+    assert lines[1].endswith("the handler raised an exception; the worker goes on")

@@ -123,10 +123,10 @@ def test_it_answers_a_thousand_in_turn_and_knows_who_asks(gunicorn: MakeGunicorn
 
 def test_no_memory_to_take_a_connection(gunicorn: MakeGunicorn, kind: str) -> None:
     one = gunicorn()
-    one.expect("ERROR worker=0: Cannot allocate memory; takes no connection for a moment")
+    one.expect("ERROR worker=0: Cannot allocate memory; it cannot take a connection, and tries again")
     one.serve(kind, workers=1, PYFANOUT_PING_INTERVAL="0", REFUSE="ENOMEM").ready(1)
     assert [ask(one.address)["pid"]] == one.workers
-    one.wait_log("takes no connection for a moment")
+    one.wait_log("it cannot take a connection, and tries again")
 
 
 @pytest.mark.parametrize(("kind", "app"), [("GThread", "threads:wsgi"), ("ASGI", "threads:fastapi()")])
@@ -144,7 +144,7 @@ def test_threads_that_are_all_stuck(gunicorn: MakeGunicorn, kind: str, app: str)
     assert [answer.count(b"#") for answer in answers] == [2500] * 4
     assert one.workers == [pid]
     with threads_asking(one, "/stick", 4):
-        one.wait_log("every thread has been in the same request for .* s; others have its connections")
+        one.wait_log("every thread has been in the same request for .* s .timeout.; it gets no more")
         one.wait_log(rf"WORKER TIMEOUT .pid:{pid}.")
     one.wait_until(lambda: is_over(pid), "it is gone")
     assert ask(one.address)["pid"] != pid
@@ -240,7 +240,7 @@ def test_a_silent_worker_is_left_out_until_it_answers(gunicorn: MakeGunicorn) ->
     one.wait_log(f"pid={first}: no answer to a ping")
     assert {ask(one.address)["pid"] for _ in range(10)} == {second}
     kill(first, signal.SIGCONT)
-    one.wait_log(f"pid={first} answers again")
+    one.wait_log(f"pid={first} answers pings again")
     assert {ask(one.address)["pid"] for _ in range(10)} == {first, second}
 
 

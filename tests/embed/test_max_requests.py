@@ -36,7 +36,7 @@ SHOWING: dict[str, str | None] = {
 """One of each kind that shows its requests, and what its master imports for the workers, of which there are many. Not
 of gevent, which patches them, and of twisted, whose reactor would be the master's. wsgiref keeps no connection."""
 
-SPENT = "worker=0 has served {} {} and wants to retire"
+SPENT = "worker=0 has served {} {} and asks to be replaced"
 OFTEN = {"workers": 1, "max_requests": 20, "max_requests_jitter": 0, "min_uptime": 0}
 
 
@@ -63,7 +63,9 @@ def test_three_hundred_on_a_connection_that_is_kept(server: MakeServer, name: st
                 assert client.ask()[0]["generation"] == generation
             assert one.log.count(spent) == generation
             # Without a connection that is kept, the old worker might take one more before it hears that it drains.
-            one.wait_log(rf"gen={generation} pid=\d+ {'READY->DRAINING' if SUBJECTS[name].keeps_alive else 'has left'}")
+            one.wait_log(
+                rf"gen={generation} pid=\d+ {'READY->DRAINING' if SUBJECTS[name].keeps_alive else 'has exited'}"
+            )
             answering = generation
             while answering == generation:  # it is told so in the next answer, or the one after
                 answering = ask_again(client)
@@ -152,7 +154,7 @@ def test_what_is_a_request(
     counted = 0
     for number in events(name, opened):
         counted += number
-        assert "wants to retire" not in one.log, counted
+        assert "asks to be replaced" not in one.log, counted
     with opened() as client:
         client.sendall(HEAD)
         read_until(client, b'"client"')
@@ -184,7 +186,7 @@ def test_each_stream_of_http_2_is_one(server: MakeServer) -> None:
     ended = 0
     with connect(one.address) as client:
         for number in (3, 3):
-            assert "wants to retire" not in one.log
+            assert "asks to be replaced" not in one.log
             for _ in range(number):
                 http2.send_headers(http2.get_next_available_stream_id(), request, end_stream=True)
             client.sendall(http2.data_to_send())

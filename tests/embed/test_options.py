@@ -95,7 +95,7 @@ def test_tls_of_uvicorns_own(server: MakeServer, files: tuple[str, str], tmp_pat
     certfile, keyfile = files
     own = {"ssl_certfile": certfile, "ssl_keyfile": keyfile, "ssl_ca_certs": certfile, "ssl_cert_reqs": 2}
     one = launch(server(), "uvicorn", {"lifespan": "on", **own})
-    one.expect("no connection: ")
+    one.expect("a connection could not be set up")
     context = ssl.create_default_context(cafile=certfile)
     with secure(one.address, tmp_path, context=context) as stranger, contextlib.suppress(OSError):
         stranger.sendall(REQUEST)

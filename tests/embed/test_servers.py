@@ -120,7 +120,7 @@ def without_descriptors(pid: int) -> Iterator[None]:
 def test_one_that_has_no_descriptor_left_is_not_hung(server: MakeServer, subject: Subject) -> None:
     """Its clients wait; to answer a ping it needs none."""
     one = start(server(), subject, workers=1, threads=3, ping_interval=0.2, ping_timeout=PATIENCE_S)
-    one.expect("ERROR worker=0: Too many open files; takes no connection until one is free")
+    one.expect("ERROR worker=0: Too many open files; takes no connection until a descriptor is free")
     ask(one.address)
     (pid,) = pids(one)
     with Client(one.address) as client:
@@ -135,7 +135,7 @@ def test_one_that_has_no_descriptor_left_is_not_hung(server: MakeServer, subject
 def test_one_that_has_no_descriptor_left_keeps_nobody_waiting(server: MakeServer, subject: Subject) -> None:
     """The other worker gets the connections that were passed to it, and new ones, until it can take again."""
     one = start(server(), subject, workers=2, policy="round-robin")
-    one.expect("ERROR worker=.: Too many open files; takes no connection until one is free")
+    one.expect("ERROR worker=.: Too many open files; takes no connection until a descriptor is free")
     short, other = pids(one)
     with without_descriptors(short):
         assert {ask(one.address)["pid"] for _ in range(14)} == {other}
@@ -147,11 +147,11 @@ def test_one_that_has_no_descriptor_left_keeps_nobody_waiting(server: MakeServer
 def test_one_that_has_no_memory_to_take_a_connection(server: MakeServer, subject: Subject) -> None:
     """It is there in a moment."""
     one = server()
-    one.expect("ERROR worker=0: Cannot allocate memory; takes no connection for a moment")
+    one.expect("ERROR worker=0: Cannot allocate memory; it cannot take a connection, and tries again")
     start(one, subject, workers=1, environ={"REFUSE": "ENOMEM"}, ping_interval=0)
     workers = pids(one)
     assert ask(one.address)["pid"] in workers
-    one.wait_log("takes no connection for a moment")
+    one.wait_log("it cannot take a connection, and tries again")
     assert pids(one) == workers
 
 

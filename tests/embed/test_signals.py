@@ -98,7 +98,7 @@ def test_a_stop_is_heard_while_a_worker_boots(server: MakeServer, where: str, na
     """The worker hangs there, with a handler of its own for SIGTERM."""
     one = start(server(), SUBJECTS[name], workers=1, environ={"OWN": "import", "WAIT": where}, drain_timeout=60)
     one.send(signal.SIGHUP)
-    one.expect("the reload has stopped")
+    one.expect("reload aborted")
     (line,) = one.wait_log(f"app: waiting in {where}")
     assert one.stop() == 0
     one.wait_nobody()
@@ -125,6 +125,6 @@ def test_a_signal_in_the_middle_of_a_boot(server: MakeServer) -> None:
     one.send(signal.SIGHUP)
     (line,) = one.wait_log("app: waiting in import")
     os.kill(int(line.split()[-1]), signal.SIGTERM)
-    one.expect("the reload has stopped")
-    one.wait_log("the reload has stopped")
+    one.expect("reload aborted")
+    one.wait_log("reload aborted")
     assert ask(one.address)["generation"] == 1

@@ -147,7 +147,7 @@ def test_workers_that_never_become_ready(server: MakeServer, tmp_path: Path) -> 
     one.expect("^ *Fatal Python error", "Python stacks at death")
     assert one.wait_exit() == 3
     one.wait_nobody()
-    assert len(re.findall("is not ready after 3 s and is killed", one.log)) == 2
+    assert len(re.findall("is not ready after 3 s .boot_timeout.; it is killed", one.log)) == 2
     assert len(re.findall(r'File ".*slow.py", line 2 in <module>', one.log)) == 1  # said once, as all are there
 
 

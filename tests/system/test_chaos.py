@@ -33,9 +33,9 @@ EXPECTED = (
     r"is hung: ",
     r"Python stacks at death",
     r"Fatal Python error: ",
-    r"does not stop and is killed",
+    r"does not stop within 2 s of SIGQUIT and is killed",
     r"has not finished after",
-    r"the reload has stopped",
+    r"reload aborted",
     r"FAILED",
 )
 

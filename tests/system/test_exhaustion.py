@@ -104,13 +104,13 @@ def test_a_worker_dies_while_the_master_has_none_left(server: MakeServer) -> Non
 def test_a_worker_has_none_left(server: MakeServer, handler: str) -> None:
     """Its handler leaks to the last one: it takes no more, others serve; when some are free it serves again."""
     one = server()
-    one.expect("ERROR worker=.: Too many open files; takes no connection until one is free")
+    one.expect("ERROR worker=.: Too many open files; takes no connection until a descriptor is free")
     one.start(handler, script={"on_worker_start": "few_descriptors"}, workers=2, environ={"SPARE_FDS": "8"})
     with connect(one.address, "leak_all") as client:
         leaker = json.loads(read_line(client))
         assert leaker["errno"] == errno.EMFILE
         waiting = crowd(one.address, 100, "identity")
-        one.wait_log("takes no connection until one is free")
+        one.wait_log("takes no connection until a descriptor is free")
         # An event loop has a channel of its own: what was passed into it is passed to the other.
         assert {answer["pid"] for answer in who(collect(waiting))} == set(one.workers) - {leaker["pid"]}
         effort = Effort.of(leaker["pid"])
@@ -131,12 +131,12 @@ def test_a_worker_has_none_left(server: MakeServer, handler: str) -> None:
 def test_the_only_worker_has_none_left(server: MakeServer, handler: str) -> None:
     """Clients wait; nobody is lost."""
     one = server()
-    one.expect("ERROR worker=0: Too many open files; takes no connection until one is free")
+    one.expect("ERROR worker=0: Too many open files; takes no connection until a descriptor is free")
     one.start(handler, script={"on_worker_start": "few_descriptors"}, workers=1, environ={"SPARE_FDS": "8"})
     with connect(one.address, "leak_all") as client:
         assert json.loads(read_line(client))["errno"] == errno.EMFILE
         queued = crowd(one.address, 60, "identity")
-        one.wait_log("takes no connection until one is free")
+        one.wait_log("takes no connection until a descriptor is free")
         nobody_is_answered(queued)
         limit_descriptors(one.workers[0], 200)
         assert None not in who(collect(queued))
@@ -150,7 +150,7 @@ def test_an_event_loop_holds_as_many_as_it_can(server: MakeServer) -> None:
     socks = crowd(one.address, 40, "hold")
     for sock in socks:
         sock.sendall(b"")
-    one.wait_log("takes no connection until one is free")
+    one.wait_log("takes no connection until a descriptor is free")
     for sock in socks:
         sock.sendall(b".")
     assert collect(socks) == [b"held\nreleased\n"] * 40
@@ -178,7 +178,7 @@ def test_threads_share_the_last_descriptors(server: MakeServer) -> None:
 def test_no_memory_to_take_a_connection(server: MakeServer, kind: str, handler: str, options: dict) -> None:
     """The worker says so, once, and looks again: whom it has in its hands, and who waits, is answered."""
     one = server()
-    one.expect("ERROR worker=0: Cannot allocate memory; takes no connection for a moment")
+    one.expect("ERROR worker=0: Cannot allocate memory; it cannot take a connection, and tries again")
     one.start(handler, script={}, workers=1, **options)
     pids = one.workers
     held = [hold(one.address) for _ in range(0 if kind == "blocking" else 2)]
@@ -186,13 +186,13 @@ def test_no_memory_to_take_a_connection(server: MakeServer, kind: str, handler: 
     assert [answer["pid"] for answer in who(collect(crowd(one.address, 20, "identity")))] == pids * 20
     assert [release(sock) for sock in held] == [b"released\n"] * len(held)
     assert one.workers == pids
-    assert len(re.findall("takes no connection for a moment", one.log)) == 1
+    assert len(re.findall("it cannot take a connection, and tries again", one.log)) == 1
 
 
 def test_a_channel_that_cannot_be_read(server: MakeServer) -> None:
     """An event loop ends, and says how many it cuts short; who waits is answered by the next worker."""
     one = server()
-    one.expect("its serving loop failed", "^ *Traceback ")
+    one.expect("an exception ended its serving loop", "^ *Traceback ")
     one.start("apps:act_async", workers=1)
     pids = one.workers
     held = [hold(one.address) for _ in range(3)]

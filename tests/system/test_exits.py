@@ -164,8 +164,8 @@ def test_an_exit_function_that_hangs(begin: Callable[..., Server], kind: str) ->
     one = begin(kind, drain_timeout=0.5)
     tell(one, kind, "hang")
     assert one.stop() == 0
-    one.wait_log("drain_timeout of 0.5 s is over: remaining workers stop now")
-    assert "does not stop and is killed" not in one.log
+    one.wait_log("drain_timeout of 0.5 s is over: the remaining workers stop now")
+    assert "does not stop within 2 s of SIGQUIT and is killed" not in one.log
     one.wait_nobody()
 
 
@@ -203,6 +203,6 @@ def test_without_a_master(begin: Callable[..., Server], kind: str) -> None:
     (pid,) = one.workers
     one.send(signal.SIGKILL)
     assert one.wait_exit() == -signal.SIGKILL
-    one.expect("threads or exit functions have not ended", "the master is gone and 0.5 s are over")
+    one.expect("threads or atexit functions have not ended", "the master has exited and 0.5 s are over")
     one.wait_until(lambda: is_over(pid), "it ends")
     one.wait_nobody()

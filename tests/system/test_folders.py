@@ -116,7 +116,7 @@ def test_a_link_that_leads_nowhere(server: MakeServer, deployed: Deployed, optio
     one.expect("ERROR")
     deployed.current.unlink()
     one.send(signal.SIGHUP)
-    (line,) = one.wait_log(r"the reload has stopped, 0 of 2 workers are new: the folder")
+    (line,) = one.wait_log(r"reload aborted, 0 of 2 workers are new, the rest not replaced: the folder")
     assert str(deployed.current) in line
     assert "Traceback" not in one.log
     release, *_, pid = ask(one.address)

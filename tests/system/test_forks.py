@@ -129,7 +129,7 @@ def test_it_leaves_without_a_master_after_a_fork(server: MakeServer, tmp_path: P
     (worker,) = one.workers
     with connect(one.address, "by_fork") as client:
         assert read_line(client) == b"1 back\n"
-        one.expect("the master is gone and 0.2 s are over")
+        one.expect("the master has exited and 0.2 s are over")
         one.send(signal.SIGKILL)
         assert one.wait_exit() == -signal.SIGKILL
         one.wait_until(lambda: is_over(worker), "it has given up")
@@ -296,7 +296,7 @@ def test_a_child_of_a_coroutine(server: MakeServer, coroutines: Callable[..., Se
     """It ends with its copy of the handler, and says nothing. It may run a loop of its own before that."""
     one = server()
     if how == "raises":
-        one.expect("the handler failed, in a child that it forked", "Traceback", "RuntimeError: as asked")
+        one.expect("the handler raised an exception in a child that it forked", "Traceback", "RuntimeError: as asked")
     coroutines("coroutine", one=one)
     for _ in range(2):
         assert read_all(connect(one.address, how)) == b"%d" % code

@@ -57,7 +57,7 @@ def test_each_failure_is_logged_once(server: MakeServer, tmp_path: Path, setup: 
     """A handler's traceback, by the worker, and a death, by the master."""
     (tmp_path / "app.py").write_text(APP.format(setup=setup))
     one = server().start("app:handler", cwd=tmp_path, workers=1, **({"preload": True} if preload else {}))
-    one.expect("the handler failed", "Traceback", "ZeroDivisionError", "was killed by")
+    one.expect("the handler raised an exception", "Traceback", "ZeroDivisionError", "was killed by")
     (old,) = one.workers
     assert collect(crowd(one.address, 1)) == [b""]
     one.wait_log("ZeroDivisionError")
@@ -65,7 +65,7 @@ def test_each_failure_is_logged_once(server: MakeServer, tmp_path: Path, setup: 
     one.wait_workers(1, gone=[old])
     one.wait_log("was killed by SIGKILL")
     one.stop()
-    assert one.log.count("the handler failed") == 1
+    assert one.log.count("the handler raised an exception") == 1
     assert one.log.count("ZeroDivisionError") == 1
     assert one.log.count("was killed by SIGKILL") == 1
     assert one.log.count("stopped: ") == 1
@@ -91,7 +91,7 @@ with pyfanout.Master(handler, on_worker_start={hook}, workers=1, **options) as m
 """,
     )
     assert said.count("ZeroDivisionError") == 1
-    assert said.count("app: worker=0: the handler failed") == (hook is not None)
+    assert said.count("app: worker=0: the handler raised an exception") == (hook is not None)
     assert said.count("app: stopped: ") == said.count("stopped: ") == 1
 
 
@@ -178,12 +178,12 @@ def test_logging_that_fails_ends_no_process(server: MakeServer, tmp_path: Path, 
     module = APP.format(setup=f'import contextvars\nrequest = contextvars.ContextVar("request")\n{FAILS[setup]}')
     (tmp_path / "app.py").write_text(module)
     one = server().start("app:handler", cwd=tmp_path, workers=1, threads=2, **({"preload": True} if preload else {}))
-    one.expect("the handler failed", "Traceback", "ZeroDivisionError", "has failed for the line above")
+    one.expect("the handler raised an exception", "Traceback", "ZeroDivisionError", "has failed for the line above")
     before = one.workers
     for _ in range(4):
         assert collect(crowd(one.address, 1)) == [b""]
     assert one.workers == before
-    assert one.log.count("the handler failed") == 4
+    assert one.log.count("the handler raised an exception") == 4
     one.send(signal.SIGHUP)
     one.wait_log("the last worker that was replaced has exited")
     one.stop()

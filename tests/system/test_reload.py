@@ -211,7 +211,7 @@ def test_a_release_that_dies_when_it_is_ready_changes_nothing(
 ) -> None:
     """Its workers serve, on trial: the clients that they serve when they die get no answer; all others do."""
     one = start(server, release_folder, workers=3, reload_batch=batch, min_uptime=60, **options)
-    one.expect("the reload has stopped")
+    one.expect("reload aborted")
     old = one.workers
     release_folder.put("two", DIES)
 
@@ -224,7 +224,7 @@ def test_a_release_that_dies_when_it_is_ready_changes_nothing(
 
     with asking(ask_on, 2) as answers:
         one.send(signal.SIGHUP)
-        one.wait_log("the reload has stopped, 0 of 3 workers are new: .*exited with code 9")
+        one.wait_log("reload aborted, 0 of 3 workers are new, the rest not replaced: .*exited with code 9")
     assert answers.count(b"") <= one.in_hands
     assert one.wait_workers(3) == old
     assert versions(one) == {"one"}
@@ -238,9 +238,9 @@ def test_one_on_trial_serves_beside_the_old_one(server: MakeServer, handler: str
     one.wait_ready_workers(2)
     assert {ask(one.address)["generation"] for _ in range(10)} == {2}
     (old, new) = one.workers
-    one.expect("the reload has stopped")
+    one.expect("reload aborted")
     kill(new)
-    one.wait_log("the reload has stopped, 0 of 1 worker is new")
+    one.wait_log("reload aborted, 0 of 1 worker is new, the rest not replaced")
     assert ask(one.address)["generation"] == 1
     assert one.workers == [old]
 
@@ -253,7 +253,7 @@ def test_a_stop_while_one_is_on_trial(server: MakeServer, handler: str, options:
         one.wait_ready_workers(2)
         second = [hold(one.address) for _ in range(2 * options.get("threads", 1) - 1)]  # as many as they may
         one.send(signal.SIGTERM)
-        one.wait_log("the reload has stopped, 0 of 1 worker is new: the server stops")
+        one.wait_log("reload aborted, 0 of 1 worker is new, the rest not replaced: the server stops")
         for sock in (first, *second):
             assert release(sock) == b"released\n"
     assert one.wait_exit() == 0
@@ -275,17 +275,15 @@ def test_the_log_says_when_the_last_old_worker_has_gone(server: MakeServer, hand
 def test_a_broken_release_changes_nothing(server: MakeServer, release_folder: Release, options: dict, how: str) -> None:
     extra, reason = BROKEN[how]
     one = start(server, release_folder, workers=3, boot_timeout=0.5, **options)
-    one.expect(
-        "the reload has stopped", "could not start", "Traceback", "Error: not today", "is not ready", "SystemExit"
-    )
+    one.expect("reload aborted", "could not start", "Traceback", "Error: not today", "is not ready", "SystemExit")
     one.expect("Python stacks at death", "^ *Fatal Python error")  # one that never becomes ready
     old = one.workers
     with load(one.address):
         for count in (1, 2):
             release_folder.put("broken", extra)
             one.send(signal.SIGHUP)
-            one.wait_log("the reload has stopped, 0 of 3 workers are new", count)
-    assert reason in one.log.partition("the reload has stopped")[2].splitlines()[0], one.log
+            one.wait_log("reload aborted, 0 of 3 workers are new, the rest not replaced", count)
+    assert reason in one.log.partition("reload aborted")[2].splitlines()[0], one.log
     assert one.wait_workers(3) == old
     assert versions(one) == {"one"}
     release_folder.put("two")
@@ -299,10 +297,10 @@ def test_the_traceback_of_a_broken_release_is_logged(
     server: MakeServer, release_folder: Release, options: dict
 ) -> None:
     one = start(server, release_folder, workers=1, **options)
-    one.expect("the reload has stopped", "could not start", "Traceback", "ZeroDivisionError")
+    one.expect("reload aborted", "could not start", "Traceback", "ZeroDivisionError")
     release_folder.put("broken", "1 / 0")
     one.send(signal.SIGHUP)
-    one.wait_log("the reload has stopped, 0 of 1 worker is new: .*ZeroDivisionError")
+    one.wait_log("reload aborted, 0 of 1 worker is new, the rest not replaced: .*ZeroDivisionError")
     assert "    1 / 0" in one.log
 
 
@@ -313,7 +311,7 @@ def test_term_during_a_reload(server: MakeServer, release_folder: Release, optio
     one.wait_workers(3)
     one.send(signal.SIGTERM)
     assert one.wait_exit() == 0
-    assert "INFO the reload has stopped, 0 of 2 workers are new: the server stops" in one.log
+    assert "INFO reload aborted, 0 of 2 workers are new, the rest not replaced: the server stops" in one.log
 
 
 def test_the_old_one_dies_while_its_successor_boots(server: MakeServer, release_folder: Release, options: dict) -> None:
@@ -331,12 +329,12 @@ def test_the_old_one_dies_while_its_successor_boots(server: MakeServer, release_
 
 def test_the_successor_is_killed_while_it_boots(server: MakeServer, release_folder: Release, options: dict) -> None:
     one = start(server, release_folder, workers=1, **options)
-    one.expect("the reload has stopped")
+    one.expect("reload aborted")
     old = one.workers
     release_folder.put("two", extra="import time; time.sleep(5)")
     one.send(signal.SIGHUP)
     kill(one.wait_workers(2)[-1])
-    one.wait_log("the reload has stopped, 0 of 1 worker is new: .*was killed by SIGKILL")
+    one.wait_log("reload aborted, 0 of 1 worker is new, the rest not replaced: .*was killed by SIGKILL")
     assert one.wait_workers(1) == old
     assert versions(one) == {"one"}
 

@@ -181,11 +181,11 @@ def test_the_ladder(server: MakeServer, handler: str, options: dict) -> None:
     took = time.monotonic() - start
     held.close()
     assert took >= 0.3
-    one.wait_log("drain_timeout of 0.3 s is over: remaining workers stop now")
+    one.wait_log("drain_timeout of 0.3 s is over: the remaining workers stop now")
     assert "app: exited" in one.log
     if options != {"threads": 3}:  # a thread cannot be told to stop
         assert "app: hold ended" in one.log
-    assert "does not stop and is killed" not in one.log
+    assert "does not stop within 2 s of SIGQUIT and is killed" not in one.log
 
 
 def test_the_ladders_end(server: MakeServer, handler: str, options: dict) -> None:
@@ -196,7 +196,7 @@ def test_the_ladders_end(server: MakeServer, handler: str, options: dict) -> Non
     start = time.monotonic()
     assert one.stop() == 0
     assert time.monotonic() - start >= 2.2
-    one.wait_log(rf"pid={stopped} does not stop and is killed")
+    one.wait_log(rf"pid={stopped} does not stop within 2 s of SIGQUIT and is killed")
     one.wait_nobody()
 
 
@@ -205,7 +205,7 @@ def test_a_handler_that_keeps_the_gil(server: MakeServer, handler: str, options:
     sock = connect(one.address, "spin 100000")
     one.wait_until(lambda: Effort.of(one.workers[0]).cpu_ticks > 20, "it spins")
     assert one.stop() == 0
-    one.wait_log("does not stop and is killed")
+    one.wait_log("does not stop within 2 s of SIGQUIT and is killed")
     sock.close()
     one.wait_nobody()
 
@@ -414,7 +414,7 @@ def test_the_master_is_killed_and_clients_stay(server: MakeServer, staying: str)
 def test_the_master_is_killed_while_a_worker_drains(server: MakeServer, handler: str, options: dict) -> None:
     """Its time is over after `drain_timeout` all the same."""
     one = server()
-    one.expect("ERROR worker=0: the master is gone and 0.3 s are over", "in thread", "Traceback", "as asked")
+    one.expect("ERROR worker=0: the master has exited and 0.3 s are over", "in thread", "Traceback", "as asked")
     one.start(f"apps:{handler}", workers=1, drain_timeout=0.3, **options)
     pid = ask(one.address, "later raise draining")["pid"]
     with hold(one.address):
@@ -429,7 +429,7 @@ def test_the_master_is_killed_while_a_worker_drains(server: MakeServer, handler:
 def test_the_master_is_killed_and_a_handler_never_ends(server: MakeServer, handler: str, options: dict) -> None:
     """After drain_timeout the worker gives up."""
     one = server()
-    one.expect("ERROR worker=0: the master is gone and 0.3 s are over")
+    one.expect("ERROR worker=0: the master has exited and 0.3 s are over")
     one.start(f"apps:{handler}", workers=1, drain_timeout=0.3, **options)
     with hold(one.address):
         kill(one.pid)

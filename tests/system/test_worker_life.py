@@ -139,34 +139,34 @@ def test_a_replacement_comes_at_once_the_first_time(server: MakeServer, handler:
 def test_a_handler_that_raises(server: MakeServer, handler: str, options: dict) -> None:
     """The client sees the end, the log has the traceback, the worker lives."""
     one = server()
-    one.expect("the handler failed", "^ *Traceback ")
+    one.expect("the handler raised an exception", "^ *Traceback ")
     one.start(f"apps:{handler}", workers=1, **options)
     for _ in range(3):
         assert ask(one.address, "raise") is None
     assert one.log.count("RuntimeError: as asked") == 3
-    assert len(re.findall(r"ERROR worker=0: the handler failed", one.log)) == 3
+    assert len(re.findall(r"ERROR worker=0: the handler raised an exception", one.log)) == 3
     assert ask(one.address)["generation"] == 1
 
 
 def test_a_handler_that_lets_a_cancellation_out(server: MakeServer, kind: str, handler: str, options: dict) -> None:
     """It ended its worker. A task that ends so is cancelled, for asyncio, which says nothing."""
     one = server()
-    one.expect("the handler failed", "^ *Traceback ")
+    one.expect("the handler raised an exception", "^ *Traceback ")
     one.start(f"apps:{handler}", workers=1, **options)
     for _ in range(3):
         assert ask(one.address, "cancel") is None
     assert ask(one.address)["generation"] == 1
-    assert one.log.count("ERROR worker=0: the handler failed") == (0 if kind == "asyncio" else 3)
+    assert one.log.count("ERROR worker=0: the handler raised an exception") == (0 if kind == "asyncio" else 3)
 
 
 @pytest.mark.parametrize("app", ["act_in_task", "act_in_future"])
 def test_a_plain_function_that_returns_an_awaitable(server: MakeServer, app: str) -> None:
     one = server()
-    one.expect("the handler failed", "^ *Traceback ")
+    one.expect("the handler raised an exception", "^ *Traceback ")
     one.start(f"apps:{app}", workers=1)
     assert ask(one.address)["pid"] == one.workers[0]
     assert ask(one.address, "raise") is None
-    assert len(re.findall(r"ERROR worker=0: the handler failed", one.log)) == 1
+    assert len(re.findall(r"ERROR worker=0: the handler raised an exception", one.log)) == 1
 
 
 def test_connections_may_share_an_awaitable(server: MakeServer) -> None:
@@ -177,10 +177,10 @@ def test_connections_may_share_an_awaitable(server: MakeServer) -> None:
 
 def test_a_plain_function_that_raises_before_it_returns_an_awaitable(server: MakeServer) -> None:
     one = server()
-    one.expect("the handler failed", "^ *Traceback ")
+    one.expect("the handler raised an exception", "^ *Traceback ")
     one.start("apps:raise_before_it_awaits", workers=1)
     assert ask(one.address, "raise") is None
-    assert len(re.findall(r"ERROR worker=0: the handler failed", one.log)) == 1
+    assert len(re.findall(r"ERROR worker=0: the handler raised an exception", one.log)) == 1
 
 
 INTERRUPTS = ["interrupt KeyboardInterrupt", "interrupt GeneratorExit"]
@@ -190,7 +190,7 @@ INTERRUPTS = ["interrupt KeyboardInterrupt", "interrupt GeneratorExit"]
 def test_a_handler_that_ends_its_worker(server: MakeServer, handler: str, options: dict, line: str) -> None:
     """The client sees the end at once, the slot gets a new worker, the log says how the old one ended."""
     one = server()
-    one.expect("^ *Traceback ", "^ *Fatal Python error", "Python stacks at death", "the handler failed")
+    one.expect("^ *Traceback ", "^ *Fatal Python error", "Python stacks at death", "the handler raised an exception")
     one.expect("an exception ends this process")
     one.start(f"apps:{handler}", workers=1, **options)
     before = one.workers
@@ -265,7 +265,7 @@ def test_a_handler_that_forks(server: MakeServer, handler: str, options: dict, e
     """The child is no worker, whatever it does: it takes no connection and does not touch the scoreboard."""
     one = forks(server(), options)
     if end == "raise":
-        one.expect("the handler failed", "^ *Traceback ")
+        one.expect("the handler raised an exception", "^ *Traceback ")
     one.start(f"apps:{handler}", workers=2, **options)
     workers = one.workers
     forked = []
@@ -371,7 +371,7 @@ def test_max_requests_recycles_and_loses_nothing(server: MakeServer, handler: st
         return len({(answer["slot"], answer["generation"]) for answer in answers}) >= 4
 
     one.wait_until(four_have_served, "each serves on until its successor is there, but no longer")
-    retired = [int(count) for count in re.findall(r"has served (\d+) connections and wants to retire", one.log)]
+    retired = [int(count) for count in re.findall(r"has served (\d+) connections and asks to be replaced", one.log)]
     assert len(retired) >= 2
     assert set(retired) <= set(range(20, 31))
     assert "WARNING" not in one.log  # a retirement is no death
@@ -474,9 +474,9 @@ signal.signal(signal.SIGTERM, end)
 def handler(conn, addr): conn.recv(9)
 """)
     one = server().start("app:handler", cwd=tmp_path, workers=1)
-    one.expect(*["the application's handler of SIGTERM failed", "Traceback", error] * failed)
+    one.expect(*["the application's handler of SIGTERM raised an exception", "Traceback", error] * failed)
     assert one.stop() == 0
-    assert one.log.count("the application's handler of SIGTERM failed") == failed
+    assert one.log.count("the application's handler of SIGTERM raised an exception") == failed
     assert "exited with code" not in one.log
 
 
@@ -489,7 +489,7 @@ def test_a_stop_is_heard_in_a_start_hook(
         pytest.skip("for event loops only")
     one = server().start(handler, script={"on_worker_start": where}, workers=1, drain_timeout=60, **options)
     one.send(signal.SIGHUP)
-    one.expect("the reload has stopped")
+    one.expect("reload aborted")
     one.wait_log("app: waiting")
     assert one.stop() == 0
     one.wait_nobody()
@@ -637,10 +637,10 @@ def test_boot_timeout_of_a_replacement(server: MakeServer, tmp_path: Path) -> No
     """One that does not become ready is killed, and tried again with back-off; the other one serves."""
     (tmp_path / "app.py").write_text(FRAGILE.format(when_broken="time.sleep(100)"))
     one = server()
-    one.expect("is not ready after 0.5 s and is killed", "Python stacks at death", "^ *Fatal Python error")
+    one.expect("is not ready after 0.5 s .boot_timeout.", "Python stacks at death", "^ *Fatal Python error")
     one.start("app:handler", cwd=tmp_path, workers=2, boot_timeout=0.5)
     assert read_all(connect(one.address, "break")) == b""
-    one.wait_log("is not ready after 0.5 s and is killed", 2)
+    one.wait_log("is not ready after 0.5 s .boot_timeout.; it is killed", 2)
     assert read_all(connect(one.address, "x")) == b"1\n"
     (tmp_path / "broken").unlink()
     one.wait_ready_workers(3)

@@ -63,7 +63,10 @@ def test_one_that_fails_is_logged_and_the_others_are_called(monkeypatch: pytest.
     callbacks.run()
     assert len(called) == 1
     ((line, error),) = logged
-    assert (line, repr(error)) == ("a callback for 'hang' failed", "ValueError('as asked')")
+    assert (line, repr(error)) == (
+        "a callback for 'hang' raised an exception; the master goes on",
+        "ValueError('as asked')",
+    )
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_it_rests_until_there_is_a_descriptor(scene: Scene, error: int, caplog: 
     assert not scene.watch.rests
     assert scene.wakes
     assert scene.worker.short == [True, False]
-    assert ("takes no connection until one is free" in caplog.text) is (error == errno.EMFILE)
+    assert ("takes no connection until a descriptor is free" in caplog.text) is (error == errno.EMFILE)
 
 
 def test_it_waits_as_long_as_there_is_none(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,9 +268,9 @@ def test_the_text_of_an_exception_is_plain() -> None:
         try:
             raise ValueError("\x1b[2J\nforged")
         except ValueError:
-            logger.exception("the handler failed")
+            logger.exception("the handler raised an exception")
     lines = os.read(reading, 9999).decode().splitlines()
     os.close(reading)
-    assert lines[0] == "the handler failed"
+    assert lines[0] == "the handler raised an exception"
     assert lines[1] == "  Traceback (most recent call last):"
     assert lines[-2:] == ["  ValueError: \\x1b[2J", "  forged"]

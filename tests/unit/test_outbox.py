@@ -112,7 +112,8 @@ def test_so_many_wait_and_what_is_dropped_is_in_the_log(
     for number in range(MOST + 1):
         one.send(Ping(number))
     assert [record.getMessage() for record in caplog.records] == [
-        f"a control socket has taken nothing for {MOST} messages: {Ping(MOST)!r} is dropped"
+        "the process at the other end of a control socket does not read: "
+        f"{MOST} messages wait, {Ping(MOST)!r} is dropped"
     ]
     received(theirs)
     while one:

@@ -74,7 +74,7 @@ def test_without_room_it_is_not_told(pipe: tuple[int, int], caplog: pytest.LogCa
             os.write(writer, bytes(4096))
     os.set_blocking(writer, True)
     Readiness(writer).tell()
-    assert f"ready_fd {writer}: there is no room in it" in caplog.text
+    assert f"ready_fd {writer} is full: no newline is written" in caplog.text
 
 
 def test_a_reader_that_is_gone(pipe: tuple[int, int], caplog: pytest.LogCaptureFixture) -> None:
