@@ -39,7 +39,7 @@ class Shutdown:
         """As SIGTERM; `at_once`: as SIGINT."""
         if at_once or not self._group.ever_ready:
             if self._group.phase is not Phase.AT_ONCE:
-                log.info("stopping now: workers are sent SIGQUIT, and SIGKILL 2 s later")
+                log.info("stopping now: workers are sent SIGQUIT, and are killed after 2 s")
                 self._begin(Phase.AT_ONCE)
                 self._stop_workers()
         elif self._group.phase is Phase.SERVING:
