@@ -39,7 +39,7 @@ class Shutdown:
         """As SIGTERM; `at_once`: as SIGINT."""
         if at_once or not self._group.ever_ready:
             if self._group.phase is not Phase.AT_ONCE:
-                log.info("stopping now: workers are sent SIGQUIT, and are killed after 2 s")
+                log.info("stopping now: workers are sent SIGQUIT and have 2 s to exit")
                 self._begin(Phase.AT_ONCE)
                 self._stop_workers()
         elif self._group.phase is Phase.SERVING:
