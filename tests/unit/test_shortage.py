@@ -13,6 +13,6 @@ def test_who_was_lost_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
         shortage.lost(count)
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
     assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == [
-        "2 lost, 2 since the start",
-        "1 lost, 3 since the start",
+        "2 are lost, 2 since the start",
+        "1 are lost, 3 since the start",
     ]
