@@ -34,6 +34,8 @@ MakeServer = Callable[[], Server]
 IGNORED_HERE = {signum for signum in signal.Signals if signal.getsignal(signum) is signal.SIG_IGN}
 """A test runner in the background passes these on."""
 
+SWALLOWED = "the handler waits: a signal that comes on its way into a call is looked at when that returns"
+
 
 # ---- killed ----------------------------------------------------------------------------------------------------------
 
@@ -425,6 +427,7 @@ def test_a_second_sigterm_changes_nothing(server: MakeServer, handler: str, opti
     one = server().start(f"apps:{handler}", workers=1, **options)
     with hold(one.address) as held:
         pid = one.workers[0]
+        one.wait_until(lambda: is_asleep(pid), SWALLOWED)
         os.kill(pid, signal.SIGTERM)
         one.wait_log("READY->DRAINING")
         os.kill(pid, signal.SIGTERM)
@@ -454,6 +457,7 @@ def test_a_handler_of_its_own_for_sigterm(
             assert ask(one.address, f"own {where}")["pid"] == pid
             one.wait_log("the application's handler of SIGTERM is called after the drain", generation)
         with hold(one.address) as held:
+            one.wait_until(lambda pid=pid: is_asleep(pid), SWALLOWED)
             tell(pid)
             one.wait_log(rf"pid={pid} READY->DRAINING")
             assert release(held) == b"released\n"
