@@ -67,7 +67,13 @@ def _load(context: ssl.SSLContext, certfile: str, keyfile: str | None) -> None:
         context.load_cert_chain(certfile, keyfile, password=_no_password)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         files = certfile if keyfile is None else f"{certfile}, {keyfile}"
-        reason = error.strerror if isinstance(error, FileNotFoundError) else str(error)
+        reason = str(error)
+        for file in (certfile, keyfile or certfile):  # ssl does not say which of the two it is
+            try:
+                open(file, "rb").close()
+            except OSError as unread:
+                files, reason = file, unread.strerror or str(unread)
+                break
         raise ConfigError(f"certfile: {files} cannot be used: {reason}") from error
 
 

@@ -242,6 +242,7 @@ def test_a_handshake_has_its_time(launch: Callable[..., Server], tls: dict[str, 
     [
         ({"certfile": "missing.pem"}, "certfile: .*/missing.pem cannot be used: No such file"),
         ({"certfile": __file__}, "certfile: .* cannot be used"),
+        ({"certfile": __file__, "keyfile": "gone.key"}, "certfile: [^,]*/gone.key cannot be used: No such file"),
         ({"keyfile": "server.key"}, "keyfile: a key is of no use without its certificate"),
     ],
 )
