@@ -43,7 +43,10 @@ class GroupConfig:
     """Processes. One for each CPU: more only take turns."""
 
     threads: int = field(
-        default=1, metadata=described(whole(1, MAX_THREADS), "threads per worker that run a blocking handler")
+        default=1,
+        metadata=described(
+            whole(1, MAX_THREADS), "threads per worker: of a blocking handler, and of waitress and cheroot"
+        ),
     )
     """Threads. One: it needs no lock in the handler, and is gunicorn's default."""
 
@@ -119,7 +122,7 @@ class GroupConfig:
         default=False,
         metadata=described(SWITCH, "exit with code 3 when a worker dies again and again, instead of trying for ever"),
     )
-    """Off: the healthy workers keep serving. On where something else restarts us, and should know: a container."""
+    """Off: the healthy workers keep serving. On where something else starts the server again: a container."""
 
     core_dumps: bool = field(
         default=False,
