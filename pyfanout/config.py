@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -316,10 +317,19 @@ def options() -> dict[str, Option]:
     return options_of(Config)
 
 
+_SERVICE_LINK = re.compile(r"(.*_)?(SERVICE_(HOST|PORT(_.*)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+"""What Kubernetes tells each container of a Service whose name begins with `pyfanout`."""
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    return bool(_SERVICE_LINK.fullmatch(name)) or (name.endswith("PORT") and "://" in value)
+
+
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """One line for each `PYFANOUT_` variable that is no option, to find the misspelt ones with."""
     names = [option.variable.removeprefix(PREFIX) for option in options().values() if not option.python_only]
     given = [name.removeprefix(PREFIX) for name in sorted(environ) if name.startswith(PREFIX)]
+    given = [name for name in given if not _is_service_link(name, environ[PREFIX + name])]
     return [
         f"{PREFIX}{name} is not an option{did_you_mean(name, names, PREFIX)}" for name in given if name not in names
     ]

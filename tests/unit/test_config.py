@@ -302,6 +302,19 @@ def test_unknown_variables_are_skipped_but_can_be_found() -> None:
     assert unknown_variables({"PYFANOUT_ON_WORKER_START": "app:start"})  # a hook is no text
 
 
+def test_what_kubernetes_says_of_a_service_is_no_misspelt_option() -> None:
+    address = {"PYFANOUT_PORT_80_TCP": "tcp://10.0.0.1:80", "PYFANOUT_PORT_80_TCP_ADDR": "10.0.0.1"}
+    address |= {
+        "PYFANOUT_PORT_80_TCP_PORT": "80",
+        "PYFANOUT_PORT_80_TCP_PROTO": "tcp",
+        "PYFANOUT_PORT": "tcp://10.0.0.1:80",
+    }
+    service = {"PYFANOUT_SERVICE_HOST": "10.0.0.1", "PYFANOUT_SERVICE_PORT": "80", "PYFANOUT_SERVICE_PORT_HTTP": "80"}
+    other = {"PYFANOUT_ADMIN_SERVICE_HOST": "10.0.0.1", "PYFANOUT_ADMIN_PORT": "tcp://10.0.0.2:80"}
+    assert unknown_variables(address | service | other) == []
+    assert unknown_variables({"PYFANOUT_PORT": "8000"}) == ["PYFANOUT_PORT is not an option"], "a user's mistake"
+
+
 def test_describe_is_stable_and_can_be_given_back() -> None:
     config = Config(bind=(":80", "unix:/x"), drain_timeout=2.5, nodelay=False, max_requests=10, unix_mode=Mode(0o60))
     lines = dict(line.split(" = ", 1) for line in config.describe().splitlines())
