@@ -241,11 +241,7 @@ class JoinedWorkers:
             for message in worker.link.receive():
                 self._on_word(worker, message)
         except DecodeError as error:
-            log.error(
-                "%s: protocol error on its control socket (%s); it gets no more connections",
-                worker,
-                error,
-            )
+            log.error("%s: protocol error on its control socket (%s); it gets no more connections", worker, error)
             self._happened(worker, JoinedEvent.CLOSED)
 
     def _on_word(self, worker: JoinedWorker, message: Message | None) -> None:
@@ -320,9 +316,10 @@ class JoinedWorkers:
             self._rotation.leave(worker.seat)
         elif error := self._rotation.enter(worker.seat, ready, len(self._workers)):
             log.error(
-                "%s cannot be given connections now (%s); this is tried again when its state changes",
+                "%s cannot be given connections now (%s); this is tried again every %g s",
                 worker,
                 error.strerror,
+                AGAIN_NS / 1e9,
             )
         else:
             worker.entered = True

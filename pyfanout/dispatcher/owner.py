@@ -222,8 +222,9 @@ class Dispatcher:
             process.reap()
         elif not process.kill(GRACE_S):
             log.critical(
-                "the dispatcher, pid=%d, does not die of SIGKILL within 2 s and is left behind; its owner goes on",
+                "the dispatcher, pid=%d, does not die of SIGKILL within %g s and is left behind; its owner goes on",
                 process.pid,
+                GRACE_S,
             )
 
     def _close_endpoints(self) -> None:

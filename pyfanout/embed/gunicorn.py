@@ -119,7 +119,8 @@ class Joined:
         try:
             self._worker = inside(self._dispatcher.join())
         except (WorkerError, OSError) as error:
-            self.log.error("cannot join the dispatcher: %s; this worker exits in 1 s, and gunicorn replaces it", error)
+            words = "cannot join the dispatcher: %s; this worker exits in %g s, and gunicorn replaces it"
+            self.log.error(words, error, AGAIN_S)
             time.sleep(AGAIN_S)
             sys.exit(1)  # not the code of a worker that cannot boot, after which the arbiter gives up
         self._stuck = self._worker.watch.again()

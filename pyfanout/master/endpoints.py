@@ -257,9 +257,7 @@ class _Opening:
         if not pid or not count:
             raise bind_error(text, "no sockets were passed (LISTEN_FDS is not set); use a .socket unit")
         if pid != str(os.getpid()):
-            raise bind_error(
-                text, f"the sockets are for process {pid!r} (LISTEN_PID); systemd has to start it itself"
-            )
+            raise bind_error(text, f"the sockets are for process {pid!r} (LISTEN_PID); systemd has to start it itself")
         number = number_in(text, count, "a count of sockets (LISTEN_FDS)", 1024)
         if number == 0:
             raise bind_error(text, "no sockets were passed (LISTEN_FDS is 0)")

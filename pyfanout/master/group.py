@@ -31,6 +31,7 @@ from pyfanout.link.messages import (
     Stage,
     WantsSuccessor,
 )
+from pyfanout.master import timing
 from pyfanout.master.callbacks import Callbacks, Notice
 from pyfanout.master.deaths import Deaths
 from pyfanout.master.lifecycle import State, WorkerEvent
@@ -128,7 +129,7 @@ class Group:
         except DecodeError as error:
             member.verdict = f"protocol error on its control socket: {error}"
             log.error(
-                "%s: protocol error on its control socket (%s); it is killed, and replaced as after a crash",
+                "%s: protocol error on its control socket (%s); it is killed, and what follows is as after a crash",
                 member,
                 error,
             )
@@ -304,12 +305,8 @@ class Group:
         failed = self.respawns.count_death(slot, member.ready_ns, served=served, resigned=member.resigned)
         if failed and self.ever_ready and not self.phase.is_stop:
             detail = f"{slot} has died {slot.deaths} times in a row, the last time it {slot.last_death}"
-            fast = self._config.fail_fast
-            log.error(
-                "%s: FAILED; %s",
-                detail,
-                "the server stops (fail_fast)" if fast else "the next start is tried in 15 s at most",
-            )
+            later = f"the next start is tried in {timing.LONGEST_DELAY_NS / 1e9:g} s at most"
+            log.error("%s: FAILED; %s", detail, "the server stops (fail_fast)" if self._config.fail_fast else later)
             self._callbacks.post(Notice("give_up", None, detail))
             self._on_failed(detail)
 
@@ -336,7 +333,9 @@ class Group:
         for member in self.roster.members:
             if member.state is State.READY and reads(member.seat, member.ready, seat):
                 log.error(
-                    "%s: a worker has shut down the channel that this one reads; it drains and is replaced", member
+                    "%s: a worker has shut down the channel that this one reads; it drains, and is replaced unless the"
+                    " server stops",
+                    member,
                 )
                 self.lives.happened(member, WorkerEvent.CHANNEL_BROKEN)
 

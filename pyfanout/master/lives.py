@@ -121,7 +121,11 @@ class Lives:
         if member.short:
             return
         if error := self._rotation.enter(member.seat, member.ready, len(self._roster.slots)):
-            log.error("%s cannot be given connections (%s); it drains and is replaced", member, error.strerror)
+            log.error(
+                "%s cannot be given connections (%s); it drains, and is replaced unless the server stops",
+                member,
+                error.strerror,
+            )
             self.happened(member, WorkerEvent.NOT_ENTERED)
 
     def be_short(self, member: WorkerHandle, *, short: bool) -> None:
@@ -177,12 +181,13 @@ class Lives:
                 )
             case State.STOPPING:
                 member.verdict = member.verdict or "it did not stop"
-                log.warning("%s does not stop within 2 s of SIGQUIT and is killed", member)
+                log.warning("%s does not stop within %g s of SIGQUIT and is killed", member, GRACE_NS / 1e9)
             case State.KILLED:
                 member.slot.last_death = "cannot be killed"
                 log.critical(
-                    "%s does not die of SIGKILL within 2 s; it is left behind, and reaped if it dies later",
+                    "%s does not die of SIGKILL within %g s; it is left behind, and reaped if it dies later",
                     member,
+                    GRACE_NS / 1e9,
                 )
         self.happened(member, WorkerEvent.TIME_IS_UP)
 
@@ -194,7 +199,7 @@ class Lives:
             reason = self.health.judge(member, self._core.look(member.seat), now_ns)
             if reason is not None:
                 member.verdict = f"hung: {reason}"
-                log.error("%s is %s; it is killed, and replaced as after a crash", member, member.verdict)
+                log.error("%s is %s; it is killed, and what follows is as after a crash", member, member.verdict)
                 self.happened(member, WorkerEvent.FOUND_HUNG)
         self.health.next_round(self._roster.members, now_ns)
         self._deaths.oom_kills.look(now_ns)

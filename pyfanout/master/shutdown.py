@@ -17,6 +17,7 @@ from pyfanout.master.endpoints import Endpoint
 from pyfanout.master.group import Group
 from pyfanout.master.lifecycle import State, WorkerEvent
 from pyfanout.master.phase import Phase
+from pyfanout.master.timing import GRACE_NS
 
 log = logging.getLogger("pyfanout.master")
 
@@ -39,7 +40,7 @@ class Shutdown:
         """As SIGTERM; `at_once`: as SIGINT."""
         if at_once or not self._group.ever_ready:
             if self._group.phase is not Phase.AT_ONCE:
-                log.info("stopping now: workers are sent SIGQUIT and have 2 s to exit")
+                log.info("stopping now: workers are sent SIGQUIT and have %g s to exit", GRACE_NS / 1e9)
                 self._begin(Phase.AT_ONCE)
                 self._stop_workers()
         elif self._group.phase is Phase.SERVING:
