@@ -299,12 +299,12 @@ def _option_of(each: Field[Any]) -> Option:
     return Option(each.name, meta["values"], meta["help"], meta["short"], default, meta["python_only"])
 
 
-def check(config: object) -> None:
+def check(config: Any) -> None:
     """Replace each field of this dataclass, at its birth, by the value that it stands for. Raises ConfigError."""
-    for name, option in options_of(type(config)).items():
-        value = getattr(config, name)
-        if value is not None or type(config).__dataclass_fields__[name].default is not None:  # type: ignore[attr-defined]
-            object.__setattr__(config, name, option.read(value))  # frozen from here on
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if value is not None or each.default is not None:
+            object.__setattr__(config, each.name, _option_of(each).read(value))  # frozen from here on
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
