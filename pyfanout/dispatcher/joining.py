@@ -80,6 +80,8 @@ def join(join_socket: socket.socket) -> Joined:
         except DecodeError as error:
             raise WorkerError(f"the dispatcher does not answer as one of this version does: {error}") from None
         if not isinstance(welcome, Welcome):
+            for fd in welcome.fds if welcome else ():
+                os.close(fd)
             raise WorkerError("the dispatcher stops, or has no seat left")
         ends = WorkerEnds.of(EndFds(*welcome.fds), welcome.seat)
         control.settimeout(None)
