@@ -70,7 +70,7 @@ class Lives:
         if changed and state in _NOTICES and state is member.state:  # an action may have failed, and led on
             self.notify(_NOTICES[state], member, member.verdict or "")
 
-    def all(self, happened: WorkerEvent) -> None:
+    def happened_to_all(self, happened: WorkerEvent) -> None:
         """It has happened to each worker."""
         for member in self._roster.members:
             self.happened(member, happened)

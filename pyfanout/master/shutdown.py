@@ -112,4 +112,4 @@ class Shutdown:
         """No slot gets another worker, and those that are left stop now."""
         self.deadline_ns = None
         self._group.respawns.forget()
-        self._group.lives.all(WorkerEvent.TOLD_TO_STOP)
+        self._group.lives.happened_to_all(WorkerEvent.TOLD_TO_STOP)
