@@ -179,7 +179,7 @@ def _broken(metadata: Any) -> str:
     for package in metadata.distributions():
         try:
             list(package.entry_points)
-        except Exception:
+        except Exception:  # the one that `_entries` has met: of any kind
             return f"{package.name}, in {package.locate_file('')}: install it again, or uninstall it; they"
     return "a package"
 

@@ -21,7 +21,8 @@ class CountedRequest(HTTPMessageDelegate):
     """It counts when its head has been read: before that there is only a connection."""
 
     def __init__(self, delegate: HTTPMessageDelegate, worker: WorkerProcess) -> None:
-        # Instead of methods that only call those: one is called for each part of a body.
+        # Instead of methods that only call those: one is called for each part of a body. mypy knows methods of classes
+        # only, hence the comments.
         self.headers_received = counted(delegate.headers_received, worker)  # type: ignore[method-assign]
         self.data_received = delegate.data_received  # type: ignore[method-assign]
         self.finish = delegate.finish  # type: ignore[method-assign]

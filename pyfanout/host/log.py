@@ -65,7 +65,7 @@ class Logger(logging.Logger):
     def makeRecord(self, *args: Any, **named: Any) -> logging.LogRecord:
         try:
             return super().makeRecord(*args, **named)
-        except Exception:
+        except Exception:  # of the application's factory
             return logging.LogRecord(*args[:7])
 
     def handle(self, record: logging.LogRecord) -> None:
